@@ -1,0 +1,302 @@
+"""Trainers that stock nnU-Net finds by name: one recipe, one line per network family.
+
+``nnUNetTrainer<Family>[_adam|_sgd][_<N>epochs][_seed<K>]`` names a trainer; the parts in brackets are made on demand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import re
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_logvmamba.plugin.plans import TRAINING_KEY, check_training_settings, is_ours, to_our_architecture
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are updated: the optimizer, its first learning rate and its coupled (L2) weight decay."""
+
+    optimizer: str
+    initial_lr: float
+    weight_decay: float
+
+
+RECIPES = {"adam": Recipe("adam", 1e-4, 1e-4), "sgd": Recipe("sgd", 1e-2, 3e-5)}
+"""By the word in a trainer's name: ``adam`` is the paper's recipe, ``sgd`` (Nesterov, 0.99) is nnU-Net's."""
+
+DEFAULT_RECIPE = RECIPES["adam"]
+"""Used where neither the trainer's name nor the configuration names an optimizer."""
+
+_CUDA = torch.device("cuda")
+
+
+class RecipeTrainer(nnUNetTrainer):
+    """Stock training with a recipe that a name or a configuration can choose; everything else is inherited.
+
+    Settings come, in falling order, from the trainer's name, from the configuration's optional key ``logvmamba``
+    (see ``plans.TRAINING_SETTINGS``) and from ``DEFAULT_RECIPE`` and nnU-Net. ``initial_lr`` and ``weight_decay`` of a
+    configuration belong to the optimizer it names (the default one where it names none), so they do not follow when
+    the trainer's name chooses another optimizer.
+
+    Matrices and kernels are decayed; biases, norms and whatever the network marks with ``_no_weight_decay`` are not.
+
+    Raises:
+        RuntimeError: Before any folder is created, if the configuration cannot be built or its settings are wrong.
+    """
+
+    named_recipe: str | None = None
+    named_epochs: int | None = None
+    named_seed: int | None = None
+
+    # nnU-Net stores the arguments under these names in every checkpoint, so they stay as they are.
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = _CUDA):
+        settings = self._checked_settings(plans, configuration, dataset_json)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.recipe = self._choose_recipe(settings)
+        self.initial_lr = self.recipe.initial_lr
+        self.weight_decay = self.recipe.weight_decay
+        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
+            setattr(self, name, settings.get(name, getattr(self, name)))
+        if self.named_epochs is not None:
+            self.num_epochs = self.named_epochs
+        self.save_every = max(1, min(50, self.num_epochs // 10))
+        self.seed = self.named_seed if self.named_seed is not None else settings.get("seed")
+        arguments = self.configuration_manager.network_arch_init_kwargs
+        if is_ours(self.configuration_manager.configuration["architecture"]) and arguments.get("seg_heads") == "last":
+            self.enable_deep_supervision = False  # there are no other outputs to supervise
+
+    @classmethod
+    def _checked_settings(cls, plans: dict, configuration: str, dataset_json: dict) -> dict:
+        plans_manager = PlansManager({k: v for k, v in plans.items() if k != "continue_training"})
+        manager = plans_manager.get_configuration(configuration)
+        try:
+            settings = check_training_settings(manager.configuration.get(TRAINING_KEY))
+        except ValueError as error:
+            raise RuntimeError(f"Configuration '{configuration}': {error}.") from error
+        channels = determine_num_input_channels(plans_manager, manager, dataset_json)
+        classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
+        with torch.device("meta"):
+            cls.build_network_architecture(plans_manager, manager, channels, classes)
+        return settings
+
+    @classmethod
+    def _choose_recipe(cls, settings: dict) -> Recipe:
+        configured = settings.get("optimizer", DEFAULT_RECIPE.optimizer)
+        if cls.named_recipe is not None:
+            recipe = RECIPES[cls.named_recipe]
+        else:
+            recipe = RECIPES[configured] if "optimizer" in settings else DEFAULT_RECIPE
+        if recipe.optimizer == configured:
+            recipe = replace(recipe, **{k: settings[k] for k in ("initial_lr", "weight_decay") if k in settings})
+        return recipe
+
+    def initialize(self):
+        """Seed, then build network, optimizer and loss as nnU-Net does, and log the recipe."""
+        self._seed_everything()
+        super().initialize()
+        self.print_to_log_file(
+            f"Recipe: {asdict(self.recipe)}, {self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations, "
+            f"seed {self.seed}"
+        )
+
+    def configure_optimizers(self):
+        """Give the recipe's optimizer, with and without weight decay, and nnU-Net's polynomial schedule."""
+        decayed, kept = [], []
+        for parameter in self.network.parameters():
+            free = parameter.ndim <= 1 or getattr(parameter, "_no_weight_decay", False)
+            (kept if free else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        if self.recipe.optimizer == "adam":
+            optimizer = torch.optim.Adam(groups, lr=self.initial_lr)
+        else:
+            optimizer = torch.optim.SGD(groups, lr=self.initial_lr, momentum=0.99, nesterov=True)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def _seed_everything(self, epoch: int = 0):
+        if self.seed is None:
+            return
+        word = int(np.random.SeedSequence([self.seed, epoch, self.local_rank]).generate_state(1)[0])
+        random.seed(word)
+        np.random.seed(word)  # noqa: NPY002 - the state that nnU-Net's data loader draws from
+        torch.manual_seed(word)
+
+    def get_dataloaders(self):
+        """Give nnU-Net's data loaders; with a seed they augment in this process, so that the order is fixed."""
+        if self.seed is None:
+            return super().get_dataloaders()
+        with _environment(nnUNet_n_proc_DA="0"):
+            return super().get_dataloaders()
+
+    def on_train_epoch_start(self):
+        """Seed each epoch by its number, so that a continued training draws what an unbroken one would."""
+        self._seed_everything(self.current_epoch + 1)
+        super().on_train_epoch_start()
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Load a checkpoint of this very trainer and network.
+
+        Raises:
+            RuntimeError: If another trainer wrote it or its tensors are not those of this network; nothing is changed.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = filename_or_checkpoint
+        if isinstance(checkpoint, str):
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
+        self._refuse_foreign_checkpoint(checkpoint, filename_or_checkpoint)
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def _refuse_foreign_checkpoint(self, checkpoint: dict, source: object) -> None:
+        name = source if isinstance(source, str) else "the checkpoint"
+        writer = checkpoint.get("trainer_name")
+        if writer != type(self).__name__:
+            raise RuntimeError(
+                f"{name} was written by the trainer {writer}, not by {type(self).__name__}: continue with "
+                f"-tr {writer}, or remove the file to start anew."
+            )
+        network = self.network.module if self.is_ddp else self.network
+        network = getattr(network, "_orig_mod", network)
+        expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        found = {
+            key.removeprefix("module."): tuple(value.shape) for key, value in checkpoint["network_weights"].items()
+        }
+        for key in sorted(expected.keys() | found.keys()):
+            if expected.get(key) != found.get(key):
+                raise RuntimeError(
+                    f"{name} holds another network than configuration '{self.configuration_name}' builds: '{key}' is "
+                    f"{found.get(key, 'absent')} there and {expected.get(key, 'absent')} here; use the plans it was "
+                    f"trained with, or remove the file to start anew."
+                )
+
+
+@contextmanager
+def _environment(**values: str):
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _builder(family: str | None):
+    """Give a ``build_network_architecture`` for a trainer; ``None`` takes the family that the plan says, or LoG."""
+
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        knobs = {} if family is None else {"family": family}
+        try:
+            architecture = to_our_architecture(configuration_manager.configuration["architecture"], **knobs)
+            return get_network_from_plans(
+                architecture["network_class_name"],
+                architecture["arch_kwargs"],
+                architecture["_kw_requires_import"],
+                num_input_channels,
+                num_output_channels,
+                allow_init=True,
+                deep_supervision=enable_deep_supervision,
+            )
+        except (ValueError, TypeError) as error:
+            raise RuntimeError(f"Our network cannot be built from this plan: {error}") from error
+
+    return staticmethod(build_network_architecture)
+
+
+class nnUNetTrainerLoGVMamba(RecipeTrainer):
+    """LoG-VMamba: local and global tokens around a selective scan; a configuration of ours is built as it stands."""
+
+    build_network_architecture = _builder(None)
+
+
+class nnUNetTrainerLVMamba(RecipeTrainer):
+    """Ablation: local tokens only."""
+
+    build_network_architecture = _builder("l")
+
+
+class nnUNetTrainerGVMamba(RecipeTrainer):
+    """Ablation: global tokens only."""
+
+    build_network_architecture = _builder("g")
+
+
+class nnUNetTrainerVMamba(RecipeTrainer):
+    """Ablation: neither local nor global tokens, the plain VSS block."""
+
+    build_network_architecture = _builder("vss")
+
+
+class nnUNetTrainerNoSSM(RecipeTrainer):
+    """Control: the blocks without their state-space part, y = D * u in place of the scan and no global tokens."""
+
+    build_network_architecture = _builder("no_ssm")
+
+    def initialize(self):
+        """Build as the base does and log how many parameters the state-space part accounts for."""
+        super().initialize()
+        with torch.device("meta"):
+            whole = _builder("log").__func__(
+                self.plans_manager,
+                self.configuration_manager,
+                self.num_input_channels,
+                self.label_manager.num_segmentation_heads,
+                self.enable_deep_supervision,
+            )
+        here, there = (sum(p.numel() for p in network.parameters()) for network in (self.network, whole))
+        self.print_to_log_file(
+            f"NoSSM has {here:,} parameters, LoG-VMamba {there:,}: the state-space part accounts for {there - here:,}."
+        )
+
+
+class nnUNetTrainerStockNetwork(RecipeTrainer):
+    """The network as nnU-Net plans it, trained with our recipes, seeds and lengths, for comparisons on equal terms."""
+
+
+FAMILIES = {
+    name.removeprefix("nnUNetTrainer"): value
+    for name, value in list(globals().items())
+    if inspect.isclass(value) and issubclass(value, RecipeTrainer) and value is not RecipeTrainer
+}
+
+_NAME = re.compile(
+    rf"nnUNetTrainer(?P<family>{'|'.join(FAMILIES)})"
+    rf"(_(?P<recipe>{'|'.join(RECIPES)}))?(_(?P<epochs>[1-9][0-9]*)epochs)?(_seed(?P<seed>0|[1-9][0-9]*))?"
+)
+
+
+def __getattr__(name: str):
+    """Make ``nnUNetTrainer<Family>[_adam|_sgd][_<N>epochs][_seed<K>]`` the first time it is asked for."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    family = FAMILIES[match["family"]]
+    body = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": family.__doc__,
+        "named_recipe": match["recipe"],
+        "named_epochs": None if match["epochs"] is None else int(match["epochs"]),
+        "named_seed": None if match["seed"] is None else int(match["seed"]),
+    }
+    return globals().setdefault(name, type(name, (family,), body))
