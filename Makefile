@@ -1,0 +1,50 @@
+# make install [VENV=path] [PYTHON=interpreter]; everything else installs first, and a second time costs a second.
+VENV ?= .venv
+PYTHON ?= python3
+DEVICE ?= cpu
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.nnunet_logvmamba_installed
+# What an installation depends on: these files, and where this checkout is (the installation is an editable one).
+STATE = $$(cat pyproject.toml constraints.txt nnunet_logvmamba/plugin/nnunet_logvmamba.pth \
+	nnunet_logvmamba/plugin/environment.py | cksum) $(CURDIR)
+
+.DEFAULT_GOAL := help
+.PHONY: help install test test-all demo clean
+
+help:
+	@echo "make install    virtual environment in $(VENV) from constraints.txt   (VENV=path, PYTHON=interpreter)"
+	@echo "make demo       stock nnU-Net trains and predicts on a generated tumour phantom   (DEVICE=cpu or cuda)"
+	@echo "make test       the test suite without its slow part"
+	@echo "make test-all   every test"
+	@echo "make clean      remove what demo, tests and builds left behind (the environment stays)"
+
+install:
+	@if [ "$$(cat "$(STAMP)" 2>/dev/null)" = "$(STATE)" ]; then exit 0; fi; \
+	set -e; \
+	if [ ! -x "$(BIN)/python" ] || ! "$(BIN)/python" -c "import pip" 2>/dev/null; then \
+		command -v "$(PYTHON)" >/dev/null || \
+			{ echo "install: there is no interpreter '$(PYTHON)'; name one with PYTHON=/path/to/python3" >&2; exit 1; }; \
+		"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+			{ echo "install: '$(PYTHON)' is older than Python 3.10; name a newer one with PYTHON=/path/to/python3" >&2; \
+			exit 1; }; \
+		"$(PYTHON)" -m venv "$(VENV)"; \
+	fi; \
+	"$(BIN)/python" -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+		{ echo "install: '$(VENV)' holds a Python older than 3.10; choose another folder with VENV=path" >&2; exit 1; }; \
+	"$(BIN)/python" -m pip install -c constraints.txt hatchling; \
+	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e ".[dev]"; \
+	"$(BIN)/python" -m nnunet_logvmamba.plugin.environment; \
+	echo "$(STATE)" > "$(STAMP)"
+
+test: install
+	"$(BIN)/python" -m pytest -m "not slow"
+
+test-all: install
+	"$(BIN)/python" -m pytest
+
+demo: install
+	"$(BIN)/python" benchmarks/demo.py --device $(DEVICE)
+
+clean:
+	rm -rf .demo .test build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,113 @@
+"""What `make install` still has to do once pip is done: put torchvision right beside a CPU build of torch.
+
+The wheels of torchvision on PyPI are made for the CUDA build of torch. Beside a CPU build they cannot be imported
+("operator torchvision::nms does not exist"), and because nnU-Net's networks import timm, and timm torchvision, every
+look-up of a trainer then fails. With CUDA, torch chooses torchvision and triton itself, and nothing here is touched.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+
+from nnunet_logvmamba.plugin.errors import UserError
+
+# The last release whose Python part can be imported when its compiled part does not fit torch. Nothing in nnU-Net
+# calls the compiled part. It has wheels up to Python 3.11.
+FORGIVING_TORCHVISION = "0.16.2"
+FORGIVING_TORCHVISION_PYTHON = (3, 11)
+
+
+def torch_build() -> str:
+    """Say for what the installed torch was built: ``"CPU"``, or ``"CUDA 13.0"`` and the like."""
+    import torch
+
+    if torch.version.cuda is not None:
+        return f"CUDA {torch.version.cuda}"
+    if getattr(torch.version, "hip", None) is not None:
+        return f"ROCm {torch.version.hip}"
+    return "CPU"
+
+
+def version_of(distribution: str) -> str | None:
+    """Give the installed version of a distribution, or None where there is none."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def torchvision_error() -> str | None:
+    """Import torchvision in a fresh interpreter and give the last line of what went wrong, None if nothing did."""
+    check = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False)
+    if check.returncode == 0:
+        return None
+    return (check.stderr.strip() or f"exit code {check.returncode}").splitlines()[-1]
+
+
+def torchvision_remedy() -> str:
+    """Say in half a sentence what makes torchvision importable beside this CPU build of torch."""
+    if sys.version_info[:2] <= FORGIVING_TORCHVISION_PYTHON:
+        return f"run: {sys.executable} -m pip install --no-deps torchvision=={FORGIVING_TORCHVISION}"
+    return "install torch and torchvision together from the CPU channel of pytorch.org"
+
+
+def triton_for_interpretation() -> str:
+    """Give the version of triton whose interpreter runs the kernels of our tests without a GPU."""
+    return "3.9.0" if sys.version_info >= (3, 11) else "3.8.0"
+
+
+def repair_torchvision() -> str:
+    """Make torchvision importable beside a CPU build of torch and say in a line what was done.
+
+    Raises:
+        UserError: If it cannot be repaired with this interpreter; the message says what to do instead.
+    """
+    error = torchvision_error()
+    if error is None:
+        return f"torchvision {version_of('torchvision')}: can be imported"
+    if sys.version_info[:2] <= FORGIVING_TORCHVISION_PYTHON:
+        before = version_of("torchvision") or "(missing)"
+        if _pip_install(f"torchvision=={FORGIVING_TORCHVISION}") and torchvision_error() is None:
+            return f"torchvision {before}: made for CUDA, replaced by {FORGIVING_TORCHVISION}, which can be imported"
+    raise UserError(
+        f"torchvision {version_of('torchvision') or '(missing)'} cannot be imported beside this CPU build of torch "
+        f"({error}), so nnU-Net would find no trainer: {torchvision_remedy()}"
+    )
+
+
+def add_triton() -> str:
+    """Add a triton that interprets kernels on a CPU where torch brought none; only our tests need it."""
+    if importlib.util.find_spec("triton") is not None:
+        return f"triton {version_of('triton')}: present"
+    if not sys.platform.startswith("linux"):
+        return "triton: there is none for this platform; tests of its kernels will be skipped"
+    wanted = triton_for_interpretation()
+    if _pip_install(f"triton=={wanted}"):
+        return f"triton {wanted}: added, to interpret kernels on the CPU in tests"
+    return f"triton: version {wanted} could not be installed; tests of its kernels will be skipped"
+
+
+def _pip_install(requirement: str) -> bool:
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", requirement]
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def main() -> int:
+    """Finish the installation; called by `make install`."""
+    try:
+        build = torch_build()
+        print(f"torch {version_of('torch')}: {build} build")
+        if build == "CPU":
+            print(repair_torchvision())
+            print(add_triton())
+    except UserError as error:
+        print(f"install: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
