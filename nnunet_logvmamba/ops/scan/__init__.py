@@ -1,0 +1,172 @@
+"""The selective scan: arguments are checked here, the graph sees one registered op, backends only compute."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from nnunet_logvmamba.ops import backends
+
+from .library import selective_scan_op
+
+__all__ = ["selective_scan", "selective_scan_with_state"]
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Run the selective state-space recurrence along the length.
+
+    With ``dt = softplus(delta + delta_bias)`` and a state ``h`` that starts at zero, for every channel::
+
+        h[t] = exp(dt[t] * A) * h[t-1] + dt[t] * B[t] * u[t]
+        y[t] = <C[t], h[t]> + D * u[t]
+
+    Args:
+        u: Input, (batch, length, channels); half precision is welcome, the state and all sums are kept in float32
+            (float64 if any argument is float64).
+        delta: Step before bias and softplus, (batch, length, channels).
+        A: Decay, (channels, state), float32, negative; at zero or above the state never fades.
+        B: Input weights, (batch, length, groups, state); channel c belongs to group c // (channels / groups).
+        C: Output weights, same shape as ``B``.
+        D: Weight of the direct path from input to output, (channels,); absent means zero.
+        delta_bias: Added to ``delta`` before the softplus, (channels,); absent means zero.
+        delta_softplus: If False, ``dt = delta + delta_bias`` is used as it is and should not be negative.
+        backend: ``"auto"`` or a name from ``available_backends(u.device)``.
+
+    Returns:
+        Output, (batch, length, channels), dtype of ``u``, contiguous.
+
+    Raises:
+        ValueError: If two shapes or devices disagree (the message names both tensors and both shapes), if a dtype is
+            not a real floating-point one, or if the backend is unknown or cannot run on the device.
+
+    References: Gu and Dao (2023), Algorithm 2.
+    """
+    _check_arguments(u, delta, A, B, C, D, delta_bias, None)
+    backends.check_name(backend)
+    return selective_scan_op(u, delta, A, B, C, D, delta_bias, None, delta_softplus, backend)[0]
+
+
+def selective_scan_with_state(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    initial_state: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Run the selective scan from a given state and return the state it ends in, so that a sequence can come in parts.
+
+    Args:
+        u: As in :func:`selective_scan`, like all arguments that are not listed here.
+        delta: See there.
+        A: See there.
+        B: See there.
+        C: See there.
+        D: See there.
+        delta_bias: See there.
+        delta_softplus: See there.
+        initial_state: State before the first step, (batch, channels, state); absent means zero.
+        backend: See there.
+
+    Returns:
+        Output as in :func:`selective_scan`, and the state after the last step, (batch, channels, state), float32
+        (float64 if any argument is float64). Both carry gradients.
+
+    Raises:
+        ValueError: As in :func:`selective_scan`.
+    """
+    _check_arguments(u, delta, A, B, C, D, delta_bias, initial_state)
+    backends.check_name(backend)
+    return selective_scan_op(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus, backend)
+
+
+def _check_arguments(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+) -> None:
+    tensors = (u, delta, A, B, C, D, delta_bias, initial_state)
+    named = {name: tensor for name, tensor in zip(_AXES, tensors) if tensor is not None}
+    for name, tensor in named.items():
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"{name} has dtype {tensor.dtype}; the selective scan takes real floating-point tensors only."
+            )
+        if tensor.device != u.device:
+            raise ValueError(f"{name} is on {tensor.device} but u is on {u.device}; move them to one device.")
+
+    for name, tensor in named.items():
+        if tensor.dim() != len(_AXES[name]):
+            raise ValueError(
+                f"{name} has shape {_shape(tensor)} and u has shape {_shape(u)}; {name} must be {_axes(name)}."
+            )
+
+    batch, length, channels = u.shape
+    groups, state = B.shape[2], A.shape[1]
+    if length < 1:
+        raise ValueError(f"u has shape {_shape(u)}; the selective scan needs at least one step.")
+    if groups < 1 or channels % groups != 0:
+        raise ValueError(
+            f"u has shape {_shape(u)} and B has shape {_shape(B)}: "
+            f"{channels} channels cannot be split into {groups} equal groups."
+        )
+    _check_shape("delta", delta, (batch, length, channels), "u", u)
+    _check_shape("A", A, (channels, state), "u", u)
+    _check_shape("B", B, (batch, length, groups, B.shape[3]), "u", u)
+    _check_shape("B", B, (batch, length, groups, state), "A", A)
+    _check_shape("C", C, (batch, length, groups, state), "B", B)
+    if D is not None:
+        _check_shape("D", D, (channels,), "u", u)
+    if delta_bias is not None:
+        _check_shape("delta_bias", delta_bias, (channels,), "u", u)
+    if initial_state is not None:
+        _check_shape("initial_state", initial_state, (batch, channels, initial_state.shape[2]), "u", u)
+        _check_shape("initial_state", initial_state, (batch, channels, state), "A", A)
+
+
+_AXES = {
+    "u": ("batch", "length", "channels"),
+    "delta": ("batch", "length", "channels"),
+    "A": ("channels", "state"),
+    "B": ("batch", "length", "groups", "state"),
+    "C": ("batch", "length", "groups", "state"),
+    "D": ("channels",),
+    "delta_bias": ("channels",),
+    "initial_state": ("batch", "channels", "state"),
+}
+
+
+def _axes(name: str) -> str:
+    return f"({', '.join(_AXES[name])})"
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], other_name: str, other: Tensor) -> None:
+    if tuple(tensor.shape) != tuple(expected):
+        raise ValueError(
+            f"{name} has shape {_shape(tensor)} but {other_name} has shape {_shape(other)}; "
+            f"{name} must be {_axes(name)} = {tuple(expected)}."
+        )
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
