@@ -1,0 +1,39 @@
+"""Building blocks as nn.Modules; 2D and 3D share one class."""
+
+from .global_tokens import GLOBAL_STRIDES, GlobalTokens
+from .local_tokens import CONVOLUTIONS, ConvTokens, LocalTokens, check_spatial_dims
+from .log_vmamba import FAMILIES, DropPath, LoGVMambaBlock, check_family, default_squeeze
+from .selective_ssm import SelectiveSSM, SkipOnly, exempt_from_weight_decay
+from .token_order import (
+    DIRECTIONS,
+    PLACEMENTS,
+    check_directions,
+    check_placement,
+    raster_order,
+    sequence_indices,
+    token_positions,
+)
+
+__all__ = [
+    "CONVOLUTIONS",
+    "DIRECTIONS",
+    "FAMILIES",
+    "GLOBAL_STRIDES",
+    "PLACEMENTS",
+    "ConvTokens",
+    "DropPath",
+    "GlobalTokens",
+    "LoGVMambaBlock",
+    "LocalTokens",
+    "SelectiveSSM",
+    "SkipOnly",
+    "check_directions",
+    "check_family",
+    "check_placement",
+    "check_spatial_dims",
+    "default_squeeze",
+    "exempt_from_weight_decay",
+    "raster_order",
+    "sequence_indices",
+    "token_positions",
+]

@@ -1,0 +1,134 @@
+"""Volume to sequence and back: raster orders, and where global tokens enter the sequence.
+
+Everything here is index arithmetic on integers; no feature tensor is touched.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Placement = Literal["head", "middle", "split", "interleaved"]
+PLACEMENTS: tuple[str, ...] = get_args(Placement)
+DIRECTIONS = (1, 2, 4)
+
+
+def check_placement(placement: str) -> None:
+    """Raise ValueError, naming the valid words, unless ``placement`` is one of them."""
+    if placement not in PLACEMENTS:
+        raise ValueError(f"unknown placement {placement!r}; valid are {', '.join(map(repr, PLACEMENTS))}")
+
+
+def check_directions(directions: int) -> None:
+    """Raise ValueError unless ``directions`` is 1, 2 or 4."""
+    if directions not in DIRECTIONS:
+        raise ValueError(f"directions is {directions!r}; valid are {', '.join(map(str, DIRECTIONS))}")
+
+
+def _head(num_local: int, num_global: int, local: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    return local + num_global, context
+
+
+def _middle(num_local: int, num_global: int, local: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    half = num_local // 2
+    return torch.where(local < half, local, local + num_global), context + half
+
+
+def _split(num_local: int, num_global: int, local: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    half = num_global // 2
+    return local + half, torch.where(context < half, context, context + num_local)
+
+
+def _interleaved(num_local: int, num_global: int, local: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    run = -(-num_local // num_global)  # local tokens between two global ones
+    period = run + 1
+    first = period * -(-(num_global - num_local // run) // period)  # position of the first interleaved global token
+    excess = num_global - -(-(num_local + num_global - first) // period)  # global tokens ahead of everything
+    lead = first - excess  # local tokens between the excess and the first interleaved global token
+    late = local - lead
+    return (
+        torch.where(late < 0, local + excess, first + 1 + late + torch.div(late, run, rounding_mode="floor")),
+        torch.where(context < excess, context, first + (context - excess) * period),
+    )
+
+
+_POSITIONS = {"head": _head, "middle": _middle, "split": _split, "interleaved": _interleaved}
+
+
+def token_positions(
+    placement: str, num_local: int, num_global: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Positions of the local and of the global tokens in the joined sequence.
+
+    Both kinds keep their own order. ``head`` puts the global tokens first, ``middle`` between the two halves of the
+    local ones, ``split`` one half at each end, ``interleaved`` at fixed intervals with any excess at the beginning.
+
+    Args:
+        placement: One of ``PLACEMENTS``.
+        num_local: Number of local tokens, at least 1.
+        num_global: Number of global tokens; 0 gives the local order as it is.
+        device: Where the index vectors are wanted.
+
+    Returns:
+        Two int64 vectors of ``num_local`` and ``num_global`` entries that together are a permutation of all positions.
+
+    Raises:
+        ValueError: If ``placement`` is not a known word.
+
+    References: LoG-VMamba (arXiv 2408.14415), section 3.3.
+    """
+    check_placement(placement)
+    local = torch.arange(num_local, device=device)
+    context = torch.arange(num_global, device=device)
+    if num_global == 0:
+        return local, context
+    return _POSITIONS[placement](num_local, num_global, local, context)
+
+
+def raster_order(spatial: tuple[int, ...], direction: int, device: torch.device | str = "cpu") -> Tensor:
+    """Raster index of the token that comes t-th in scanning direction ``direction``.
+
+    0: last axis fastest; 1: last two axes exchanged; 2 and 3: the reverse of 0 and of 1.
+    """
+    grid = torch.arange(torch.Size(spatial).numel(), device=device).view(spatial)
+    if direction % 2:
+        grid = grid.transpose(-1, -2)
+    order = grid.reshape(-1)
+    return order.flip(0) if direction >= 2 else order
+
+
+def sequence_indices(
+    spatial: tuple[int, ...],
+    num_global: int,
+    placement: str,
+    directions: int = 1,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Index vectors that build every direction's sequence and that read the local tokens back from it.
+
+    Args:
+        spatial: Size of the map, (height, width) or (depth, height, width).
+        num_global: Number of global tokens, placed anew in each direction.
+        placement: One of ``PLACEMENTS``.
+        directions: 1: raster; 2: raster and last two axes exchanged; 4: both, forwards and backwards.
+        device: Where the index vectors are wanted.
+
+    Returns:
+        ``gather`` (length + num_global, directions): entry (t, k) is the row of the stacked [local; global] tokens that
+        stands at position t in direction k. ``local_at`` (length, directions): entry (l, k) is the position of raster
+        token l in direction k.
+
+    Raises:
+        ValueError: If ``placement`` or ``directions`` is not a valid value.
+    """
+    check_directions(directions)
+    num_local = torch.Size(spatial).numel()
+    local_at, global_at = token_positions(placement, num_local, num_global, device)
+    context = num_local + torch.arange(num_global, device=device)
+    gather, read_back = [], []
+    for direction in range(directions):
+        order = raster_order(spatial, direction, device)
+        rows = torch.empty(num_local + num_global, dtype=torch.int64, device=device)
+        gather.append(rows.scatter(0, torch.cat((local_at, global_at)), torch.cat((order, context))))
+        read_back.append(torch.empty_like(order).scatter(0, order, local_at))
+    return torch.stack(gather, dim=1), torch.stack(read_back, dim=1)

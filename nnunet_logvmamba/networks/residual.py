@@ -1,0 +1,61 @@
+"""The residual convolution block of encoder and decoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """conv, norm, nonlinearity, conv, norm, plus the input, nonlinearity.
+
+    With ``project`` the input comes through a strided 1x1 convolution without a norm, else as it is. The blocks of
+    dynamic-network-architectures differ in that branch (average pooling, norm) and save every convolution twice.
+
+    Shape: (batch, in_channels, *spatial) -> (batch, out_channels, *(spatial / stride))
+    """
+
+    def __init__(
+        self,
+        conv_op: type[nn.Module],
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] | int,
+        *,
+        project: bool,
+        conv_bias: bool,
+        norm_op: type[nn.Module],
+        norm_op_kwargs: dict[str, Any],
+        nonlin: type[nn.Module],
+        nonlin_kwargs: dict[str, Any],
+    ):
+        super().__init__()
+        padding = [size // 2 for size in kernel_size]
+        self.conv1 = conv_op(in_channels, out_channels, kernel_size, stride, padding, bias=conv_bias)
+        self.norm1 = norm_op(out_channels, **norm_op_kwargs)
+        self.nonlin = nonlin(**nonlin_kwargs)
+        self.conv2 = conv_op(out_channels, out_channels, kernel_size, 1, padding, bias=conv_bias)
+        self.norm2 = norm_op(out_channels, **norm_op_kwargs)
+        self.conv3 = conv_op(in_channels, out_channels, 1, stride, bias=conv_bias) if project else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.conv3 is None else self.conv3(x)
+        x = self.nonlin(self.norm1(self.conv1(x)))
+        return self.nonlin(self.norm2(self.conv2(x)) + skip)
+
+
+def residual_stage(
+    conv_op: type[nn.Module],
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] | int,
+    num_blocks: int,
+    **options: Any,
+) -> nn.Sequential:
+    """One projecting block, then ``num_blocks - 1`` that add their input as it is."""
+    blocks = [ResidualBlock(conv_op, in_channels, out_channels, kernel_size, stride, project=True, **options)]
+    for _ in range(num_blocks - 1):
+        blocks.append(ResidualBlock(conv_op, out_channels, out_channels, kernel_size, 1, project=False, **options))
+    return nn.Sequential(*blocks)

@@ -1,0 +1,272 @@
+"""Every stored block of the authors' code, step by step: intermediates, output and gradients.
+
+``pytest tests/layers/test_golden.py --golden DIR`` runs the same comparison over any folder of such files.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from nnunet_logvmamba.layers import LoGVMambaBlock, token_order, token_positions
+from nnunet_logvmamba.networks import LoGVMambaUNet
+
+RELATIVE_LIMIT = 1e-4  # of each tensor's largest magnitude, float32 against float32; README of the tensors, section 3
+LOGITS_LIMIT = 1e-3  # absolute, same source
+
+FAMILIES = {
+    "LoG-VMamba": {"local_tokens": True, "global_tokens": True},
+    "L-VMamba": {"local_tokens": True, "global_tokens": False},
+    "G-VMamba": {"local_tokens": False, "global_tokens": True},
+    "VSS": {"local_tokens": False, "global_tokens": False},
+    "SS2D-4dir": {"local_tokens": False, "global_tokens": False, "directions": 4},
+}
+PLACEMENTS = {"head": "head", "center": "middle", "split": "split", "even": "interleaved"}
+MODULES = {
+    "conv2d": "local_tokens.conv",
+    "conv3d": "local_tokens.conv",
+    "depth_conv": "global_tokens.conv",
+    "depth_fc": "global_tokens.fc",
+    "fold": "fold",
+    "in_proj": "in_proj",
+    "out_norm": "out_norm",
+    "out_proj": "out_proj",
+    "ln": "norm",
+    "ln_1": "norm",
+}
+PARAMETERS = {
+    "A_logs": "ssm.A_log",
+    "Ds": "ssm.D",
+    "dt_projs_bias": "ssm.dt_bias",
+    "dt_projs_weight": "ssm.dt_proj_weight",
+    "x_proj_weight": "ssm.x_proj_weight",
+}
+
+
+def our_name(name: str) -> str:
+    """Our parameter key for a key of the published block."""
+    name = name.removeprefix("self_attention.")
+    if name in PARAMETERS:
+        return PARAMETERS[name]
+    module, _, leaf = name.rpartition(".")
+    return f"{MODULES[module]}.{leaf}"
+
+
+def load(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Hyper-parameters and tensors of a golden file."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    return json.loads(metadata.get("hyper", "{}")), tensors
+
+
+def why_not(stem: str, hyper: dict) -> str | None:
+    """Reason for which a file is ruled out by this project's decisions, if it is."""
+    if "nosqueeze" in stem:
+        return "the narrow 2D L-VMamba of the published default is not built (D9)"
+    if hyper["spatial_dims"] == 2 and hyper["family"] == "G-VMamba" and 1 in _axes(hyper["d_depth_stride"]):
+        return "2D stride 1 with the published kernel 2 shrinks the map; ours has kernel 1 (D5)"
+    return None
+
+
+def _axes(stride: int | list[int]) -> list[int]:
+    return [stride] if isinstance(stride, int) else stride
+
+
+def published_split(num_local, num_global, local, context):
+    """The published order, which differs from the paper's words (D1): the second half goes to the middle."""
+    half, middle = num_global // 2, num_local // 2
+    return (
+        torch.where(local < middle, local + half, local + num_global),
+        torch.where(context < half, context, context + middle),
+    )
+
+
+def build(hyper: dict) -> LoGVMambaBlock:
+    settings = dict(FAMILIES[hyper["family"]])
+    if settings["global_tokens"]:
+        stride = hyper["d_depth_stride"]
+        settings |= {
+            "placement": PLACEMENTS[hyper["mode"]],
+            "global_stride": stride if isinstance(stride, int) else tuple(stride),
+            "channels_per_token": hyper["d_depth_squeeze"],
+            "canonical_grid": tuple(hyper["gtx_out_shape"]),
+        }
+    if settings["local_tokens"]:
+        settings |= {"squeeze": hyper["squeeze"], "window": hyper["window"]}
+    return LoGVMambaBlock(
+        hyper["hidden_dim"],
+        hyper["spatial_dims"],
+        expand=hyper["expand"],
+        state_size=hyper["d_state"],
+        norm_eps=hyper["block_norm_eps"],
+        **settings,
+    )
+
+
+def record(block: LoGVMambaBlock) -> dict[str, torch.Tensor]:
+    """Intermediates of the next forward pass, under the names and in the layout of the golden files."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(name, arrange=lambda x: x):
+        return lambda module, args, output: seen.__setitem__(name, arrange(output))
+
+    def sequence_first(y):  # (batch, length, directions, channels) -> (batch, directions * channels, length)
+        return y.flatten(2).transpose(1, 2)
+
+    def scan(module, args, output):
+        delta, b, c = module.project(args[0])
+        seen["sequence"] = args[0][:, :, 0].transpose(1, 2)
+        seen["scan_delta"] = sequence_first(delta)
+        seen["scan_B"], seen["scan_C"] = b.permute(0, 2, 3, 1), c.permute(0, 2, 3, 1)
+        seen["scan_out"] = sequence_first(output)
+
+    block.local_tokens.register_forward_hook(keep("local_tokens"))
+    block.ssm.register_forward_hook(scan)
+    block.out_norm.register_forward_hook(keep("out_norm"))
+    block.out_proj.register_forward_hook(keep("mixer_out"))
+    if isinstance(block.fold, torch.nn.Linear):
+        block.local_tokens.conv.register_forward_hook(keep("dwc_silu", torch.nn.functional.silu))
+        block.fold.register_forward_hook(keep("fold"))
+    if block.global_tokens is not None:
+        block.global_tokens.conv.register_forward_hook(keep("gtx_conv"))
+        block.global_tokens.register_forward_hook(keep("global_tokens", lambda x: x.transpose(1, 2)))
+    return seen
+
+
+def assert_close(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert ours.shape == theirs.shape, f"{name}: shape {tuple(ours.shape)}, stored {tuple(theirs.shape)}"
+    error = (ours.double() - theirs.double()).abs().max().item()
+    limit = RELATIVE_LIMIT * theirs.double().abs().max().item()
+    assert error <= limit, f"{name}: largest error {error:.2e}, limit {limit:.2e}"
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.movedim(1, -1)
+
+
+def test_block_equals_the_published_one(golden_block: Path, monkeypatch):
+    hyper, stored = load(golden_block)
+    reason = why_not(golden_block.stem, hyper)
+    if reason:
+        pytest.skip(reason)
+    if hyper.get("mode") == "split" and not golden_block.stem.startswith("variant_papersplit"):
+        monkeypatch.setitem(token_order._POSITIONS, "split", published_split)
+    block = build(hyper).eval()
+    names = {our_name(name.removeprefix("param/")): name for name in stored if name.startswith("param/")}
+    state = {ours: stored[theirs] for ours, theirs in names.items()}
+    block.load_state_dict({key: value.reshape(state[key].shape) for key, value in state.items()}, strict=True)
+    seen = record(block)
+
+    x = stored["in/x"].movedim(-1, 1).clone().requires_grad_()
+    y = block(x)
+    (stored["in/grad_out"] * channels_last(y)).sum().backward()
+
+    assert_close("out/y", channels_last(y), stored["out/y"])
+    assert_close("grad/in/x", channels_last(x.grad), stored["grad/in/x"])
+    parameters = dict(block.named_parameters())
+    compared = 0
+    for name, value in stored.items():
+        if name.startswith("mid/"):
+            ours = seen[name.removeprefix("mid/")]
+            assert_close(name, ours.reshape(value.shape) if ours.numel() == value.numel() else ours, value)
+            compared += 1
+        elif name.startswith("grad/param/"):
+            assert_close(name, parameters[our_name(name.removeprefix("grad/param/"))].grad, value)
+            compared += 1
+    assert compared > 0
+
+
+def test_token_positions_equal_the_published_orders(golden_order: Path, monkeypatch):
+    _, stored = load(golden_order)
+    monkeypatch.setitem(token_order._POSITIONS, "split", published_split)
+    orders = {name: value for name, value in stored.items() if name.startswith("order/")}
+    assert orders
+    for name, order in orders.items():
+        _, mode, sizes = name.split("/")
+        num_local, num_global = (int(part[1:]) for part in sizes.split("_"))
+        local_at, global_at = token_positions(PLACEMENTS[mode], num_local, num_global)
+        ours = torch.empty(num_local + num_global, dtype=torch.int64)
+        ours[local_at] = torch.arange(num_local)
+        ours[global_at] = -1 - torch.arange(num_global)
+        assert ours.tolist() == order.tolist(), name
+
+
+def our_network_name(name: str, num_stages: int) -> str:
+    """Our parameter key for a key of the published 3D network, which keeps its last step outside the decoder."""
+    name = re.sub(r"conv([12])\.(conv|norm)\.", r"\2\1.", name)
+    if name.startswith("encoder.mamba_layers."):
+        index, rest = name.removeprefix("encoder.mamba_layers.").split(".mamba.")
+        return f"encoder.mixers.{index}.{our_name(rest)}"
+    last = num_stages - 1
+    for theirs, ours in (
+        ("decoder.upsample_layers.", "decoder.upsamplers."),
+        ("upsample.", f"decoder.upsamplers.{last}."),
+        ("seg_layer.", "decoder.seg_layers.0."),
+        ("conv.", f"decoder.stages.{last}.0."),
+    ):
+        if name.startswith(theirs):
+            name = ours + name.removeprefix(theirs)
+            break
+    return name
+
+
+def test_network_equals_the_published_one(golden_net3d: Path):
+    hyper, stored = load(golden_net3d)
+    shared_weights = golden_net3d.with_name(f"{golden_net3d.stem.removesuffix('_b')}.safetensors")
+    weights = stored if any(name.startswith("param/") for name in stored) else load(shared_weights)[1]
+    widths = hyper["features_per_stage"]
+    num_stages = hyper["n_stages"]
+    stages = hyper["stages"]
+    network = LoGVMambaUNet(
+        input_channels=stored["in/x"].shape[1],
+        n_stages=num_stages + 1,
+        features_per_stage=[*widths, widths[-1]],
+        conv_op=torch.nn.Conv3d,
+        kernel_sizes=hyper["kernel"],
+        strides=[[1] * 3, [2] * 3, *hyper["strides"][1:]],
+        num_classes=hyper["classes"],
+        conv_bias=True,
+        squeeze=hyper["squeeze"],
+        expand=hyper["expand"],
+        placement=PLACEMENTS[hyper["depth_mode"]],
+        global_strides=[stage["gtx_stride"] or 1 for stage in stages],
+        channels_per_token=[stage["depth_squeeze"] or 1 for stage in stages],
+        canonical_grids=[stage["gtx_out"] or [1] * 3 for stage in stages],
+        seg_heads="last",
+    ).eval()
+    assert sum(parameter.numel() for parameter in network.parameters()) == hyper["param_count_trainable"]
+    state = network.state_dict()
+    loaded = set()
+    for name, value in weights.items():
+        if name.startswith("param/"):
+            key = our_network_name(name.removeprefix("param/"), num_stages)
+            state[key].copy_(value)
+    loaded = {
+        our_network_name(name.removeprefix("param/"), num_stages) for name in weights if name.startswith("param/")
+    }
+    assert loaded == set(state)
+
+    seen = {}
+    for index, mixer in enumerate(network.encoder.mixers):
+        mixer.register_forward_hook(lambda _m, _a, y, name=f"encoder_stage{index}": seen.__setitem__(name, y))
+    for index, stage in enumerate(network.decoder.stages):
+        stage.register_forward_hook(lambda _m, _a, y, name=f"decoder_stage{index}": seen.__setitem__(name, y))
+    with torch.no_grad():
+        logits = network(stored["in/x"].float())
+
+    step = hyper["logits_stride"]
+    error = (logits[:, :, ::step, ::step, ::step] - stored["out/logits_strided"]).abs().max().item()
+    assert error <= LOGITS_LIMIT, f"logits: largest error {error:.2e}, limit {LOGITS_LIMIT:.0e}"
+    flat = logits.double().flatten(2)
+    assert (flat.mean(-1) - stored["out/logits_mean"]).abs().max() <= LOGITS_LIMIT
+    assert (flat.std(-1) - stored["out/logits_std"]).abs().max() <= LOGITS_LIMIT
+    intermediates = [name for name in stored if name.startswith("mid/")]
+    assert intermediates
+    for name in intermediates:
+        stage, _, step = name.removeprefix("mid/").partition("_every")
+        every = slice(None, None, int(step))
+        assert_close(name, seen[stage][:, :, every, every, every], stored[name])
