@@ -1,0 +1,51 @@
+"""The command ``logvmamba``: one file per sub-command, each with ``add_parser(subparsers)`` and ``run(args) -> int``.
+
+The files are imported to build the help text, so they import torch and nnU-Net inside ``run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from nnunet_logvmamba import __version__
+from nnunet_logvmamba.plugin.errors import UserError
+
+SUB_COMMANDS = ("doctor", "plans", "summary")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Give the parser of ``logvmamba`` with all sub-commands; ``args.run`` is the function to call."""
+    parser = argparse.ArgumentParser(prog="logvmamba", description="LoG-VMamba for stock nnU-Net v2.")
+    parser.add_argument("--version", action="version", version=f"logvmamba {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in SUB_COMMANDS:
+        module = f"{__name__}.{name}"
+        if importlib.util.find_spec(module) is None:
+            continue
+        command = importlib.import_module(module)
+        known = set(subparsers.choices)
+        command.add_parser(subparsers)
+        for added in set(subparsers.choices) - known:
+            subparsers.choices[added].set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``logvmamba``.
+
+    Returns:
+        The exit code: what the sub-command gives, 2 if the user has to put something right (one sentence on stderr),
+        130 if interrupted.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"logvmamba: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

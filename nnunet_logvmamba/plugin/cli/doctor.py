@@ -1,0 +1,265 @@
+"""``logvmamba doctor``: what is installed, what works here, and whether training would."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from nnunet_logvmamba.plugin import startup
+from nnunet_logvmamba.plugin.environment import torch_build, torchvision_error, torchvision_remedy, version_of
+
+TRAINER = "nnUNetTrainerLoGVMamba"
+DISTRIBUTIONS = (
+    "nnunet-logvmamba",
+    "torch",
+    "nnunetv2",
+    "dynamic-network-architectures",
+    "batchgenerators",
+    "SimpleITK",
+    "monai",
+    "torchvision",
+    "triton",
+    "numba",
+    "mamba-ssm",
+    "causal-conv1d",
+)
+OPTIONAL = {"triton", "numba", "mamba-ssm", "causal-conv1d"}
+TESTED_NNUNET = (2, 8)
+
+# Relative to the largest value of the float64 reference. Backends sum in float32, whose rounding is 6e-8, over a
+# few dozen steps here; a wrong formula is off by far more.
+LARGEST_ERROR = 1e-4
+
+OK, NOTE, FAILS = "ok", "note", "FAILS"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the table; ``FAILS`` means that training would fail for it."""
+
+    section: str
+    name: str
+    state: str
+    text: str
+
+
+def add_parser(subparsers) -> None:
+    """Add ``doctor`` to the sub-commands of ``logvmamba``."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="show versions, devices and what works here",
+        description="Show versions, devices, which scan backends work here and whether nnU-Net finds our trainers. "
+        "The exit code is 1 if training would fail.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print all findings; give 1 if training would fail, else 0."""
+    findings = list(examine())
+    failures = [finding for finding in findings if finding.state == FAILS]
+    if args.json:
+        report = {"training_would_fail": bool(failures), "findings": [asdict(finding) for finding in findings]}
+        print(json.dumps(report, indent=2))
+    else:
+        print(as_table(findings))
+        names = ", ".join(finding.name for finding in failures)
+        print(f"\ndoctor: training would fail, see {names}" if failures else "\ndoctor: ready to train")
+    return 1 if failures else 0
+
+
+def as_table(findings: list[Finding]) -> str:
+    """Lay findings out in columns, one block per section."""
+    width = max(len(finding.name) for finding in findings)
+    lines, section = [], None
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            lines += [""] * bool(lines) + [section]
+        lines.append(f"  {finding.state:<5}  {finding.name:<{width}}  {finding.text}")
+    return "\n".join(lines)
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything that training needs; what is broken becomes a finding, not an exception."""
+    yield from _versions()
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("devices", "torch", FAILS, f"cannot be imported: {_first_line(error)}; install it again")
+        return
+    devices = _devices(torch)
+    yield from (Finding("devices", str(device), OK, text) for device, text in devices)
+    for device, _ in devices:
+        yield from _scan_backends(device)
+    yield from _nnunet()
+    yield from _paths()
+    yield from _caches()
+
+
+def _versions() -> Iterator[Finding]:
+    section = "versions"
+    yield Finding(section, "python", OK, f"{platform.python_version()} ({sys.executable})")
+    for name in DISTRIBUTIONS:
+        version = version_of(name)
+        if version is None:
+            missing = "not installed, not needed" if name in OPTIONAL else "not installed"
+            yield Finding(section, name, NOTE if name in OPTIONAL else FAILS, missing)
+        elif name == "nnunetv2" and tuple(int(part) for part in version.split(".")[:2]) != TESTED_NNUNET:
+            window = ".".join(map(str, TESTED_NNUNET))
+            yield Finding(
+                section, name, FAILS, f"{version}, but we work with {window}: pip install 'nnunetv2=={window}.*'"
+            )
+        else:
+            yield Finding(section, name, OK, version)
+
+
+def _devices(torch) -> list[tuple]:
+    devices = [(torch.device("cpu"), f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        text = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        devices.append((torch.device("cuda", index), text))
+    if torch.backends.mps.is_available():
+        devices.append((torch.device("mps"), "Apple GPU"))
+    devices[0] = (devices[0][0], f"{devices[0][1]}; torch is a {torch_build()} build")
+    return devices
+
+
+def _scan_backends(device) -> Iterator[Finding]:
+    from nnunet_logvmamba.ops import available_backends
+    from nnunet_logvmamba.ops.backends import BACKENDS, obstacle
+
+    section = f"selective scan on {device}"
+    preferred = available_backends(device)[0]
+    for name in BACKENDS:
+        reason = obstacle(name, device)
+        if reason is not None:
+            yield Finding(section, name, NOTE, f"cannot run here: {reason}")
+            continue
+        default = ", the default" if name == preferred else ""
+        # A backend can fail in as many ways as there are compilers and drivers; each is what we are asked to report.
+        try:
+            error = scan_error(name, device)
+        except Exception as failure:
+            state, text = (
+                (FAILS if default else NOTE),
+                f"raises {type(failure).__name__}: {_first_line(failure)}{default}",
+            )
+        else:
+            right = error <= LARGEST_ERROR
+            state = OK if right else (FAILS if default else NOTE)
+            text = f"{'works' if right else 'gives wrong values'}{default}; largest relative error {error:.0e}"
+        yield Finding(section, name, state, text)
+
+
+def scan_error(backend: str, device) -> float:
+    """Run a backend forward and backward on a small float32 input and compare with the float64 reference.
+
+    Returns:
+        The largest absolute difference of the output and of each gradient, each relative to the largest absolute
+        value of its reference; infinite if a value is not finite.
+    """
+    import torch
+
+    from nnunet_logvmamba.ops import selective_scan
+
+    batch, length, channels, groups, state = 2, 37, 8, 2, 4
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    weight = normal(batch, length, channels)
+    inputs = {
+        "u": normal(batch, length, channels),
+        "delta": normal(batch, length, channels),
+        "A": -torch.exp(normal(channels, state)),
+        "B": normal(batch, length, groups, state),
+        "C": normal(batch, length, groups, state),
+        "D": normal(channels),
+        "delta_bias": normal(channels),
+    }
+
+    def values(dtype, device, backend):
+        leaves = {name: tensor.to(device, dtype).requires_grad_() for name, tensor in inputs.items()}
+        output = selective_scan(**leaves, delta_softplus=True, backend=backend)
+        gradients = torch.autograd.grad((output * weight.to(device, dtype)).sum(), list(leaves.values()))
+        return [tensor.detach().cpu().double() for tensor in (output, *gradients)]
+
+    expected = values(torch.float64, "cpu", "reference")
+    found = values(torch.float32, device, backend)
+    errors = [((x - y).abs().max() / y.abs().max()).item() for x, y in zip(found, expected)]
+    return max(error if error == error else float("inf") for error in errors)
+
+
+def _nnunet() -> Iterator[Finding]:
+    section = "nnU-Net"
+    error = torchvision_error()
+    if error is None:
+        yield Finding(section, "torchvision", OK, "can be imported")
+    else:
+        yield Finding(section, "torchvision", FAILS, f"cannot be imported ({error}); {torchvision_remedy()}")
+
+    value = os.environ.get(startup.VARIABLE, "")
+    if startup.EXT_FOLDER in value.split(os.pathsep):
+        yield Finding(section, startup.VARIABLE, OK, value)
+    else:
+        remedy = f"export {startup.VARIABLE}={value + os.pathsep if value else ''}{startup.EXT_FOLDER}"
+        yield Finding(section, startup.VARIABLE, FAILS, f"lacks our folder; install the package again, or: {remedy}")
+    yield _look_up(section)
+
+
+def _look_up(section: str) -> Finding:
+    """Let nnU-Net look for our trainer as its commands do: in a fresh process and from another folder."""
+    code = (
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        f"trainer = find({TRAINER!r})\n"
+        "print(f'{trainer.__module__}.{trainer.__qualname__}')"
+    )
+    with tempfile.TemporaryDirectory() as elsewhere:
+        search = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=elsewhere, check=False
+        )
+    if search.returncode == 0:
+        return Finding(section, f"-tr {TRAINER}", OK, f"found: {search.stdout.splitlines()[-1]}")
+    reason = (search.stderr.strip() or f"exit code {search.returncode}").splitlines()[-1]
+    return Finding(section, f"-tr {TRAINER}", FAILS, f"not found: {reason}")
+
+
+def _paths() -> Iterator[Finding]:
+    section = "folders"
+    uses = {
+        "nnUNet_raw": (NOTE, NOTE, "planning and preprocessing need it"),
+        "nnUNet_preprocessed": (FAILS, FAILS, "training needs it"),
+        "nnUNet_results": (FAILS, NOTE, "training writes to it"),
+    }
+    for name, (when_unset, when_absent, use) in uses.items():
+        folder = os.environ.get(name)
+        if folder is None:
+            yield Finding(section, name, when_unset, f"not set; {use}: export {name}=/path/to/{name}")
+        elif not os.path.isdir(folder):
+            yield Finding(section, name, when_absent, f"{folder} does not exist; {use}")
+        else:
+            yield Finding(section, name, OK, folder)
+
+
+def _caches() -> Iterator[Finding]:
+    section = "compiled code is kept in"
+    inductor = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    yield Finding(section, "torch.compile", OK, os.environ.get("TORCHINDUCTOR_CACHE_DIR", inductor))
+    triton_home = os.environ.get("TRITON_HOME", os.path.expanduser("~"))
+    triton = os.environ.get("TRITON_CACHE_DIR") or os.path.join(triton_home, ".triton", "cache")
+    yield Finding(section, "triton", OK if version_of("triton") else NOTE, triton)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
