@@ -30,8 +30,8 @@ class Decoder(nn.Module):
     """Up from the deepest map, adding the skip of each scale; the last step adds the stem at full resolution.
 
     It takes channel counts, not the encoder, so that nothing is saved twice. ``seg_layers[-1]`` is full resolution, as
-    in nnU-Net. With ``deep_supervision`` on, ``forward`` returns all scales, finest first, else the finest alone; the flag
-    may be switched at any time.
+    in nnU-Net. With ``deep_supervision`` on, ``forward`` returns all scales, finest first, else the finest alone; the
+    flag may be switched at any time.
     """
 
     def __init__(
