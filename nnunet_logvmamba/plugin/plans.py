@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import os
+import re
+import shutil
+import tempfile
 from copy import deepcopy
+from math import prod
+from pathlib import Path
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_logvmamba.networks import LoGVMambaUNet
 
 NETWORK_CLASS_NAME = "nnunet_logvmamba.networks.LoGVMambaUNet"
 """Dotted path that plans files on users' disks refer to; it never moves."""
@@ -124,3 +141,232 @@ def check_training_settings(settings: object) -> dict:
                     f"'{key}' under '{TRAINING_KEY}' must be a whole number of at least {least}, not {value!r}"
                 )
     return dict(settings)
+
+
+def knobs() -> dict:
+    """Give the arguments of our network that a plan can set beyond nnU-Net's own, with their default values."""
+    parameters = inspect.signature(LoGVMambaUNet).parameters
+    given = {"input_channels", "num_classes", "deep_supervision", *KEPT_ARGUMENTS}
+    return {name: parameter.default for name, parameter in parameters.items() if name not in given}
+
+
+def check_knobs(values: dict) -> None:
+    """Refuse knobs that do not exist or whose kind of value is wrong; the network itself judges the value.
+
+    Raises:
+        ValueError: Naming the knob, and the valid ones or the kind that is needed.
+    """
+    defaults = knobs()
+    for name, value in values.items():
+        if name not in defaults:
+            raise ValueError(f"unknown knob '{name}'; valid are {', '.join(defaults)}")
+        default = defaults[name]
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if default is None:
+            fits, kind = value is None or whole or isinstance(value, list), "a whole number, a list or null"
+            if name != "squeeze":
+                fits, kind = value is None or isinstance(value, list), "a list or null"
+        elif isinstance(default, bool):
+            fits, kind = isinstance(value, bool), "true or false"
+        elif isinstance(default, int):
+            fits, kind = whole, "a whole number"
+        elif isinstance(default, float):
+            fits, kind = whole or isinstance(value, float), "a number"
+        else:
+            fits, kind = isinstance(value, str), "a word"
+        if not fits:
+            raise ValueError(f"'{name}' must be {kind}, not {json.dumps(value)}")
+
+
+def build_network(
+    configuration_manager: ConfigurationManager,
+    num_input_channels: int,
+    num_output_channels: int,
+    deep_supervision: bool,
+    **overrides,
+) -> nn.Module:
+    """Build our network from any configuration, with some arguments set on top.
+
+    Deep supervision is left off where the configuration asks for a head on the finest scale only.
+
+    Raises:
+        ValueError: If it cannot be built.
+    """
+    architecture = to_our_architecture(configuration_manager.configuration["architecture"], **overrides)
+    arguments = architecture["arch_kwargs"]
+    try:
+        return get_network_from_plans(
+            architecture["network_class_name"],
+            arguments,
+            architecture["_kw_requires_import"],
+            num_input_channels,
+            num_output_channels,
+            allow_init=True,
+            deep_supervision=deep_supervision and arguments.get("seg_heads") != "last",
+        )
+    except TypeError as error:  # an argument that is missing, unknown or of the wrong kind
+        raise ValueError(str(error)) from error
+
+
+def add_configuration(
+    plans: dict,
+    dataset_json: dict,
+    base: str,
+    name: str,
+    *,
+    arguments: dict | None = None,
+    training: dict | None = None,
+    batch_size: int | None = None,
+    patch_size: list[int] | None = None,
+    overwrite: bool = False,
+) -> tuple[dict, list[str]]:
+    """Add a configuration with our network and the given knobs; one of a cascade brings its partner along.
+
+    The new configuration inherits everything but the network from ``base``, so it uses the same preprocessed data. Its
+    ``architecture`` is complete, so the stock ``nnUNetTrainer`` builds it too.
+
+    Args:
+        plans: Content of a plans file; not changed.
+        dataset_json: Content of the data set's ``dataset.json``.
+        base: Configuration to start from.
+        name: Name of the new one.
+        arguments: Knobs of ``LoGVMambaUNet``; those not named keep their default, or what ``base`` says if it is ours.
+        training: Settings for our trainers, see ``TRAINING_SETTINGS``.
+        batch_size: Patches per step, instead of that of ``base``.
+        patch_size: Voxels per axis, instead of that of ``base``; also for the partner.
+        overwrite: Replace configurations that have the new names.
+
+    Returns:
+        The new plans, and the names of the configurations that were added.
+
+    Raises:
+        ValueError: If anything does not fit or a network cannot be built.
+    """
+    configurations = plans["configurations"]
+    if base not in configurations:
+        raise ValueError(f"there is no configuration '{base}' in these plans; there are {', '.join(configurations)}")
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
+        raise ValueError(f"'{name}' cannot name a configuration: use letters, digits, '.', '-' and single '_'")
+    check_knobs(arguments or {})
+    settings = check_training_settings(training)
+    names = {base: name}
+    manager = PlansManager(plans)
+    resolved = manager.get_configuration(base)
+    previous, following = resolved.previous_stage_name, resolved.next_stage_names or []
+    for partner in [*([] if previous is None else [previous]), *following]:
+        names[partner] = name.replace(base, partner, 1) if base in name else f"{name}_{partner}"
+    for old, new in names.items():
+        if new == old:
+            raise ValueError(f"configuration '{old}' cannot be derived from itself; choose another name")
+        if new in configurations and not overwrite:
+            raise ValueError(f"configuration '{new}' exists already; choose another name or add --overwrite")
+
+    result = deepcopy(plans)
+    for old, new in names.items():
+        parent = manager.get_configuration(old)
+        entry: dict = {
+            "inherits_from": old,
+            "architecture": _complete(parent.configuration["architecture"], arguments or {}),
+        }
+        if batch_size is not None:
+            entry["batch_size"] = batch_size
+        if patch_size is not None:
+            entry["patch_size"] = list(patch_size)
+        if settings or TRAINING_KEY in parent.configuration:
+            entry[TRAINING_KEY] = {**parent.configuration.get(TRAINING_KEY, {}), **settings}
+        if parent.previous_stage_name is not None:
+            entry["previous_stage"] = names[parent.previous_stage_name]
+        if parent.next_stage_names is not None:
+            linked = [names[stage] for stage in parent.next_stage_names if stage in names]
+            entry["next_stage"] = linked[0] if len(linked) == 1 else linked
+        result["configurations"][new] = entry
+    for new in names.values():
+        try:
+            check_configuration(result, dataset_json, new)
+        except RuntimeError as error:  # nnU-Net's word for configurations that inherit in a circle
+            raise ValueError(f"'{new}' cannot be replaced, because '{base}' is derived from it") from error
+    return result, list(names.values())
+
+
+def check_configuration(plans: dict, dataset_json: dict, name: str) -> None:
+    """Build a configuration's network without memory and compare its patch with its strides.
+
+    Raises:
+        ValueError: Naming the configuration and what does not fit.
+    """
+    plans_manager = PlansManager(plans)
+    configuration = plans_manager.get_configuration(name)
+    patch_size, strides = configuration.patch_size, configuration.pool_op_kernel_sizes
+    totals = [prod(axis) for axis in zip(*strides)]
+    if len(patch_size) != len(totals) or any(size < 1 or size % total for size, total in zip(patch_size, totals)):
+        raise ValueError(
+            f"configuration '{name}': the patch size {list(patch_size)} must be divisible by {totals}, axis by axis"
+        )
+    if configuration.batch_size < 1:
+        raise ValueError(f"configuration '{name}': the batch size must be at least 1, not {configuration.batch_size}")
+    channels = determine_num_input_channels(plans_manager, configuration, dataset_json)
+    classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
+    try:
+        with torch.device("meta"):
+            build_network(configuration, channels, classes, deep_supervision=True)
+    except ValueError as error:
+        raise ValueError(f"configuration '{name}' cannot be built: {error}") from error
+
+
+def _complete(architecture: dict, values: dict) -> dict:
+    complete = to_our_architecture(architecture, **values)
+    arguments = complete["arch_kwargs"]
+    complete["arch_kwargs"] = {**arguments, **{k: v for k, v in knobs().items() if k not in arguments}}
+    return complete
+
+
+def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
+    """Read the plans and the ``dataset.json`` of a preprocessed data set.
+
+    Args:
+        dataset: Number (``501``) or full name (``Dataset501_BraTS2020``).
+        plans_name: Name of the plans, usually ``nnUNetPlans``.
+
+    Returns:
+        Path of the plans file, its content, content of ``dataset.json``.
+
+    Raises:
+        ValueError: If ``nnUNet_preprocessed`` is unset or anything is not there.
+    """
+    root = nnUNet_preprocessed.get()
+    if root is None:
+        raise ValueError("nnUNet_preprocessed is not set: export it as the folder of nnU-Net's preprocessed data")
+    if dataset.isdecimal():
+        pattern = f"Dataset{int(dataset):03d}_*"
+    elif re.fullmatch(r"Dataset[0-9]{3}_[^/]+", dataset):
+        pattern = dataset
+    else:
+        raise ValueError(f"'{dataset}' is neither the number of a data set nor a name such as Dataset501_BraTS2020")
+    folders = sorted(path for path in Path(root).glob(pattern) if path.is_dir())
+    if len(folders) != 1:
+        found = " and ".join(folder.name for folder in folders) if folders else "none"
+        raise ValueError(f"one data set {pattern} is needed in {root}, found {found}: run nnUNetv2_plan_and_preprocess")
+    path = folders[0] / f"{plans_name}.json"
+    contents = []
+    for file in (path, folders[0] / "dataset.json"):
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist: run nnUNetv2_plan_and_preprocess for this data set")
+        try:
+            contents.append(json.loads(file.read_text()))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file} is not valid JSON ({error}): plan the data set anew") from error
+    return path, *contents
+
+
+def write_plans(path: Path, plans: dict) -> None:
+    """Replace a plans file in one step, so that nobody ever reads half of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(plans, file, indent=4)
+            file.write("\n")
+        shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

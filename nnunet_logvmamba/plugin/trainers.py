@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_logvmamba.plugin.plans import TRAINING_KEY, check_training_settings, is_ours, to_our_architecture
+from nnunet_logvmamba.plugin.plans import TRAINING_KEY, build_network, check_training_settings, is_ours
 
 
 @dataclass(frozen=True)
@@ -205,19 +204,12 @@ def _builder(family: str | None):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        knobs = {} if family is None else {"family": family}
+        overrides = {} if family is None else {"family": family}
         try:
-            architecture = to_our_architecture(configuration_manager.configuration["architecture"], **knobs)
-            return get_network_from_plans(
-                architecture["network_class_name"],
-                architecture["arch_kwargs"],
-                architecture["_kw_requires_import"],
-                num_input_channels,
-                num_output_channels,
-                allow_init=True,
-                deep_supervision=enable_deep_supervision,
+            return build_network(
+                configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision, **overrides
             )
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise RuntimeError(f"Our network cannot be built from this plan: {error}") from error
 
     return staticmethod(build_network_architecture)

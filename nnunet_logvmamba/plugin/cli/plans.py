@@ -1,0 +1,93 @@
+"""``logvmamba plans``: write a configuration that carries our network and its knobs into a plans file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from nnunet_logvmamba.plugin.errors import UserError
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add this sub-command to the command line."""
+    parser = subparsers.add_parser(
+        "plans",
+        help="write a configuration with our network and chosen knobs into the plans of a data set",
+        description="Derive a configuration from one of nnU-Net's. It shares the preprocessed data, and any trainer, "
+        "the stock nnUNetTrainer included, can train it. A configuration of a cascade brings its partner along.",
+    )
+    parser.add_argument("-d", "--dataset", required=True, metavar="ID", help="number or name of the data set")
+    parser.add_argument("-c", "--configuration", required=True, help="configuration to derive from, e.g. 3d_fullres")
+    parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
+    parser.add_argument("--name", required=True, help="name of the new configuration, e.g. 3d_fullres_head")
+    parser.add_argument(
+        "--set",
+        dest="knobs",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KNOB=VALUE",
+        help="argument of the network, e.g. placement=head state_size=8 local_token_stages=[0,1]",
+    )
+    parser.add_argument(
+        "--train",
+        dest="training",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SETTING=VALUE",
+        help="setting that only our trainers read, e.g. num_epochs=3 initial_lr=0.001 optimizer=adam seed=1",
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="patches per step")
+    parser.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, in nnU-Net's order")
+    parser.add_argument("--overwrite", action="store_true", help="replace a configuration that has this name")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the configuration and say how to train it.
+
+    Raises:
+        UserError: If anything does not fit; the plans file is then as it was.
+    """
+    from nnunet_logvmamba.plugin import plans as library  # late, because it imports torch
+
+    try:
+        knobs, training = _assignments("--set", args.knobs), _assignments("--train", args.training)
+        path, plans, dataset_json = library.find_plans(args.dataset, args.plans)
+        plans, names = library.add_configuration(
+            plans,
+            dataset_json,
+            args.configuration,
+            args.name,
+            arguments=knobs,
+            training=training,
+            batch_size=args.batch_size,
+            patch_size=args.patch_size,
+            overwrite=args.overwrite,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    library.write_plans(path, plans)
+    print(f"{path}: wrote {' and '.join(names)}")
+    plans_option = "" if args.plans == "nnUNetPlans" else f" -p {args.plans}"
+    for name in names:
+        print(f"nnUNetv2_train {args.dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{plans_option}")
+    if knobs.get("seg_heads") == "last":
+        print("seg_heads=last has no deep supervision: the stock trainer for it is nnUNetTrainerNoDeepSupervision")
+    return 0
+
+
+def _assignments(option: str, words: list[str]) -> dict:
+    values = {}
+    for word in words:
+        name, sign, text = word.partition("=")
+        if not sign or not name:
+            raise ValueError(f"{option} takes NAME=VALUE, not '{word}'")
+        if name in values:
+            raise ValueError(f"{option} names '{name}' twice")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text  # a word such as head
+    return values
