@@ -47,9 +47,9 @@ def torchvision_error() -> str | None:
     return (check.stderr.strip() or f"exit code {check.returncode}").splitlines()[-1]
 
 
-def torchvision_remedy() -> str:
-    """Say in half a sentence what makes torchvision importable beside this CPU build of torch."""
-    if sys.version_info[:2] <= FORGIVING_TORCHVISION_PYTHON:
+def torchvision_remedy(python: tuple[int, int] = sys.version_info[:2]) -> str:
+    """Say in half a sentence what makes torchvision importable beside a CPU build of torch for that Python."""
+    if python <= FORGIVING_TORCHVISION_PYTHON:
         return f"run: {sys.executable} -m pip install --no-deps torchvision=={FORGIVING_TORCHVISION}"
     return "install torch and torchvision together from the CPU channel of pytorch.org"
 

@@ -1,6 +1,7 @@
 """The command ``logvmamba``: one file per sub-command, each with ``add_parser(subparsers)`` and ``run(args) -> int``.
 
-The files are imported to build the help text, so they import torch and nnU-Net inside ``run``.
+``add_parser`` sets ``run`` as a default of its parser. All files are imported to build the help text, so they import
+torch and nnU-Net inside ``run``.
 """
 
 from __future__ import annotations
@@ -26,11 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         module = f"{__name__}.{name}"
         if importlib.util.find_spec(module) is None:
             continue
-        command = importlib.import_module(module)
-        known = set(subparsers.choices)
-        command.add_parser(subparsers)
-        for added in set(subparsers.choices) - known:
-            subparsers.choices[added].set_defaults(run=command.run)
+        importlib.import_module(module).add_parser(subparsers)
     return parser
 
 

@@ -51,7 +51,7 @@ class Finding:
     text: str
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add ``doctor`` to the sub-commands of ``logvmamba``."""
     parser = subparsers.add_parser(
         "doctor",
@@ -60,6 +60,7 @@ def add_parser(subparsers) -> None:
         "The exit code is 1 if training would fail.",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

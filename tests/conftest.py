@@ -1,0 +1,74 @@
+"""Folders, seeds and threads for all tests, and why some are skipped."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+# Before numpy and torch are loaded. nnU-Net augments in the training process (0 workers), so that two cores suffice.
+for _name, _value in {
+    "OMP_NUM_THREADS": "2",
+    "nnUNet_n_proc_DA": "0",
+    "nnUNet_def_n_proc": "1",
+    "MPLBACKEND": "Agg",
+}.items():
+    os.environ[_name] = _value
+# No test reads or writes the user's data; `nnunet_folders` gives each its own.
+for _name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+    os.environ.pop(_name, None)
+
+import importlib.util  # noqa: E402
+
+import commands  # noqa: E402
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+torch.set_num_threads(2)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden", metavar="DIR", help="folder of golden files to compare with (tests/layers)")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and torch sees none")
+    if item.get_closest_marker("vendor") and importlib.util.find_spec("mamba_ssm") is None:
+        pytest.skip("needs mamba-ssm, which is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global state that nnU-Net draws from
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data and golden files beside the checkout; without it the test is skipped."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the shared data, and there is no folder {SHARED}")
+    return SHARED
+
+
+@pytest.fixture
+def nnunet_folders(tmp_path, monkeypatch) -> commands.NnunetFolders:
+    """Empty folders for nnU-Net that this test has to itself, set in the environment as well."""
+    folders = commands.NnunetFolders.below(tmp_path / "nnunet")
+    for name, value in folders.environment.items():
+        monkeypatch.setenv(name, value)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def run_command():
+    """``commands.run_command``, which runs a console script as a user does."""
+    return commands.run_command

@@ -1,0 +1,75 @@
+"""Each part of the package reaches only for the parts below it, so that the lower ones can be used alone."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "nnunet_logvmamba"
+
+MAY_IMPORT = {
+    "ops": {"numba", "triton", "mamba_ssm"},
+    "layers": {"ops"},
+    "networks": {"layers", "dynamic_network_architectures"},
+    "evaluation": {"monai"},
+    "plugin": {"ops", "networks", "evaluation", "nnunetv2"},
+}
+GUARDED = set(MAY_IMPORT).union(*MAY_IMPORT.values()) | {"dataset_conversion", "tests", "benchmarks"}
+
+
+def imported_parts(path: Path) -> Iterator[str]:
+    """Parts of the package and top-level names of others that a file imports, wherever in the file it does."""
+    folder = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(folder[: len(folder) - node.level + 1]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            modules = [".".join([*base, alias.name]) for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            top, *rest = module.split(".")
+            yield rest[0] if top == PACKAGE.name and rest else top
+
+
+def files(folder: Path) -> list[Path]:
+    found = sorted(folder.rglob("*.py"))
+    assert found, f"{folder} holds no Python file"
+    return found
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_each_part_imports_only_the_parts_below_it(part):
+    for path in files(PACKAGE / part):
+        strangers = set(imported_parts(path)) & GUARDED - MAY_IMPORT[part] - {part}
+        assert not strangers, f"{path} reaches for {sorted(strangers)}"
+
+
+def test_triton_is_imported_by_the_triton_files_alone():
+    for path in files(PACKAGE):
+        if not path.name.startswith("triton_"):
+            assert "triton" not in set(imported_parts(path)), f"{path} imports triton"
+
+
+def test_converters_know_nothing_of_the_package():
+    for path in files(ROOT / "dataset_conversion"):
+        assert PACKAGE.name not in path.read_text(encoding="utf-8"), f"{path} mentions the package"
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("nnunet_logvmamba", {"torch", "numpy", "nnunetv2"}),
+        ("nnunet_logvmamba.plugin.startup", {"torch", "numpy", "nnunetv2"}),
+        ("nnunet_logvmamba.plugin.cli", {"torch", "numpy", "nnunetv2"}),
+        ("nnunet_logvmamba.networks", {"nnunetv2", "numba", "triton", "mamba_ssm"}),
+        ("nnunet_logvmamba.evaluation", {"nnunetv2", "torchvision"}),
+    ],
+)
+def test_importing_a_part_does_not_load_what_it_can_do_without(module, unwanted, run_command):
+    code = f"import sys, {module}; print(sorted({unwanted!r} & sys.modules.keys()))"
+    assert run_command(["python", "-c", code]).stdout.strip() == "[]"
