@@ -1,7 +1,6 @@
 """The command ``logvmamba``: one file per sub-command, each with ``add_parser(subparsers)`` and ``run(args) -> int``.
 
-``add_parser`` sets ``run`` as a default of its parser. All files are imported to build the help text, so they import
-torch and nnU-Net inside ``run``.
+All files are imported to build the help text, so they import torch and nnU-Net inside ``run``.
 """
 
 from __future__ import annotations
@@ -27,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
         module = f"{__name__}.{name}"
         if importlib.util.find_spec(module) is None:
             continue
-        importlib.import_module(module).add_parser(subparsers)
+        command = importlib.import_module(module)
+        command.add_parser(subparsers)
+        subparsers.choices[name].set_defaults(run=command.run)
     return parser
 
 

@@ -60,7 +60,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "The exit code is 1 if training would fail.",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -191,9 +190,9 @@ def scan_error(backend: str, device) -> float:
     }
 
     def values(dtype, device, backend):
-        leaves = {name: tensor.to(device, dtype).requires_grad_() for name, tensor in inputs.items()}
+        leaves = {name: tensor.to(dtype).to(device).requires_grad_() for name, tensor in inputs.items()}
         output = selective_scan(**leaves, delta_softplus=True, backend=backend)
-        gradients = torch.autograd.grad((output * weight.to(device, dtype)).sum(), list(leaves.values()))
+        gradients = torch.autograd.grad((output * weight.to(dtype).to(device)).sum(), list(leaves.values()))
         return [tensor.detach().cpu().double() for tensor in (output, *gradients)]
 
     expected = values(torch.float64, "cpu", "reference")

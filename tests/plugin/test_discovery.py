@@ -1,0 +1,128 @@
+"""nnU-Net finds our trainers in any shell, leaves the user's alone, and Python's start stays as light as it was."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunet_logvmamba.plugin import startup
+
+HOOK = Path(startup.__file__).with_name("nnunet_logvmamba.pth")
+
+FIND = """
+import json, pickle, sys
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+found = []
+for name in sys.argv[1:]:
+    first, second = find(name), find(name)
+    assert first is second, f"two look-ups of {name} gave two classes"
+    assert pickle.loads(pickle.dumps(first)) is first
+    found.append([first.__module__, first.__qualname__])
+print(json.dumps(found))
+"""
+
+USERS_TRAINER = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+class nnUNetTrainerOfTheUser(nnUNetTrainer):
+    pass
+"""
+
+
+@pytest.fixture
+def users_folder(tmp_path) -> Path:
+    folder = tmp_path / "my trainers"
+    folder.mkdir()
+    (folder / "my_trainers.py").write_text(USERS_TRAINER)
+    return folder
+
+
+def find_trainers(run_command, *names: str, **env: str) -> list[list[str]]:
+    return json.loads(run_command(["python", "-c", FIND, *names], **env).stdout.splitlines()[-1])
+
+
+def test_python_starts_with_our_folder_set_and_without_torch(run_command):
+    code = "import os, sys; print(os.environ['nnUNet_extTrainer']); print({'torch', 'numpy'} & sys.modules.keys())"
+    folder, loaded = run_command(["python", "-c", code]).stdout.splitlines()
+    assert folder == startup.EXT_FOLDER
+    assert loaded == "set()"
+
+
+def test_the_hook_loads_nothing_at_start_but_itself(run_command):
+    code = "import sys; print(*sorted(name for name in sys.modules if name.startswith('nnunet')))"
+    loaded = run_command(["python", "-c", code]).stdout.split()
+    assert loaded == ["nnunet_logvmamba", "nnunet_logvmamba.plugin", "nnunet_logvmamba.plugin.startup"]
+
+
+def test_nnunet_finds_every_family_and_names_made_on_demand(run_command):
+    names = [f"nnUNetTrainer{family}" for family in ("LoGVMamba", "LVMamba", "GVMamba", "VMamba", "NoSSM")]
+    names += ["nnUNetTrainerLoGVMamba_5epochs", "nnUNetTrainerNoSSM_seed0", "nnUNetTrainerLVMamba_5epochs_seed3"]
+    assert find_trainers(run_command, *names) == [["nnunet_logvmamba.plugin.trainers", name] for name in names]
+
+
+def test_an_unknown_name_ends_in_nnunets_own_message(run_command):
+    done = run_command(["python", "-c", FIND, "nnUNetTrainerLoGVMamba_0epochs"], check=False)
+    assert done.returncode != 0
+    assert "Could not find requested nnunet trainer nnUNetTrainerLoGVMamba_0epochs" in done.stderr.splitlines()[-1]
+
+
+def test_the_users_trainers_are_found_as_before_next_to_ours(run_command, users_folder):
+    names = ["nnUNetTrainerOfTheUser", "nnUNetTrainerLoGVMamba_5epochs_seed3"]
+    expected = [["my_trainers", names[0]], ["nnunet_logvmamba.plugin.trainers", names[1]]]
+    find = FIND.replace("assert first is second", "assert first is second or name.endswith('User')")
+    find = find.replace("assert pickle", "name.endswith('User') or pickle")  # a class of a forgotten module cannot be
+    for value in (str(users_folder), os.pathsep.join([startup.EXT_FOLDER, str(users_folder)])):
+        done = run_command(["python", "-c", find, *names], nnUNet_extTrainer=value)
+        assert json.loads(done.stdout.splitlines()[-1]) == expected, value
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "{ours}"),
+        ("", "{ours}"),
+        ("/theirs", "/theirs{sep}{ours}"),
+        ("/one{sep}/two", "/one{sep}/two{sep}{ours}"),
+        ("{ours}{sep}/theirs", "{ours}{sep}/theirs"),
+        ("{ours}", "{ours}"),
+    ],
+)
+def test_our_folder_is_appended_once_and_what_was_set_is_kept(before, after, monkeypatch):
+    words = {"ours": startup.EXT_FOLDER, "sep": os.pathsep}
+    monkeypatch.delenv(startup.VARIABLE, raising=False)
+    if before is not None:
+        monkeypatch.setenv(startup.VARIABLE, before.format(**words))
+    for _ in range(2):
+        startup.append_ext_folder()
+        assert os.environ[startup.VARIABLE] == after.format(**words)
+
+
+def test_the_hook_is_one_line_that_sorts_behind_the_editable_path_file():
+    assert len(HOOK.read_text().splitlines()) == 1
+    assert HOOK.read_text().startswith("import ")  # any other line is taken for a path
+    assert sorted([HOOK.name, "_nnunet_logvmamba.pth"])[-1] == HOOK.name
+
+
+@pytest.mark.parametrize("left_behind", ["", "nnunet_logvmamba/", "nnunet_logvmamba/plugin/"])
+def test_what_a_half_done_removal_leaves_does_not_disturb_python(left_behind, tmp_path):
+    (tmp_path / left_behind).mkdir(parents=True, exist_ok=True)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); exec(open({str(HOOK)!r}).read()); print('started')"
+    done = subprocess.run([sys.executable, "-S", "-E", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
+
+
+def test_the_folder_holds_one_module_and_no_package():
+    assert [path.name for path in Path(startup.EXT_FOLDER).glob("*.py")] == ["nnunet_logvmamba_trainers.py"]
+
+
+def test_a_trainer_made_on_demand_survives_pickling_into_another_process(run_command, tmp_path):
+    from nnunet_logvmamba.plugin import trainers
+
+    stored = tmp_path / "trainer.pkl"
+    stored.write_bytes(pickle.dumps(trainers.nnUNetTrainerGVMamba_7epochs_seed1))
+    code = f"import pickle; print(pickle.load(open({str(stored)!r}, 'rb')).__qualname__)"
+    assert run_command(["python", "-c", code]).stdout.splitlines()[-1] == "nnUNetTrainerGVMamba_7epochs_seed1"
