@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.ops import backends
 
 NETWORK_CLASS_NAME = "nnunet_logvmamba.networks.LoGVMambaUNet"
 """Dotted path that plans files on users' disks refer to; it never moves."""
@@ -161,6 +162,8 @@ def check_knobs(values: dict) -> None:
         if name not in defaults:
             raise ValueError(f"unknown knob '{name}'; valid are {', '.join(defaults)}")
         default = defaults[name]
+        if name == "backend":
+            backends.check_name(value)
         whole = isinstance(value, int) and not isinstance(value, bool)
         if default is None:
             fits, kind = value is None or whole or isinstance(value, list), "a whole number, a list or null"
@@ -169,7 +172,7 @@ def check_knobs(values: dict) -> None:
         elif isinstance(default, bool):
             fits, kind = isinstance(value, bool), "true or false"
         elif isinstance(default, int):
-            fits, kind = whole, "a whole number"
+            fits, kind = whole and value >= 1, "a whole number of at least 1"
         elif isinstance(default, float):
             fits, kind = whole or isinstance(value, float), "a number"
         else:
@@ -218,6 +221,7 @@ def add_configuration(
     training: dict | None = None,
     batch_size: int | None = None,
     patch_size: list[int] | None = None,
+    keep_network: bool = False,
     overwrite: bool = False,
 ) -> tuple[dict, list[str]]:
     """Add a configuration with our network and the given knobs; one of a cascade brings its partner along.
@@ -234,6 +238,7 @@ def add_configuration(
         training: Settings for our trainers, see ``TRAINING_SETTINGS``.
         batch_size: Patches per step, instead of that of ``base``.
         patch_size: Voxels per axis, instead of that of ``base``; also for the partner.
+        keep_network: Leave the network of ``base`` in place; our trainers translate it, any other trains it as it is.
         overwrite: Replace configurations that have the new names.
 
     Returns:
@@ -248,6 +253,8 @@ def add_configuration(
     if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
         raise ValueError(f"'{name}' cannot name a configuration: use letters, digits, '.', '-' and single '_'")
     check_knobs(arguments or {})
+    if keep_network and arguments:
+        raise ValueError(f"knobs ({', '.join(arguments)}) belong to our network and cannot go with --keep-network")
     settings = check_training_settings(training)
     names = {base: name}
     manager = PlansManager(plans)
@@ -264,10 +271,9 @@ def add_configuration(
     result = deepcopy(plans)
     for old, new in names.items():
         parent = manager.get_configuration(old)
-        entry: dict = {
-            "inherits_from": old,
-            "architecture": _complete(parent.configuration["architecture"], arguments or {}),
-        }
+        entry: dict = {"inherits_from": old}
+        if not keep_network:
+            entry["architecture"] = _complete(parent.configuration["architecture"], arguments or {})
         if batch_size is not None:
             entry["batch_size"] = batch_size
         if patch_size is not None:
@@ -308,7 +314,8 @@ def check_configuration(plans: dict, dataset_json: dict, name: str) -> None:
     classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
     try:
         with torch.device("meta"):
-            build_network(configuration, channels, classes, deep_supervision=True)
+            network = build_network(configuration, channels, classes, deep_supervision=True)
+            network(torch.empty(configuration.batch_size, channels, *patch_size))
     except ValueError as error:
         raise ValueError(f"configuration '{name}' cannot be built: {error}") from error
 

@@ -20,6 +20,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_logvmamba.ops import backends
 from nnunet_logvmamba.plugin.plans import TRAINING_KEY, build_network, check_training_settings, is_ours
 
 
@@ -61,7 +62,7 @@ class RecipeTrainer(nnUNetTrainer):
 
     # nnU-Net stores the arguments under these names in every checkpoint, so they stay as they are.
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = _CUDA):
-        settings = self._checked_settings(plans, configuration, dataset_json)
+        settings = self._checked_settings(plans, configuration, dataset_json, device)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.recipe = self._choose_recipe(settings)
         self.initial_lr = self.recipe.initial_lr
@@ -77,17 +78,20 @@ class RecipeTrainer(nnUNetTrainer):
             self.enable_deep_supervision = False  # there are no other outputs to supervise
 
     @classmethod
-    def _checked_settings(cls, plans: dict, configuration: str, dataset_json: dict) -> dict:
+    def _checked_settings(cls, plans: dict, configuration: str, dataset_json: dict, device: torch.device) -> dict:
         plans_manager = PlansManager({k: v for k, v in plans.items() if k != "continue_training"})
         manager = plans_manager.get_configuration(configuration)
-        try:
-            settings = check_training_settings(manager.configuration.get(TRAINING_KEY))
-        except ValueError as error:
-            raise RuntimeError(f"Configuration '{configuration}': {error}.") from error
         channels = determine_num_input_channels(plans_manager, manager, dataset_json)
         classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
-        with torch.device("meta"):
-            cls.build_network_architecture(plans_manager, manager, channels, classes)
+        try:
+            settings = check_training_settings(manager.configuration.get(TRAINING_KEY))
+            with torch.device("meta"):  # no memory and hardly any time, whatever the patch
+                network = cls.build_network_architecture(plans_manager, manager, channels, classes)
+                network(torch.empty(manager.batch_size, channels, *manager.patch_size))
+            if is_ours(manager.configuration["architecture"]):
+                backends.choose(manager.network_arch_init_kwargs.get("backend", "auto"), device)
+        except ValueError as error:
+            raise RuntimeError(f"Configuration '{configuration}' cannot be trained: {error}") from error
         return settings
 
     @classmethod
@@ -167,17 +171,34 @@ class RecipeTrainer(nnUNetTrainer):
             )
         network = self.network.module if self.is_ddp else self.network
         network = getattr(network, "_orig_mod", network)
-        expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-        found = {
-            key.removeprefix("module."): tuple(value.shape) for key, value in checkpoint["network_weights"].items()
-        }
-        for key in sorted(expected.keys() | found.keys()):
-            if expected.get(key) != found.get(key):
-                raise RuntimeError(
-                    f"{name} holds another network than configuration '{self.configuration_name}' builds: '{key}' is "
-                    f"{found.get(key, 'absent')} there and {expected.get(key, 'absent')} here; use the plans it was "
-                    f"trained with, or remove the file to start anew."
-                )
+        weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
+        difference = _first_difference(network, weights)
+        if difference is not None:
+            raise RuntimeError(
+                f"{name} holds another network than configuration '{self.configuration_name}' builds ({difference}): "
+                f"use the plans it was trained with, or remove the file to start anew."
+            )
+
+
+def _first_difference(network: nn.Module, weights: dict) -> str | None:
+    """Say in which tensor weights differ in name or shape from those of a network, None if they fit."""
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            there, here = (f"has shape {shapes[key]}" if key in shapes else "is absent" for shapes in (found, expected))
+            return f"'{key}' {there} in the weights and {here} in the network"
+    return None
+
+
+def _refuse_other_weights(network: nn.Module, weights: dict, prefix: str, metadata: dict, strict: bool, *_) -> None:
+    # nnUNetv2_predict loads weights into the network itself, so the network has to speak for us.
+    difference = _first_difference(network, weights) if strict else None
+    if difference is not None:
+        raise RuntimeError(
+            f"These weights belong to another network than the plans describe ({difference}): use the plans.json that "
+            f"was written when they were trained."
+        )
 
 
 @contextmanager
@@ -206,11 +227,13 @@ def _builder(family: str | None):
     ) -> nn.Module:
         overrides = {} if family is None else {"family": family}
         try:
-            return build_network(
+            network = build_network(
                 configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision, **overrides
             )
         except ValueError as error:
-            raise RuntimeError(f"Our network cannot be built from this plan: {error}") from error
+            raise RuntimeError(f"The network cannot be built from this plan: {error}.") from error
+        network.register_load_state_dict_pre_hook(_refuse_other_weights)
+        return network
 
     return staticmethod(build_network_architecture)
 
@@ -263,6 +286,24 @@ class nnUNetTrainerNoSSM(RecipeTrainer):
 
 class nnUNetTrainerStockNetwork(RecipeTrainer):
     """The network as nnU-Net plans it, trained with our recipes, seeds and lengths, for comparisons on equal terms."""
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Build nnU-Net's network; a configuration that names ours is refused, lest a comparison compare nothing."""
+        if is_ours(configuration_manager.configuration["architecture"]):
+            raise RuntimeError(
+                "nnUNetTrainerStockNetwork trains the network that nnU-Net planned, but this configuration names "
+                "LoG-VMamba: use nnU-Net's own configuration, or one written by logvmamba plans --keep-network."
+            )
+        return nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
 
 
 FAMILIES = {

@@ -40,6 +40,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="patches per step")
     parser.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, in nnU-Net's order")
+    parser.add_argument(
+        "--keep-network",
+        action="store_true",
+        help="leave nnU-Net's network in the configuration and write only the settings, for comparisons; our trainers "
+        "translate it",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a configuration that has this name")
     parser.set_defaults(run=run)
 
@@ -64,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
             training=training,
             batch_size=args.batch_size,
             patch_size=args.patch_size,
+            keep_network=args.keep_network,
             overwrite=args.overwrite,
         )
     except ValueError as error:
