@@ -1,0 +1,132 @@
+"""Hippocampus (Task04 of the Medical Segmentation Decathlon) as an nnU-Net data set, folds by subject.
+
+Run from a checkout: ``python -m dataset_conversion.Dataset004_Hippocampus SOURCE``.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataset_conversion import common
+from dataset_conversion.common import Case, ConversionError
+
+DESCRIPTION = common.Description(
+    name="Hippocampus",
+    channels=("MRI",),
+    labels={"background": 0, "Anterior": 1, "Posterior": 2},
+    label_map={0: 0, 1: 1, 2: 2},
+    licence="CC BY-SA 4.0",
+    reference="http://medicaldecathlon.com/; Antonelli et al. 2022, doi:10.1038/s41467-022-30695-9",
+    release="Medical Segmentation Decathlon, Task04",
+    text="Left and right hippocampus heads (Anterior) and bodies (Posterior) in T1-weighted MRI, cropped around them.",
+)
+
+
+def convert(
+    source: Path,
+    nnunet_raw: Path,
+    nnunet_preprocessed: Path | None = None,
+    dataset_id: int = 4,
+    overwrite: bool = False,
+    *,
+    num_processes: int = 1,
+    dry_run: bool = False,
+) -> Path:
+    """Write Dataset004_Hippocampus from a folder in Decathlon layout at or right below ``source``; return its folder.
+
+    Images get the channel number that the Decathlon leaves out, masks stored as float become uint8, and scans in
+    ``imagesTs`` come along unlabelled. Source files are never changed; its dataset.json is not needed.
+
+    Args:
+        nnunet_preprocessed: Gets five deterministic folds by subject; None writes no folds.
+        overwrite: Replace an existing data set of this name and its folds.
+        dry_run: Check and report only.
+
+    Raises:
+        ConversionError: Before anything is written; the text names case and file.
+    """
+    folder = find_decathlon_folder(source)
+    return common.write_dataset(
+        find_cases(folder),
+        DESCRIPTION,
+        source=source,
+        dataset_id=dataset_id,
+        nnunet_raw=nnunet_raw,
+        nnunet_preprocessed=nnunet_preprocessed,
+        group_of=subject_of,
+        test_cases=find_test_cases(folder),
+        overwrite=overwrite,
+        num_processes=num_processes,
+        dry_run=dry_run,
+    )
+
+
+def subject_of(case: str) -> int:
+    """Number of the subject that a case belongs to.
+
+    Cases 2k-1 and 2k look like the two hippocampi of one person: their mean intensities agree within 10 % in every
+    such pair, and mostly do not in the pairs 2k, 2k+1. The source does not document it; keeping them together is safe.
+    """
+    return (common.trailing_number(case) + 1) // 2
+
+
+def find_decathlon_folder(source: Path) -> Path:
+    """``source`` or its one sub-folder that has both imagesTr and labelsTr; a ConversionError otherwise."""
+    source = common.require_source(source)
+    candidates = [source, *sorted(path for path in source.iterdir() if path.is_dir())]
+    found = [path for path in candidates if (path / "imagesTr").is_dir() and (path / "labelsTr").is_dir()]
+    if len(found) != 1:
+        what = f"{len(found)} folders" if found else "no folder"
+        raise ConversionError(f"There is {what} with imagesTr and labelsTr at or right below {source}; name one.")
+    return found[0]
+
+
+def find_cases(folder: Path) -> list[Case]:
+    """The cases of a Decathlon folder, sorted by name.
+
+    Raises:
+        ConversionError: If there are none, or an image or a mask has no partner of the same name.
+    """
+    images, masks = (common.nifti_files(folder / name) for name in ("imagesTr", "labelsTr"))
+    for have, lack, what in ((images, masks, "mask in labelsTr"), (masks, images, "image in imagesTr")):
+        alone = sorted(set(have) - set(lack))
+        if alone:
+            more = f" (and {len(alone) - 1} more such cases)" if len(alone) > 1 else ""
+            raise ConversionError(f"Case {alone[0]} has {have[alone[0]]} but no {what}{more}.")
+    if not images:
+        raise ConversionError(f"There are no NIfTI files in {folder / 'imagesTr'}.")
+    return [Case(name, (images[name],), masks[name]) for name in sorted(images)]
+
+
+def find_test_cases(folder: Path) -> list[Case]:
+    """The unlabelled cases of a Decathlon folder, sorted by name; none if there is no imagesTs."""
+    images = common.nifti_files(folder / "imagesTs") if (folder / "imagesTs").is_dir() else {}
+    return [Case(name, (images[name],)) for name in sorted(images)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: convert a Decathlon folder."""
+    parser = argparse.ArgumentParser(prog="python -m dataset_conversion.Dataset004_Hippocampus", description=__doc__)
+    parser.add_argument("source", type=Path, help="folder with imagesTr and labelsTr, or the one above it")
+    parser.add_argument("-d", "--dataset-id", type=common.dataset_id, default=4, help="1 to 999, default 4")
+    common.add_common_arguments(parser)
+    arguments = parser.parse_args(argv)
+
+    def command() -> None:
+        raw, preprocessed = map(common.require_folder_variable, ("nnUNet_raw", "nnUNet_preprocessed"))
+        convert(
+            arguments.source,
+            raw,
+            preprocessed,
+            arguments.dataset_id,
+            arguments.overwrite,
+            num_processes=arguments.num_processes,
+            dry_run=arguments.dry_run,
+        )
+
+    return common.run(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

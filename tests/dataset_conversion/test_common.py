@@ -1,0 +1,168 @@
+"""The pieces that all converters share: staging, folds, label maps, errors."""
+
+import gzip
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_conversion import common
+from dataset_conversion.common import ConversionError
+
+
+def test_staged_folder_appears_only_when_complete(tmp_path):
+    target = tmp_path / "new" / "target"
+    with common.staged_folder(target) as staged:
+        (staged / "file").write_text("x")
+        assert not target.exists()
+    assert [path.name for path in target.iterdir()] == ["file"]
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_staged_folder_leaves_nothing_behind_after_an_error(tmp_path, error):
+    def interrupted():
+        with common.staged_folder(tmp_path / "a" / "b" / "target") as staged:
+            (staged / "file").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_staged_folder_keeps_the_old_contents_after_an_error(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "old").write_text("precious")
+
+    def interrupted():
+        with common.staged_folder(target, overwrite=True) as staged:
+            (staged / "new").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (target / "old").read_text() == "precious"
+
+
+def test_staged_folder_replaces_a_full_target_only_when_told(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "old").write_text("x")
+    with pytest.raises(ConversionError, match="--overwrite"), common.staged_folder(target):
+        pytest.fail("the block must not run")
+    with common.staged_folder(target, overwrite=True) as staged:
+        (staged / "new").write_text("x")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_staged_file_keeps_the_old_contents_after_an_error(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def interrupted():
+        with common.staged_file(target) as staged:
+            staged.write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_killed_command_leaves_nothing_behind(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from dataset_conversion import common\n"
+        "def command():\n"
+        "    with common.staged_folder(Path(sys.argv[1])) as staged:\n"
+        "        (staged / 'file').write_text('x'); print('ready', flush=True); time.sleep(60)\n"
+        "sys.exit(common.run(command))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "raw" / "target")],
+        cwd=Path(__file__).resolve().parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.count("\n") == 1
+    assert errors.startswith("error: interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_says_one_sentence_about_a_full_disk_or_a_forbidden_folder(capsys):
+    def command():
+        raise PermissionError(13, "Permission denied", "/some/folder")
+
+    assert common.run(command) == 2
+    assert capsys.readouterr().err == "error: Permission denied: /some/folder\n"
+
+
+def test_run_does_not_hide_programming_errors():
+    with pytest.raises(ZeroDivisionError):
+        common.run(lambda: 1 / 0)
+
+
+def test_unset_variable_is_named(monkeypatch):
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    with pytest.raises(ConversionError, match="nnUNet_raw is not set"):
+        common.require_folder_variable("nnUNet_raw")
+
+
+@pytest.mark.parametrize(("num_cases", "num_folds"), [(2, 2), (4, 4), (5, 5), (17, 5)])
+def test_folds_partition_the_cases(num_cases, num_folds):
+    cases = [f"case_{number}" for number in range(num_cases)]
+    splits = common.make_splits(cases)
+    assert len(splits) == num_folds
+    assert sorted(case for fold in splits for case in fold["val"]) == sorted(cases)
+    for fold in splits:
+        assert sorted(fold["train"] + fold["val"]) == sorted(cases)
+    sizes = [len(fold["val"]) for fold in splits]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_folds_do_not_depend_on_the_order_of_the_cases_and_are_shuffled():
+    cases = [f"case_{number:02d}" for number in range(20)]
+    assert common.make_splits(cases) == common.make_splits(cases[::-1])
+    assert common.make_splits(cases)[0]["val"] != cases[:4]
+
+
+def test_no_group_lies_on_both_sides_of_a_fold():
+    cases = [f"case_{number:03d}" for number in range(1, 60)]
+    for fold in common.make_splits(cases, lambda case: (common.trailing_number(case) + 2) // 3):
+        sides = [{(common.trailing_number(case) + 2) // 3 for case in fold[side]} for side in ("train", "val")]
+        assert not sides[0] & sides[1]
+
+
+def test_one_subject_cannot_be_split():
+    with pytest.raises(ConversionError, match="at least 2"):
+        common.make_splits(["a_1", "a_2"], lambda case: "a")
+
+
+def test_remap_labels_swaps_without_overwriting():
+    assert common.remap_labels(np.array([0.0, 1, 2, 4, 2]), {0: 0, 1: 2, 2: 1, 4: 3}).tolist() == [0, 2, 1, 3, 1]
+    with pytest.raises(ValueError, match=r"\[3, 9\]"):
+        common.remap_labels(np.array([[0, 3], [9, 3]]), {0: 0})
+
+
+def test_packing_an_image_keeps_its_bytes_and_adds_no_time_stamp(tmp_path):
+    source = tmp_path / "a.nii"
+    source.write_bytes(bytes(range(256)) * 50)
+    common.write_image(source, tmp_path / "first.nii.gz")
+    time.sleep(1.1)
+    common.write_image(source, tmp_path / "second.nii.gz")
+    assert gzip.decompress((tmp_path / "first.nii.gz").read_bytes()) == source.read_bytes()
+    assert (tmp_path / "first.nii.gz").read_bytes() == (tmp_path / "second.nii.gz").read_bytes()

@@ -1,0 +1,325 @@
+"""The BraTS 2020 converter on generated sources, its traps, and nnU-Net's own verdict on the result."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from dataset_conversion import Dataset501_BraTS2020 as brats
+from dataset_conversion import common, phantoms
+from dataset_conversion.common import ConversionError
+
+MODULE = "dataset_conversion.Dataset501_BraTS2020"
+SMALL = (24, 24, 20)
+NAME = "Dataset501_BraTS2020"
+write = phantoms.write_brats2020
+
+
+def voxels(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("brats") / "download"
+    write(folder, 6, shape=SMALL)
+    return folder
+
+
+def test_images_keep_their_bytes_and_channels_their_order(source, tmp_path):
+    target = brats.convert(source, tmp_path / "raw")
+    assert target == tmp_path / "raw" / NAME
+    assert len(list((target / "imagesTr").iterdir())) == 24
+    case = next(path for path in sorted(source.rglob("BraTS20_Training_*")) if path.is_dir())
+    for channel, modality in enumerate(("t1", "t1ce", "t2", "flair")):
+        converted = target / "imagesTr" / f"{case.name}_{channel:04d}.nii.gz"
+        assert converted.read_bytes() == (case / f"{case.name}_{modality}.nii.gz").read_bytes()
+
+
+def test_labels_survive_the_round_trip(source, tmp_path):
+    target = brats.convert(source, tmp_path / "raw")
+    masks = sorted(source.rglob("*_seg.nii.gz"))
+    assert len(masks) == 6
+    for path in masks:
+        theirs = voxels(path)
+        ours = voxels(target / "labelsTr" / path.name.replace("_seg", ""))
+        assert ours.dtype == np.uint8
+        assert ((ours == 1) == (theirs == 2)).all()
+        assert ((ours == 2) == (theirs == 1)).all()
+        assert ((ours == 3) == (theirs == 4)).all()
+        assert (brats.restore_labels(ours) == theirs).all()
+    with pytest.raises(ValueError, match="4"):
+        brats.restore_labels(np.array([4]))
+
+
+def test_dataset_json_declares_the_regions_in_painting_order(source, tmp_path):
+    description = json.loads((brats.convert(source, tmp_path / "raw") / "dataset.json").read_text())
+    assert description["channel_names"] == {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}
+    assert description["labels"] == {
+        "background": 0,
+        "whole tumor": [1, 2, 3],
+        "tumor core": [2, 3],
+        "enhancing tumor": [3],
+    }
+    assert description["regions_class_order"] == [1, 2, 3]
+    assert description["numTraining"] == 6
+    assert description["file_ending"] == ".nii.gz"
+
+
+def test_two_runs_give_identical_bytes_on_one_or_two_cores(source, tmp_path, fingerprint):
+    folders = []
+    for num_processes in (1, 2):
+        folder = tmp_path / str(num_processes)
+        brats.convert(source, folder / "raw", folder / "preprocessed", num_processes=num_processes)
+        folders.append(folder)
+    assert len(fingerprint(folders[0])) == 6 * 5 + 2
+    assert fingerprint(folders[0]) == fingerprint(folders[1])
+
+
+def test_source_is_not_touched(source, tmp_path, fingerprint):
+    before = fingerprint(source)
+    brats.convert(source, tmp_path / "raw")
+    assert fingerprint(source) == before
+
+
+def test_five_folds_are_written_where_nnunet_reads_them(source, tmp_path):
+    brats.convert(source, tmp_path / "raw", tmp_path / "preprocessed")
+    splits = json.loads((tmp_path / "preprocessed" / NAME / "splits_final.json").read_text())
+    cases = [f"BraTS20_Training_{number:03d}" for number in range(1, 7)]
+    assert len(splits) == 5
+    assert sorted(case for fold in splits for case in fold["val"]) == cases
+    assert all(not set(fold["train"]) & set(fold["val"]) for fold in splits)
+
+
+def test_fewer_cases_give_fewer_folds(tmp_path):
+    write(tmp_path / "source", 3, shape=SMALL)
+    brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "preprocessed")
+    assert len(json.loads((tmp_path / "preprocessed" / NAME / "splits_final.json").read_text())) == 3
+
+
+def test_uncompressed_copy_gives_the_same_voxels(tmp_path):
+    write(tmp_path / "packed", 2, shape=SMALL)
+    write(tmp_path / "plain", 2, shape=SMALL, file_ending=".nii")
+    packed = brats.convert(tmp_path / "packed", tmp_path / "raw1")
+    plain = brats.convert(tmp_path / "plain", tmp_path / "raw2")
+    files = sorted(path.relative_to(packed) for path in packed.rglob("*.nii.gz"))
+    assert len(files) == 10
+    for path in files:
+        assert (voxels(packed / path) == voxels(plain / path)).all()
+
+
+def test_a_mask_stored_as_float_becomes_uint8(tmp_path):
+    write(tmp_path / "source", 2, shape=SMALL, traps={2: "float_mask"})
+    assert voxels(next((tmp_path / "source").rglob("*002_seg.nii.gz"))).dtype == np.float32
+    target = brats.convert(tmp_path / "source", tmp_path / "raw")
+    mask = voxels(target / "labelsTr" / "BraTS20_Training_002.nii.gz")
+    assert mask.dtype == np.uint8
+    assert np.unique(mask).tolist() == [0, 1, 2, 3]
+
+
+def test_a_case_without_enhancing_tumour_is_welcome(tmp_path):
+    write(tmp_path / "source", 2, shape=SMALL, traps={2: "no_enhancing_tumour"})
+    target = brats.convert(tmp_path / "source", tmp_path / "raw")
+    assert np.unique(voxels(target / "labelsTr" / "BraTS20_Training_002.nii.gz")).tolist() == [0, 1, 2]
+
+
+def test_the_odd_mask_name_is_accepted_for_case_355(tmp_path, capsys):
+    write(tmp_path / "source", 2, shape=SMALL, file_ending=".nii", first_number=354, traps={355: "odd_mask_name"})
+    odd = next((tmp_path / "source").rglob("W39_1998.09.19_Segm.nii"))
+    target = brats.convert(tmp_path / "source", tmp_path / "raw")
+    assert (brats.restore_labels(voxels(target / "labelsTr" / "BraTS20_Training_355.nii.gz")) == voxels(odd)).all()
+    assert "BraTS20_Training_355: mask taken from W39_1998.09.19_Segm.nii" in capsys.readouterr().out
+
+
+def test_the_odd_mask_name_is_refused_if_it_is_not_the_only_candidate(tmp_path):
+    cases = write(tmp_path / "source", 2, shape=SMALL, first_number=354, traps={355: "odd_mask_name"})
+    folder = cases / "BraTS20_Training_355"
+    shutil.copy(folder / "W39_1998.09.19_Segm.nii", folder / "another.nii")
+    with pytest.raises(ConversionError, match="BraTS20_Training_355 has no mask"):
+        brats.convert(tmp_path / "source", tmp_path / "raw")
+
+
+def test_cases_are_found_however_deep_and_beside_other_folders(tmp_path, capsys):
+    deep = tmp_path / "source" / "archive" / "BraTS2020_TrainingData"
+    write(deep, 2, shape=SMALL)
+    write(tmp_path / "source" / "validation", 1, shape=SMALL, labelled=False)
+    (tmp_path / "source" / "BraTS2021_00000").mkdir()
+    target = brats.convert(tmp_path / "source", tmp_path / "raw")
+    assert len(list((target / "labelsTr").iterdir())) == 2
+    assert "skipped" in capsys.readouterr().out
+
+
+BAD_CASES = [
+    ("illegal_label", "_seg.nii.gz", "label 3"),
+    ("fractional_mask", "_seg.nii.gz", "3.5"),
+    ("missing_modality", "_t2.nii.gz", "lacks"),
+    ("shifted_origin", "_t2.nii.gz", "origin"),
+    ("other_shape", "_t2.nii.gz", "size"),
+    ("truncated_file", "_t2.nii.gz", "cannot be read (Compressed file ended"),
+    ("odd_mask_name", "_seg.nii.gz", "no mask"),
+]
+
+
+@pytest.mark.parametrize(("trap", "file", "what"), BAD_CASES, ids=[bad[0] for bad in BAD_CASES])
+def test_a_bad_case_is_one_sentence_naming_case_and_file_and_writes_nothing(
+    tmp_path, capfd, monkeypatch, trap, file, what
+):
+    write(tmp_path / "source", 3, shape=SMALL, traps={2: trap})
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    assert brats.main([str(tmp_path / "source"), "-np", "1"]) == 2
+    errors = capfd.readouterr().err
+    assert errors.startswith("error: Case BraTS20_Training_002")
+    assert errors.count("\n") == 1
+    assert f"BraTS20_Training_002{file}" in errors
+    assert what in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_all_bad_cases_are_named_at_once(tmp_path):
+    write(tmp_path / "source", 4, shape=SMALL, traps={1: "illegal_label", 3: "shifted_origin"})
+    with pytest.raises(ConversionError, match=r"BraTS20_Training_001: .*1 more case.*BraTS20_Training_003"):
+        brats.convert(tmp_path / "source", tmp_path / "raw")
+
+
+def test_not_a_number_in_an_image_is_refused(tmp_path):
+    cases = write(tmp_path / "source", 2, shape=SMALL)
+    path = cases / "BraTS20_Training_001" / "BraTS20_Training_001_t1.nii.gz"
+    image = sitk.Cast(sitk.ReadImage(str(path)), sitk.sitkFloat32)
+    image[3, 3, 3] = float("nan")
+    sitk.WriteImage(image, str(path))
+    with pytest.raises(ConversionError, match=r"BraTS20_Training_001_t1\.nii\.gz holds NaN"):
+        brats.convert(tmp_path / "source", tmp_path / "raw")
+
+
+def test_a_case_given_twice_is_refused(tmp_path):
+    write(tmp_path / "source" / "a", 2, shape=SMALL)
+    write(tmp_path / "source" / "b", 1, shape=SMALL)
+    with pytest.raises(ConversionError, match="BraTS20_Training_001 lies both in"):
+        brats.convert(tmp_path / "source", tmp_path / "raw")
+
+
+def test_a_modality_given_twice_is_refused(tmp_path):
+    cases = write(tmp_path / "source", 2, shape=SMALL)
+    (cases / "BraTS20_Training_001" / "BraTS20_Training_001_t1.nii").write_bytes(b"")
+    with pytest.raises(ConversionError, match=r"both BraTS20_Training_001_t1\.nii and"):
+        brats.convert(tmp_path / "source", tmp_path / "raw")
+
+
+def test_another_release_is_named(tmp_path):
+    (tmp_path / "source" / "BraTS-GLI-00000-000").mkdir(parents=True)
+    with pytest.raises(ConversionError, match="only 1 of BraTS 2023 or later"):
+        brats.convert(tmp_path / "source", tmp_path / "raw")
+
+
+def test_the_command_refuses_in_one_sentence_what_it_cannot_do(
+    source, tmp_path, run_module, nnunet_variables, fingerprint
+):
+    unset = run_module(MODULE, source)
+    assert (unset.returncode, unset.stderr.count("\n")) == (2, 1)
+    assert "nnUNet_raw is not set" in unset.stderr
+
+    absent = run_module(MODULE, tmp_path / "nowhere", environment=nnunet_variables)
+    assert (absent.returncode, absent.stderr) == (2, f"error: Source {tmp_path / 'nowhere'} does not exist.\n")
+    assert list(tmp_path.iterdir()) == []
+
+    assert run_module(MODULE, source, environment=nnunet_variables).returncode == 0
+    before = fingerprint(tmp_path)
+    full = run_module(MODULE, source, environment=nnunet_variables)
+    assert (full.returncode, full.stderr.count("\n")) == (2, 1)
+    assert "--overwrite" in full.stderr
+    assert fingerprint(tmp_path) == before
+
+    assert run_module(MODULE, source, "--overwrite", environment=nnunet_variables).returncode == 0
+    assert fingerprint(tmp_path) == before
+
+
+def test_a_refused_source_leaves_an_existing_data_set_as_it_was(source, tmp_path, fingerprint):
+    brats.convert(source, tmp_path / "raw", tmp_path / "preprocessed")
+    write(tmp_path / "bad", 3, shape=SMALL, traps={2: "illegal_label"})
+    before = fingerprint(tmp_path)
+    with pytest.raises(ConversionError, match="label 3"):
+        brats.convert(tmp_path / "bad", tmp_path / "raw", tmp_path / "preprocessed", overwrite=True)
+    assert fingerprint(tmp_path) == before
+
+
+def test_an_id_in_use_and_foreign_splits_are_refused(source, tmp_path):
+    (tmp_path / "raw" / "Dataset501_Other").mkdir(parents=True)
+    with pytest.raises(ConversionError, match="Id 501 is taken"):
+        brats.convert(source, tmp_path / "raw")
+    splits = tmp_path / "preprocessed" / "Dataset502_BraTS2020" / "splits_final.json"
+    splits.parent.mkdir(parents=True)
+    splits.write_text("[]")
+    with pytest.raises(ConversionError, match="holds other splits"):
+        brats.convert(source, tmp_path / "raw", tmp_path / "preprocessed", 502)
+    assert splits.read_text() == "[]"
+    assert brats.convert(source, tmp_path / "raw", tmp_path / "preprocessed", 502, overwrite=True).name == (
+        "Dataset502_BraTS2020"
+    )
+    assert len(json.loads(splits.read_text())) == 5
+
+
+def test_a_source_inside_the_target_is_not_overwritten(tmp_path):
+    inside = tmp_path / "raw" / NAME / "source"
+    write(inside, 2, shape=SMALL)
+    with pytest.raises(ConversionError, match="inside the target"):
+        brats.convert(inside, tmp_path / "raw", overwrite=True)
+    assert len(list(inside.rglob("*.nii.gz"))) == 10
+
+
+def test_a_dry_run_checks_and_writes_nothing(source, tmp_path, capsys):
+    brats.convert(source, tmp_path / "raw", tmp_path / "preprocessed", dry_run=True)
+    assert "source label 4 -> 3" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_only_serves_prediction_of_any_scan(tmp_path, run_module):
+    validation = write(tmp_path / "validation", 1, shape=SMALL, labelled=False)
+    own = tmp_path / "validation" / "own"
+    own.mkdir()
+    for path in (validation / "BraTS20_Validation_001").iterdir():
+        shutil.copy(path, own / path.name.replace("BraTS20_Validation_001", "my_patient"))
+    done = run_module(MODULE, tmp_path / "validation", "--images-only", tmp_path / "scans")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "scans").iterdir()) == [
+        f"{case}_{channel:04d}.nii.gz" for case in ("BraTS20_Validation_001", "my_patient") for channel in range(4)
+    ]
+    t1ce = own / "my_patient_t1ce.nii.gz"
+    assert (tmp_path / "scans" / "my_patient_0001.nii.gz").read_bytes() == t1ce.read_bytes()
+    t1ce.unlink()
+    with pytest.raises(ConversionError, match=r"my_patient lacks my_patient_t1ce\.nii\.gz"):
+        brats.convert_images(tmp_path / "validation", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_converters_do_not_import_the_package():
+    for path in sorted(Path(common.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "nnunet_logvmamba" for name in names), path
+
+
+def test_nnunet_plans_and_preprocesses_the_converted_phantom(tmp_path, nnunet_variables):
+    write(tmp_path / "source", 3)
+    brats.convert(tmp_path / "source", nnunet_variables["nnUNet_raw"], nnunet_variables["nnUNet_preprocessed"])
+    splits = tmp_path / "nnUNet_preprocessed" / NAME / "splits_final.json"
+    before = splits.read_text()
+    command = [Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess"), "-d", "501"]
+    command += ["--verify_dataset_integrity", "-c", "3d_fullres", "-np", "1", "-npfp", "1"]
+    # The planner hands nnUNet_n_proc_DA to torch.set_num_threads, so that the 0 of other tests would not do.
+    environment = os.environ | nnunet_variables | {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "verify_dataset_integrity Done" in done.stdout
+    assert "Warning" not in done.stdout
+    preprocessed = tmp_path / "nnUNet_preprocessed" / NAME
+    assert len(list((preprocessed / "nnUNetPlans_3d_fullres").glob("BraTS20_Training_*.pkl"))) == 3
+    assert splits.read_text() == before
