@@ -1,0 +1,1 @@
+"""Scores of segmentations; usable without nnU-Net."""
