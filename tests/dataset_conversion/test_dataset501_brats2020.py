@@ -316,7 +316,7 @@ def test_nnunet_plans_and_preprocesses_the_converted_phantom(tmp_path, nnunet_va
     command += ["--verify_dataset_integrity", "-c", "3d_fullres", "-np", "1", "-npfp", "1"]
     # The planner hands nnUNet_n_proc_DA to torch.set_num_threads, so that the 0 of other tests would not do.
     environment = os.environ | nnunet_variables | {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "verify_dataset_integrity Done" in done.stdout
     assert "Warning" not in done.stdout
