@@ -64,7 +64,7 @@ class RecipeTrainer(nnUNetTrainer):
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = _CUDA):
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.recipe = self._choose_recipe(settings)
+        self.recipe = self.choose_recipe(self.configuration_manager)
         self.initial_lr = self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
@@ -95,7 +95,9 @@ class RecipeTrainer(nnUNetTrainer):
         return settings
 
     @classmethod
-    def _choose_recipe(cls, settings: dict) -> Recipe:
+    def choose_recipe(cls, configuration_manager: ConfigurationManager) -> Recipe:
+        """Give the recipe that the trainer's name, the configuration and the default amount to."""
+        settings = check_training_settings(configuration_manager.configuration.get(TRAINING_KEY))
         configured = settings.get("optimizer", DEFAULT_RECIPE.optimizer)
         if cls.named_recipe is not None:
             recipe = RECIPES[cls.named_recipe]

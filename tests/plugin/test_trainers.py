@@ -1,0 +1,402 @@
+"""Trainers: their names, settings, optimizers, seeds, and what they refuse."""
+
+import json
+import pickle
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_dataset
+import torch
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+from nnunet_logvmamba.layers import SelectiveSSM
+from nnunet_logvmamba.plugin import plans, trainers
+
+SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Maps of 16 voxels are too small to share, and threads that wait for a busy core cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def plans_file(nnunet_folders) -> Path:
+    return small_dataset.copy_into(nnunet_folders)
+
+
+@pytest.fixture
+def make(plans_file):
+    """Make a trainer for a small configuration; ``changes`` go into the configuration."""
+
+    def make(
+        name: str, base: str = "3d_fullres", *, knobs: dict | None = None, settings: dict | None = None, **changes
+    ):
+        content = json.loads(plans_file.read_text())
+        dataset = json.loads((plans_file.parent / "dataset.json").read_text())
+        configuration = content["configurations"]["small"] = deepcopy(content["configurations"][base])
+        configuration["patch_size"] = [16] * len(configuration["patch_size"])
+        configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [16, 16, 32]
+        if knobs is not None:
+            configuration["architecture"] = plans.to_our_architecture(configuration["architecture"], **knobs)
+        if settings is not None:
+            configuration[plans.TRAINING_KEY] = settings
+        configuration.update(changes)
+        content["continue_training"] = False
+        return getattr(trainers, name)(content, "small", 0, dataset, torch.device("cpu"))
+
+    return make
+
+
+def families(without: tuple[str, ...] = ()) -> list[str]:
+    return [f"nnUNetTrainer{family}" for family in trainers.FAMILIES if family not in without]
+
+
+def mixer_labels(trainer) -> set[str]:
+    return {setting.label for setting in trainer.network.settings}
+
+
+def results(folders) -> list[Path]:
+    return list(folders.results.rglob("*"))
+
+
+# Names
+
+
+@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("suffix", ["_adam", "_sgd", "_5epochs", "_seed0", "_sgd_20epochs_seed17"])
+def test_a_name_says_recipe_length_and_seed(family, suffix):
+    trainer = getattr(trainers, family + suffix)
+    assert trainer.__name__ == trainer.__qualname__ == family + suffix
+    assert issubclass(trainer, getattr(trainers, family))
+    assert getattr(trainers, family + suffix) is trainer
+    assert pickle.loads(pickle.dumps(trainer)) is trainer
+    words = suffix.strip("_").split("_")
+    assert trainer.named_recipe == next((word for word in words if word in trainers.RECIPES), None)
+    assert trainer.named_epochs == next((int(word[:-6]) for word in words if word.endswith("epochs")), None)
+    assert trainer.named_seed == next((int(word[4:]) for word in words if word.startswith("seed")), None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nnUNetTrainerLoGVMamba_0epochs",
+        "nnUNetTrainerLoGVMamba_05epochs",
+        "nnUNetTrainerLoGVMamba_seed",
+        "nnUNetTrainerLoGVMamba_seed1_5epochs",
+        "nnUNetTrainerLoGVMamba_5epochs_adam",
+        "nnUNetTrainerLoGVMamba_lion",
+        "nnUNetTrainerLoGVMamba_5epochs_5epochs",
+        "nnUNetTrainerSwinVMamba",
+        "nnUNetTrainer_5epochs",
+        "LoGVMamba_5epochs",
+        "__path__",
+    ],
+)
+def test_names_that_mean_nothing_do_not_exist(name):
+    with pytest.raises(AttributeError, match=name):
+        getattr(trainers, name)
+
+
+def test_every_name_has_results_of_its_own(make):
+    folders = {make(name).output_folder for name in ("nnUNetTrainerLoGVMamba", "nnUNetTrainerLoGVMamba_seed1")}
+    assert {Path(folder).parent.name for folder in folders} == {
+        "nnUNetTrainerLoGVMamba__nnUNetPlans__small",
+        "nnUNetTrainerLoGVMamba_seed1__nnUNetPlans__small",
+    }
+
+
+def test_the_five_arguments_of_the_constructor_are_what_checkpoints_store(make):
+    assert list(make("nnUNetTrainerLoGVMamba_2epochs").my_init_kwargs) == [
+        "plans",
+        "configuration",
+        "fold",
+        "dataset_json",
+        "device",
+    ]
+
+
+# Settings
+
+
+def test_epochs_of_a_name_have_nnunets_length(make):
+    trainer = make("nnUNetTrainerLoGVMamba_5epochs")
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (5, 250, 50)
+
+
+def test_without_settings_a_training_is_as_long_as_nnunets(make):
+    trainer = make("nnUNetTrainerLoGVMamba")
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.seed) == (1000, 250, None)
+    assert trainer.recipe == trainers.DEFAULT_RECIPE
+
+
+def test_the_configuration_sets_what_the_name_does_not(make):
+    settings = {**SHORT, "optimizer": "sgd", "initial_lr": 0.05, "weight_decay": 0.0, "seed": 4}
+    trainer = make("nnUNetTrainerLoGVMamba", settings=settings)
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (2, 2, 1)
+    assert (trainer.recipe, trainer.seed) == (trainers.Recipe("sgd", 0.05, 0.0), 4)
+
+
+def test_the_name_beats_the_configuration(make):
+    settings = {**SHORT, "optimizer": "sgd", "initial_lr": 0.05, "seed": 4}
+    trainer = make("nnUNetTrainerLoGVMamba_adam_7epochs_seed9", settings=settings)
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.seed) == (7, 2, 9)
+    assert trainer.recipe == trainers.RECIPES["adam"], "a learning rate chosen for another optimizer must not follow"
+
+
+def test_a_learning_rate_follows_the_optimizer_it_was_chosen_for(make):
+    settings = {"optimizer": "sgd", "initial_lr": 0.05}
+    assert make("nnUNetTrainerLoGVMamba_sgd", settings=settings).recipe.initial_lr == 0.05
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(1, 1), (5, 1), (20, 2), (300, 30), (1000, 50), (4000, 50)])
+def test_checkpoints_are_saved_ten_times_or_every_fifty_epochs(epochs, every, make):
+    assert make(f"nnUNetTrainerLoGVMamba_{epochs}epochs").save_every == every
+
+
+# Networks
+
+
+@pytest.mark.parametrize(
+    ("family", "labels"),
+    [
+        ("LoGVMamba", {"L-VMamba", "LoG-VMamba"}),
+        ("LVMamba", {"L-VMamba"}),
+        ("GVMamba", {"VSS", "G-VMamba"}),
+        ("VMamba", {"VSS"}),
+        ("NoSSM", {"NoSSM"}),
+    ],
+)
+@pytest.mark.parametrize("base", ["2d", "3d_fullres"])
+def test_each_family_builds_its_blocks_from_a_stock_plan(base, family, labels, make):
+    trainer = make(f"nnUNetTrainer{family}_1epochs", base)
+    trainer.initialize()
+    assert mixer_labels(trainer) == labels
+    assert any(isinstance(module, SelectiveSSM) for module in trainer.network.modules()) == (family != "NoSSM")
+
+
+def test_an_ablation_changes_nothing_but_the_family_of_a_configuration_of_ours(make):
+    trainer = make("nnUNetTrainerVMamba", knobs={"state_size": 5, "directions": 2})
+    trainer.initialize()
+    mixers = trainer.network.encoder.mixers
+    assert mixer_labels(trainer) == {"VSS"}
+    assert [(mixer.ssm.state_size, mixer.directions) for mixer in mixers] == [(5, 2)] * 2
+
+
+def test_the_control_says_how_many_parameters_the_state_space_part_has(make, capsys):
+    counts = {}
+    for family in ("LoGVMamba", "NoSSM"):
+        trainer = make(f"nnUNetTrainer{family}")
+        trainer.initialize()
+        counts[family] = sum(parameter.numel() for parameter in trainer.network.parameters())
+    difference = counts["LoGVMamba"] - counts["NoSSM"]
+    assert difference > 0
+    sentence = (
+        f"NoSSM has {counts['NoSSM']:,} parameters, LoG-VMamba {counts['LoGVMamba']:,}: "
+        f"the state-space part accounts for {difference:,}."
+    )
+    assert sentence in capsys.readouterr().out
+    assert sentence in Path(trainer.log_file).read_text()
+
+
+def test_the_stock_network_is_nnunets_own(make):
+    trainer = make("nnUNetTrainerStockNetwork_sgd")
+    trainer.initialize()
+    assert type(trainer.network) is PlainConvUNet
+
+
+def test_deep_supervision_is_switched_as_in_nnunet(make):
+    trainer = make("nnUNetTrainerLoGVMamba")
+    trainer.initialize()
+    image = torch.zeros(1, 1, 16, 16, 16)
+    trainer.set_deep_supervision_enabled(True)
+    assert [tuple(output.shape) for output in trainer.network(image)] == [(1, 3, 16, 16, 16), (1, 3, 8, 8, 8)]
+    trainer.set_deep_supervision_enabled(False)
+    assert trainer.network(image).shape == (1, 3, 16, 16, 16)
+
+
+def test_a_single_head_is_trained_without_deep_supervision(make):
+    trainer = make("nnUNetTrainerLoGVMamba", knobs={"seg_heads": "last"}, settings=SHORT)
+    trainer.run_training()
+    assert trainer.enable_deep_supervision is False
+    assert len(trainer.network.decoder.seg_layers) == 1
+
+
+# Optimizers
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
+def test_the_optimizer_is_that_of_the_recipe(recipe, kind, make):
+    trainer = make(f"nnUNetTrainerLoGVMamba_{recipe}")
+    trainer.initialize()
+    assert type(trainer.optimizer) is kind
+    expected = trainers.RECIPES[recipe]
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {expected.initial_lr}
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [expected.weight_decay, 0.0]
+    if recipe == "sgd":
+        assert {(group["momentum"], group["nesterov"]) for group in trainer.optimizer.param_groups} == {(0.99, True)}
+
+
+@pytest.mark.parametrize("family", families())
+def test_matrices_and_kernels_are_decayed_and_nothing_else(family, make):
+    trainer = make(family)
+    trainer.initialize()
+    decayed, kept = ({id(p) for p in group["params"]} for group in trainer.optimizer.param_groups)
+    names = {id(p): name for name, p in trainer.network.named_parameters()}
+    assert decayed | kept == set(names)
+    assert not decayed & kept
+    exempt = ("bias", "A_log", ".D", "norm.weight", "norm1.weight", "norm2.weight", "norm3.weight")
+    for parameter, name in names.items():
+        assert (parameter in kept) == name.endswith(exempt), name
+
+
+def test_the_paper_recipe_is_coupled_adam_at_one_in_ten_thousand():
+    assert trainers.RECIPES["adam"] == trainers.Recipe("adam", 1e-4, 1e-4)
+    assert trainers.RECIPES["sgd"] == trainers.Recipe("sgd", 1e-2, 3e-5)
+
+
+def test_the_learning_rate_falls_as_nnunets_does(make):
+    trainer = make("nnUNetTrainerLoGVMamba_adam_10epochs")
+    trainer.initialize()
+    trainer.lr_scheduler.step(5)
+    for group in trainer.optimizer.param_groups:
+        assert group["lr"] == pytest.approx(1e-4 * 0.5**0.9)
+
+
+# Seeds
+
+
+def losses(trainer) -> list[float]:
+    return [*trainer.logger.get_value("train_losses", None), *trainer.logger.get_value("val_losses", None)]
+
+
+def test_one_seed_gives_one_loss_curve_and_another_seed_another(make):
+    curves = {}
+    for run, seed in enumerate((1, 1, 2)):
+        np.random.seed(run)  # noqa: NPY002 - whatever came before must not matter
+        torch.manual_seed(run)
+        trainer = make(f"nnUNetTrainerLoGVMamba_seed{seed}", settings=SHORT)
+        trainer.run_training()
+        curves[run] = losses(trainer)
+    assert np.isfinite(curves[0]).all()
+    assert curves[0] == curves[1]
+    assert curves[0] != curves[2]
+
+
+def kill_after_latest(filename: str) -> None:
+    if Path(filename).name == "checkpoint_latest.pth":
+        raise KeyboardInterrupt
+
+
+def test_a_seeded_training_that_was_killed_continues_as_if_it_had_not_been(make):
+    unbroken = make("nnUNetTrainerLoGVMamba_seed3", settings=SHORT)
+    unbroken.run_training()
+    killed = make("nnUNetTrainerLoGVMamba_seed3", settings=SHORT)
+    killed.save_checkpoint = lambda filename: (
+        type(killed).save_checkpoint(killed, filename),
+        kill_after_latest(filename),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        killed.run_training()
+    continued = make("nnUNetTrainerLoGVMamba_seed3", settings=SHORT)
+    continued.load_checkpoint(str(Path(continued.output_folder) / "checkpoint_latest.pth"))
+    assert continued.current_epoch == 1
+    continued.run_training()
+    assert losses(continued) == losses(unbroken)
+
+
+def test_a_seed_augments_in_the_main_process_whatever_the_variable_says(make, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    trainer = make("nnUNetTrainerStockNetwork_seed1")
+    trainer.initialize()
+    assert all(isinstance(loader, SingleThreadedAugmenter) for loader in trainer.get_dataloaders())
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    assert all(isinstance(loader, SingleThreadedAugmenter) for loader in trainer.get_dataloaders())
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"settings": {"lr": 1}}, "unknown setting 'lr' under 'logvmamba'; valid are num_epochs, .*, seed"),
+        ({"settings": {"optimizer": "lion"}}, "unknown optimizer 'lion'.*valid are adam, sgd"),
+        ({"settings": {"num_epochs": 0}}, "'num_epochs' under 'logvmamba' must be a whole number of at least 1, not 0"),
+        ({"settings": {"initial_lr": "1e-3"}}, "'initial_lr' under 'logvmamba' must be a number above 0, not '1e-3'"),
+        ({"settings": ["seed"]}, "'logvmamba' in a configuration must be a table"),
+        ({"knobs": {"placement": "haed"}}, "unknown placement 'haed'; valid are .*'interleaved'"),
+        ({"knobs": {"backend": "fast"}}, "Unknown scan backend 'fast'; choose one of: auto, "),
+        ({"knobs": {"depth": 3}}, "unexpected keyword argument 'depth'"),
+        ({"knobs": {"squeeze": 5, "local_token_stages": [0]}}, "16 channels, which squeeze 5 does not divide"),
+        (
+            {"architecture": {"network_class_name": "some.Transformer", "arch_kwargs": {}, "_kw_requires_import": []}},
+            "cannot translate the network 'some.Transformer' of this plan: our trainers take PlainConvUNet and",
+        ),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(changes, sentence, make, nnunet_folders):
+    with pytest.raises(RuntimeError, match=sentence) as error:
+        make("nnUNetTrainerLoGVMamba", **changes)
+    assert "\n" not in str(error.value)
+    assert results(nnunet_folders) == []
+
+
+def test_the_stock_network_is_not_taken_from_a_configuration_of_ours(make, nnunet_folders):
+    with pytest.raises(RuntimeError, match="this configuration names LoG-VMamba: use nnU-Net's own configuration"):
+        make("nnUNetTrainerStockNetwork", knobs={})
+    assert results(nnunet_folders) == []
+
+
+def save(trainer, path: Path) -> str:
+    trainer.initialize()
+    trainer.save_checkpoint(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("writer", ["nnUNetTrainerNoSSM", "nnUNetTrainerStockNetwork", "nnUNetTrainerLoGVMamba_seed1"])
+def test_the_checkpoint_of_another_trainer_is_refused_and_nothing_changes(writer, make, tmp_path):
+    checkpoint = save(make(writer, settings=SHORT), tmp_path / "checkpoint_latest.pth")
+    trainer = make("nnUNetTrainerLoGVMamba", settings=SHORT)
+    trainer.initialize()
+    before = deepcopy(trainer.network.state_dict())
+    with pytest.raises(RuntimeError, match=f"checkpoint_latest.pth was written by the trainer {writer}, not by"):
+        trainer.load_checkpoint(checkpoint)
+    assert all(torch.equal(value, before[key]) for key, value in trainer.network.state_dict().items())
+
+
+def test_the_checkpoint_of_another_network_is_refused_and_nothing_changes(make, tmp_path):
+    checkpoint = save(make("nnUNetTrainerLoGVMamba", knobs={"state_size": 4}), tmp_path / "checkpoint_latest.pth")
+    trainer = make("nnUNetTrainerLoGVMamba", knobs={"state_size": 8})
+    trainer.initialize()
+    init_arguments = trainer.my_init_kwargs
+    with pytest.raises(RuntimeError, match=r"another network than configuration 'small' builds \('.*A_log' has shape"):
+        trainer.load_checkpoint(checkpoint)
+    assert trainer.my_init_kwargs is init_arguments
+
+
+def test_weights_of_another_network_are_refused_in_one_sentence_by_whoever_loads_them(make):
+    small, large = (make("nnUNetTrainerLoGVMamba", knobs={"state_size": size}) for size in (4, 8))
+    small.initialize()
+    large.initialize()
+    with pytest.raises(RuntimeError, match="belong to another network than the plans describe") as error:
+        small.network.load_state_dict(large.network.state_dict())
+    assert "\n" not in str(error.value)
+    small.network.load_state_dict(deepcopy(small.network.state_dict()))
+
+
+def test_a_checkpoint_of_the_same_trainer_and_network_is_loaded(make, tmp_path):
+    writer = make("nnUNetTrainerGVMamba_sgd", settings=SHORT)
+    checkpoint = save(writer, tmp_path / "checkpoint_latest.pth")
+    reader = make("nnUNetTrainerGVMamba_sgd", settings=SHORT)
+    reader.load_checkpoint(checkpoint)
+    expected = writer.network.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in reader.network.state_dict().items())
