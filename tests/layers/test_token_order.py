@@ -1,0 +1,75 @@
+"""Where every token stands, and that it is found again."""
+
+import itertools
+
+import pytest
+import torch
+
+from nnunet_logvmamba.layers import DIRECTIONS, PLACEMENTS, raster_order, sequence_indices, token_positions
+
+
+def spell(placement: str, num_local: int, num_global: int) -> str:
+    """The sequence as text: a number for a local token, g<number> for a global one."""
+    local_at, global_at = token_positions(placement, num_local, num_global)
+    words = [""] * (num_local + num_global)
+    for index, position in enumerate(local_at.tolist()):
+        words[position] = str(index)
+    for index, position in enumerate(global_at.tolist()):
+        words[position] = f"g{index}"
+    return " ".join(words)
+
+
+@pytest.mark.parametrize(
+    ("placement", "num_local", "num_global", "sequence"),
+    [
+        ("head", 3, 2, "g0 g1 0 1 2"),
+        ("middle", 5, 2, "0 1 g0 g1 2 3 4"),
+        ("split", 3, 3, "g0 0 1 2 g1 g2"),
+        ("interleaved", 8, 3, "g0 0 1 2 g1 3 4 5 g2 6 7"),
+        ("interleaved", 7, 5, "g0 g1 0 g2 1 2 g3 3 4 g4 5 6"),
+        ("interleaved", 6, 9, "g0 g1 g2 0 g3 1 g4 2 g5 3 g6 4 g7 5 g8"),
+    ],
+)
+def test_small_sequences_read_as_documented(placement, num_local, num_global, sequence):
+    assert spell(placement, num_local, num_global) == sequence
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_every_position_is_filled_once_and_each_kind_keeps_its_order(placement):
+    for num_local, num_global in itertools.product(range(1, 26), range(0, 26)):
+        local_at, global_at = token_positions(placement, num_local, num_global)
+        together = torch.cat((local_at, global_at)).sort().values
+        assert together.tolist() == list(range(num_local + num_global)), (num_local, num_global)
+        assert (local_at.diff() > 0).all(), (num_local, num_global)
+        assert (global_at.diff() > 0).all(), (num_local, num_global)
+
+
+def test_directions_scan_rows_columns_and_both_backwards():
+    orders = [raster_order((2, 3), direction).tolist() for direction in range(4)]
+    assert orders == [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]]
+
+
+def test_only_the_last_two_axes_are_exchanged_in_3d():
+    order = raster_order((2, 2, 3), 1).tolist()
+    assert order == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_local_tokens_are_read_back_where_they_were_put(placement, directions):
+    spatial, num_global = (3, 2, 5), 7
+    tokens = torch.arange(30 + num_global)
+    gather, local_at = sequence_indices(spatial, num_global, placement, directions)
+    assert gather.shape == (37, directions)
+    assert local_at.shape == (30, directions)
+    for direction in range(directions):
+        sequence = tokens[gather[:, direction]]
+        assert sequence.sort().values.tolist() == tokens.tolist()
+        assert sequence[local_at[:, direction]].tolist() == list(range(30))
+
+
+def test_unknown_words_are_refused_naming_the_valid_ones():
+    with pytest.raises(ValueError, match="'tail'.*'head', 'middle', 'split', 'interleaved'"):
+        token_positions("tail", 4, 2)
+    with pytest.raises(ValueError, match="directions is 3; valid are 1, 2, 4"):
+        sequence_indices((2, 2), 1, "head", 3)

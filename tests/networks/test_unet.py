@@ -1,0 +1,214 @@
+"""One contract over all families and kinds of plan, and the published sizes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunet_logvmamba.layers import FAMILIES
+from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.networks.presets import PRESETS
+
+KEYS = Path(__file__).resolve().parents[1] / "data" / "paper3d_keys.json"
+
+# patch, strides of nnU-Net's plans for such patches
+PLANS = {
+    "isotropic": ((16, 32, 16), [(1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)]),
+    "hippocampus 40x56x40": ((40, 56, 40), [(1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)]),
+    "prostate 20x320x256": (
+        (20, 320, 256),
+        [(1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)],
+    ),
+    "heart 14x256x224": ((14, 256, 224), [(1, 1, 1), (1, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 2, 2)]),
+    "few slices 3x64x64": ((3, 64, 64), [(1, 1, 1), (1, 2, 2), (1, 2, 2)]),
+    "2D 64x96": ((64, 96), [(1, 1), (2, 2), (2, 2), (2, 2), (2, 2)]),
+    "two stages": ((16, 16, 16), [(1, 1, 1), (2, 2, 2)]),
+}
+LARGE = {"prostate 20x320x256", "heart 14x256x224", "hippocampus 40x56x40"}
+
+
+def build(strides, *, base_width=16, in_channels=1, **arguments) -> LoGVMambaUNet:
+    spatial_dims = len(strides[0])
+    settings = {
+        "n_stages": len(strides),
+        "features_per_stage": [min(base_width * 2**stage, 64) for stage in range(len(strides))],
+        "conv_op": {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims],
+        "kernel_sizes": [[1, 3, 3] if spatial_dims == 3 and step[0] == 1 else [3] * spatial_dims for step in strides],
+        "strides": strides,
+        "num_classes": 2,
+        "deep_supervision": True,
+    }
+    return LoGVMambaUNet(in_channels, **(settings | arguments))
+
+
+def scales(patch, strides) -> list[tuple[int, ...]]:
+    """Sizes of nnU-Net's deep-supervision targets: every scale but the lowest."""
+    sizes, size = [], tuple(patch)
+    for stride in strides[:-1]:
+        size = tuple(-(-length // step) for length, step in zip(size, stride))
+        sizes.append(size)
+    return sizes
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_scale_has_the_size_of_its_target_and_every_parameter_gets_a_gradient(plan):
+    patch, strides = PLANS[plan]
+    small = {"base_width": 4, "squeeze": 4} if plan in LARGE else {}
+    network = build(strides, drop_path=0.0, **small)  # a dropped branch has a gradient of zero, as it should
+    outputs = network(torch.randn(2 if plan not in LARGE else 1, 1, *patch))
+    assert [tuple(output.shape[2:]) for output in outputs] == scales(patch, strides)
+    assert all(output.isfinite().all() for output in outputs)
+    sum(output.sum() for output in outputs).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+BLOCKS = {
+    "log": ["L-VMamba", "LoG-VMamba", "LoG-VMamba", "G-VMamba"],
+    "l": ["L-VMamba", "L-VMamba", "L-VMamba", "VSS"],
+    "g": ["VSS", "G-VMamba", "G-VMamba", "G-VMamba"],
+    "vss": ["VSS"] * 4,
+    "no_ssm": ["NoSSM"] * 4,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("plan", ["isotropic", "2D 64x96"])
+def test_every_family_has_its_blocks_and_trains_in_2d_and_3d(family, plan):
+    patch, strides = PLANS[plan]
+    network = build(strides, family=family)
+    sum(output.sum() for output in network(torch.randn(1, 1, *patch))).backward()
+    lonely = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert not lonely
+    assert [setting.label for setting in network.settings] == BLOCKS[family][: len(strides) - 1]
+
+
+def test_paper_preset_has_the_published_size_and_work():
+    preset = PRESETS["paper3d"]
+    with torch.device("meta"):
+        network = LoGVMambaUNet(**preset["arguments"])
+        image = torch.empty(1, 4, *preset["patch_size"])
+    assert sum(parameter.numel() for parameter in network.parameters()) == 20_551_641
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(image)
+    assert counter.get_total_flops() / 2 / 1e9 == pytest.approx(394.68, abs=0.05)
+
+
+def test_paper_preset_has_the_published_tokens():
+    with torch.device("meta"):
+        settings = LoGVMambaUNet(**PRESETS["paper3d"]["arguments"]).settings
+    assert [setting.label for setting in settings] == ["L-VMamba"] + ["LoG-VMamba"] * 2 + ["G-VMamba"] * 2
+    assert [setting.token_width for setting in settings] == [54, 108, 216, 256, 320]
+    assert [setting.global_stride for setting in settings[1:]] == [(4, 4, 4), (2, 2, 2), (1, 1, 1), (1, 1, 1)]
+    assert [setting.channels_per_token for setting in settings[1:]] == [1, 1, 2, 8]
+    assert [setting.canonical_grid for setting in settings[1:]] == [(8, 8, 8)] * 3 + [(4, 4, 4)]
+
+
+def test_parameter_keys_and_shapes_are_the_stored_ones():
+    with torch.device("meta"):
+        state = LoGVMambaUNet(**PRESETS["paper3d"]["arguments"]).state_dict()
+    ours = {name: list(value.shape) for name, value in state.items()}
+    stored = json.loads(KEYS.read_text())
+    assert ours == stored, "keys are on users' disks: a change needs a key map and a changelog line"
+
+
+def test_one_checkpoint_fits_every_patch_strictly():
+    _, strides = PLANS["isotropic"]
+    network = build(strides).eval()
+    other = build(strides, deep_supervision=False).eval()
+    other.load_state_dict(network.state_dict(), strict=True)
+    for patch in ((16, 32, 16), (24, 16, 40), (32, 32, 32)):
+        image = torch.randn(1, 1, *patch)
+        with torch.no_grad():
+            assert torch.equal(other(image), network(image)[0]), patch
+
+
+def test_deep_supervision_can_be_switched_and_all_heads_stay():
+    patch, strides = PLANS["isotropic"]
+    network = build(strides).eval()
+    image = torch.randn(1, 1, *patch)
+    with torch.no_grad():
+        finest = network(image)[0]
+        network.decoder.deep_supervision = False
+        assert torch.equal(network(image), finest)
+    assert len(network.decoder.seg_layers) == len(strides) - 1
+
+
+def test_checkpointing_changes_memory_not_results():
+    patch, strides = PLANS["isotropic"]
+    plain = build(strides, drop_path=0.0)
+    saving = build(strides, drop_path=0.0, checkpointing=True)
+    saving.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 1, *patch)
+    for network in (plain, saving):
+        sum(output.square().sum() for output in network(image)).backward()
+    for (name, ours), theirs in zip(plain.named_parameters(), saving.parameters()):
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4 * ours.grad.abs().max().item()), name
+
+
+def test_network_compiles_without_a_graph_break():
+    patch, strides = PLANS["isotropic"]
+    network = build(strides[:3]).eval()
+    image = torch.randn(1, 1, *patch)
+    torch._dynamo.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for ours, theirs in zip(network(image), compiled(image)):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_network_runs_without_nnunet_installed():
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("nnunetv2", "torchvision", "timm", "mamba_ssm", "triton"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import torch
+from nnunet_logvmamba.networks import LoGVMambaUNet
+network = LoGVMambaUNet(1, 3, [16, 16, 16], torch.nn.Conv2d, 3, [1, 2, 2], 2)
+print(tuple(network(torch.randn(1, 1, 16, 16)).shape))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(1, 2, 16, 16)", done.stderr
+
+
+def test_indivisible_widths_lose_their_local_tokens_and_say_so():
+    _, strides = PLANS["isotropic"]
+    network = build(strides, features_per_stage=[24, 48, 64, 64])
+    assert [setting.local_tokens for setting in network.settings] == [False, True, True]
+    with pytest.raises(ValueError, match="mixing stage 0 has 24 channels, which squeeze 16 does not divide"):
+        build(strides, features_per_stage=[24, 48, 64, 64], local_token_stages=[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"family": "mamba"}, "'mamba'.*'log', 'l', 'g', 'vss', 'no_ssm'"),
+        ({"placement": "tail"}, "'tail'.*'interleaved'"),
+        ({"conv_op": nn.Conv1d}, "torch.nn.Conv2d or torch.nn.Conv3d"),
+        ({"seg_heads": "none"}, "'none'.*'all', 'last'"),
+        ({"seg_heads": "last"}, "deep_supervision"),
+        ({"dropout_op": nn.Dropout}, "dropout_op"),
+        ({"mixer_stages": [7]}, "mixer_stages names stage 7"),
+        ({"global_strides": [1]}, "global_strides has 1 entries"),
+        ({"features_per_stage": [16, 16]}, "features_per_stage has 2 entries for 4 stages"),
+        ({"squeeze": 0}, "squeeze is 0"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(PLANS["isotropic"][1], **arguments)
+
+
+def test_stages_without_a_mixer_are_plain_residual_stages():
+    network = build(PLANS["isotropic"][1], mixer_stages=[1])
+    assert [isinstance(mixer, nn.Identity) for mixer in network.encoder.mixers] == [True, False, True]
+    assert [setting.label for setting in network.settings] == ["-", "LoG-VMamba", "-"]
