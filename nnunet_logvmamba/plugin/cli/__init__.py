@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -23,10 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"logvmamba {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in SUB_COMMANDS:
-        module = f"{__name__}.{name}"
-        if importlib.util.find_spec(module) is None:
-            continue
-        command = importlib.import_module(module)
+        command = importlib.import_module(f"{__name__}.{name}")
         command.add_parser(subparsers)
         subparsers.choices[name].set_defaults(run=command.run)
     return parser
