@@ -102,6 +102,8 @@ def paint(cases: list[str], images: Path, truths: dict[str, Path], predictions: 
 
     titles = ("FLAIR", "T1 with contrast agent", "truth", "prediction")
     figure, axes = plt.subplots(len(cases), 4, figsize=(11, 2.8 * len(cases)), squeeze=False, layout="constrained")
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title, fontsize=11)
     for row, case in zip(axes, cases):
         flair, t1ce, truth, prediction = (
             sitk.GetArrayFromImage(read(path))
@@ -114,14 +116,13 @@ def paint(cases: list[str], images: Path, truths: dict[str, Path], predictions: 
         )
         z = int((truth > 0).sum(axis=(1, 2)).argmax())
         overlays = (flair, None, None), (t1ce, None, None), (t1ce, truth, IN_TRUTH), (t1ce, prediction, IN_PREDICTION)
-        for axis, title, (picture, labels, which) in zip(row, titles, overlays):
+        for axis, (picture, labels, which) in zip(row, overlays):
             shown = np.repeat(picture[z][..., None] / max(float(picture[z].max()), 1e-6), 3, axis=2)
             for *values, colour in TISSUES.values() if labels is not None else ():
                 here = labels[z] == values[which]
                 shown[here] = 0.35 * shown[here] + 0.65 * np.asarray(colour)
             axis.imshow(np.clip(shown, 0, 1), origin="lower", interpolation="nearest")
             axis.set_axis_off()
-            axis.set_title(title if row is axes[0] else "", fontsize=11)
         row[0].text(0, 1, f"{case}, slice {z}", color="white", fontsize=8)
     figure.legend(
         handles=[Patch(color=colour, label=tissue) for tissue, (_, _, colour) in TISSUES.items()],
