@@ -1,6 +1,7 @@
 """``logvmamba doctor`` says what works, by running it, and what to do about the rest."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -81,6 +82,18 @@ def test_a_backend_with_wrong_values_is_caught(monkeypatch):
     assert doctor.scan_error("chunked", "cpu") > doctor.LARGEST_ERROR
     rows = list(doctor._scan_backends(torch.device("cpu")))
     assert next(row for row in rows if row.name == "chunked").text.startswith("gives wrong values")
+
+
+def test_a_thread_limit_under_which_training_would_hang_is_found(monkeypatch):
+    cores = os.cpu_count()
+    monkeypatch.delenv("OMP_THREAD_LIMIT", raising=False)
+    assert not list(doctor._thread_limit())
+    monkeypatch.setenv("OMP_THREAD_LIMIT", str(cores))
+    assert not list(doctor._thread_limit())
+    monkeypatch.setattr(os, "cpu_count", lambda: cores + 1)
+    (finding,) = doctor._thread_limit()
+    assert finding.state == doctor.FAILS
+    assert "unset OMP_THREAD_LIMIT" in finding.text
 
 
 @pytest.mark.gpu

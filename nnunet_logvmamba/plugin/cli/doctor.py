@@ -98,6 +98,7 @@ def examine() -> Iterator[Finding]:
         return
     devices = _devices(torch)
     yield from (Finding("devices", str(device), OK, text) for device, text in devices)
+    yield from _thread_limit()
     for device, _ in devices:
         yield from _scan_backends(device)
     yield from _nnunet()
@@ -132,6 +133,18 @@ def _devices(torch) -> list[tuple]:
         devices.append((torch.device("mps"), "Apple GPU"))
     devices[0] = (devices[0][0], f"{devices[0][1]}; torch is a {torch_build()} build")
     return devices
+
+
+def _thread_limit() -> Iterator[Finding]:
+    """Find the one setting under which training on a CPU hangs for ever instead of failing.
+
+    nnU-Net asks torch for one thread per core. Under a lower ``OMP_THREAD_LIMIT`` OpenMP grants fewer, and oneDNN's
+    backward of a convolution waits for the missing ones.
+    """
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    if limit.isdecimal() and int(limit) < (os.cpu_count() or 1):
+        remedy = f"training on the CPU would hang, since nnU-Net uses {os.cpu_count()} threads: unset OMP_THREAD_LIMIT"
+        yield Finding("devices", "OMP_THREAD_LIMIT", FAILS, f"{limit}; {remedy}")
 
 
 def _scan_backends(device) -> Iterator[Finding]:

@@ -1,0 +1,83 @@
+"""Strings that lie on users' disks, in plans and checkpoints: changing one needs an alias and a changelog line."""
+
+import importlib
+import inspect
+
+from nnunet_logvmamba.layers import FAMILIES, PLACEMENTS
+from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.plugin import plans, trainers
+
+TRAINERS = (
+    "nnUNetTrainerLoGVMamba",
+    "nnUNetTrainerLVMamba",
+    "nnUNetTrainerGVMamba",
+    "nnUNetTrainerVMamba",
+    "nnUNetTrainerNoSSM",
+    "nnUNetTrainerStockNetwork",
+)
+NETWORK_ARGUMENTS = [
+    "input_channels",
+    "n_stages",
+    "features_per_stage",
+    "conv_op",
+    "kernel_sizes",
+    "strides",
+    "num_classes",
+    "conv_bias",
+    "norm_op",
+    "norm_op_kwargs",
+    "dropout_op",
+    "dropout_op_kwargs",
+    "nonlin",
+    "nonlin_kwargs",
+    "deep_supervision",
+    "family",
+    "placement",
+    "directions",
+    "window",
+    "squeeze",
+    "state_size",
+    "expand",
+    "mixer_stages",
+    "local_token_stages",
+    "global_token_stages",
+    "global_strides",
+    "channels_per_token",
+    "canonical_grids",
+    "seg_heads",
+    "drop_path",
+    "checkpointing",
+    "backend",
+]
+
+
+def test_dotted_path_of_the_network_in_plans():
+    assert plans.NETWORK_CLASS_NAME == "nnunet_logvmamba.networks.LoGVMambaUNet"
+    module, _, name = plans.NETWORK_CLASS_NAME.rpartition(".")
+    assert getattr(importlib.import_module(module), name) is LoGVMambaUNet
+
+
+def test_arguments_of_the_network_in_plans():
+    arguments = list(inspect.signature(LoGVMambaUNet).parameters)
+    assert arguments == NETWORK_ARGUMENTS
+
+
+def test_words_that_plans_may_hold():
+    assert PLACEMENTS == ("head", "middle", "split", "interleaved")
+    assert FAMILIES == ("log", "l", "g", "vss", "no_ssm")
+    assert plans.TRAINING_KEY == "logvmamba"
+    assert plans.TRAINING_SETTINGS == (
+        "num_epochs",
+        "num_iterations_per_epoch",
+        "num_val_iterations_per_epoch",
+        "initial_lr",
+        "optimizer",
+        "weight_decay",
+        "seed",
+    )
+
+
+def test_trainers_in_checkpoints_and_results_folders():
+    for name in TRAINERS:
+        for suffix in ("", "_adam", "_sgd", "_5epochs", "_seed1", "_adam_5epochs_seed1"):
+            assert getattr(trainers, name + suffix).__name__ == name + suffix
