@@ -1,0 +1,254 @@
+"""What README and docs tell a reader to type, click and believe exists: commands, options, trainers, files, numbers."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_logvmamba import networks
+from nnunet_logvmamba.networks.presets import PRESETS
+from nnunet_logvmamba.plugin import plans, trainers
+from nnunet_logvmamba.plugin.cli import SUB_COMMANDS, build_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", ROOT / "dataset_conversion" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+MAKEFILE = (ROOT / "Makefile").read_text()
+UNREACHABLE = "nnUNetv2_train_pretrained"  # README says so; the day nnU-Net installs it, the sentence has to change
+every_page = pytest.mark.parametrize("page", PAGES)
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
+def lines_to_type(page: str) -> list[str]:
+    """Lines of the shell blocks, continued ones joined, without comments."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", PAGES[page], re.M | re.S)
+    blocks += re.findall(r"(?:^    \S.*\n)+", without_fences(PAGES[page]), re.M)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+
+
+def words_to_type(page: str, program: str) -> list[list[str]]:
+    """Arguments of every call of a program in the shell blocks of a page, and of ``NAME=value program``."""
+    calls = (shlex.split(line, comments=True) for line in lines_to_type(page) if "<" not in line and ": " not in line)
+    calls = ([*call] for call in calls if call)
+    found = []
+    for call in calls:
+        while "=" in call[0]:
+            call.pop(0)
+        if call[0] == program:
+            found.append(call[1:])
+    return found
+
+
+def mentions(page: str) -> list[str]:
+    """What stands in ``code`` in the running text and in tables."""
+    return re.findall(r"`([^`\n]+)`", without_fences(PAGES[page]))
+
+
+def sub_parsers() -> dict[str, argparse.ArgumentParser]:
+    actions = build_parser()._actions
+    return next(action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
+
+
+def value_of(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+@cache
+def trainer_exists(name: str) -> bool:
+    try:
+        return recursive_find_trainer_class_by_name(name).__name__ == name
+    except RuntimeError:
+        return False
+
+
+def anchors(text: str) -> set[str]:
+    """Addresses of the headings of a page, made as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", without_fences(text), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# Commands
+
+
+def test_the_pages_are_found_and_hold_commands():
+    """Guards the tests below against looking at nothing."""
+    assert len(PAGES) >= 13
+    assert sum(len(words_to_type(page, "logvmamba")) for page in PAGES) >= 10
+    assert sum(len(words_to_type(page, "nnUNetv2_train")) for page in PAGES) >= 10
+    assert ["doctor"] in words_to_type("README.md", "logvmamba")
+    assert ["install"] in words_to_type("README.md", "make")
+
+
+@every_page
+def test_every_line_with_logvmamba_is_understood_by_its_parser(page):
+    for words in words_to_type(page, "logvmamba"):
+        args = build_parser().parse_args(words)  # ends the test with what argparse says
+        for option, check in (("knobs", plans.check_knobs), ("training", plans.check_training_settings)):
+            assignments = (word.partition("=") for word in getattr(args, option, []))
+            check({name: value_of(text) for name, _, text in assignments})
+
+
+@every_page
+def test_every_sub_command_and_option_that_is_mentioned_exists(page):
+    parsers = sub_parsers()
+    for mention in mentions(page):
+        program, *words = mention.split()
+        if program != "logvmamba" or not words or words[0].isupper() or words[0].startswith("--"):
+            continue
+        assert words[0] in parsers, f"`{mention}`: the commands are {', '.join(parsers)}"
+        known = parsers[words[0]]._option_string_actions
+        strangers = [word for word in words[1:] if word.startswith("-") and word not in known]
+        assert not strangers, f"`{mention}`: logvmamba {words[0]} has no {strangers[0]}"
+
+
+@every_page
+def test_every_program_of_nnunet_exists(page):
+    installed = {entry.name for entry in importlib.metadata.entry_points(group="console_scripts")}
+    assert UNREACHABLE not in installed
+    missing = set(re.findall(r"nnUNetv2_\w+", PAGES[page])) - installed - {UNREACHABLE}
+    assert not missing, f"nnU-Net installs no {', '.join(sorted(missing))}"
+
+
+@pytest.mark.slow
+def test_every_option_of_nnunets_programs_exists(run_command):
+    programs = sorted({program for text in PAGES.values() for program in re.findall(r"nnUNetv2_\w+", text)})
+    for program in programs:
+        if program == UNREACHABLE:
+            continue
+        calls = [(page, words) for page in PAGES for words in words_to_type(page, program)]
+        known = set(re.findall(r"(?<![\w-])--?[a-z]\w*", run_command([program, "-h"]).stdout)) if calls else set()
+        for page, words in calls:
+            strangers = [word for word in words if re.match(r"--?[a-z]", word) and word not in known]
+            assert not strangers, f"{page}: {program} has no {strangers[0]}"
+
+
+@every_page
+def test_every_make_target_and_variable_exists(page):
+    targets = set(re.findall(r"^([\w-]+):(?!=)", MAKEFILE, re.M))
+    variables = set(re.findall(r"^(\w+) \?=", MAKEFILE, re.M))
+    calls = words_to_type(page, "make")
+    calls += [words for program, *words in map(str.split, mentions(page)) if program == "make" and words]
+    for words in calls:
+        for word in words:
+            name, sign, _ = word.partition("=")
+            assert name in (variables if sign else targets), f"make {' '.join(words)}: '{name}' is not in the Makefile"
+
+
+@every_page
+def test_every_module_that_is_run_exists_and_reads_a_command_line(page):
+    text = PAGES[page]
+    for module in set(re.findall(r"python -m (dataset_conversion[\w.]+)", text)):
+        specification = importlib.util.find_spec(module)
+        assert specification is not None, f"there is no {module}"
+        assert '__name__ == "__main__"' in Path(specification.origin).read_text()
+    for script in set(re.findall(r"python ([\w/]+\.py)", text)):
+        assert (ROOT / script).is_file(), script
+
+
+# Names
+
+
+@every_page
+def test_every_trainer_that_is_mentioned_is_found_by_nnunet(page):
+    names = set(re.findall(r"\bnnUNetTrainer\w*", PAGES[page])) - {"nnUNetTrainerLoGVMambaHeadState8"}  # says it is not
+    missing = {name for name in names if not trainer_exists(name)}
+    assert not missing, f"nnU-Net finds no {', '.join(sorted(missing))}"
+
+
+@every_page
+def test_every_link_leads_to_a_file_and_to_a_heading_that_exist(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_fences(PAGES[page])):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page} links to {link}, but there is no {target}"
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{page} links to {link}, but no heading is called so"
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    reached, todo = set(), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop().resolve()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        links = re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", without_fences(page.read_text()))
+        todo += [page.parent / link for link in links]
+    assert {(ROOT / page).resolve() for page in PAGES} <= reached
+
+
+# What is listed
+
+
+def first_column(page: str) -> set[str]:
+    return {word for row in re.findall(r"^\| ([^|]+) \|", PAGES[page], re.M) for word in re.findall(r"`([^`]+)`", row)}
+
+
+def test_every_knob_and_every_setting_is_listed_with_its_default():
+    page = "docs/how-to/knobs.md"
+    for name, default in plans.knobs().items():
+        written = default if isinstance(default, str) else json.dumps(default)
+        assert f"| `{name}` | `{written}` |" in PAGES[page], f"{name} = {written}"
+    assert set(plans.TRAINING_SETTINGS) <= first_column(page)
+    assert set(plans.TRAINING_SETTINGS) <= first_column("docs/reference/plans.md")
+
+
+def test_every_sub_command_is_listed():
+    assert {f"logvmamba {name}" for name in SUB_COMMANDS} <= first_column("docs/reference/commands.md")
+
+
+def test_every_option_of_logvmamba_plans_is_listed():
+    options = set(sub_parsers()["plans"]._option_string_actions) - {"-h", "--help"}
+    long_forms_of_listed = {"--dataset", "--configuration", "--plans"}
+    assert options - long_forms_of_listed <= first_column("docs/reference/commands.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/trainers.md"])
+def test_every_trainer_is_listed(page):
+    assert {f"nnUNetTrainer{family}" for family in trainers.FAMILIES} <= set(mentions(page))
+
+
+def test_the_recipes_are_written_as_they_are():
+    page = PAGES["docs/reference/trainers.md"]
+    default = trainers.DEFAULT_RECIPE
+    for name, recipe in trainers.RECIPES.items():
+        (row,) = re.findall(rf"^\| `{name}`(, the default)? \| .+ \| (\S+) \| (\S+) \|$", page, re.M)
+        assert (float(row[1]), float(row[2])) == (recipe.initial_lr, recipe.weight_decay)
+        assert bool(row[0]) == (recipe == default)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/explanation/block.md"])
+def test_the_published_networks_size_is_written_right(page):
+    preset = PRESETS["paper3d"]
+    with torch.device("meta"):
+        network = getattr(networks, preset["network"])(**preset["arguments"])
+    assert f"{sum(p.numel() for p in network.parameters()):,}" in PAGES[page]
+
+
+# LAST: measured numbers. Fails until every @@PLACEHOLDER@@ has been replaced by what was measured.
+
+
+@every_page
+def test_no_number_is_still_to_be_filled_in(page):
+    assert re.findall(r"@@\w*@*", PAGES[page]) == [], "replace each by the measured value"
