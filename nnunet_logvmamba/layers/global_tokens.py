@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import prod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,7 +13,6 @@ from .local_tokens import CONVOLUTIONS, check_spatial_dims
 _CONVOLUTION_3D = {1: (1, 1, 0), 2: (3, 1, 1), 4: (3, 2, 2), 8: (5, 2, 3)}
 _CONVOLUTION_2D = {1: (1, 1, 0), 2: (3, 1, 1), 4: (5, 1, 2), 8: (9, 1, 4)}
 _CONVOLUTION = {2: _CONVOLUTION_2D, 3: _CONVOLUTION_3D}
-_RESAMPLE = {2: "bilinear", 3: "trilinear"}
 GLOBAL_STRIDES = tuple(_CONVOLUTION_3D)
 
 
@@ -20,9 +20,8 @@ class GlobalTokens(nn.Module):
     """Compress a whole map into ``channels / channels_per_token`` tokens of full width (GTX).
 
     A strided grouped convolution leaves one small map per token; a linear layer over its positions makes it a token.
-    That layer belongs to a canonical grid. On a map that gives another grid its weights are resampled linearly
-    and scaled by canonical positions / actual positions, so that its response to a constant map keeps its size: one
-    checkpoint fits every patch.
+    That layer belongs to a canonical grid. On a map that gives another grid its weights are resampled linearly, axis by
+    axis, so that a constant map gives the same tokens on every grid (see ``resampling``): one checkpoint fits every patch.
 
     Args:
         channels: Width of the local tokens, which is also the width of the global ones.
@@ -78,6 +77,32 @@ class GlobalTokens(nn.Module):
         """Weights of the linear layer on ``grid``, (channels, positions)."""
         if grid == self.canonical_grid:
             return self.fc.weight
-        weight = self.fc.weight.unflatten(1, (1, *self.canonical_grid))
-        weight = F.interpolate(weight, size=grid, mode=_RESAMPLE[len(grid)], align_corners=False)
-        return weight.flatten(1) * (prod(self.canonical_grid) / prod(grid))
+        weight = self.fc.weight.unflatten(1, self.canonical_grid)
+        for axis, (canonical, actual) in enumerate(zip(self.canonical_grid, grid), start=1):
+            if actual != canonical:
+                matrix = resampling(canonical, actual, weight.dtype, weight.device)
+                weight = torch.tensordot(weight, matrix, dims=([axis], [1])).movedim(-1, axis)
+        return weight.flatten(1)
+
+
+def resampling(
+    canonical: int, actual: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Matrix that takes weights on ``canonical`` cells of an axis to ``actual`` cells of the same length.
+
+    Linear interpolation between cell centres (align_corners false); on fewer cells its triangle is as wide as they are,
+    so that every weight counts, also on a small patch. Each column is then scaled to sum 1: a weight is spread over
+    cells, none of it is lost. So the sum of all weights stays, and with it the response to a constant map. Where
+    ``actual`` is a multiple of ``canonical`` this is plain interpolation times canonical / actual.
+
+    Returns:
+        (actual, canonical); the identity if both are equal.
+    """
+    centres = (torch.arange(canonical, dtype=dtype, device=device) + 0.5) / canonical
+    wanted = (torch.arange(actual, dtype=dtype, device=device) + 0.5) / actual
+    # Beyond the outermost centres the outermost weight goes on, as in torch's interpolation.
+    if actual > canonical:
+        wanted = wanted.clamp(0.5 / canonical, 1 - 0.5 / canonical)
+    distance = (wanted[:, None] - centres).abs() * min(canonical, actual)
+    matrix = (1 - distance).clamp_min(0)
+    return matrix / matrix.sum(dim=0)

@@ -4,25 +4,32 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from nnunet_logvmamba.layers import GLOBAL_STRIDES, GlobalTokens
+from nnunet_logvmamba.layers.global_tokens import resampling
 
 
-@pytest.mark.parametrize("patch", [(16, 16, 16), (32, 32, 32), (24, 16, 32)])
-def test_a_constant_map_gives_the_same_tokens_on_a_finer_grid(patch):
-    tokens = GlobalTokens(6, 3, stride=1, channels_per_token=2, canonical_grid=(8, 8, 8))
-    constant = torch.randn(1, 6, 1, 1, 1)
+@pytest.mark.parametrize("patch", [(16, 16, 16), (11, 8, 9), (5, 7, 5), (2, 3, 2), (1, 1, 1), (24, 16, 32)])
+def test_a_constant_map_gives_the_same_tokens_on_any_grid(patch):
+    tokens = GlobalTokens(6, 3, stride=1, channels_per_token=2, canonical_grid=(8, 8, 8)).double()
+    constant = torch.randn(1, 6, 1, 1, 1, dtype=torch.float64)
     canonical = tokens(constant.expand(1, 6, 8, 8, 8))
-    assert torch.allclose(tokens(constant.expand(1, 6, *patch)), canonical, atol=1e-5)
+    assert torch.allclose(tokens(constant.expand(1, 6, *patch)), canonical, rtol=1e-10)
 
 
-def test_equal_weights_give_the_same_tokens_of_a_constant_map_on_any_grid():
-    tokens = GlobalTokens(4, 3, stride=1, channels_per_token=1, canonical_grid=(8, 8, 8))
-    torch.nn.init.constant_(tokens.fc.weight, 0.01)
-    constant = torch.randn(1, 4, 1, 1, 1)
-    canonical = tokens(constant.expand(1, 4, 8, 8, 8))
-    for patch in ((5, 7, 5), (1, 3, 2), (8, 8, 8), (11, 8, 9)):
-        assert torch.allclose(tokens(constant.expand(1, 4, *patch)), canonical, atol=1e-5), patch
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_on_a_multiple_of_the_grid_weights_are_interpolated_and_scaled(factor):
+    weight = torch.randn(1, 5, 8, dtype=torch.float64)
+    expected = F.interpolate(weight, size=8 * factor, mode="linear", align_corners=False) / factor
+    assert torch.allclose(weight @ resampling(8, 8 * factor).T, expected)
+
+
+def test_on_a_coarser_grid_every_weight_counts():
+    for actual in range(1, 8):
+        matrix = resampling(8, actual)
+        assert torch.allclose(matrix.sum(dim=0), torch.ones(8, dtype=torch.float64))
+        assert torch.allclose(matrix, matrix.flip(0, 1))  # left and right alike
 
 
 @pytest.mark.parametrize(("spatial_dims", "sizes"), [(2, range(1, 20)), (3, (1, 2, 3, 5, 9))])
