@@ -62,17 +62,35 @@ def run(command: list[str], environment: dict[str, str]) -> None:
         sys.exit(f"demo: stopped, since the command above ended with exit code {done.returncode}")
 
 
+def make_anew(folder: Path) -> None:
+    """Empty the demo's folder, or make it; a folder that the demo did not make is left alone and ends it."""
+    marker = folder / "made_by_demo"
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            if not marker.exists():
+                sys.exit(f"demo: {folder} is not empty and was not made by the demo; name another with --folder")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except OSError as error:
+        sys.exit(f"demo: {error.filename or folder}: {error.strerror}; name another folder with --folder")
+
+
 def demo_environment(folder: Path) -> dict[str, str]:
-    """The user's environment, with nnU-Net's folders below ``folder`` and few worker processes."""
+    """The user's environment without its nnU-Net settings, with folders below ``folder`` and few worker processes.
+
+    A limit on OpenMP's threads goes as well: below the number of cores, training on a CPU would hang.
+    """
+    set_aside = [name for name in os.environ if name.startswith("nnUNet_") or name == "OMP_THREAD_LIMIT"]
+    if set_aside:
+        print(f"demo: your {', '.join(sorted(set_aside))} do not count here")
     ours = {f"nnUNet_{name}": str(folder / f"nnUNet_{name}") for name in ("raw", "preprocessed", "results")}
     ours |= {"nnUNet_def_n_proc": "2", "nnUNet_n_proc_DA": "2"}
-    for name, value in ours.items():
-        if name in os.environ and os.environ[name] != value:
-            print(f"demo: {name} is {value} in here, not your {os.environ[name]}")
-    return os.environ | ours
+    return {name: value for name, value in os.environ.items() if name not in set_aside} | ours
 
 
 def read(path: Path) -> sitk.Image:
+    """An image with its geometry."""
     return sitk.ReadImage(str(path))
 
 
@@ -135,18 +153,14 @@ def paint(cases: list[str], images: Path, truths: dict[str, Path], predictions: 
 
 
 def main() -> int:
+    """Run the demo; the last line has the scores on cases that were not trained on."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--folder", type=Path, default=CHECKOUT / ".demo", help="everything goes below it")
     arguments = parser.parse_args()
     start = time.perf_counter()
     folder = arguments.folder.resolve()
-    marker = folder / "made_by_demo"
-    if folder.exists() and any(folder.iterdir()) and not marker.exists():
-        sys.exit(f"demo: {folder} is not empty and was not made by the demo; name another with --folder")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    marker.touch()
+    make_anew(folder)
     environment = demo_environment(folder)
 
     phantoms = ["python", "-m", "dataset_conversion.phantoms", "brats2020"]

@@ -461,7 +461,11 @@ def write_image(source: Path, target: Path) -> None:
 
 
 def write_case(case: Case, images_folder: Path, labels_folder: Path | None, label_map: Mapping[int, int]) -> None:
-    """Write one checked case under nnU-Net's names; the mask as uint8 on exactly the grid of the first image."""
+    """Write one checked case under nnU-Net's names; the mask as uint8 on exactly the grid of the first image.
+
+    Raises:
+        ConversionError: If the mask cannot be written; the text names case and file.
+    """
     for channel, path in enumerate(case.images):
         write_image(path, images_folder / f"{case.name}_{channel:04d}{FILE_ENDING}")
     if labels_folder is None:
@@ -469,7 +473,11 @@ def write_case(case: Case, images_folder: Path, labels_folder: Path | None, labe
     voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(case.mask)))
     mask = sitk.GetImageFromArray(remap_labels(voxels, label_map))
     mask.CopyInformation(sitk.ReadImage(str(case.images[0])))
-    sitk.WriteImage(mask, str(labels_folder / f"{case.name}{FILE_ENDING}"), useCompression=True)
+    target = labels_folder / f"{case.name}{FILE_ENDING}"
+    try:
+        sitk.WriteImage(mask, str(target), useCompression=True)
+    except RuntimeError as error:  # SimpleITK's word for a full disk as for a forbidden folder
+        raise ConversionError(f"Case {case.name}: {target} cannot be written; is the disk full?") from error
 
 
 def make_splits(cases: Collection[str], group_of: Callable[[str], object] = str) -> list[dict[str, list[str]]]:

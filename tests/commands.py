@@ -18,6 +18,8 @@ _NOT_INHERITED = (
     "nnUNet_preprocessed",
     "nnUNet_results",
     "nnUNet_extTrainer",
+    "nnUNet_compile",
+    "nnUNet_wandb_enabled",
     "PYTHONPATH",
     "OMP_THREAD_LIMIT",
 )

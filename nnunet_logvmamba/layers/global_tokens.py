@@ -21,7 +21,8 @@ class GlobalTokens(nn.Module):
 
     A strided grouped convolution leaves one small map per token; a linear layer over its positions makes it a token.
     That layer belongs to a canonical grid. On a map that gives another grid its weights are resampled linearly, axis by
-    axis, so that a constant map gives the same tokens on every grid (see ``resampling``): one checkpoint fits every patch.
+    axis, so that a constant map gives the same tokens on every grid (see ``resampling``): one checkpoint fits every
+    patch.
 
     Args:
         channels: Width of the local tokens, which is also the width of the global ones.

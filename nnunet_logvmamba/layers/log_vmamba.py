@@ -26,6 +26,9 @@ def check_family(family: str) -> None:
 class DropPath(nn.Module):
     """Drop a residual branch for whole samples while training, and scale the others up to keep the mean.
 
+    Raises:
+        ValueError: If the probability is not from 0 to below 1.
+
     References: Huang et al. (2016), "Deep networks with stochastic depth".
     """
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_logvmamba.ops import selective_scan
+from nnunet_logvmamba.ops.backends import check_name
 
 _SMALLEST_STEP, _LARGEST_STEP, _STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -32,6 +33,9 @@ class SelectiveSSM(nn.Module):
 
     Shape: (batch, length, directions, channels) -> (batch, length, directions, channels)
 
+    Raises:
+        ValueError: If the state size is below 1 or the backend is unknown.
+
     References: Gu and Dao (2023), "Mamba", Algorithm 2; initial values as there.
     """
 
@@ -39,6 +43,7 @@ class SelectiveSSM(nn.Module):
         self, channels: int, state_size: int = 16, step_rank: int = 1, directions: int = 1, backend: str = "auto"
     ):
         super().__init__()
+        check_name(backend)
         if state_size < 1:
             raise ValueError(f"state_size is {state_size}; at least 1 is needed")
         self.state_size, self.step_rank, self.directions, self.backend = state_size, step_rank, directions, backend

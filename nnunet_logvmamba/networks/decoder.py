@@ -31,7 +31,10 @@ class Decoder(nn.Module):
 
     It takes channel counts, not the encoder, so that nothing is saved twice. ``seg_layers[-1]`` is full resolution, as
     in nnU-Net. With ``deep_supervision`` on, ``forward`` returns all scales, finest first, else the finest alone; the
-    flag may be switched at any time.
+    flag may be switched at any time, without effect where there is the finest head alone.
+
+    Raises:
+        ValueError: If deep supervision is asked for with the finest head alone.
     """
 
     def __init__(
@@ -74,8 +77,9 @@ class Decoder(nn.Module):
         *skips, x = maps
         outputs = []
         first_head = len(self.stages) - len(self.seg_layers)
+        every_scale = self.deep_supervision and first_head == 0
         for step, (upsample, stage, skip) in enumerate(zip(self.upsamplers, self.stages, reversed(skips))):
             x = stage(upsample(x, skip.shape[2:]) + skip)
-            if self.deep_supervision or step == len(self.stages) - 1:
+            if every_scale or step == len(self.stages) - 1:
                 outputs.append(self.seg_layers[step - first_head](x))
-        return outputs[::-1] if self.deep_supervision else outputs[-1]
+        return outputs[::-1] if every_scale else outputs[-1]

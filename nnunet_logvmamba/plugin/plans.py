@@ -302,22 +302,32 @@ def check_configuration(plans: dict, dataset_json: dict, name: str) -> None:
     """
     plans_manager = PlansManager(plans)
     configuration = plans_manager.get_configuration(name)
-    patch_size, strides = configuration.patch_size, configuration.pool_op_kernel_sizes
-    totals = [prod(axis) for axis in zip(*strides)]
-    if len(patch_size) != len(totals) or any(size < 1 or size % total for size, total in zip(patch_size, totals)):
-        raise ValueError(
-            f"configuration '{name}': the patch size {list(patch_size)} must be divisible by {totals}, axis by axis"
-        )
-    if configuration.batch_size < 1:
-        raise ValueError(f"configuration '{name}': the batch size must be at least 1, not {configuration.batch_size}")
     channels = determine_num_input_channels(plans_manager, configuration, dataset_json)
     classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
     try:
         with torch.device("meta"):
             network = build_network(configuration, channels, classes, deep_supervision=True)
-            network(torch.empty(configuration.batch_size, channels, *patch_size))
+            check_patch(network, configuration, channels)
     except ValueError as error:
         raise ValueError(f"configuration '{name}' cannot be built: {error}") from error
+
+
+def check_patch(network: nn.Module, configuration: ConfigurationManager, num_input_channels: int) -> None:
+    """Send a batch of patches through a network on the meta device, which needs no memory and hardly any time.
+
+    Raises:
+        ValueError: If the patch is not divisible by the strides, there is no batch, or the network takes no such patch.
+    """
+    patch_size, strides = list(configuration.patch_size), configuration.pool_op_kernel_sizes
+    totals = [prod(axis) for axis in zip(*strides)]
+    if len(patch_size) != len(totals) or any(size < 1 or size % total for size, total in zip(patch_size, totals)):
+        raise ValueError(f"the patch size {patch_size} must be divisible by {totals}, axis by axis")
+    if configuration.batch_size < 1:
+        raise ValueError(f"the batch size must be at least 1, not {configuration.batch_size}")
+    try:
+        network(torch.empty(configuration.batch_size, num_input_channels, *patch_size, device="meta"))
+    except RuntimeError as error:
+        raise ValueError(f"the network takes no patch of {patch_size}: {str(error).splitlines()[0]}") from error
 
 
 def _complete(architecture: dict, values: dict) -> dict:
@@ -367,6 +377,7 @@ def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
 
 def write_plans(path: Path, plans: dict) -> None:
     """Replace a plans file in one step, so that nobody ever reads half of it."""
+    path = path.resolve()  # a link stays a link
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:

@@ -21,7 +21,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_logvmamba.ops import backends
-from nnunet_logvmamba.plugin.plans import TRAINING_KEY, build_network, check_training_settings, is_ours
+from nnunet_logvmamba.plugin.plans import TRAINING_KEY, build_network, check_patch, check_training_settings, is_ours
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class RecipeTrainer(nnUNetTrainer):
             settings = check_training_settings(manager.configuration.get(TRAINING_KEY))
             with torch.device("meta"):  # no memory and hardly any time, whatever the patch
                 network = cls.build_network_architecture(plans_manager, manager, channels, classes)
-                network(torch.empty(manager.batch_size, channels, *manager.patch_size))
+                check_patch(network, manager, channels)
             if is_ours(manager.configuration["architecture"]):
                 backends.choose(manager.network_arch_init_kwargs.get("backend", "auto"), device)
         except ValueError as error:
@@ -195,7 +195,8 @@ def _first_difference(network: nn.Module, weights: dict) -> str | None:
 
 def _refuse_other_weights(network: nn.Module, weights: dict, prefix: str, metadata: dict, strict: bool, *_) -> None:
     # nnUNetv2_predict loads weights into the network itself, so the network has to speak for us.
-    difference = _first_difference(network, weights) if strict else None
+    own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    difference = _first_difference(network, own) if strict else None
     if difference is not None:
         raise RuntimeError(
             f"These weights belong to another network than the plans describe ({difference}): use the plans.json that "

@@ -3,22 +3,40 @@
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 SHARED_GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
+FIXTURE_OF_KIND = {
+    "block": "golden_block",
+    "sequence order": "golden_order",
+    "selective_scan": "golden_scan",
+    "network3d": "golden_net3d",
+    "network2d": "golden_net2d",
+}
 
 
-def _files(config, *patterns: str) -> list[Path]:
-    folder = Path(config.getoption("--golden", default=None) or SHARED_GOLDEN)
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+def golden_files(folder: str | None) -> dict[str, list[Path]]:
+    """Golden files by the fixture that takes them.
+
+    Raises:
+        pytest.UsageError: If a folder was named and has no such files, or a file is of a kind that nothing compares.
+    """
+    files: dict[str, list[Path]] = {fixture: [] for fixture in FIXTURE_OF_KIND.values()}
+    found = sorted(Path(folder or SHARED_GOLDEN).glob("*.safetensors"))
+    if folder is not None and not found:
+        raise pytest.UsageError(f"--golden: there are no .safetensors files in {folder}")
+    for path in found:
+        with safe_open(path, "pt") as file:
+            kind = (file.metadata() or {}).get("kind")
+        if kind not in FIXTURE_OF_KIND:
+            raise pytest.UsageError(f"{path} is of kind {kind!r}, which no test compares")
+        files[FIXTURE_OF_KIND[kind]].append(path)
+    return files
 
 
 def pytest_generate_tests(metafunc):
-    for fixture, patterns in (
-        ("golden_block", ("block*.safetensors", "variant_*.safetensors")),
-        ("golden_order", ("sequence_order*.safetensors",)),
-        ("golden_net3d", ("net3d_*.safetensors",)),
-    ):
-        if fixture in metafunc.fixturenames:
-            files = _files(metafunc.config, *patterns)
-            absent = pytest.param(None, marks=pytest.mark.skip(reason="no golden files beside the checkout"))
-            metafunc.parametrize(fixture, files or [absent], ids=[path.stem for path in files] or ["absent"])
+    for fixture in sorted(set(FIXTURE_OF_KIND.values()) & set(metafunc.fixturenames)):
+        files = golden_files(metafunc.config.getoption("--golden"))[fixture]
+        where = metafunc.config.getoption("--golden") or "the shared folder beside the checkout"
+        absent = pytest.param(None, marks=pytest.mark.skip(reason=f"no such golden files in {where}"))
+        metafunc.parametrize(fixture, files or [absent], ids=[path.stem for path in files] or ["absent"])

@@ -1,4 +1,4 @@
-"""Every stored block of the authors' code, step by step: intermediates, output and gradients.
+"""Every stored scan, block and network of the authors' code, step by step: intermediates, output and gradients.
 
 ``pytest tests/layers/test_golden.py --golden DIR`` runs the same comparison over any folder of such files.
 """
@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from nnunet_logvmamba.layers import LoGVMambaBlock, token_order, token_positions
 from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.ops import available_backends, selective_scan
 
 RELATIVE_LIMIT = 1e-4  # of each tensor's largest magnitude, float32 against float32; README of the tensors, section 3
 LOGITS_LIMIT = 1e-3  # absolute, same source
@@ -137,10 +138,10 @@ def record(block: LoGVMambaBlock) -> dict[str, torch.Tensor]:
     return seen
 
 
-def assert_close(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+def assert_close(name: str, ours: torch.Tensor, theirs: torch.Tensor, relative: float = RELATIVE_LIMIT) -> None:
     assert ours.shape == theirs.shape, f"{name}: shape {tuple(ours.shape)}, stored {tuple(theirs.shape)}"
     error = (ours.double() - theirs.double()).abs().max().item()
-    limit = RELATIVE_LIMIT * theirs.double().abs().max().item()
+    limit = relative * theirs.double().abs().max().item()
     assert error <= limit, f"{name}: largest error {error:.2e}, limit {limit:.2e}"
 
 
@@ -193,6 +194,33 @@ def test_token_positions_equal_the_published_orders(golden_order: Path, monkeypa
         ours[local_at] = torch.arange(num_local)
         ours[global_at] = -1 - torch.arange(num_global)
         assert ours.tolist() == order.tolist(), name
+
+
+@pytest.mark.parametrize("backend", available_backends("cpu"))
+def test_scan_equals_the_stored_values_and_gradients(golden_scan: Path, backend):
+    hyper, stored = load(golden_scan)
+    limit = {"float64": 1e-10, "float32": 1e-6}[hyper["stored_as"]]
+    leaves = {name[3:]: value.double().requires_grad_() for name, value in stored.items() if name.startswith("in/")}
+    grad_y = leaves.pop("grad_y").detach()
+    # The files have the length last: (batch, channels, length) and (batch, groups, state, length).
+    y = selective_scan(
+        leaves["u"].transpose(1, 2),
+        leaves["delta"].transpose(1, 2),
+        leaves["A"],
+        leaves["B"].permute(0, 3, 1, 2),
+        leaves["C"].permute(0, 3, 1, 2),
+        leaves.get("D"),
+        delta_bias=leaves.get("delta_bias"),
+        delta_softplus=hyper["delta_softplus"],
+        backend=backend,
+    ).transpose(1, 2)
+    assert_close("out/y", y, stored["out/y"], limit)
+    for name, gradient in zip(leaves, torch.autograd.grad(y, list(leaves.values()), grad_y)):
+        assert_close(f"grad/{name}", gradient, stored[f"grad/{name}"], limit)
+
+
+def test_2d_network_equals_the_published_one(golden_net2d: Path):
+    pytest.skip("the 2D network of the paper does not exist here yet")
 
 
 def our_network_name(name: str, num_stages: int) -> str:

@@ -133,4 +133,4 @@ def test_bad_settings_are_refused(arguments, message):
 
 def test_unknown_backend_is_refused_naming_the_valid_ones():
     with pytest.raises(ValueError, match=r"'magic'.*chunked"):
-        block(backend="magic")(torch.randn(1, 32, 2, 2, 2))
+        block(backend="magic")

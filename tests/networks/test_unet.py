@@ -140,6 +140,14 @@ def test_deep_supervision_can_be_switched_and_all_heads_stay():
     assert len(network.decoder.seg_layers) == len(strides) - 1
 
 
+def test_a_network_with_the_finest_head_alone_ignores_deep_supervision():
+    patch, strides = PLANS["isotropic"]
+    network = build(strides, deep_supervision=False, seg_heads="last").eval()
+    network.decoder.deep_supervision = True  # nnU-Net leaves it on after its validation
+    with torch.no_grad():
+        assert network(torch.randn(1, 1, *patch)).shape == (1, 2, *patch)
+
+
 def test_checkpointing_changes_memory_not_results():
     patch, strides = PLANS["isotropic"]
     plain = build(strides, drop_path=0.0)
@@ -201,6 +209,7 @@ def test_indivisible_widths_lose_their_local_tokens_and_say_so():
         ({"global_strides": [1]}, "global_strides has 1 entries"),
         ({"features_per_stage": [16, 16]}, "features_per_stage has 2 entries for 4 stages"),
         ({"squeeze": 0}, "squeeze is 0"),
+        ({"backend": "fast"}, "'fast'.*chunked"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-BACKENDS = ("reference", "chunked")
+from scan_cases import BACKENDS
 
 
 @pytest.fixture

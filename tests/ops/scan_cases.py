@@ -8,6 +8,8 @@ from torch import Tensor
 from nnunet_logvmamba.ops import selective_scan_with_state
 from nnunet_logvmamba.ops.scan import reference
 
+BACKENDS = ("reference", "chunked")
+"""Every backend; values, gradients, registration and properties are tested for each."""
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
 
 

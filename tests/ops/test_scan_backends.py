@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from scan_cases import NAMES, random_arguments, upstream
+from scan_cases import BACKENDS, NAMES, random_arguments, upstream
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,6 +16,10 @@ from nnunet_logvmamba.ops.scan import chunked, reference
 def test_both_portable_backends_run_on_the_cpu():
     assert {"chunked", "reference"} <= set(available_backends("cpu"))
     assert {"chunked", "reference"} <= set(available_backends(torch.device("cuda")))
+
+
+def test_every_backend_is_tested():
+    assert set(BACKENDS) == set(backends.BACKENDS)
 
 
 def test_auto_means_the_first_available_backend():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numerics import assert_matches_reference
-from scan_cases import random_arguments, run
+from scan_cases import BACKENDS, random_arguments, run
 
 # Cut points of the chunked backend are met at lengths up to 70: lanes have 16 steps.
 problems = st.fixed_dictionaries(
@@ -18,7 +18,7 @@ problems = st.fixed_dictionaries(
         "seed": st.integers(0, 2**16),
     }
 )
-backends = st.sampled_from(["reference", "chunked"])
+backends = st.sampled_from(BACKENDS)
 # The poison of tests/ops/conftest.py is the same for every example.
 for_any = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ALONG_LENGTH = ("u", "delta", "B", "C")

@@ -119,6 +119,13 @@ def test_the_folder_holds_one_module_and_no_package():
     assert [path.name for path in Path(startup.EXT_FOLDER).glob("*.py")] == ["nnunet_logvmamba_trainers.py"]
 
 
+def test_an_environment_without_the_package_that_inherits_the_variable_still_gets_nnunets_own_message():
+    module = Path(startup.EXT_FOLDER) / "nnunet_logvmamba_trainers.py"
+    code = f"import runpy; print('__getattr__' in runpy.run_path({str(module)!r}))"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_a_trainer_made_on_demand_survives_pickling_into_another_process(run_command, tmp_path):
     from nnunet_logvmamba.plugin import trainers
 

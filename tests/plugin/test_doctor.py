@@ -84,6 +84,15 @@ def test_a_backend_with_wrong_values_is_caught(monkeypatch):
     assert next(row for row in rows if row.name == "chunked").text.startswith("gives wrong values")
 
 
+def test_a_user_without_a_name_does_not_end_the_examination(monkeypatch):
+    def nameless():
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(doctor.getpass, "getuser", nameless)
+    assert "set TORCHINDUCTOR_CACHE_DIR" in next(doctor._caches()).text
+
+
 def test_a_thread_limit_under_which_training_would_hang_is_found(monkeypatch):
     cores = os.cpu_count()
     monkeypatch.delenv("OMP_THREAD_LIMIT", raising=False)

@@ -41,5 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"logvmamba: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"logvmamba: {error.filename or args.command}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130

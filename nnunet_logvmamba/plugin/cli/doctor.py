@@ -7,6 +7,7 @@ import getpass
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -114,13 +115,18 @@ def _versions() -> Iterator[Finding]:
         if version is None:
             missing = "not installed, not needed" if name in OPTIONAL else "not installed"
             yield Finding(section, name, NOTE if name in OPTIONAL else FAILS, missing)
-        elif name == "nnunetv2" and tuple(int(part) for part in version.split(".")[:2]) != TESTED_NNUNET:
+        elif name == "nnunetv2" and _release(version) != TESTED_NNUNET:
             window = ".".join(map(str, TESTED_NNUNET))
             yield Finding(
                 section, name, FAILS, f"{version}, but we work with {window}: pip install 'nnunetv2=={window}.*'"
             )
         else:
             yield Finding(section, name, OK, version)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """First two numbers of a version, 2.8rc1 being of 2.8."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def _devices(torch) -> list[tuple]:
@@ -267,8 +273,13 @@ def _paths() -> Iterator[Finding]:
 
 def _caches() -> Iterator[Finding]:
     section = "compiled code is kept in"
-    inductor = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
-    yield Finding(section, "torch.compile", OK, os.environ.get("TORCHINDUCTOR_CACHE_DIR", inductor))
+    inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if inductor is None:
+        try:
+            inductor = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+        except (KeyError, OSError):  # a container may run as a user without a name
+            inductor = "unknown, since this user has no name: set TORCHINDUCTOR_CACHE_DIR"
+    yield Finding(section, "torch.compile", OK, inductor)
     triton_home = os.environ.get("TRITON_HOME", os.path.expanduser("~"))
     triton = os.environ.get("TRITON_CACHE_DIR") or os.path.join(triton_home, ".triton", "cache")
     yield Finding(section, "triton", OK if version_of("triton") else NOTE, triton)

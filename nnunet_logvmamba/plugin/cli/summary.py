@@ -81,7 +81,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         network, channels, patch_size, batch_size, optimizer = _from_plans(args)
         title = f"{args.trainer}, {args.configuration} of {args.plans}, data set {args.dataset}"
-    summary = summarize(network, channels, patch_size, batch_size)
+    try:
+        summary = summarize(network, channels, patch_size, batch_size)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"a patch of {_times(patch_size)} does not pass through the network: {reason}") from error
     print(f"{title}: {type(network).__name__}, {channels} input channels, patch {_times(patch_size)}")
     print()
     for line in _table(summary):

@@ -4,7 +4,13 @@ nnU-Net imports every module of that folder, asks it for the trainer's name and 
 class, so it may be forgotten: the classes stay where they were made, and two look-ups give the same one.
 """
 
-from nnunet_logvmamba.plugin import trainers
+try:
+    from nnunet_logvmamba.plugin import trainers
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] != "nnunet_logvmamba":
+        raise
+    # The variable was inherited by a Python of another environment, which does not have our package.
+    trainers = None
 
 
 def __getattr__(name: str):
