@@ -74,8 +74,12 @@ class RecipeTrainer(nnUNetTrainer):
         self.save_every = max(1, min(50, self.num_epochs // 10))
         self.seed = self.named_seed if self.named_seed is not None else settings.get("seed")
         arguments = self.configuration_manager.network_arch_init_kwargs
-        if is_ours(self.configuration_manager.configuration["architecture"]) and arguments.get("seg_heads") == "last":
-            self.enable_deep_supervision = False  # there are no other outputs to supervise
+        one_head = is_ours(self.configuration_manager.configuration["architecture"]) and (
+            arguments.get("seg_heads") == "last"
+        )
+        if one_head or len(arguments["strides"]) < 3:
+            # There are no other outputs to supervise, and nnU-Net would weigh a single one by 0 / 0.
+            self.enable_deep_supervision = False
 
     @classmethod
     def _checked_settings(cls, plans: dict, configuration: str, dataset_json: dict, device: torch.device) -> dict:

@@ -162,7 +162,7 @@ def test_weights_are_fine_tuned_on_patches_of_another_size(patch_size, own_train
     assert before.keys() == after.keys()
     for key, value in before.items():
         taken_over = torch.allclose(value, after[key], atol=1e-8)
-        assert taken_over == ("seg_layers" not in key or value.ndim == 1), key
+        assert taken_over == (".seg_layers." not in key), key  # which nnU-Net never takes over
 
 
 # Share, compare, ensemble
@@ -222,26 +222,27 @@ def test_a_cascade_is_trained_and_predicted_stage_by_stage(own_planned, new_imag
     own_planned.run(*planner, "-overwrite_plans_name", small, nnUNet_n_proc_DA="1")
     preprocess = ("nnUNetv2_preprocess", "-d", own_planned.number, "-plans_name", small, "-np", 1)
     own_planned.run(*preprocess, "-c", "3d_lowres", "3d_fullres", nnUNet_n_proc_DA="1")
-    own_planned.configure("3d_lowres", "3d_lowres_tiny", "-p", small, num_epochs=2)
+    own_planned.configure("3d_lowres", "3d_lowres_tiny", "-p", small, num_iterations_per_epoch=30)
     low, high = "3d_lowres_tiny", "3d_cascade_fullres_tiny"
 
     # The second stage sees what the first one predicts for every case, so the first takes all of them.
     first = own_planned.train(low, "all", plans=small)
-    assert first.epochs == 2
+    assert first.epochs == 4
+    assert first.dice[WHOLE_TUMOUR] > 0.5
     handed_on = own_planned.model(low, plans=small) / "predicted_next_stage" / high
-    assert len(list(handed_on.glob("*.b2nd"))) + len(list(handed_on.glob("*.npz"))) >= 6
+    assert sorted(path.stem for path in handed_on.iterdir()) == [f"BraTS20_Training_00{case}" for case in range(1, 7)]
     second = own_planned.train(high, 0, plans=small)
-    assert second.epochs == 2
+    assert second.epochs == 4
     images, labels = 4, 3
-    stem = second.checkpoint["network_weights"]
-    assert next(value for value in stem.values() if value.ndim == 5).shape[1] == images + labels
+    kernels = [value for value in second.checkpoint["network_weights"].values() if value.ndim == 5]
+    assert kernels[0].shape[1] == images + labels
 
     previous = tmp_path / "previous"
     assert len(own_planned.predict(new_images, previous, low, fold="all", plans=small)) == 2
     options = ("-prev_stage_predictions", previous)
     written = own_planned.predict(new_images, tmp_path / "predicted", high, *options, plans=small)
     assert [path.name for path in written] == NEW_CASES
-    assert own_planned.evaluate(new_images.with_name("labelsTr"), tmp_path / "predicted")[WHOLE_TUMOUR] > 0
+    assert own_planned.evaluate(new_images.with_name("labelsTr"), tmp_path / "predicted")[WHOLE_TUMOUR] > 0.5
 
 
 @pytest.mark.slow
@@ -343,8 +344,7 @@ def test_a_plan_that_cannot_be_built_is_refused_before_a_folder_is_made(own_plan
     before = files(own_planned.folders.preprocessed)
     done = own_planned.run(TRAIN, own_planned.number, "3d_tiny", 0, "-tr", TRAINER, "-device", "cpu", check=False)
     assert done.returncode != 0
-    assert "Configuration '3d_tiny' cannot be trained" in last_line(done)
-    assert "unknown placement 'haed'" in last_line(done)
+    assert "cannot be built from this plan: unknown placement 'haed'; valid are 'head'," in last_line(done)
     assert files(own_planned.folders.results) == set()
     assert files(own_planned.folders.preprocessed) == before
 

@@ -229,6 +229,27 @@ def test_a_single_head_is_trained_without_deep_supervision(make):
     assert len(trainer.network.decoder.seg_layers) == 1
 
 
+def test_a_plan_of_two_stages_has_one_output_and_a_finite_loss(make):
+    conv, norm = "torch.nn.modules.conv.Conv3d", "torch.nn.modules.instancenorm.InstanceNorm3d"
+    arguments = {
+        "n_stages": 2,
+        "features_per_stage": [16, 32],
+        "conv_op": conv,
+        "kernel_sizes": [[3, 3, 3]] * 2,
+        "strides": [[1, 1, 1], [2, 2, 2]],
+        "norm_op": norm,
+        "nonlin": "torch.nn.LeakyReLU",
+    }
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": arguments,
+        "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
+    }
+    trainer = make("nnUNetTrainerLoGVMamba", architecture=architecture, settings=SHORT)
+    trainer.run_training()
+    assert np.isfinite(losses(trainer)).all()
+
+
 # Optimizers
 
 
