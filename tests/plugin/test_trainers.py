@@ -13,6 +13,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
 from nnunet_logvmamba.layers import SelectiveSSM
+from nnunet_logvmamba.networks import LoGVMambaUNet
 from nnunet_logvmamba.plugin import plans, trainers
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
@@ -248,6 +249,17 @@ def test_a_plan_of_two_stages_has_one_output_and_a_finite_loss(make):
     trainer = make("nnUNetTrainerLoGVMamba", architecture=architecture, settings=SHORT)
     trainer.run_training()
     assert np.isfinite(losses(trainer)).all()
+
+
+def test_weights_are_also_taken_by_a_network_that_is_wrapped():
+    network = LoGVMambaUNet(1, 2, [16, 16], torch.nn.Conv2d, 3, [1, 2], 2)
+    network.register_load_state_dict_pre_hook(trainers._refuse_other_weights)
+    wrapped = torch.nn.Sequential(network)
+    wrapped.load_state_dict(wrapped.state_dict())
+    weights = wrapped.state_dict()
+    weights["0.decoder.seg_layers.0.bias"] = torch.zeros(5)
+    with pytest.raises(RuntimeError, match="belong to another network .*'decoder.seg_layers.0.bias' has shape"):
+        wrapped.load_state_dict(weights)
 
 
 # Optimizers
