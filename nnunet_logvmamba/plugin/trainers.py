@@ -36,8 +36,8 @@ class Recipe:
 RECIPES = {"adam": Recipe("adam", 1e-4, 1e-4), "sgd": Recipe("sgd", 1e-2, 3e-5)}
 """By the word in a trainer's name: ``adam`` is the paper's recipe, ``sgd`` (Nesterov, 0.99) is nnU-Net's."""
 
-DEFAULT_RECIPE = RECIPES["adam"]
-"""Used where neither the trainer's name nor the configuration names an optimizer."""
+DEFAULT_RECIPE = RECIPES["sgd"]
+"""Used where neither the trainer's name nor the configuration names an optimizer; the better one in docs/results.md."""
 
 _CUDA = torch.device("cuda")
 
