@@ -128,7 +128,10 @@ def planned(nnunet_folders):
     return small_dataset.copy_into(nnunet_folders)
 
 
-@pytest.mark.parametrize("trainer", ["nnUNetTrainerLoGVMamba", "nnUNetTrainerNoSSM_sgd_5epochs", "nnUNetTrainer"])
+TRAINERS = ["nnUNetTrainerLoGVMamba", "nnUNetTrainerLoGVMamba_adam", "nnUNetTrainerNoSSM_sgd_5epochs", "nnUNetTrainer"]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_a_planned_data_set_is_shown_for_any_trainer(trainer, configuration, planned, capsys):
     assert main(["summary", "-d", small_dataset.NUMBER, "-c", configuration, "-tr", trainer]) == 0
@@ -137,7 +140,7 @@ def test_a_planned_data_set_is_shown_for_any_trainer(trainer, configuration, pla
     assert f"patch {'x'.join(map(str, patch))}" in printed.splitlines()[0]
     assert ("NoSSM" in printed) == ("NoSSM" in trainer)
     assert ("R 3, S" in printed) == (trainer != "nnUNetTrainer")
-    assert (" and sgd; " if trainer != "nnUNetTrainerLoGVMamba" else " and adam; ") in printed
+    assert (" and adam; " if "_adam" in trainer else " and sgd; ") in printed
 
 
 def test_the_grid_in_use_is_shown_where_it_is_not_the_canonical_one(planned, capsys):
