@@ -17,9 +17,6 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_logvmamba.evaluation.overlap import dice
-from nnunet_logvmamba.evaluation.surface import hd95
-
 CHECKOUT = Path(__file__).resolve().parents[1]
 DATASET, TRAINER, CONFIGURATION = "501", "nnUNetTrainerLoGVMamba", "3d_demo"
 NUM_TRAINING, NUM_HELD_OUT, FIRST_HELD_OUT = 20, 4, 101
@@ -96,6 +93,9 @@ def read(path: Path) -> sitk.Image:
 
 def score(truth_file: Path, prediction_file: Path) -> dict[str, tuple[float, float]]:
     """Dice and HD95 in mm per region."""
+    from nnunet_logvmamba.evaluation.overlap import dice
+    from nnunet_logvmamba.evaluation.surface import hd95  # late, since MONAI takes seconds to import
+
     truth, prediction = read(truth_file), read(prediction_file)
     spacing_mm = truth.GetSpacing()[::-1]
     truth, prediction = sitk.GetArrayFromImage(truth), sitk.GetArrayFromImage(prediction)
