@@ -5,14 +5,21 @@ A backend is a module with two functions that only compute::
     forward(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus) -> (y, last_state)
     backward(grad_y, grad_last_state, u, delta, ..., initial_state, delta_softplus) -> eight gradients
 
-Everything they promise beyond that (dtypes, layout, aliasing) is written in ``ops/README.md``.
+Everything they promise beyond that (dtypes, layout, aliasing, rows in another order) is written in ``ops/README.md``.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
+import importlib.util
+import os
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -22,27 +29,38 @@ import torch
 class Backend:
     """Where a backend lives and when it can run.
 
-    ``obstacle`` gets a device and returns None, or one sentence with the reason and, where there is one, the remedy.
+    ``obstacle`` gets a device and returns None, or one sentence with the reason and, where there is one, the remedy. It
+    imports nothing. ``made_for`` is the device type whose fast path this is, None for the portable ones.
     """
 
     module: str
     obstacle: Callable[[torch.device], str | None]
+    made_for: str | None = None
 
 
 def _runs_everywhere(device: torch.device) -> str | None:
     return None
 
 
+def _needs_numba(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return "It runs on the CPU only."
+    return None if importlib.util.find_spec("numba") else "numba is not installed; run: pip install numba"
+
+
 # In order of preference: "auto" is the first that can run on the device at hand.
 BACKENDS = {
+    "numba": Backend("nnunet_logvmamba.ops.scan.numba_launch", _needs_numba, made_for="cpu"),
     "chunked": Backend("nnunet_logvmamba.ops.scan.chunked", _runs_everywhere),
     "reference": Backend("nnunet_logvmamba.ops.scan.reference", _runs_everywhere),
 }
 BACKEND_NAMES = ("auto", *BACKENDS)
+# What an optional package can raise while it is imported: it is absent, built for another system, or broken.
+IMPORT_FAILURES = (ImportError, OSError, RuntimeError)
 
 
 def obstacle(name: str, device: torch.device | str) -> str | None:
-    """Say why a backend cannot run on a device, or None if it can.
+    """Say why a backend cannot run on a device, or None if nothing speaks against it.
 
     Raises:
         ValueError: If there is no backend of that name; the message lists the names there are.
@@ -63,19 +81,131 @@ def check_name(name: str) -> None:
 
 
 def choose(name: str, device: torch.device) -> ModuleType:
-    """Load the backend of that name, or for ``"auto"`` the preferred one on that device.
+    """Load the backend of that name, or for ``"auto"`` the preferred one that works on that device.
 
     Raises:
         ValueError: If the name is unknown, or the backend cannot run on the device; the message says why and names
             those that can.
     """
-    reason = obstacle(name, device)
-    if reason is not None:
-        others = ", ".join(available_backends(device))
-        raise ValueError(f"Scan backend {name!r} cannot run on device {device}: {reason} Available here: {others}.")
     if name == "auto":
-        name = available_backends(device)[0]
-    return importlib.import_module(BACKENDS[name].module)
+        name = automatic(device.type, device.index)
+    reason = obstacle(name, device)
+    if reason is None:
+        try:
+            return importlib.import_module(BACKENDS[name].module)
+        except IMPORT_FAILURES as error:
+            reason = f"It cannot be imported ({type(error).__name__}: {error})."
+    others = ", ".join(other for other in available_backends(device) if other != name)
+    raise ValueError(f"Scan backend {name!r} cannot run on device {device}: {reason} Available here: {others}.")
+
+
+@functools.cache
+def automatic(device_type: str, index: int | None = None) -> str:
+    """Name of the preferred backend that works on a device: each is run once and compared with the reference.
+
+    Warns:
+        RuntimeWarning: Once per device, if its own fast path does not work or there is none, with the reason.
+    """
+    device = torch.device(device_type, index)
+    complaints = []
+    for name, backend in BACKENDS.items():
+        reason = backend.obstacle(device)
+        if reason is None:
+            reason = None if backend.made_for is None else what_fails(name, device)
+        if reason is None:
+            break
+        if backend.made_for == device_type:
+            complaints.append(f"{name!r}: {reason}")
+    if backend.made_for is None and device_type in {"cpu", "cuda"}:
+        why = " ".join(complaints) or "There is no backend of its own for this kind of device yet."
+        warnings.warn(
+            f"The selective scan runs on {device} with the slow portable backend {name!r}. {why} "
+            f"`logvmamba doctor` shows what works.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return name
+
+
+# Relative to the largest value of the float64 reference. Backends sum in float32, whose rounding is 6e-8, over a few
+# dozen steps here; a wrong formula is off by far more.
+LARGEST_ERROR = 1e-4
+
+
+def what_fails(name: str, device: torch.device | str) -> str | None:
+    """Run a backend once on a small input and say in a sentence what went wrong, or None if it agrees with the
+    reference.
+    """
+    # A backend can fail in as many ways as there are compilers and drivers; each is what we are asked to report.
+    try:
+        error = largest_error(name, device)
+    except Exception as failure:
+        return f"It raises {type(failure).__name__}: {(str(failure).strip() or '-').splitlines()[0]}."
+    return None if error <= LARGEST_ERROR else f"It gives wrong values, off by {error:.0e} of the largest."
+
+
+def largest_error(name: str, device: torch.device | str) -> float:
+    """Run a backend forward and backward on a small float32 input and compare with the float64 reference.
+
+    Returns:
+        The largest absolute difference of the output and of each gradient, each relative to the largest absolute
+        value of its reference; infinite if a value is not finite.
+    """
+    from nnunet_logvmamba.ops.scan import rows  # not above, since the backends import this module
+
+    batch, length, extra, channels, groups, state = 2, 67, 3, 36, 2, 4
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs = (
+        normal(batch, length, channels),  # u
+        normal(batch, length + extra, channels),  # delta
+        -torch.exp(normal(channels, state)),  # A
+        normal(batch, length + extra, groups, state),  # B
+        normal(batch, length + extra, groups, state),  # C
+        normal(channels),  # D
+        normal(channels),  # delta_bias
+        normal(batch, channels, state),  # initial_state
+        normal(batch, extra, channels),  # context
+    )
+    upstream = (normal(batch, length, channels), normal(batch, channels, state))
+    order = torch.randperm(length + extra, generator=generator)
+
+    # Below autograd: "auto" asks from inside the op.
+    @torch.no_grad()
+    def values(dtype: torch.dtype, device: torch.device | str, backend: str) -> list[torch.Tensor]:
+        compute = importlib.import_module(BACKENDS[backend].module)
+        tensors = [tensor.to(dtype).to(device) for tensor in inputs]
+        gradients = [tensor.to(dtype).to(device) for tensor in upstream]
+        outputs = rows.forward(compute, *tensors, order.to(device), True)
+        outputs += rows.backward(compute, *gradients, *tensors, order.to(device), True)
+        return [tensor.cpu().double() for tensor in outputs]
+
+    expected = values(torch.float64, "cpu", "reference")
+    found = values(torch.float32, device, name)
+    errors = [((x - y).abs().max() / y.abs().max()).item() for x, y in zip(found, expected)]
+    return max(error if error == error else float("inf") for error in errors)
+
+
+def compiled_code_folder() -> Path:
+    """Folder in which the compiled scan is kept: ``NUMBA_CACHE_DIR``, or our own in the user's cache folder.
+
+    Our own has a part of a checksum of the sources in its name, so that no version runs the code of another.
+    """
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    sources = sorted((Path(__file__).parent / "scan").glob("numba_*.py"))
+    checksum = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    return base / "nnunet_logvmamba" / f"numba-{checksum[:8]}"
 
 
 def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:

@@ -8,9 +8,12 @@ from torch import Tensor
 from nnunet_logvmamba.ops import selective_scan_with_state
 from nnunet_logvmamba.ops.scan import reference
 
-BACKENDS = ("reference", "chunked")
+BACKENDS = ("reference", "chunked", "numba")
 """Every backend; values, gradients, registration and properties are tested for each."""
-NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
+PLAIN = ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
+"""What a backend gets that wants a sequence."""
+NAMES = (*PLAIN, "context", "order")
+"""What the op gets."""
 
 
 def random_arguments(
@@ -20,27 +23,38 @@ def random_arguments(
     state: int = 4,
     groups: int = 2,
     *,
+    extra: int = 0,
+    shuffled: bool = False,
     dtype: torch.dtype = torch.float64,
     absent: tuple[str, ...] = (),
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Arguments in the order of the op, without those named in ``absent``; A in (-1.6, -0.1), all else normal."""
+    """Arguments in the order of the op, without those named in ``absent``; A in (-1.6, -0.1), all else normal.
+
+    With ``extra`` there are that many rows of context, and with ``shuffled`` an order of all rows.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
+    rows = length + extra
     arguments = {
         "u": normal(batch, length, channels),
-        "delta": normal(batch, length, channels),
+        "delta": normal(batch, rows, channels),
         "A": -0.1 - 1.5 * torch.rand(channels, state, generator=generator, dtype=torch.float64),
-        "B": normal(batch, length, groups, state),
-        "C": normal(batch, length, groups, state),
+        "B": normal(batch, rows, groups, state),
+        "C": normal(batch, rows, groups, state),
         "D": normal(channels),
         "delta_bias": normal(channels),
         "initial_state": normal(batch, channels, state),
     }
-    return {name: value.to(dtype) for name, value in arguments.items() if name not in absent}
+    if extra:
+        arguments["context"] = normal(batch, extra, channels)
+    arguments = {name: value.to(dtype) for name, value in arguments.items() if name not in absent}
+    if shuffled:
+        arguments["order"] = torch.randperm(rows, generator=generator)
+    return arguments
 
 
 def run(arguments: dict[str, Tensor], **options) -> tuple[Tensor, Tensor]:
@@ -52,8 +66,9 @@ def run_with_gradients(
     arguments: dict[str, Tensor], grad_y: Tensor, grad_last_state: Tensor, **options
 ) -> dict[str, Tensor]:
     """Everything there is to compare: ``y``, ``last_state`` and ``grad <name>`` for each argument."""
-    leaves = {name: value.detach().requires_grad_() for name, value in arguments.items()}
-    y, last_state = run(leaves, **options)
+    fixed = {name: value for name, value in arguments.items() if name == "order"}
+    leaves = {name: value.detach().requires_grad_() for name, value in arguments.items() if name != "order"}
+    y, last_state = run(leaves | fixed, **options)
     gradients = torch.autograd.grad((y, last_state), list(leaves.values()), (grad_y, grad_last_state))
     return {"y": y, "last_state": last_state} | {f"grad {name}": g for name, g in zip(leaves, gradients)}
 
@@ -62,8 +77,18 @@ def expected_with_gradients(
     arguments: dict[str, Tensor], grad_y: Tensor, grad_last_state: Tensor, *, delta_softplus: bool = True
 ) -> dict[str, Tensor]:
     """The same from torch's own autograd through the recurrence as printed, in float64."""
-    leaves = {name: value.detach().double().requires_grad_() for name, value in arguments.items()}
-    y, last_state = reference.forward(*(leaves.get(name) for name in NAMES), delta_softplus)
+    order = arguments.get("order")
+    leaves = {name: value.detach().double().requires_grad_() for name, value in arguments.items() if name != "order"}
+    length = leaves["u"].shape[1]
+    rows = dict(leaves)
+    if "context" in rows:
+        rows["u"] = torch.cat((rows["u"], rows.pop("context")), dim=1)
+    if order is not None:
+        rows |= {name: rows[name][:, order] for name in ("u", "delta", "B", "C")}
+    y, last_state = reference.forward(*(rows.get(name) for name in PLAIN), delta_softplus)
+    if order is not None:
+        y = y[:, order.argsort()]
+    y = y[:, :length]
     gradients = torch.autograd.grad((y, last_state), list(leaves.values()), (grad_y.double(), grad_last_state.double()))
     return {"y": y, "last_state": last_state} | {f"grad {name}": g for name, g in zip(leaves, gradients)}
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from scan_cases import BACKENDS, NAMES, random_arguments, upstream
+from scan_cases import BACKENDS, PLAIN, random_arguments, upstream
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -123,7 +123,7 @@ def test_chunked_backend_never_holds_a_state_for_every_step(groups, monkeypatch)
     batch, length, channels, state = 1, 2053, 32, 16
     every_state = batch * length * channels * state
     arguments = random_arguments(batch, length, channels, state, groups, dtype=torch.float32)
-    in_order = [arguments[name] for name in NAMES]
+    in_order = [arguments[name] for name in PLAIN]
     largest_argument = max(x.numel() for x in in_order)
     with LargestTensor() as largest, torch.no_grad():
         chunked.forward(*in_order, True)
@@ -137,5 +137,5 @@ def test_chunked_backend_never_holds_a_state_for_every_step(groups, monkeypatch)
 def test_memory_check_would_notice_a_state_for_every_step():
     arguments = random_arguments()
     with LargestTensor() as largest, torch.no_grad():
-        reference.backward(*upstream(arguments), *(arguments[name] for name in NAMES), True)
+        reference.backward(*upstream(arguments), *(arguments[name] for name in PLAIN), True)
     assert largest.elements >= arguments["B"].numel() // 2 * 6

@@ -5,24 +5,25 @@ import itertools
 import pytest
 import torch
 from numerics import assert_matches_reference
-from scan_cases import NAMES, random_arguments, run, run_with_gradients, upstream
+from scan_cases import PLAIN, random_arguments, run, run_with_gradients, upstream
 
 from nnunet_logvmamba.ops import backends, selective_scan
-from nnunet_logvmamba.ops.scan import reference
+from nnunet_logvmamba.ops.scan import reference, rows
 
 
-@pytest.mark.parametrize("absent", [(), ("D",), ("delta_bias",), ("initial_state",), NAMES[5:]], ids=str)
+@pytest.mark.parametrize("absent", [(), ("D",), ("delta_bias",), ("initial_state",), PLAIN[5:]], ids=str)
 @pytest.mark.parametrize("delta_softplus", [True, False])
 def test_written_backward_equals_autograd_through_the_reference_forward(backend, delta_softplus, absent):
     arguments = random_arguments(length=19, absent=absent)
     leaves = {name: value.requires_grad_() for name, value in arguments.items()}
     grads = upstream(arguments)
-    in_order = [leaves.get(name) for name in NAMES]
+    in_order = [leaves.get(name) for name in PLAIN]
     outputs = reference.forward(*in_order, delta_softplus)
     expected = dict(zip(leaves, torch.autograd.grad(outputs, list(leaves.values()), grads)))
+    compute = backends.choose(backend, torch.device("cpu"))
     with torch.no_grad():
-        gradients = backends.choose(backend, torch.device("cpu")).backward(*grads, *in_order, delta_softplus)
-    for name, gradient in zip(NAMES, gradients):
+        gradients = rows.backward(compute, *grads, *in_order, None, None, delta_softplus)
+    for name, gradient in zip(PLAIN, gradients):
         if name in absent:
             assert gradient is None
         else:
@@ -31,7 +32,7 @@ def test_written_backward_equals_autograd_through_the_reference_forward(backend,
 
 @pytest.mark.usefixtures("small_workspace")
 @pytest.mark.parametrize("delta_softplus", [True, False])
-@pytest.mark.parametrize("absent", [(), NAMES[5:]], ids=str)
+@pytest.mark.parametrize("absent", [(), PLAIN[5:]], ids=str)
 def test_gradcheck_passes(absent, delta_softplus, backend):
     # Nine steps are two lanes of four and a remainder.
     arguments = random_arguments(batch=2, length=9, channels=2, state=2, groups=2, absent=absent)
@@ -45,7 +46,7 @@ def test_gradcheck_passes(absent, delta_softplus, backend):
     assert torch.autograd.gradcheck(scan, tuple(leaves.values()))
 
 
-@pytest.mark.parametrize("wanted", [*itertools.combinations(NAMES, 1), ("u", "B"), ("A", "D"), NAMES[3:]], ids=str)
+@pytest.mark.parametrize("wanted", [*itertools.combinations(PLAIN, 1), ("u", "B"), ("A", "D"), PLAIN[3:]], ids=str)
 def test_any_mix_of_arguments_may_require_a_gradient(wanted, backend):
     arguments = random_arguments()
     grads = upstream(arguments)

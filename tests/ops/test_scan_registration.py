@@ -3,7 +3,7 @@
 import pytest
 import torch
 from numerics import assert_matches_reference
-from scan_cases import NAMES, random_arguments, run_with_gradients, upstream
+from scan_cases import NAMES, PLAIN, random_arguments, run_with_gradients, upstream
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nnunet_logvmamba.ops import selective_scan, selective_scan_with_state
@@ -21,14 +21,18 @@ def op_arguments(backend, *, requires_grad=True, permuted=False, **options):
         }
         assert not arguments["u"].is_contiguous()
     tensors = [arguments.get(name) for name in NAMES]
-    return tuple(None if x is None else x.requires_grad_(requires_grad) for x in tensors), (True, backend)
+    return tuple(x.requires_grad_(requires_grad) if x is not None and x.is_floating_point() else x for x in tensors), (
+        True,
+        backend,
+    )
 
 
 @pytest.mark.parametrize("permuted", [False, True], ids=["contiguous", "permuted"])
-@pytest.mark.parametrize("absent", [(), NAMES[5:]], ids=str)
+@pytest.mark.parametrize("absent", [(), PLAIN[5:]], ids=str)
 @pytest.mark.parametrize("requires_grad", [True, False])
-def test_opcheck_passes(requires_grad, absent, permuted, backend):
-    tensors, rest = op_arguments(backend, requires_grad=requires_grad, permuted=permuted, absent=absent)
+@pytest.mark.parametrize("rows", [{}, {"extra": 3, "shuffled": True}], ids=["sequence", "rows"])
+def test_opcheck_passes(rows, requires_grad, absent, permuted, backend):
+    tensors, rest = op_arguments(backend, requires_grad=requires_grad, permuted=permuted, absent=absent, **rows)
     torch.library.opcheck(OP, (*tensors, *rest))
 
 
@@ -39,9 +43,10 @@ def test_opcheck_passes_in_half_precision(dtype, backend):
 
 
 @pytest.mark.parametrize("permuted", [False, True], ids=["contiguous", "permuted"])
-@pytest.mark.parametrize("absent", [(), NAMES[5:]], ids=str)
-def test_opcheck_of_the_backward_op_passes(absent, permuted, backend):
-    tensors, rest = op_arguments(backend, requires_grad=False, permuted=permuted, absent=absent)
+@pytest.mark.parametrize("absent", [(), PLAIN[5:]], ids=str)
+@pytest.mark.parametrize("rows", [{}, {"extra": 3, "shuffled": True}], ids=["sequence", "rows"])
+def test_opcheck_of_the_backward_op_passes(rows, absent, permuted, backend):
+    tensors, rest = op_arguments(backend, requires_grad=False, permuted=permuted, absent=absent, **rows)
     grads = upstream({"u": tensors[0], "A": tensors[2]})
     torch.library.opcheck(BACKWARD_OP, (*grads, *tensors, *rest))
 
@@ -53,13 +58,13 @@ def test_outputs_without_data_look_like_the_real_ones(permuted, dtype, backend):
     grads = upstream({"u": tensors[0], "A": tensors[2]})
     for op, arguments in ((OP, tensors), (BACKWARD_OP, (*grads, *tensors))):
         real = op(*arguments, *rest)
-        fake = op(*(x.to("meta") for x in arguments), *rest)
+        fake = op(*(None if x is None else x.to("meta") for x in arguments), *rest)
         for one, other in zip(real, fake, strict=True):
             assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
             assert one.is_contiguous()
 
 
-@pytest.mark.parametrize("absent", [("initial_state",), NAMES[5:]], ids=str)
+@pytest.mark.parametrize("absent", [("initial_state",), PLAIN[5:]], ids=str)
 def test_compiled_without_a_graph_break_for_changing_lengths(absent, backend):
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -100,8 +105,8 @@ class Scan(torch.nn.Module):
 
 
 def test_exported_program_holds_the_op_and_runs_at_other_lengths(backend):
-    names = NAMES[:6]
-    arguments = random_arguments(length=12, absent=NAMES[6:], dtype=torch.float32)
+    names = PLAIN[:6]
+    arguments = random_arguments(length=12, absent=PLAIN[6:], dtype=torch.float32)
     length = torch.export.Dim("length", min=2, max=4096)
     dynamic = {name: {1: length} if name in ("u", "delta", "B", "C") else None for name in names}
     program = torch.export.export(
@@ -109,7 +114,7 @@ def test_exported_program_holds_the_op_and_runs_at_other_lengths(backend):
     )
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert OP in targets
-    other = random_arguments(length=29, absent=NAMES[6:], dtype=torch.float32, seed=3)
+    other = random_arguments(length=29, absent=PLAIN[6:], dtype=torch.float32, seed=3)
     expected = selective_scan(**other, backend=backend)
     assert torch.equal(program.module()(*(other[name] for name in names)), expected)
 
@@ -139,7 +144,7 @@ def test_float32_arguments_stay_float32_under_autocast(backend):
 
 
 def test_empty_gradients_stand_for_absent_arguments(backend):
-    tensors, rest = op_arguments(backend, requires_grad=False, absent=NAMES[5:])
+    tensors, rest = op_arguments(backend, requires_grad=False, absent=PLAIN[5:])
     gradients = BACKWARD_OP(*upstream({"u": tensors[0], "A": tensors[2]}), *tensors, *rest)
-    assert [g.numel() for g in gradients[5:]] == [0, 0, 0]
+    assert [g.numel() for g in gradients[5:]] == [0, 0, 0, 0]
     assert [g.shape for g in gradients[:5]] == [x.shape for x in tensors[:5]]

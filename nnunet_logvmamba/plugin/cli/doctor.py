@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -32,12 +33,8 @@ DISTRIBUTIONS = (
     "mamba-ssm",
     "causal-conv1d",
 )
-OPTIONAL = {"triton", "numba", "mamba-ssm", "causal-conv1d"}
+OPTIONAL = {"triton", "mamba-ssm", "causal-conv1d"}
 TESTED_NNUNET = (2, 8)
-
-# Relative to the largest value of the float64 reference. Backends sum in float32, whose rounding is 6e-8, over a
-# few dozen steps here; a wrong formula is off by far more.
-LARGEST_ERROR = 1e-4
 
 OK, NOTE, FAILS = "ok", "note", "FAILS"
 
@@ -154,70 +151,24 @@ def _thread_limit() -> Iterator[Finding]:
 
 
 def _scan_backends(device) -> Iterator[Finding]:
-    from nnunet_logvmamba.ops import available_backends
-    from nnunet_logvmamba.ops.backends import BACKENDS, obstacle
+    from nnunet_logvmamba.ops import backends
 
     section = f"selective scan on {device}"
-    preferred = available_backends(device)[0]
-    for name in BACKENDS:
-        reason = obstacle(name, device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it would warn of is in the table
+        default = backends.automatic(device.type, device.index)
+    for name, backend in backends.BACKENDS.items():
+        reason = backends.obstacle(name, device)
+        broken = None if reason else backends.what_fails(name, device)
         if reason is not None:
             yield Finding(section, name, NOTE, f"cannot run here: {reason}")
-            continue
-        default = ", the default" if name == preferred else ""
-        # A backend can fail in as many ways as there are compilers and drivers; each is what we are asked to report.
-        try:
-            error = scan_error(name, device)
-        except Exception as failure:
-            state, text = (
-                (FAILS if default else NOTE),
-                f"raises {type(failure).__name__}: {_first_line(failure)}{default}",
-            )
+        elif broken is not None:
+            yield Finding(section, name, FAILS if name == default else NOTE, broken)
         else:
-            right = error <= LARGEST_ERROR
-            state = OK if right else (FAILS if default else NOTE)
-            text = f"{'works' if right else 'gives wrong values'}{default}; largest relative error {error:.0e}"
-        yield Finding(section, name, state, text)
-
-
-def scan_error(backend: str, device) -> float:
-    """Run a backend forward and backward on a small float32 input and compare with the float64 reference.
-
-    Returns:
-        The largest absolute difference of the output and of each gradient, each relative to the largest absolute
-        value of its reference; infinite if a value is not finite.
-    """
-    import torch
-
-    from nnunet_logvmamba.ops import selective_scan
-
-    batch, length, channels, groups, state = 2, 37, 8, 2, 4
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    weight = normal(batch, length, channels)
-    inputs = {
-        "u": normal(batch, length, channels),
-        "delta": normal(batch, length, channels),
-        "A": -torch.exp(normal(channels, state)),
-        "B": normal(batch, length, groups, state),
-        "C": normal(batch, length, groups, state),
-        "D": normal(channels),
-        "delta_bias": normal(channels),
-    }
-
-    def values(dtype, device, backend):
-        leaves = {name: tensor.to(dtype).to(device).requires_grad_() for name, tensor in inputs.items()}
-        output = selective_scan(**leaves, delta_softplus=True, backend=backend)
-        gradients = torch.autograd.grad((output * weight.to(dtype).to(device)).sum(), list(leaves.values()))
-        return [tensor.detach().cpu().double() for tensor in (output, *gradients)]
-
-    expected = values(torch.float64, "cpu", "reference")
-    found = values(torch.float32, device, backend)
-    errors = [((x - y).abs().max() / y.abs().max()).item() for x, y in zip(found, expected)]
-    return max(error if error == error else float("inf") for error in errors)
+            text = f"works{', the default' if name == default else ''}; largest relative error "
+            yield Finding(section, name, OK, f"{text}{backends.largest_error(name, device):.0e}")
+        if name == default and backend.made_for is None and device.type in {"cpu", "cuda"}:
+            yield Finding(section, "auto", NOTE, f"the default is the slow portable {name!r}: see above")
 
 
 def _nnunet() -> Iterator[Finding]:
@@ -280,6 +231,9 @@ def _caches() -> Iterator[Finding]:
         except (KeyError, OSError):  # a container may run as a user without a name
             inductor = "unknown, since this user has no name: set TORCHINDUCTOR_CACHE_DIR"
     yield Finding(section, "torch.compile", OK, inductor)
+    from nnunet_logvmamba.ops.backends import compiled_code_folder
+
+    yield Finding(section, "numba", OK, str(compiled_code_folder()))
     triton_home = os.environ.get("TRITON_HOME", os.path.expanduser("~"))
     triton = os.environ.get("TRITON_CACHE_DIR") or os.path.join(triton_home, ".triton", "cache")
     yield Finding(section, "triton", OK if version_of("triton") else NOTE, triton)

@@ -1,0 +1,230 @@
+"""The compiled CPU scan: tensors to flat arrays, tasks to threads, parts of results to results.
+
+Threads are Python's own, as many as ``torch.get_num_threads()`` says: the kernels release the GIL, and a pool of ours
+neither clashes with torch's OpenMP, as a second OpenMP would, nor aborts when two threads scan at once. The kernels are
+compiled on first use and kept in ``backends.compiled_code_folder()``.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_logvmamba.ops.backends import compiled_code_folder, compute_dtype
+
+from . import numba_kernels
+from .numba_kernels import CHUNK
+from .numba_vectors import LANES
+
+READS_ROWS = True
+
+# Below these, another thread, or another segment, costs more than it saves.
+_STATES_PER_THREAD = 2**17
+_CHUNKS_PER_SEGMENT = 16
+
+
+def forward(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus):
+    """Output (batch, length, channels) and last state (batch, channels, state), both in the compute dtype."""
+    p = _Problem(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus)
+    y = torch.empty(u.shape, dtype=p.dtype)
+    segments = p.segments(p.groups * p.blocks)
+    entering = p.entering(segments)
+    leaving = torch.empty_like(entering)
+    p.run(numba_kernels.forward, segments, _flat(entering), _flat(leaving), p.elapsed(segments), _flat(y), True)
+    return y, leaving[-1]
+
+
+def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus):
+    """Gradients of all tensors but ``order``, in their order and in the compute dtype; None where one is absent."""
+    p = _Problem(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus)
+    grad_y = _with_unit_stride(grad_y.to(p.dtype))
+    segments = p.segments(p.groups * p.blocks)
+    parts = min(p.blocks, -(-p.threads // (p.batch * p.groups * segments)))
+    entering = p.entering(segments)
+    grad_leaving = torch.zeros_like(entering)
+    grad_leaving[-1] = grad_last_state
+    if segments > 1:
+        p.carry_backward(segments, grad_y, grad_leaving)
+
+    def empty(*shape: int, dtype: torch.dtype = p.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    ends = (segments, p.batch, p.channels)
+    results = (
+        empty(p.batch, p.length, p.channels),
+        empty(p.batch, p.extra, p.channels),
+        empty(p.batch, p.rows, p.channels),
+        empty(*ends, p.states, dtype=torch.float64),
+        torch.zeros(parts, *B.shape, dtype=p.dtype),
+        torch.zeros(parts, *C.shape, dtype=p.dtype),
+        empty(*ends, dtype=torch.float64),
+        empty(*ends, dtype=torch.float64),
+        empty(*ends, p.states),
+    )
+    p.run(
+        numba_kernels.backward,
+        segments,
+        _flat(entering),
+        _flat(grad_y),
+        grad_y.stride()[:2],
+        _flat(grad_leaving),
+        parts,
+        tuple(map(_flat, results)),
+        tasks=p.batch * p.groups * parts * segments,
+    )
+    grad_u, grad_context, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias, grad_entering = results
+    return (
+        grad_u,
+        grad_delta,
+        grad_A.sum((0, 1)),
+        grad_B.sum(0),
+        grad_C.sum(0),
+        None if D is None else grad_D.sum((0, 1)),
+        None if delta_bias is None else grad_bias.sum((0, 1)),
+        None if initial_state is None else grad_entering[0],
+        None if context is None else grad_context,
+    )
+
+
+class _Sizes(NamedTuple):
+    batch: int
+    length: int
+    extra: int
+    channels: int
+    groups: int
+    states: int
+    segments: int
+
+
+class _Problem:
+    """The arguments of a scan as the kernels want them, and what both directions do with them."""
+
+    def __init__(self, u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus):
+        self.dtype = compute_dtype(u, delta, A, B, C, D, delta_bias, initial_state, context)
+        self.batch, self.length, self.channels = u.shape
+        self.rows, (self.groups, self.states) = delta.shape[1], B.shape[2:]
+        self.extra = self.rows - self.length
+        self.blocks = -(-(self.channels // self.groups) // LANES)
+        self.softplus = delta_softplus
+        self.initial_state = None if initial_state is None else initial_state.to(self.dtype)
+        nothing = torch.zeros(self.channels, dtype=self.dtype)
+        context = nothing.new_empty(1, 0, self.channels) if context is None else context
+        u, context, delta, B, C = (_with_unit_stride(x.to(self.dtype)) for x in (u, context, delta, B, C))
+        self.A = A.to(self.dtype).contiguous()
+        D, delta_bias = (nothing if x is None else x.to(self.dtype).contiguous() for x in (D, delta_bias))
+        self.tensors = tuple(map(_flat, (u, context, delta, self.A, B, C, D, delta_bias)))
+        self.strides = (u.stride()[:2], context.stride()[:2], delta.stride()[:2], B.stride()[:3], C.stride()[:3])
+        self.order = np.empty(0, np.int64) if order is None else order.to(torch.int64).contiguous().numpy()
+        work = self.batch * self.rows * self.channels * self.states
+        self.threads = max(1, min(torch.get_num_threads(), work // _STATES_PER_THREAD))
+
+    def segments(self, tasks_per_item: int) -> int:
+        """How many parts of the sequence are scanned side by side: one, if there is enough to do otherwise."""
+        tasks = self.batch * tasks_per_item
+        if tasks >= self.threads:
+            return 1
+        chunks = -(-self.rows // CHUNK)
+        return max(1, min(-(-self.threads // tasks), chunks // _CHUNKS_PER_SEGMENT))
+
+    def run(self, kernel: Callable, segments: int, *arguments, tasks: int | None = None) -> None:
+        """Call ``kernel`` for all tasks, each thread with a run of its own."""
+        sizes = tuple(_Sizes(self.batch, self.length, self.extra, self.channels, self.groups, self.states, segments))
+        tasks = self.batch * self.groups * self.blocks * segments if tasks is None else tasks
+        threads = min(self.threads, tasks)
+        bounds = [tasks * thread // threads for thread in range(threads + 1)]
+
+        def call(first: int, last: int) -> None:
+            kernel(first, last, sizes, self.order, self.softplus, self.tensors, self.strides, *arguments)
+
+        others = [_pool(threads).submit(call, *ends) for ends in zip(bounds[1:-1], bounds[2:])]
+        try:
+            call(bounds[0], bounds[1])
+        finally:
+            for other in others:
+                other.result()
+
+    def elapsed(self, segments: int) -> np.ndarray:
+        """Room for the sum of the steps of every segment."""
+        return np.empty(segments * self.batch * self.channels, self.A.numpy().dtype)
+
+    def entering(self, segments: int) -> Tensor:
+        """State that enters every segment, (segment, batch, channels, state)."""
+        entering = torch.zeros(segments, self.batch, self.channels, self.states, dtype=self.dtype)
+        if self.initial_state is not None:
+            entering[0] = self.initial_state
+        if segments > 1:
+            leaving, self.spans = torch.empty_like(entering), self.elapsed(segments)
+            nowhere = np.empty(0, self.spans.dtype)
+            self.run(numba_kernels.forward, segments, _flat(entering), _flat(leaving), self.spans, nowhere, False)
+            fading = self._fading(segments)
+            for segment in range(1, segments):
+                # Segment 0 has started from its true state; the others from zero.
+                entering[segment] = leaving[segment - 1]
+                if segment > 1:
+                    entering[segment].addcmul_(fading[segment - 1], entering[segment - 1])
+        return entering
+
+    def carry_backward(self, segments: int, grad_y: Tensor, grad_leaving: Tensor) -> None:
+        """Fill in the gradient of the state that leaves every segment but the last, which is there."""
+        handed = torch.empty_like(grad_leaving)
+        self.run(numba_kernels.carry_backward, segments, _flat(grad_y), grad_y.stride()[:2], _flat(handed))
+        fading = self._fading(segments)
+        for segment in range(segments - 1, 0, -1):
+            torch.addcmul(handed[segment], fading[segment], grad_leaving[segment], out=grad_leaving[segment - 1])
+
+    def _fading(self, segments: int) -> Tensor:
+        """What is left of a state at the end of every segment."""
+        spans = torch.from_numpy(self.spans).view(segments, self.batch, self.channels, 1)
+        return torch.exp(spans * self.A)
+
+
+def _with_unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    """The memory from the first to the last element of a tensor, as an array without a copy."""
+    if x.numel() == 0:
+        return np.empty(0, x.numpy().dtype)
+    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
+    return x.as_strided((span,), (1,)).numpy()
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)  # a fork has the objects but not their threads
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """The pool for that many threads, the calling one counted; its threads start when they are first needed."""
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="nnunet_logvmamba_scan")
+    return _pools[threads]
+
+
+def _keep_compiled_code() -> None:
+    """Let numba keep what it compiles, in our folder unless the user has named one for numba."""
+    of_the_user = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = of_the_user or str(compiled_code_folder())
+    try:
+        for kernel in (numba_kernels.forward, numba_kernels.carry_backward, numba_kernels.backward):
+            kernel.enable_caching()
+    except RuntimeError as error:
+        warnings.warn(
+            f"The compiled scan cannot be kept and is compiled anew in every process ({error}); "
+            f"set NUMBA_CACHE_DIR to a folder that can be written to.",
+            stacklevel=2,
+        )
+    finally:
+        numba.config.CACHE_DIR = of_the_user
+
+
+_keep_compiled_code()

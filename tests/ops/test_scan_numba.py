@@ -1,0 +1,317 @@
+"""The compiled CPU backend: threads, segments, vectors, memory, and where its code is kept."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+from numerics import assert_matches_reference
+from scan_cases import random_arguments, run, run_with_gradients, upstream
+
+from nnunet_logvmamba.ops import backends
+from nnunet_logvmamba.ops.scan import numba_kernels, numba_launch, numba_vectors
+from nnunet_logvmamba.ops.scan.numba_vectors import LANES
+
+
+@pytest.fixture
+def threads():
+    """Set torch's number of threads, and set it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def eager_to_split(monkeypatch):
+    """Give even small problems to all threads and cut even short sequences into segments."""
+    monkeypatch.setattr(numba_launch, "_STATES_PER_THREAD", 1)
+    monkeypatch.setattr(numba_launch, "_CHUNKS_PER_SEGMENT", 1)
+
+
+CHUNK = numba_kernels.CHUNK
+
+
+@pytest.mark.usefixtures("eager_to_split")
+@pytest.mark.parametrize("number", [2, 3, 8])
+@pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK - 1, 331])
+def test_segments_side_by_side_give_what_one_thread_gives(length, number, threads):
+    arguments = random_arguments(1, length, 3, 5, 1, extra=4, shuffled=True)
+    grads = upstream(arguments)
+    threads(1)
+    expected = run_with_gradients(arguments, *grads, backend="numba")
+    threads(number)
+    actual = run_with_gradients(arguments, *grads, backend="numba")
+    for key, value in expected.items():
+        assert_matches_reference(actual[key], value, what=key, backend="numba")
+
+
+@pytest.mark.usefixtures("eager_to_split")
+def test_a_long_single_sequence_is_cut_into_segments(threads, monkeypatch):
+    used = []
+    plain = numba_launch._Problem.segments
+    monkeypatch.setattr(
+        numba_launch._Problem, "segments", lambda self, tasks: used.append(plain(self, tasks)) or used[-1]
+    )
+    threads(4)
+    run(random_arguments(1, 40 * CHUNK, 2, 4, 1), backend="numba")
+    assert used == [4]
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("channels", [LANES - 1, LANES, 3 * LANES + 5])
+def test_twice_the_same_is_the_same_to_the_last_bit(channels, number, threads, monkeypatch):
+    monkeypatch.setattr(numba_launch, "_STATES_PER_THREAD", 1)
+    threads(number)
+    arguments = random_arguments(3, 301, channels, 16, 1, dtype=torch.float32)
+    grads = upstream(arguments)
+    first = run_with_gradients(arguments, *grads, backend="numba")
+    second = run_with_gradients(arguments, *grads, backend="numba")
+    for key, value in first.items():
+        assert torch.equal(second[key], value), key
+
+
+def test_number_of_threads_changes_rounding_at_most(threads):
+    arguments = random_arguments(2, 1200, 70, 16, 2, dtype=torch.float32)
+    grads = upstream(arguments)
+    threads(1)
+    expected = run_with_gradients(arguments, *grads, backend="numba")
+    threads(7)
+    actual = run_with_gradients(arguments, *grads, backend="numba")
+    for key, value in expected.items():
+        assert_matches_reference(actual[key], value, what=key, backend="numba")
+
+
+def test_several_python_threads_may_scan_at_once(threads):
+    threads(2)
+    arguments = random_arguments(2, 900, 40, 16, 1, dtype=torch.float32)
+    expected = run(arguments, backend="numba")[0]
+    results = [None] * 6
+
+    def scan(index):
+        results[index] = run(arguments, backend="numba")[0]
+
+    workers = [threading.Thread(target=scan, args=(index,)) for index in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(torch.equal(result, expected) for result in results)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_makes_threads_of_its_own():
+    script = (
+        "import os, sys, torch\n"
+        "from nnunet_logvmamba.ops import selective_scan\n"
+        "torch.set_num_threads(2)\n"
+        "a = dict(u=torch.rand(2, 2000, 64), delta=torch.rand(2, 2000, 64), A=-torch.rand(64, 16) - 0.1,\n"
+        "         B=torch.rand(2, 2000, 1, 16), C=torch.rand(2, 2000, 1, 16), backend='numba')\n"
+        "expected = selective_scan(**a)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if torch.equal(selective_scan(**a), expected) else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def applied(function, x: torch.Tensor) -> torch.Tensor:
+    """A function of vectors on every element; the number of elements must be a multiple of the lanes."""
+
+    @njit
+    def loop(source, target):
+        for start in range(0, source.size, LANES):
+            numba_vectors.store(target, start, function(numba_vectors.load(source, start)))
+
+    result = torch.empty_like(x)
+    loop(x.numpy(), result.numpy())
+    return result
+
+
+def slope(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x > 20, 1.0, torch.sigmoid(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("name", "torchs", "low", "high"),
+    [
+        ("exp2", torch.exp2, -125, 126),
+        ("exp", torch.exp, -86, 88),
+        ("softplus", torch.nn.functional.softplus, -60, 60),
+        ("softplus_slope", slope, -60, 60),
+    ],
+)
+def test_functions_of_vectors_have_the_accuracy_of_their_type(name, torchs, low, high, dtype):
+    x = torch.linspace(low, high, 2**16, dtype=torch.float64).to(dtype)
+    expected = torchs(x.double())
+    error = (applied(getattr(numba_vectors, name), x).double() / expected - 1).abs()
+    assert error.max() <= 5 * torch.finfo(dtype).eps
+
+
+def test_decays_close_to_one_are_not_biased():
+    x = -torch.logspace(-7, -2, 2**14, dtype=torch.float64).float()
+    error = applied(numba_vectors.exp2, x).double() / torch.exp2(x.double()) - 1
+    assert error.abs().max() < 1.2e-7
+    assert error.mean().abs() < 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_functions_of_vectors_at_the_ends_of_the_numbers(dtype):
+    special = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e4, -1e4, 20.0]
+    x = torch.tensor(special + [0.0] * (LANES - len(special)), dtype=dtype)
+    for name, torchs in (
+        ("exp2", torch.exp2),
+        ("exp", torch.exp),
+        ("softplus", torch.nn.functional.softplus),
+        ("softplus_slope", torch.sigmoid),
+    ):
+        torch.testing.assert_close(applied(getattr(numba_vectors, name), x), torchs(x), equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state"])
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+def test_what_is_not_a_number_is_not_hidden(name, value):
+    arguments = random_arguments(length=9, dtype=torch.float32)
+    arguments[name].view(-1)[0] = value
+    expected = run(arguments, backend="reference")[0]
+    actual = run(arguments, backend="numba")[0]
+    if not expected.isfinite().all():
+        assert not actual.isfinite().all()
+    assert torch.equal(actual.isnan(), expected.isnan())
+
+
+@pytest.mark.skipif(os.uname().machine not in ("x86_64", "AMD64"), reason="looks for instructions of x86-64")
+def test_the_compiler_used_vector_instructions():
+    # What comes from the cache has no listing, so this compiles anew.
+    kernel = njit(nogil=True, error_model="numpy")(numba_kernels.forward.py_func)
+    numba_launch_kernel = numba_kernels.forward
+    try:
+        numba_kernels.forward = kernel
+        run(random_arguments(length=3, dtype=torch.float32), backend="numba")
+    finally:
+        numba_kernels.forward = numba_launch_kernel
+    listing = kernel.inspect_asm(kernel.signatures[0])
+    packed = len(re.findall(r"\b(?:vfn?m\w+ps|v?mulps)\b", listing))
+    assert packed >= 20
+    assert "expf" not in listing
+
+
+def test_memory_beyond_arguments_and_results_is_less_than_theirs():
+    script = (
+        "import resource, sys, torch\n"
+        "from nnunet_logvmamba.ops.scan import numba_launch\n"
+        "def peak():\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)\n"
+        "torch.set_num_threads(2)\n"
+        "def arguments(length):\n"
+        "    return [torch.rand(2, length, 64), torch.rand(2, length, 64), -torch.rand(64, 16) - 0.1,\n"
+        "            torch.rand(2, length, 1, 16), torch.rand(2, length, 1, 16), torch.rand(64), torch.rand(64),\n"
+        "            None, None, None]\n"
+        "def scan(length):\n"
+        "    a = arguments(length)\n"
+        "    y, state = numba_launch.forward(*a, True)\n"
+        "    between = peak()\n"
+        "    g = numba_launch.backward(torch.rand_like(y), state, *a, True)\n"
+        "    size = sum(x.numel() * 4 for x in [*a, *g, y, y, state, state] if x is not None)\n"
+        "    return between, size, sum(x.numel() * 4 for x in [*a, y, state] if x is not None)\n"
+        "scan(100)\n"  # compiled code and libraries are there from now on
+        "before = peak()\n"
+        "between, size, forward_size = scan(200_000)\n"
+        "print((between - before - forward_size) / forward_size, (peak() - before - size) / size)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stderr
+    forward, backward = map(float, result.stdout.split())
+    assert forward < 0.2
+    assert backward < 1.0
+
+
+SCAN_ONCE = (
+    "import torch\n"
+    "from nnunet_logvmamba.ops import selective_scan\n"
+    "x = torch.rand(1, 5, 2, requires_grad=True)\n"
+    "w = torch.rand(1, 5, 1, 4)\n"
+    "selective_scan(x, x, -torch.rand(2, 4), w, w, backend='numba').sum().backward()\n"
+    "from nnunet_logvmamba.ops.scan import numba_kernels as k\n"
+    "print(sum(sum(f.stats.cache_misses.values()) for f in (k.forward, k.backward)),\n"
+    "      sum(sum(f.stats.cache_hits.values()) for f in (k.forward, k.backward)))\n"
+)
+
+
+def scan_in_a_new_process(**variables):
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | variables
+    result = subprocess.run(
+        [sys.executable, "-c", SCAN_ONCE], capture_output=True, text=True, env=environment, timeout=600, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return tuple(map(int, result.stdout.split())), result.stderr
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names the cache folder as Linux does")
+def test_compiled_code_is_kept_in_the_users_cache_folder(tmp_path):
+    compiled, _ = scan_in_a_new_process(XDG_CACHE_HOME=str(tmp_path))
+    assert compiled == (2, 0)
+    (folder,) = (tmp_path / "nnunet_logvmamba").iterdir()
+    assert folder.name.startswith("numba-")
+    assert list(folder.rglob("*.nbc"))
+    again, _ = scan_in_a_new_process(XDG_CACHE_HOME=str(tmp_path))
+    assert again == (0, 2)
+
+
+def test_a_folder_that_the_user_names_for_numba_is_used(tmp_path):
+    scan_in_a_new_process(NUMBA_CACHE_DIR=str(tmp_path / "mine"), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert list((tmp_path / "mine").rglob("*.nbc"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_automatic_choice_on_the_cpu_is_numba():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backends.automatic("cpu") == "numba"
+
+
+@pytest.mark.parametrize("failure", ["ImportError('no llvm')", "OSError('no library')", "RuntimeError('no cache')"])
+def test_a_broken_numba_is_reported_once_and_replaced(tmp_path, failure):
+    (tmp_path / "numba.py").write_text(f"raise {failure}\n")
+    script = (
+        "import warnings, torch\n"
+        "from nnunet_logvmamba.ops import selective_scan\n"
+        "x, w = torch.rand(1, 5, 2), torch.rand(1, 5, 1, 4)\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    for _ in range(3):\n"
+        "        selective_scan(x, x, -torch.rand(2, 4), w, w)\n"
+        "ours = [str(w.message) for w in seen if 'selective scan' in str(w.message)]\n"
+        "assert len(ours) == 1, ours\n"
+        "print(ours[0])\n"
+        "try:\n"
+        "    selective_scan(x, x, -torch.rand(2, 4), w, w, backend='numba')\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    warning, refusal = result.stdout.splitlines()
+    assert "slow portable backend 'chunked'" in warning
+    assert failure.split("'")[1] in warning
+    assert re.search(r"Scan backend 'numba' cannot run on device cpu: .* Available here: chunked, reference\.", refusal)
+
+
+def test_results_own_their_memory():
+    arguments = random_arguments(length=40, dtype=torch.float32)
+    y, state = run(arguments, backend="numba")
+    assert y.untyped_storage().nbytes() == y.numel() * 4
+    assert state.untyped_storage().nbytes() == state.numel() * 4
+    assert isinstance(y.numpy(), np.ndarray)
