@@ -10,7 +10,7 @@ from .token_order import (
     check_directions,
     check_placement,
     raster_order,
-    sequence_indices,
+    sequence_orders,
     token_positions,
 )
 
@@ -34,6 +34,6 @@ __all__ = [
     "default_squeeze",
     "exempt_from_weight_decay",
     "raster_order",
-    "sequence_indices",
+    "sequence_orders",
     "token_positions",
 ]

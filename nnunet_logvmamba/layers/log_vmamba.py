@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .global_tokens import GlobalTokens
 from .local_tokens import ConvTokens, LocalTokens, check_spatial_dims
 from .selective_ssm import SelectiveSSM, SkipOnly
-from .token_order import check_directions, check_placement, sequence_indices
+from .token_order import check_directions, check_placement, sequence_orders
 
 Family = Literal["log", "l", "g", "vss", "no_ssm"]
 FAMILIES: tuple[str, ...] = get_args(Family)
@@ -75,7 +75,7 @@ class LoGVMambaBlock(nn.Module):
         squeeze: Channels per unfolded channel; None means 16 in 3D and 8 in 2D.
         state_size: States per channel.
         placement: Where global tokens enter the sequence, see ``token_positions``.
-        directions: 1, 2 or 4, see ``sequence_indices``.
+        directions: 1, 2 or 4, see ``sequence_orders``.
         global_stride: Stride of the global tokens' convolution, per axis.
         channels_per_token: Channels that make one global token.
         canonical_grid: Grid for which the global tokens' linear layer is stored.
@@ -161,17 +161,14 @@ class LoGVMambaBlock(nn.Module):
         Shape: (batch, width, *spatial) -> (batch, length, width)
         """
         spatial = tuple(local.shape[2:])
-        tokens = local.flatten(2).transpose(1, 2)
-        if self.global_tokens is None and self.directions == 1:
-            return self.ssm(tokens.unsqueeze(2)).squeeze(2)
-        num_global = 0
-        if self.global_tokens is not None:
-            num_global = self.global_tokens.num_tokens
-            tokens = torch.cat((tokens, self.global_tokens(local)), dim=1)
-        gather, local_at = sequence_indices(spatial, num_global, self.placement, self.directions, local.device)
-        sequence = tokens.index_select(1, gather.flatten()).unflatten(1, (-1, self.directions))
-        y = self.ssm(sequence)  # (batch, length + global, directions, width)
-        return sum(y[:, :, k].index_select(1, local_at[:, k]) for k in range(self.directions))
+        tokens = local.flatten(2).transpose(1, 2)  # a view: local tokens are stored with the width innermost
+        if isinstance(self.ssm, SkipOnly):
+            return self.ssm(tokens)
+        context = None if self.global_tokens is None else self.global_tokens(local)
+        num_global = 0 if context is None else context.shape[1]
+        return self.ssm(
+            tokens, context, sequence_orders(spatial, num_global, self.placement, self.directions, local.device)
+        )
 
 
 def default_squeeze(spatial_dims: int) -> int:

@@ -1,6 +1,7 @@
 """The state-space part of a block: projections of the tokens to step, B and C, and the selective scan."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +20,19 @@ def exempt_from_weight_decay(parameter: nn.Parameter) -> nn.Parameter:
 
 
 class SelectiveSSM(nn.Module):
-    """Selective state-space model (S6) along ready-made sequences, one or more directions in one scan.
+    """Selective state-space model (S6) over tokens, in one or more directions whose outputs are added up.
 
-    Each direction has its own projections, decay, skip and step bias. States and exponentials are float32 whatever the
-    autocast dtype.
+    Each direction has its own projections, decay, skip and step bias. Tokens stay where they are: a direction is an
+    order in which the scan reads them. States and exponentials are float32 whatever the autocast dtype.
 
     Args:
         channels: Width of the tokens.
         state_size: Number of states per channel.
         step_rank: Rank of the step projection.
-        directions: Number of sequences made from the same tokens.
+        directions: Number of orders in which the tokens are read.
         backend: Scan backend, see ``nnunet_logvmamba.ops.available_backends``.
 
-    Shape: (batch, length, directions, channels) -> (batch, length, directions, channels)
+    Shape: (batch, length, channels), optionally with context (batch, extra, channels) -> (batch, length, channels)
 
     Raises:
         ValueError: If the state size is below 1 or the backend is unknown.
@@ -67,43 +68,54 @@ class SelectiveSSM(nn.Module):
         self.A_log.copy_(torch.arange(1, self.state_size + 1, dtype=self.A_log.dtype).log())
         nn.init.ones_(self.D)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step before bias and softplus, B and C of every token.
+    def project(self, tokens: Tensor, context: Tensor | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Step before bias and softplus, B and C of all rows, those of ``tokens`` and then those of ``context``.
 
-        Shape: (batch, length, directions, channels) -> (batch, length, directions, channels) and twice
-        (batch, length, directions, state)
+        Returns:
+            For each direction (batch, rows, channels) and twice (batch, rows, 1, state).
         """
+        weight = self.x_proj_weight.flatten(0, 1)
+        rows = F.linear(tokens, weight)
+        if context is not None:
+            rows = torch.cat((rows, F.linear(context, weight)), dim=1)
         sizes = (self.step_rank, self.state_size, self.state_size)
-        if self.directions == 1:
-            step, b, c = F.linear(x, self.x_proj_weight[0]).split(sizes, dim=-1)
-            return F.linear(step, self.dt_proj_weight[0]), b, c
-        step, b, c = torch.einsum("blkc,krc->blkr", x, self.x_proj_weight).split(sizes, dim=-1)
-        return torch.einsum("blkr,kcr->blkc", step, self.dt_proj_weight), b, c
+        projected = []
+        for part, spread in zip(rows.chunk(self.directions, dim=-1), self.dt_proj_weight):
+            step, b, c = part.split(sizes, dim=-1)
+            projected.append((F.linear(step, spread), b.unsqueeze(2), c.unsqueeze(2)))
+        return projected
 
-    def forward(self, x: Tensor) -> Tensor:
-        delta, b, c = self.project(x)
-        y = selective_scan(
-            x.flatten(2),
-            delta.flatten(2),
-            -torch.exp(self.A_log.float() if self.A_log.dtype != torch.float64 else self.A_log),
-            b,
-            c,
-            self.D,
-            delta_bias=self.dt_bias.flatten(),
-            backend=self.backend,
-        )
-        return y.unflatten(2, x.shape[2:])
+    def forward(self, tokens: Tensor, context: Tensor | None = None, orders: Sequence[Tensor | None] = ()) -> Tensor:
+        """Scan ``tokens`` and ``context`` in every order; without ``orders`` as they lie.
+
+        ``orders`` has one entry per direction: which row comes t-th, or None for rows as they lie.
+        """
+        A = -torch.exp(self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float())
+        outputs = [
+            selective_scan(
+                tokens, delta, decay, b, c, skip, delta_bias=bias, context=context, order=order, backend=self.backend
+            )
+            for (delta, b, c), decay, skip, bias, order in zip(
+                self.project(tokens, context),
+                A.chunk(self.directions),
+                self.D.chunk(self.directions),
+                self.dt_bias,
+                orders or [None] * self.directions,
+            )
+        ]
+        return sum(outputs[1:], start=outputs[0])
 
 
 class SkipOnly(nn.Module):
     """What is left of a ``SelectiveSSM`` without its states: ``y = D * x``. The control of our ablations.
 
-    Shape: (batch, length, directions, channels) -> (batch, length, directions, channels)
+    Shape: (batch, length, channels) -> (batch, length, channels)
     """
 
     def __init__(self, channels: int, directions: int = 1):
         super().__init__()
+        self.directions = directions
         self.D = exempt_from_weight_decay(nn.Parameter(torch.ones(directions * channels)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.D.unflatten(0, x.shape[2:]).to(x.dtype)
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens * self.D.unflatten(0, (self.directions, -1)).sum(0).to(tokens.dtype)

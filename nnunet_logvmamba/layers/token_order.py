@@ -97,14 +97,14 @@ def raster_order(spatial: tuple[int, ...], direction: int, device: torch.device 
     return order.flip(0) if direction >= 2 else order
 
 
-def sequence_indices(
+def sequence_orders(
     spatial: tuple[int, ...],
     num_global: int,
     placement: str,
     directions: int = 1,
     device: torch.device | str = "cpu",
-) -> tuple[Tensor, Tensor]:
-    """Index vectors that build every direction's sequence and that read the local tokens back from it.
+) -> list[Tensor | None]:
+    """Which row comes t-th in each direction, where the rows are the local tokens in raster order, then the global ones.
 
     Args:
         spatial: Size of the map, (height, width) or (depth, height, width).
@@ -114,9 +114,7 @@ def sequence_indices(
         device: Where the index vectors are wanted.
 
     Returns:
-        ``gather`` (length + num_global, directions): entry (t, k) is the row of the stacked [local; global] tokens that
-        stands at position t in direction k. ``local_at`` (length, directions): entry (l, k) is the position of raster
-        token l in direction k.
+        One int64 vector of length + num_global entries per direction, a permutation; None where rows lie in order.
 
     Raises:
         ValueError: If ``placement`` or ``directions`` is not a valid value.
@@ -124,11 +122,13 @@ def sequence_indices(
     check_directions(directions)
     num_local = torch.Size(spatial).numel()
     local_at, global_at = token_positions(placement, num_local, num_global, device)
+    positions = torch.cat((local_at, global_at))
     context = num_local + torch.arange(num_global, device=device)
-    gather, read_back = [], []
+    orders: list[Tensor | None] = []
     for direction in range(directions):
-        order = raster_order(spatial, direction, device)
-        rows = torch.empty(num_local + num_global, dtype=torch.int64, device=device)
-        gather.append(rows.scatter(0, torch.cat((local_at, global_at)), torch.cat((order, context))))
-        read_back.append(torch.empty_like(order).scatter(0, order, local_at))
-    return torch.stack(gather, dim=1), torch.stack(read_back, dim=1)
+        if direction == 0 and num_global == 0:
+            orders.append(None)
+            continue
+        rows = torch.cat((raster_order(spatial, direction, device), context))
+        orders.append(torch.empty_like(rows).scatter(0, positions, rows))
+    return orders

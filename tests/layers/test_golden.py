@@ -115,15 +115,26 @@ def record(block: LoGVMambaBlock) -> dict[str, torch.Tensor]:
     def keep(name, arrange=lambda x: x):
         return lambda module, args, output: seen.__setitem__(name, arrange(output))
 
-    def sequence_first(y):  # (batch, length, directions, channels) -> (batch, directions * channels, length)
-        return y.flatten(2).transpose(1, 2)
-
     def scan(module, args, output):
-        delta, b, c = module.project(args[0])
-        seen["sequence"] = args[0][:, :, 0].transpose(1, 2)
-        seen["scan_delta"] = sequence_first(delta)
-        seen["scan_B"], seen["scan_C"] = b.permute(0, 2, 3, 1), c.permute(0, 2, 3, 1)
-        seen["scan_out"] = sequence_first(output)
+        tokens, context, orders = args
+        rows = tokens if context is None else torch.cat((tokens, context), dim=1)
+        laid_out = []
+        for (delta, b, c), decay, skip, bias, order in zip(
+            module.project(tokens, context),
+            module.A_log.chunk(module.directions),
+            module.D.chunk(module.directions),
+            module.dt_bias,
+            orders,
+        ):
+            sequence, delta, b, c = (x if order is None else x[:, order] for x in (rows, delta, b, c))
+            y = selective_scan(sequence, delta, -decay.exp(), b, c, skip, delta_bias=bias)
+            laid_out.append((sequence, delta, b, c, y))
+        for name, parts in zip(("scan_delta", "scan_out"), ([x[1] for x in laid_out], [x[4] for x in laid_out])):
+            seen[name] = torch.cat([part.transpose(1, 2) for part in parts], dim=1)
+        seen["sequence"] = laid_out[0][0].transpose(1, 2)
+        seen["scan_B"], seen["scan_C"] = (
+            torch.cat([x[index] for x in laid_out], dim=2).permute(0, 2, 3, 1) for index in (2, 3)
+        )
 
     block.local_tokens.register_forward_hook(keep("local_tokens"))
     block.ssm.register_forward_hook(scan)

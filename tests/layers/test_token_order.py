@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from nnunet_logvmamba.layers import DIRECTIONS, PLACEMENTS, raster_order, sequence_indices, token_positions
+from nnunet_logvmamba.layers import DIRECTIONS, PLACEMENTS, raster_order, sequence_orders, token_positions
 
 
 def spell(placement: str, num_local: int, num_global: int) -> str:
@@ -55,21 +55,23 @@ def test_only_the_last_two_axes_are_exchanged_in_3d():
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("num_global", [0, 7])
 @pytest.mark.parametrize("directions", DIRECTIONS)
-def test_local_tokens_are_read_back_where_they_were_put(placement, directions):
-    spatial, num_global = (3, 2, 5), 7
-    tokens = torch.arange(30 + num_global)
-    gather, local_at = sequence_indices(spatial, num_global, placement, directions)
-    assert gather.shape == (37, directions)
-    assert local_at.shape == (30, directions)
-    for direction in range(directions):
-        sequence = tokens[gather[:, direction]]
-        assert sequence.sort().values.tolist() == tokens.tolist()
-        assert sequence[local_at[:, direction]].tolist() == list(range(30))
+def test_every_direction_reads_its_raster_with_global_tokens_in_their_places(directions, num_global, placement):
+    spatial = (3, 2, 5)
+    local_at, global_at = token_positions(placement, 30, num_global)
+    orders = sequence_orders(spatial, num_global, placement, directions)
+    assert len(orders) == directions
+    for direction, order in enumerate(orders):
+        if order is None:
+            assert (direction, num_global) == (0, 0)
+            continue
+        assert order[local_at].tolist() == raster_order(spatial, direction).tolist()
+        assert order[global_at].tolist() == list(range(30, 30 + num_global))
 
 
 def test_unknown_words_are_refused_naming_the_valid_ones():
     with pytest.raises(ValueError, match="'tail'.*'head', 'middle', 'split', 'interleaved'"):
         token_positions("tail", 4, 2)
     with pytest.raises(ValueError, match="directions is 3; valid are 1, 2, 4"):
-        sequence_indices((2, 2), 1, "head", 3)
+        sequence_orders((2, 2), 1, "head", 3)
