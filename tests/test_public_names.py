@@ -79,5 +79,5 @@ def test_words_that_plans_may_hold():
 
 def test_trainers_in_checkpoints_and_results_folders():
     for name in TRAINERS:
-        for suffix in ("", "_adam", "_sgd", "_5epochs", "_seed1", "_adam_5epochs_seed1"):
+        for suffix in ("", "_adam", "_paper", "_sgd", "_5epochs", "_seed1", "_adam_5epochs_seed1"):
             assert getattr(trainers, name + suffix).__name__ == name + suffix

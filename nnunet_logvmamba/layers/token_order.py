@@ -104,7 +104,7 @@ def sequence_orders(
     directions: int = 1,
     device: torch.device | str = "cpu",
 ) -> list[Tensor | None]:
-    """Which row comes t-th in each direction, where the rows are the local tokens in raster order, then the global ones.
+    """Which row comes t-th in each direction; rows are the local tokens in raster order, then the global ones.
 
     Args:
         spatial: Size of the map, (height, width) or (depth, height, width).

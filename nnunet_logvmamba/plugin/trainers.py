@@ -1,6 +1,7 @@
 """Trainers that stock nnU-Net finds by name: one recipe, one line per network family.
 
-``nnUNetTrainer<Family>[_adam|_sgd][_<N>epochs][_seed<K>]`` names a trainer; the parts in brackets are made on demand.
+``nnUNetTrainer<Family>[_adam|_paper|_sgd][_<N>epochs][_seed<K>]`` names a trainer; the parts in brackets are made on
+demand.
 """
 
 from __future__ import annotations
@@ -33,11 +34,16 @@ class Recipe:
     weight_decay: float
 
 
-RECIPES = {"adam": Recipe("adam", 1e-4, 1e-4), "sgd": Recipe("sgd", 1e-2, 3e-5)}
-"""By the word in a trainer's name: ``adam`` is the paper's recipe, ``sgd`` (Nesterov, 0.99) is nnU-Net's."""
+RECIPES = {
+    "adam": Recipe("adam", 1e-3, 1e-4),
+    "paper": Recipe("adam", 1e-4, 1e-4),
+    "sgd": Recipe("sgd", 1e-2, 3e-5),
+}
+"""By the word in a trainer's name: ``adam`` has ten times the paper's learning rate, ``paper`` is the paper's recipe,
+``sgd`` (Nesterov, 0.99) is nnU-Net's. A configuration that names an optimizer gets the recipe of that name."""
 
-DEFAULT_RECIPE = RECIPES["sgd"]
-"""Used where neither the trainer's name nor the configuration names an optimizer; the better one in docs/results.md."""
+DEFAULT_RECIPE = RECIPES["adam"]
+"""Used where neither the trainer's name nor the configuration names an optimizer; the best one in docs/results.md."""
 
 _CUDA = torch.device("cuda")
 
@@ -48,7 +54,7 @@ class RecipeTrainer(nnUNetTrainer):
     Settings come, in falling order, from the trainer's name, from the configuration's optional key ``logvmamba``
     (see ``plans.TRAINING_SETTINGS``) and from ``DEFAULT_RECIPE`` and nnU-Net. ``initial_lr`` and ``weight_decay`` of a
     configuration belong to the optimizer it names (the default one where it names none), so they do not follow when
-    the trainer's name chooses another optimizer.
+    the trainer's name chooses another optimizer, nor when it asks for the paper's recipe.
 
     Matrices and kernels are decayed; biases, norms and whatever the network marks with ``_no_weight_decay`` are not.
 
@@ -107,7 +113,7 @@ class RecipeTrainer(nnUNetTrainer):
             recipe = RECIPES[cls.named_recipe]
         else:
             recipe = RECIPES[configured] if "optimizer" in settings else DEFAULT_RECIPE
-        if recipe.optimizer == configured:
+        if recipe.optimizer == configured and cls.named_recipe != "paper":
             recipe = replace(recipe, **{k: settings[k] for k in ("initial_lr", "weight_decay") if k in settings})
         return recipe
 
@@ -313,24 +319,24 @@ class nnUNetTrainerStockNetwork(RecipeTrainer):
         )
 
 
-FAMILIES = {
+TRAINER_OF_FAMILY = {
     name.removeprefix("nnUNetTrainer"): value
     for name, value in list(globals().items())
     if inspect.isclass(value) and issubclass(value, RecipeTrainer) and value is not RecipeTrainer
 }
 
 _NAME = re.compile(
-    rf"nnUNetTrainer(?P<family>{'|'.join(FAMILIES)})"
+    rf"nnUNetTrainer(?P<family>{'|'.join(TRAINER_OF_FAMILY)})"
     rf"(_(?P<recipe>{'|'.join(RECIPES)}))?(_(?P<epochs>[1-9][0-9]*)epochs)?(_seed(?P<seed>0|[1-9][0-9]*))?"
 )
 
 
 def __getattr__(name: str):
-    """Make ``nnUNetTrainer<Family>[_adam|_sgd][_<N>epochs][_seed<K>]`` the first time it is asked for."""
+    """Make ``nnUNetTrainer<Family>[_adam|_paper|_sgd][_<N>epochs][_seed<K>]`` the first time it is asked for."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    family = FAMILIES[match["family"]]
+    family = TRAINER_OF_FAMILY[match["family"]]
     body = {
         "__module__": __name__,
         "__qualname__": name,

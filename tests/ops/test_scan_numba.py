@@ -205,12 +205,14 @@ def test_the_compiler_used_vector_instructions():
     assert "expf" not in listing
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the memory of a process as Linux gives it")
 def test_memory_beyond_arguments_and_results_is_less_than_theirs():
     script = (
-        "import resource, sys, torch\n"
+        "import torch\n"
         "from nnunet_logvmamba.ops.scan import numba_launch\n"
         "def peak():\n"
-        "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith('VmHWM')) * 1024\n"
         "torch.set_num_threads(2)\n"
         "def arguments(length):\n"
         "    return [torch.rand(2, length, 64), torch.rand(2, length, 64), -torch.rand(64, 16) - 0.1,\n"
@@ -231,8 +233,8 @@ def test_memory_beyond_arguments_and_results_is_less_than_theirs():
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     forward, backward = map(float, result.stdout.split())
-    assert forward < 0.2
-    assert backward < 1.0
+    assert -0.1 < forward < 0.2
+    assert -0.1 < backward < 1.0
 
 
 SCAN_ONCE = (

@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_logvmamba import networks
 from nnunet_logvmamba.plugin import plans, trainers
 
-FAMILIES = [getattr(trainers, f"nnUNetTrainer{family}") for family in trainers.FAMILIES]
+FAMILIES = [getattr(trainers, f"nnUNetTrainer{family}") for family in trainers.TRAINER_OF_FAMILY]
 
 
 def parameters(function) -> list[tuple]:

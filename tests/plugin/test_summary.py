@@ -140,7 +140,7 @@ def test_a_planned_data_set_is_shown_for_any_trainer(trainer, configuration, pla
     assert f"patch {'x'.join(map(str, patch))}" in printed.splitlines()[0]
     assert ("NoSSM" in printed) == ("NoSSM" in trainer)
     assert ("R 3, S" in printed) == (trainer != "nnUNetTrainer")
-    assert (" and adam; " if "_adam" in trainer else " and sgd; ") in printed
+    assert (" and sgd; " if "_sgd" in trainer or trainer == "nnUNetTrainer" else " and adam; ") in printed
 
 
 def test_the_grid_in_use_is_shown_where_it_is_not_the_canonical_one(planned, capsys):

@@ -57,7 +57,7 @@ def make(plans_file):
 
 
 def families(without: tuple[str, ...] = ()) -> list[str]:
-    return [f"nnUNetTrainer{family}" for family in trainers.FAMILIES if family not in without]
+    return [f"nnUNetTrainer{family}" for family in trainers.TRAINER_OF_FAMILY if family not in without]
 
 
 def mixer_labels(trainer) -> set[str]:
@@ -72,7 +72,7 @@ def results(folders) -> list[Path]:
 
 
 @pytest.mark.parametrize("family", families())
-@pytest.mark.parametrize("suffix", ["_adam", "_sgd", "_5epochs", "_seed0", "_sgd_20epochs_seed17"])
+@pytest.mark.parametrize("suffix", ["_adam", "_paper", "_sgd", "_5epochs", "_seed0", "_sgd_20epochs_seed17"])
 def test_a_name_says_recipe_length_and_seed(family, suffix):
     trainer = getattr(trainers, family + suffix)
     assert trainer.__name__ == trainer.__qualname__ == family + suffix
@@ -150,6 +150,11 @@ def test_the_name_beats_the_configuration(make):
     trainer = make("nnUNetTrainerLoGVMamba_adam_7epochs_seed9", settings=settings)
     assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.seed) == (7, 2, 9)
     assert trainer.recipe == trainers.RECIPES["adam"], "a learning rate chosen for another optimizer must not follow"
+
+
+def test_the_papers_recipe_is_the_same_in_every_configuration(make):
+    trainer = make("nnUNetTrainerLoGVMamba_paper", settings={**SHORT, "optimizer": "adam", "initial_lr": 0.05})
+    assert trainer.recipe == trainers.RECIPES["paper"]
 
 
 def test_a_learning_rate_follows_the_optimizer_it_was_chosen_for(make):
@@ -265,7 +270,9 @@ def test_weights_are_also_taken_by_a_network_that_is_wrapped():
 # Optimizers
 
 
-@pytest.mark.parametrize(("recipe", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
+@pytest.mark.parametrize(
+    ("recipe", "kind"), [("adam", torch.optim.Adam), ("paper", torch.optim.Adam), ("sgd", torch.optim.SGD)]
+)
 def test_the_optimizer_is_that_of_the_recipe(recipe, kind, make):
     trainer = make(f"nnUNetTrainerLoGVMamba_{recipe}")
     trainer.initialize()
@@ -291,12 +298,14 @@ def test_matrices_and_kernels_are_decayed_and_nothing_else(family, make):
 
 
 def test_the_paper_recipe_is_coupled_adam_at_one_in_ten_thousand():
-    assert trainers.RECIPES["adam"] == trainers.Recipe("adam", 1e-4, 1e-4)
+    assert trainers.RECIPES["paper"] == trainers.Recipe("adam", 1e-4, 1e-4)
+    assert trainers.RECIPES["adam"] == trainers.Recipe("adam", 1e-3, 1e-4)
+    assert trainers.RECIPES["adam"] == trainers.DEFAULT_RECIPE
     assert trainers.RECIPES["sgd"] == trainers.Recipe("sgd", 1e-2, 3e-5)
 
 
 def test_the_learning_rate_falls_as_nnunets_does(make):
-    trainer = make("nnUNetTrainerLoGVMamba_adam_10epochs")
+    trainer = make("nnUNetTrainerLoGVMamba_paper_10epochs")
     trainer.initialize()
     trainer.lr_scheduler.step(5)
     for group in trainer.optimizer.param_groups:

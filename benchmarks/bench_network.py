@@ -1,0 +1,171 @@
+"""Time LoG-VMamba's network beside nnU-Net's own, built from the same plan.
+
+``python benchmarks/bench_network.py [--device cpu|cuda] [--quick]`` measures, in one run and taking turns, seconds per
+training step (forward, backward, SGD step, all heads) on patches of 40 x 56 x 40 at batch 2, and seconds per prediction
+of one patch of 128 x 128 x 128; peak memory in a process of its own for each. It writes
+``benchmarks/results/network_<device>.json``. With ``--profile`` it prints instead where LoG-VMamba spends its time.
+
+Presets M and L of nnU-Net's residual encoder differ in patch and batch, not in the network, so at equal patch they are
+one row.
+"""
+
+import argparse
+import functools
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from cases import BRATS, HIPPOCAMPUS, NETWORKS, NetworkCase
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from measure import save, side_by_side
+from torch import nn
+
+from nnunet_logvmamba.networks import LoGVMambaUNet
+
+RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6)  # per stage, as nnU-Net's residual encoder presets plan it
+
+
+def log_vmamba(case: NetworkCase) -> nn.Module:
+    """The network of ``nnUNetTrainerLoGVMamba``."""
+    return LoGVMambaUNet(**case.plan, deep_supervision=True)
+
+
+def no_ssm(case: NetworkCase) -> nn.Module:
+    """The control without states."""
+    return LoGVMambaUNet(**case.plan, deep_supervision=True, family="no_ssm")
+
+
+def plain(case: NetworkCase) -> nn.Module:
+    """nnU-Net's default network."""
+    stages = len(case.features)
+    return PlainConvUNet(
+        **case.plan, n_conv_per_stage=[2] * stages, n_conv_per_stage_decoder=[2] * (stages - 1), deep_supervision=True
+    )
+
+
+def residual(case: NetworkCase) -> nn.Module:
+    """nnU-Net's residual encoder network."""
+    stages = len(case.features)
+    return ResidualEncoderUNet(
+        **case.plan,
+        n_blocks_per_stage=list(RESIDUAL_BLOCKS[:stages]),
+        n_conv_per_stage_decoder=[1] * (stages - 1),
+        deep_supervision=True,
+    )
+
+
+BUILDERS = {"LoG-VMamba": log_vmamba, "NoSSM": no_ssm, "PlainConvUNet": plain, "ResEnc-M/L": residual}
+
+
+def step(name: str, case: NetworkCase, device: str) -> tuple[Callable[[], object], int]:
+    """What is timed, a training step or a prediction, and the number of parameters."""
+    torch.manual_seed(0)
+    network = BUILDERS[name](case).to(device)
+    x = torch.randn(case.batch_size, case.input_channels, *case.patch_size, device=device)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    amp = functools.partial(torch.autocast, device, enabled=device == "cuda")
+    if not case.training:
+        network.eval().decoder.deep_supervision = False
+
+        def predict() -> None:
+            with torch.inference_mode(), amp():
+                network(x)
+
+        return predict, parameters
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.99, nesterov=True)
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with amp():
+            loss = sum(output.float().square().mean() for output in network(x))
+        loss.backward()
+        optimizer.step()
+
+    return train, parameters
+
+
+def peak_memory(name: str, case: NetworkCase, device: str) -> int:
+    """Bytes that two steps need beyond what an idle process has, in a process of its own."""
+    command = [sys.executable, __file__, "--device", device, "--memory-of", name, case.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def _print_memory(name: str, case: NetworkCase, device: str) -> None:
+    before = highest_memory()
+    call, _ = step(name, case, device)
+    call()
+    call()
+    print(torch.cuda.max_memory_allocated() if device == "cuda" else highest_memory() - before)
+
+
+def highest_memory() -> int:
+    """Most memory that this process has had, in bytes. Linux's own count begins with that of the parent process."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
+def measured(case: NetworkCase, device: str) -> dict[str, object]:
+    """Seconds, memory and parameters of every network on one case."""
+    steps, parameters = {}, {}
+    for name in BUILDERS:
+        steps[name], parameters[name] = step(name, case, device)
+    seconds = side_by_side(steps, rounds=7, device=device)
+    rows = {
+        name: {
+            "seconds": seconds[name],
+            "ratio": seconds[name] / seconds["PlainConvUNet"],
+            "peak_bytes": peak_memory(name, case, device),
+            "parameters": parameters[name],
+        }
+        for name in BUILDERS
+    }
+    print(case.name, json.dumps(rows, indent=2), flush=True)
+    what = "training step" if case.training else "prediction"
+    return {"case": case.name, "what": what, "patch": case.patch_size, "batch": case.batch_size, "networks": rows}
+
+
+def profile(case: NetworkCase, device: str) -> None:
+    """Print the operations that take most of LoG-VMamba's time."""
+    call, _ = step("LoG-VMamba", case, device)
+    call()
+    with torch.profiler.profile(record_shapes=True) as seen:
+        call()
+    order = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
+    print(
+        case.name,
+        seen.key_averages(group_by_input_shape=True).table(sort_by=order, row_limit=40, max_shapes_column_width=90),
+    )
+
+
+def main() -> None:
+    """Measure and save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="only the small case, saved under another name")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
+    parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "CASE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    cases = {case.name: case for case in NETWORKS}
+    if args.memory_of:
+        _print_memory(args.memory_of[0], cases[args.memory_of[1]], args.device)
+        return
+    chosen = [HIPPOCAMPUS] if args.quick else [HIPPOCAMPUS, BRATS]
+    if args.profile:
+        for case in chosen:
+            profile(case, args.device)
+        return
+    results = {"networks": [measured(case, args.device) for case in chosen]}
+    print(save(f"network_{args.device}{'_quick' * args.quick}", results))
+
+
+if __name__ == "__main__":
+    main()

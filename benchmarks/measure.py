@@ -1,0 +1,93 @@
+"""Timing side by side, and what a figure must carry to be repeatable."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def side_by_side(
+    candidates: dict[str, Callable[[], object]], *, rounds: int = 5, device: str = "cpu"
+) -> dict[str, float]:
+    """Median seconds of each candidate, taken in turns in one run so that whatever else goes on hits all alike.
+
+    The first call of each is not counted. Candidates slower than ten seconds get three rounds.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    slow = set()
+    for name, candidate in candidates.items():
+        if _seconds(candidate, device) > 10:
+            slow.add(name)
+    for turn in range(rounds):
+        for name, candidate in candidates.items():
+            if name not in slow or turn < 3:
+                seconds[name].append(_seconds(candidate, device))
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def _seconds(candidate: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    candidate()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def circumstances() -> dict[str, object]:
+    """Class of the machine, versions and commit; nothing that names the machine."""
+    return {
+        "processor": _processor(),
+        "cores": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.system(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _DISTRIBUTIONS},
+        "commit": _commit(),
+    }
+
+
+_DISTRIBUTIONS = ("torch", "numba", "triton", "mambapy", "mamba-ssm", "dynamic-network-architectures")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    vectors = next((kind for flag, kind in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), None)
+    return f"{name} ({vectors})" if vectors else name
+
+
+def _commit() -> str | None:
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+    )
+    return git.stdout.strip() or None
+
+
+def save(name: str, results: dict[str, object]) -> Path:
+    """Write results with their circumstances to ``benchmarks/results/<name>.json``."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"circumstances": circumstances()} | results, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,164 @@
+"""Make ``docs/benchmarks.md`` and its plot from the stored results: ``python benchmarks/tables.py [--check]``.
+
+``--check`` writes nothing and fails if the page is not what the results give.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from measure import RESULTS
+
+DOCS = RESULTS.parents[1] / "docs"
+PAGE, PLOT = DOCS / "benchmarks.md", DOCS / "figures" / "scan_growth.png"
+REFERENCE = "reference"
+INTRODUCTION = """# Benchmarks
+
+Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; nothing here is typed by hand. All
+candidates of a table ran in turns in one process, and a figure is the median of its turns.
+"""
+
+LEGEND = """`reference` is the sequential algorithm that mamba-ssm publishes, with autograd, and the better of one and
+all threads; mambapy is the parallel scan of the package of that name. A dash: not measured, because the backward of the
+loop takes quadratic time, or mambapy's tensors of one number per state and step get too large. Exponentials:
+`torch.exp` into warm memory over as many numbers as there are states times steps."""
+
+
+def circumstances(results: dict) -> str:
+    """One paragraph: machine, versions, commit."""
+    found = results["circumstances"]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
+    machine = found["gpu"] or f"{found['processor']}, {found['cores']} cores"
+    return f"{machine}; {found['system']}; {versions}; commit {found['commit']}."
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Three significant figures, a dash where nothing was measured."""
+    if seconds is None:
+        return "-"
+    value = seconds * 1e3
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def ratio(slow: float | None, fast: float | None) -> str:
+    """How many times longer, a dash where one is missing."""
+    return "-" if slow is None or fast is None else f"{slow / fast:,.1f}"
+
+
+def best(seconds: dict[str, float], name: str) -> float | None:
+    """The fastest of the candidates whose name begins like this."""
+    return min((value for key, value in seconds.items() if key.startswith(name)), default=None)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def scan_section(results: dict, fast: str) -> str:
+    """Tables of the scan on one kind of device; ``fast`` is the backend made for it."""
+    parts = [circumstances(results)]
+    for key, title in (("forward_s", "Forward"), ("forward_backward_s", "Forward and backward")):
+        head = [f"{title}: shape (batch, channels, length)", f"`{fast}`, ms", "`chunked`, ms", "`reference`, ms"]
+        head += ["mambapy, ms", "reference / ours", "mambapy / ours"]
+        exponentials = any("exponentials" in case[key] for case in results["scans"])
+        head += ["ours / exponentials"] * exponentials
+        rows = []
+        for case in results["scans"]:
+            seconds = case[key]
+            ours, reference, mambapy = seconds[fast], best(seconds, REFERENCE), seconds.get("mambapy")
+            row = [f"({case['batch']}, {case['channels']}, {case['length']:,}), {case['source']}"]
+            row += [milliseconds(x) for x in (ours, seconds.get("chunked"), reference, mambapy)]
+            row += [ratio(reference, ours), ratio(mambapy, ours)]
+            rows.append(row + [ratio(ours, seconds.get("exponentials"))] * exponentials)
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
+def network_section(results: dict) -> str:
+    """Tables of the networks."""
+    parts = [circumstances(results)]
+    for case in results["networks"]:
+        patch = " × ".join(map(str, case["patch"]))
+        head = [f"{case['what'].capitalize()}, {patch}, batch {case['batch']}", "seconds", "times PlainConvUNet"]
+        head += ["peak memory, MiB", "parameters"]
+        rows = [
+            [name, f"{row['seconds']:.3g}", f"{row['ratio']:.2f}", f"{row['peak_bytes'] / 2**20:,.0f}"]
+            + [f"{row['parameters']:,}"]
+            for name, row in case["networks"].items()
+        ]
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
+def draw(results: dict) -> None:
+    """Time against length, both axes logarithmic, forward and forward + backward."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for panel, key, title in zip(panels, ("forward_s", "forward_backward_s"), ("forward", "forward and backward")):
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for case in results["growth"]:
+            fastest_reference = best(case[key], REFERENCE)
+            for name, seconds in case[key].items():
+                if not name.startswith(REFERENCE) and name != "exponentials":
+                    curves.setdefault(name, []).append((case["length"], seconds))
+            if fastest_reference is not None:
+                curves.setdefault(REFERENCE, []).append((case["length"], fastest_reference))
+        for name, points in curves.items():
+            panel.loglog(*zip(*points), marker="o", label=name)
+        panel.set(title=title, xlabel="sequence length, tokens")
+        panel.grid(True, which="major", alpha=0.3)
+    panels[0].set_ylabel("seconds")
+    panels[0].legend(frameon=False)
+    case = results["growth"][0]
+    figure.suptitle(f"Selective scan, batch {case['batch']}, {case['channels']} channels, {case['state']} states")
+    PLOT.parent.mkdir(exist_ok=True)
+    figure.savefig(PLOT, dpi=130)
+    plt.close(figure)
+
+
+def page(stored: dict[str, dict]) -> str:
+    """The whole page."""
+    parts = [INTRODUCTION.strip()]
+    for device, fast, title in (("cpu", "numba", "CPU"), ("cuda", "triton", "GPU")):
+        scan, network = stored.get(f"scan_{device}"), stored.get(f"network_{device}")
+        if scan:
+            parts += [f"## Selective scan, {title}", f"`python benchmarks/bench_scan.py --device {device}`; 16 states."]
+            parts.append(scan_section(scan, fast))
+            if device == "cpu":
+                parts.append(LEGEND)
+                parts.append("![Time of the scan against the length of the sequence](figures/scan_growth.png)")
+        if network:
+            parts += [f"## Whole networks, {title}", f"`python benchmarks/bench_network.py --device {device}`"]
+            parts.append(network_section(network))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> int:
+    """Write the page and the plot, or compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="fail if the page is not up to date")
+    args = parser.parse_args()
+    stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    if not stored:
+        sys.exit(f"tables: there are no results in {RESULTS}; run benchmarks/bench_scan.py first")
+    text = page(stored)
+    if args.check:
+        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
+            sys.exit(f"tables: {PAGE.name} is not what the results give; run python {Path(__file__).name}")
+        return 0
+    PAGE.write_text(text, encoding="utf-8")
+    if "scan_cpu" in stored:
+        draw(stored["scan_cpu"])
+    print(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
