@@ -20,7 +20,8 @@ from nnunet_logvmamba.ops import available_backends, selective_scan
 # What must fit into memory: mambapy keeps several tensors of one number for every state and step, and pads the length.
 LARGEST_FOR_MAMBAPY = 2**28
 LONGEST_FOR_REFERENCE = 2**16
-LONGEST_BACKWARD_OF_REFERENCE = 2048
+# Autograd touches all of u once for every step of the loop.
+LARGEST_BACKWARD_OF_REFERENCE = 5 * 10**8
 
 
 def arguments(case: ScanCase, device: str, grad: bool) -> dict[str, Tensor]:
@@ -102,7 +103,8 @@ def candidates(case: ScanCase, device: str, grad: bool, mambapy: bool) -> dict[s
     for backend in available_backends(device):
         if backend != "reference":
             found[backend] = functools.partial(wrap, functools.partial(ours, backend=backend), tensors)
-    if case.length <= (LONGEST_BACKWARD_OF_REFERENCE if grad else LONGEST_FOR_REFERENCE):
+    touched = case.batch * case.channels * case.length**2
+    if touched <= LARGEST_BACKWARD_OF_REFERENCE if grad else case.length <= LONGEST_FOR_REFERENCE:
         call = functools.partial(wrap, reference_in_autograd, tensors)
         for threads in sorted({1, torch.get_num_threads()}) if device == "cpu" else ():
             found[f"reference, {threads} thread{'s' * (threads > 1)}"] = functools.partial(with_threads, threads, call)

@@ -52,6 +52,19 @@ def _bounds(segment, segments, rows):
 
 
 @_inline
+def _block(block, group, width):
+    """First channel of a block, its lanes, and how many of them the block before it has too.
+
+    The last block of a group overlaps instead of being short: lanes go through one vector load, and what two blocks
+    compute twice is the same to the last bit. Only a group narrower than a vector has fewer lanes.
+    """
+    lanes = min(LANES, width)
+    first = group * width + block * LANES
+    channel = min(first, (group + 1) * width - lanes)
+    return channel, lanes, first - channel
+
+
+@_inline
 def _read_per_channel(array, first_channel, lanes, states, factor, scratch):
     """(channel, state) of one block, times ``factor``, into (state, lane); zero beyond the block's lanes."""
     scratch[:] = 0
@@ -68,84 +81,114 @@ def _write_per_channel(scratch, array, first_channel, lanes, states):
 
 
 @_inline
-def _read_step(
-    row, item, channel, lanes, length, softplus_on, u, u_at, context, context_at, delta, delta_at, bias, spare
+def _read_chunk(
+    start, stop, order, item, channel, lanes, length, softplus_on, tensors, strides, spare, raws, steps, inputs
 ):
-    """Step before the softplus, step and input of one row."""
-    raw = _load(delta, item * delta_at[0] + row * delta_at[1] + channel, lanes, spare) + _load(
-        bias, channel, lanes, spare
-    )
-    if row < length:
-        x = _load(u, item * u_at[0] + row * u_at[1] + channel, lanes, spare)
-    else:
-        x = _load(context, item * context_at[0] + (row - length) * context_at[1] + channel, lanes, spare)
-    step = raw
-    if softplus_on:
-        step = softplus(raw)
-    return raw, step, x
+    """Step before the softplus, step and input of the rows of a chunk, one vector each.
+
+    In a loop of its own, so that rows that are not in cache yet are fetched together.
+    """
+    u, context, delta, bias = tensors[0], tensors[1], tensors[2], tensors[7]
+    u_at, context_at, delta_at = strides[0], strides[1], strides[2]
+    offset = _load(bias, channel, lanes, spare)
+    for t in range(start, stop):
+        row = order[t] if order.size else t
+        local = (t - start) * LANES
+        raw = _load(delta, item * delta_at[0] + row * delta_at[1] + channel, lanes, spare) + offset
+        if row < length:
+            x = _load(u, item * u_at[0] + row * u_at[1] + channel, lanes, spare)
+        else:
+            x = _load(context, item * context_at[0] + (row - length) * context_at[1] + channel, lanes, spare)
+        step = raw
+        if softplus_on:
+            step = softplus(raw)
+        store(raws, local, raw)
+        store(steps, local, step)
+        store(inputs, local, x)
+
+
+@_inline
+def _read_gradient(start, stop, order, item, channel, lanes, length, grad_y, grad_y_at, spare, zeros, grads):
+    """Gradient of the output of the rows of a chunk; zero where a row has none."""
+    for t in range(start, stop):
+        row = order[t] if order.size else t
+        gy = load(zeros, 0)
+        if row < length:
+            gy = _load(grad_y, item * grad_y_at[0] + row * grad_y_at[1] + channel, lanes, spare)
+        store(grads, (t - start) * LANES, gy)
 
 
 @kernel
-def forward(first, last, sizes, order, softplus_on, tensors, strides, entering, leaving, steps, y, write_y):
-    """Outputs of the tasks ``first`` to ``last``, one for each (batch entry, group, block, segment).
+def forward(first, last, sizes, order, softplus_on, tensors, strides, parts, entering, leaving, spans, y, write_y):
+    """Outputs of the tasks ``first`` to ``last``, one for each (batch entry, group, part, segment).
 
+    A part is a run of blocks, which take turns chunk by chunk, so that every row is fetched from memory once.
     ``entering`` and ``leaving`` are the states at both ends of every segment, (segment, batch, channels, state), and
-    ``steps`` the sums of the steps, (segment, batch, channels). Without ``write_y`` only those two are found.
+    ``spans`` the sums of the steps, (segment, batch, channels). Without ``write_y`` only those two are found.
     """
     batch, length, context_length, channels, groups, states, segments = sizes
-    u, context, delta, A, B, C, D, bias = tensors
-    u_at, context_at, delta_at, B_at, C_at = strides
+    A, B, C, D = tensors[3], tensors[4], tensors[5], tensors[6]
+    B_at, C_at = strides[3], strides[4]
     rows, width = length + context_length, channels // groups
     blocks = -(-width // LANES)
-    spare, zeros = np.zeros(LANES, u.dtype), np.zeros(LANES, u.dtype)
-    decay, h = np.empty(states * LANES, u.dtype), np.empty(states * LANES, u.dtype)
+    wide, dtype = states * LANES, A.dtype
+    most = -(-blocks // parts)
+    spare = np.zeros(LANES, dtype)
+    decays, hs, spans_here = np.empty(most * wide, dtype), np.empty(most * wide, dtype), np.empty(most * LANES, dtype)
+    raws, steps, inputs = np.empty(CHUNK * LANES, dtype), np.empty(CHUNK * LANES, dtype), np.empty(CHUNK * LANES, dtype)
+    outs = np.empty(CHUNK * LANES, dtype)
     for task in range(first, last):
         segment, rest = task % segments, task // segments
-        block, rest = rest % blocks, rest // blocks
+        part, rest = rest % parts, rest // parts
         group, item = rest % groups, rest // groups
-        channel = group * width + block * LANES
-        lanes = min(LANES, (group + 1) * width - channel)
+        first_block, last_block = part * blocks // parts, (part + 1) * blocks // parts
         end = (segment * batch + item) * channels
-        _read_per_channel(A, channel, lanes, states, LOG2_E, decay)
-        _read_per_channel(entering, end + channel, lanes, states, 1.0, h)
-        skip = _load(D, channel, lanes, spare)
-        elapsed = load(zeros, 0)
+        for block in range(first_block, last_block):
+            channel, lanes, _ = _block(block, group, width)
+            at = (block - first_block) * wide
+            _read_per_channel(A, channel, lanes, states, LOG2_E, decays[at : at + wide])
+            _read_per_channel(entering, end + channel, lanes, states, 1.0, hs[at : at + wide])
+        spans_here[:] = 0
         start, stop = _bounds(segment, segments, rows)
-        for t in range(start, stop):
-            row = order[t] if order.size else t
-            _, step, x = _read_step(
-                row,
-                item,
-                channel,
-                lanes,
-                length,
-                softplus_on,
-                u,
-                u_at,
-                context,
-                context_at,
-                delta,
-                delta_at,
-                bias,
-                spare,
-            )
-            elapsed = elapsed + step
-            out = x * skip
-            x = x * step
-            b_row = item * B_at[0] + row * B_at[1] + group * B_at[2]
-            if write_y and row < length:
-                c_row = item * C_at[0] + row * C_at[1] + group * C_at[2]
-                for n in range(states):
-                    state = exp2(step * load(decay, n * LANES)) * load(h, n * LANES) + x * B[b_row + n]
-                    store(h, n * LANES, state)
-                    out = out + state * C[c_row + n]
-                _store(y, (item * length + row) * channels + channel, lanes, spare, out)
-            else:
-                for n in range(states):
-                    state = exp2(step * load(decay, n * LANES)) * load(h, n * LANES) + x * B[b_row + n]
-                    store(h, n * LANES, state)
-        _write_per_channel(h, leaving, end + channel, lanes, states)
-        _store(steps, end + channel, lanes, spare, elapsed)
+        for chunk_start in range(start, stop, CHUNK):
+            chunk_stop = min(stop, chunk_start + CHUNK)
+            for block in range(first_block, last_block):
+                channel, lanes, _ = _block(block, group, width)
+                decay = decays[(block - first_block) * wide :]
+                h = hs[(block - first_block) * wide :]
+                skip = _load(D, channel, lanes, spare)
+                span = load(spans_here, (block - first_block) * LANES)
+                _read_chunk(
+                    chunk_start, chunk_stop, order, item, channel, lanes, length, softplus_on, tensors, strides, spare,
+                    raws, steps, inputs,
+                )  # fmt: skip
+                for t in range(chunk_start, chunk_stop):
+                    row = order[t] if order.size else t
+                    local = (t - chunk_start) * LANES
+                    step, x = load(steps, local), load(inputs, local)
+                    span = span + step
+                    out = x * skip
+                    x = x * step
+                    b_row = item * B_at[0] + row * B_at[1] + group * B_at[2]
+                    c_row = item * C_at[0] + row * C_at[1] + group * C_at[2]
+                    for n in range(states):
+                        state = exp2(step * load(decay, n * LANES)) * load(h, n * LANES) + x * B[b_row + n]
+                        store(h, n * LANES, state)
+                        out = out + state * C[c_row + n]
+                    store(outs, local, out)
+                store(spans_here, (block - first_block) * LANES, span)
+                if write_y:
+                    for t in range(chunk_start, chunk_stop):
+                        row = order[t] if order.size else t
+                        if row < length:
+                            out = load(outs, (t - chunk_start) * LANES)
+                            _store(y, (item * length + row) * channels + channel, lanes, spare, out)
+        for block in range(first_block, last_block):
+            channel, lanes, _ = _block(block, group, width)
+            at = (block - first_block) * wide
+            _write_per_channel(hs[at : at + wide], leaving, end + channel, lanes, states)
+            span = load(spans_here, (block - first_block) * LANES)
+            _store(spans, end + channel, lanes, spare, span)
 
 
 @kernel
@@ -153,46 +196,39 @@ def carry_backward(first, last, sizes, order, softplus_on, tensors, strides, gra
     """Gradient that every segment hands to the one before it, when it gets none itself: the other half of ``forward``
     without outputs. Tasks and ``leaving`` as there."""
     batch, length, context_length, channels, groups, states, segments = sizes
-    u, context, delta, A, B, C, D, bias = tensors
-    u_at, context_at, delta_at, B_at, C_at = strides
+    A, C, C_at = tensors[3], tensors[5], strides[4]
     rows, width = length + context_length, channels // groups
     blocks = -(-width // LANES)
-    spare, zeros = np.zeros(LANES, u.dtype), np.zeros(LANES, u.dtype)
-    decay, carry = np.empty(states * LANES, u.dtype), np.empty(states * LANES, u.dtype)
+    dtype = A.dtype
+    spare, zeros = np.zeros(LANES, dtype), np.zeros(LANES, dtype)
+    decay, carry = np.empty(states * LANES, dtype), np.empty(states * LANES, dtype)
+    raws, steps, inputs = np.empty(CHUNK * LANES, dtype), np.empty(CHUNK * LANES, dtype), np.empty(CHUNK * LANES, dtype)
+    grads = np.empty(CHUNK * LANES, dtype)
     for task in range(first, last):
         segment, rest = task % segments, task // segments
         block, rest = rest % blocks, rest // blocks
         group, item = rest % groups, rest // groups
-        channel = group * width + block * LANES
-        lanes = min(LANES, (group + 1) * width - channel)
+        channel, lanes, _ = _block(block, group, width)
         _read_per_channel(A, channel, lanes, states, LOG2_E, decay)
         carry[:] = 0
         start, stop = _bounds(segment, segments, rows)
-        for t in range(stop - 1, start - 1, -1):
-            row = order[t] if order.size else t
-            _, step, _ = _read_step(
-                row,
-                item,
-                channel,
-                lanes,
-                length,
-                softplus_on,
-                u,
-                u_at,
-                context,
-                context_at,
-                delta,
-                delta_at,
-                bias,
-                spare,
+        for chunk_start in range(start + (stop - start - 1) // CHUNK * CHUNK, start - 1, -CHUNK):
+            chunk_stop = min(stop, chunk_start + CHUNK)
+            _read_chunk(
+                chunk_start, chunk_stop, order, item, channel, lanes, length, softplus_on, tensors, strides, spare,
+                raws, steps, inputs,
+            )  # fmt: skip
+            _read_gradient(
+                chunk_start, chunk_stop, order, item, channel, lanes, length, grad_y, grad_y_at, spare, zeros, grads
             )
-            gy = load(zeros, 0)
-            if row < length:
-                gy = _load(grad_y, item * grad_y_at[0] + row * grad_y_at[1] + channel, lanes, spare)
-            c_row = item * C_at[0] + row * C_at[1] + group * C_at[2]
-            for n in range(states):
-                g = gy * C[c_row + n] + load(carry, n * LANES)
-                store(carry, n * LANES, g * exp2(step * load(decay, n * LANES)))
+            for t in range(chunk_stop - 1, chunk_start - 1, -1):
+                row = order[t] if order.size else t
+                local = (t - chunk_start) * LANES
+                step, gy = load(steps, local), load(grads, local)
+                c_row = item * C_at[0] + row * C_at[1] + group * C_at[2]
+                for n in range(states):
+                    g = gy * C[c_row + n] + load(carry, n * LANES)
+                    store(carry, n * LANES, g * exp2(step * load(decay, n * LANES)))
         _write_per_channel(carry, leaving, (segment * batch + item) * channels + channel, lanes, states)
 
 
@@ -209,22 +245,23 @@ def backward(
     (segment, batch, channels) in float64; of the entering states as those are.
     """
     batch, length, context_length, channels, groups, states, segments = sizes
-    u, context, delta, A, B, C, D, bias = tensors
-    u_at, context_at, delta_at, B_at, C_at = strides
+    A, B, C, D = tensors[3], tensors[4], tensors[5], tensors[6]
+    B_at, C_at = strides[3], strides[4]
     grad_u, grad_context, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias, grad_entering = results
     rows, width = length + context_length, channels // groups
     blocks = -(-width // LANES)
-    wide = states * LANES
-    spare, zeros = np.zeros(LANES, u.dtype), np.zeros(LANES, u.dtype)
-    decay, h, carry, sums_A = np.empty(wide, u.dtype), np.empty(wide, u.dtype), np.empty(wide, u.dtype), np.empty(wide)
-    piece_A, trace = np.empty(wide, u.dtype), np.empty(CHUNK * 2 * wide, u.dtype)
-    raws, steps, inputs = (
-        np.empty(CHUNK * LANES, u.dtype),
-        np.empty(CHUNK * LANES, u.dtype),
-        np.empty(CHUNK * LANES, u.dtype),
+    wide, dtype = states * LANES, A.dtype
+    spare, zeros, piece = np.zeros(LANES, dtype), np.zeros(LANES, dtype), np.empty(LANES, dtype)
+    decay, h, carry, piece_A = (
+        np.empty(wide, dtype),
+        np.empty(wide, dtype),
+        np.empty(wide, dtype),
+        np.empty(wide, dtype),
     )
-    checkpoints = np.empty((-(-rows // CHUNK) // segments + 1) * wide, u.dtype)
-    piece, sums_D, sums_bias = np.empty(LANES, u.dtype), np.empty(LANES), np.empty(LANES)
+    raws, steps, inputs = np.empty(CHUNK * LANES, dtype), np.empty(CHUNK * LANES, dtype), np.empty(CHUNK * LANES, dtype)
+    grads, trace = np.empty(CHUNK * LANES, dtype), np.empty(CHUNK * 2 * wide, dtype)
+    checkpoints = np.empty((-(-rows // CHUNK) // segments + 1) * wide, dtype)
+    sums_A, sums_D, sums_bias = np.empty(wide), np.empty(LANES), np.empty(LANES)
     for task in range(first, last):
         segment, rest = task % segments, task // segments
         part, rest = rest % parts, rest // parts
@@ -232,31 +269,32 @@ def backward(
         start, stop = _bounds(segment, segments, rows)
         end = (segment * batch + item) * channels
         for block in range(part * blocks // parts, (part + 1) * blocks // parts):
-            channel = group * width + block * LANES
-            lanes = min(LANES, (group + 1) * width - channel)
+            channel, lanes, covered = _block(block, group, width)
+            piece[:covered] = 0
+            piece[covered:] = 1
+            fresh = load(piece, 0)
             _read_per_channel(A, channel, lanes, states, LOG2_E, decay)
             _read_per_channel(entering, end + channel, lanes, states, 1.0, h)
             skip = _load(D, channel, lanes, spare)
-            nothing = load(zeros, 0)
 
             # The states that enter each chunk.
-            for t in range(start, stop):
-                if (t - start) % CHUNK == 0:
-                    at = (t - start) // CHUNK * wide
-                    checkpoints[at : at + wide] = h
-                row = order[t] if order.size else t
-                _, step, x = _read_step(
-                    row, item, channel, lanes, length, softplus_on,
-                    u, u_at, context, context_at, delta, delta_at, bias, spare,
+            for chunk_start in range(start, stop, CHUNK):
+                chunk_stop = min(stop, chunk_start + CHUNK)
+                at = (chunk_start - start) // CHUNK * wide
+                checkpoints[at : at + wide] = h
+                _read_chunk(
+                    chunk_start, chunk_stop, order, item, channel, lanes, length, softplus_on, tensors, strides, spare,
+                    raws, steps, inputs,
                 )  # fmt: skip
-                x = x * step
-                b_row = item * B_at[0] + row * B_at[1] + group * B_at[2]
-                for n in range(states):
-                    store(
-                        h,
-                        n * LANES,
-                        exp2(step * load(decay, n * LANES)) * load(h, n * LANES) + x * B[b_row + n],
-                    )
+                for t in range(chunk_start, chunk_stop):
+                    row = order[t] if order.size else t
+                    local = (t - chunk_start) * LANES
+                    step = load(steps, local)
+                    x = load(inputs, local) * step
+                    b_row = item * B_at[0] + row * B_at[1] + group * B_at[2]
+                    for n in range(states):
+                        state = exp2(step * load(decay, n * LANES)) * load(h, n * LANES) + x * B[b_row + n]
+                        store(h, n * LANES, state)
 
             _read_per_channel(grad_leaving, end + channel, lanes, states, 1.0, carry)
             sums_A[:] = 0
@@ -266,63 +304,70 @@ def backward(
                 chunk_stop = min(stop, chunk_start + CHUNK)
                 at = (chunk_start - start) // CHUNK * wide
                 h[:] = checkpoints[at : at + wide]
+                _read_chunk(
+                    chunk_start, chunk_stop, order, item, channel, lanes, length, softplus_on, tensors, strides, spare,
+                    raws, steps, inputs,
+                )  # fmt: skip
+                _read_gradient(
+                    chunk_start, chunk_stop, order, item, channel, lanes, length, grad_y, grad_y_at, spare, zeros, grads
+                )
 
-                # The state ahead of each step, and the decay of each step, once more.
+                # Decay of each step, and what it leaves of the state before, once more.
                 for t in range(chunk_start, chunk_stop):
                     row = order[t] if order.size else t
-                    raw, step, x = _read_step(
-                        row, item, channel, lanes, length, softplus_on,
-                        u, u_at, context, context_at, delta, delta_at, bias, spare,
-                    )  # fmt: skip
-                    local = t - chunk_start
-                    store(raws, local * LANES, raw)
-                    store(steps, local * LANES, step)
-                    store(inputs, local * LANES, x)
-                    x = x * step
+                    local = (t - chunk_start) * LANES
+                    step = load(steps, local)
+                    x = load(inputs, local) * step
                     b_row = item * B_at[0] + row * B_at[1] + group * B_at[2]
+                    at = (t - chunk_start) * 2 * wide
                     for n in range(states):
-                        e, state = exp2(step * load(decay, n * LANES)), load(h, n * LANES)
-                        faded = e * state
-                        store(trace, local * 2 * wide + n * LANES, faded)
-                        store(trace, local * 2 * wide + wide + n * LANES, e)
+                        e = exp2(step * load(decay, n * LANES))
+                        faded = e * load(h, n * LANES)
+                        store(trace, at + n * LANES, faded)
+                        store(trace, at + wide + n * LANES, e)
                         store(h, n * LANES, faded + x * B[b_row + n])
 
                 piece_A[:] = 0
-                piece_D, piece_bias = nothing, nothing
+                piece_D, piece_bias = load(zeros, 0), load(zeros, 0)
                 for t in range(chunk_stop - 1, chunk_start - 1, -1):
                     row = order[t] if order.size else t
-                    local = t - chunk_start
-                    step, raw_input = load(steps, local * LANES), load(inputs, local * LANES)
+                    local = (t - chunk_start) * LANES
+                    step, raw_input, gy = load(steps, local), load(inputs, local), load(grads, local)
                     x = raw_input * step
-                    gy = nothing
-                    if row < length:
-                        gy = _load(grad_y, item * grad_y_at[0] + row * grad_y_at[1] + channel, lanes, spare)
+                    fresh_gy, fresh_x = gy * fresh, x * fresh
                     b_row = item * B_at[0] + row * B_at[1] + group * B_at[2]
                     c_row = item * C_at[0] + row * C_at[1] + group * C_at[2]
                     g_row = (((part * batch + item) * rows + row) * groups + group) * states
-                    grad_x, grad_step = nothing, nothing
+                    grad_x, grad_step = load(zeros, 0), load(zeros, 0)
+                    at = (t - chunk_start) * 2 * wide
                     for n in range(states):
-                        faded = load(trace, local * 2 * wide + n * LANES)
+                        faded = load(trace, at + n * LANES)
                         g = gy * C[c_row + n] + load(carry, n * LANES)
-                        grad_C[g_row + n] += total(gy * (faded + x * B[b_row + n]))
-                        grad_B[g_row + n] += total(g * x)
+                        grad_C[g_row + n] += total(fresh_gy * (faded + x * B[b_row + n]))
+                        grad_B[g_row + n] += total(g * fresh_x)
                         grad_x = grad_x + g * B[b_row + n]
-                        store(carry, n * LANES, g * load(trace, local * 2 * wide + wide + n * LANES))
+                        store(carry, n * LANES, g * load(trace, at + wide + n * LANES))
                         exponent = g * faded  # gradient of step * A
                         grad_step = grad_step + exponent * load(decay, n * LANES)
                         store(piece_A, n * LANES, load(piece_A, n * LANES) + exponent * step)
                     grad_step = grad_step * LN_2 + grad_x * raw_input
                     if softplus_on:
-                        grad_step = grad_step * softplus_slope(load(raws, local * LANES))
-                    grad_x = grad_x * step + gy * skip
-                    _store(grad_delta, (item * rows + row) * channels + channel, lanes, spare, grad_step)
-                    if row < length:
-                        _store(grad_u, (item * length + row) * channels + channel, lanes, spare, grad_x)
-                    else:
-                        row = item * context_length + row - length
-                        _store(grad_context, row * channels + channel, lanes, spare, grad_x)
+                        grad_step = grad_step * softplus_slope(load(raws, local))
                     piece_D = piece_D + gy * raw_input
                     piece_bias = piece_bias + grad_step
+                    store(steps, local, grad_step)  # which are not read again
+                    store(inputs, local, grad_x * step + gy * skip)
+                for t in range(chunk_start, chunk_stop):
+                    row = order[t] if order.size else t
+                    local = (t - chunk_start) * LANES
+                    _store(grad_delta, (item * rows + row) * channels + channel, lanes, spare, load(steps, local))
+                    if row < length:
+                        at = (item * length + row) * channels + channel
+                        _store(grad_u, at, lanes, spare, load(inputs, local))
+                    else:
+                        at = (item * context_length + row - length) * channels + channel
+                        _store(grad_context, at, lanes, spare, load(inputs, local))
+
                 # Sums along the length in double precision: there may be a million steps.
                 for index in range(wide):
                     sums_A[index] += piece_A[index]

@@ -38,7 +38,7 @@ def forward(u, delta, A, B, C, D, delta_bias, initial_state, context, order, del
     segments = p.segments(p.groups * p.blocks)
     entering = p.entering(segments)
     leaving = torch.empty_like(entering)
-    p.run(numba_kernels.forward, segments, _flat(entering), _flat(leaving), p.elapsed(segments), _flat(y), True)
+    p.forward(segments, entering, leaving, p.elapsed(segments), _flat(y), True)
     return y, leaving[-1]
 
 
@@ -47,7 +47,7 @@ def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_
     p = _Problem(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus)
     grad_y = _with_unit_stride(grad_y.to(p.dtype))
     segments = p.segments(p.groups * p.blocks)
-    parts = min(p.blocks, -(-p.threads // (p.batch * p.groups * segments)))
+    parts = p.parts(segments)
     entering = p.entering(segments)
     grad_leaving = torch.zeros_like(entering)
     grad_leaving[-1] = grad_last_state
@@ -134,6 +134,27 @@ class _Problem:
         chunks = -(-self.rows // CHUNK)
         return max(1, min(-(-self.threads // tasks), chunks // _CHUNKS_PER_SEGMENT))
 
+    def parts(self, segments: int) -> int:
+        """Into how many runs the blocks of a group are dealt, so that every thread gets one or the blocks are out."""
+        return min(self.blocks, -(-self.threads // (self.batch * self.groups * segments)))
+
+    def forward(
+        self, segments: int, entering: Tensor, leaving: Tensor, spans: np.ndarray, y: np.ndarray, write_y: bool
+    ) -> None:
+        """Run the forward kernel."""
+        parts = self.parts(segments)
+        self.run(
+            numba_kernels.forward,
+            segments,
+            parts,
+            _flat(entering),
+            _flat(leaving),
+            spans,
+            y,
+            write_y,
+            tasks=self.batch * self.groups * parts * segments,
+        )
+
     def run(self, kernel: Callable, segments: int, *arguments, tasks: int | None = None) -> None:
         """Call ``kernel`` for all tasks, each thread with a run of its own."""
         sizes = tuple(_Sizes(self.batch, self.length, self.extra, self.channels, self.groups, self.states, segments))
@@ -163,7 +184,7 @@ class _Problem:
         if segments > 1:
             leaving, self.spans = torch.empty_like(entering), self.elapsed(segments)
             nowhere = np.empty(0, self.spans.dtype)
-            self.run(numba_kernels.forward, segments, _flat(entering), _flat(leaving), self.spans, nowhere, False)
+            self.forward(segments, entering, leaving, self.spans, nowhere, False)
             fading = self._fading(segments)
             for segment in range(1, segments):
                 # Segment 0 has started from its true state; the others from zero.
