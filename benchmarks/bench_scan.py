@@ -18,7 +18,7 @@ from torch import Tensor
 from nnunet_logvmamba.ops import available_backends, selective_scan
 
 # What must fit into memory: mambapy keeps several tensors of one number for every state and step, and pads the length.
-LARGEST_FOR_MAMBAPY = 2**28
+LARGEST_FOR_MAMBAPY = 2**27
 LONGEST_FOR_REFERENCE = 2**16
 # Autograd touches all of u once for every step of the loop.
 LARGEST_BACKWARD_OF_REFERENCE = 5 * 10**8

@@ -21,12 +21,12 @@ def side_by_side(
 ) -> dict[str, float]:
     """Median seconds of each candidate, taken in turns in one run so that whatever else goes on hits all alike.
 
-    The first call of each is not counted. Candidates slower than ten seconds get three rounds.
+    The first call of each is not counted. Candidates slower than a second get three rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     slow = set()
     for name, candidate in candidates.items():
-        if _seconds(candidate, device) > 10:
+        if _seconds(candidate, device) > 1:
             slow.add(name)
     for turn in range(rounds):
         for name, candidate in candidates.items():

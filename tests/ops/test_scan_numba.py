@@ -16,7 +16,7 @@ from numerics import assert_matches_reference
 from scan_cases import random_arguments, run, run_with_gradients, upstream
 
 from nnunet_logvmamba.ops import backends
-from nnunet_logvmamba.ops.scan import numba_kernels, numba_launch, numba_vectors
+from nnunet_logvmamba.ops.scan import numba_kernels, numba_launch, numba_threads, numba_vectors
 from nnunet_logvmamba.ops.scan.numba_vectors import LANES
 
 
@@ -31,7 +31,7 @@ def threads():
 @pytest.fixture
 def eager_to_split(monkeypatch):
     """Give even small problems to all threads and cut even short sequences into segments."""
-    monkeypatch.setattr(numba_launch, "_STATES_PER_THREAD", 1)
+    monkeypatch.setattr(numba_launch, "_STATES_PER_TASK", 1)
     monkeypatch.setattr(numba_launch, "_CHUNKS_PER_SEGMENT", 1)
 
 
@@ -67,7 +67,7 @@ def test_a_long_single_sequence_is_cut_into_segments(threads, monkeypatch):
 @pytest.mark.parametrize("number", [1, 2, 5])
 @pytest.mark.parametrize("channels", [LANES - 1, LANES, 3 * LANES + 5])
 def test_twice_the_same_is_the_same_to_the_last_bit(channels, number, threads, monkeypatch):
-    monkeypatch.setattr(numba_launch, "_STATES_PER_THREAD", 1)
+    monkeypatch.setattr(numba_launch, "_STATES_PER_TASK", 1)
     threads(number)
     arguments = random_arguments(3, 301, channels, 16, 1, dtype=torch.float32)
     grads = upstream(arguments)
@@ -105,21 +105,70 @@ def test_several_python_threads_may_scan_at_once(threads):
     assert all(torch.equal(result, expected) for result in results)
 
 
+@pytest.fixture(params=["torch's team", "pool"])
+def kind_of_threads(request, monkeypatch):
+    """Both kinds of threads; the team only where torch brings one."""
+    if request.param == "pool":
+        monkeypatch.setattr(numba_threads, "_torchs_team", lambda: None)
+    elif numba_threads._torchs_team() is None:
+        pytest.skip("this torch brings no GNU OpenMP")
+
+
+@pytest.mark.usefixtures("kind_of_threads")
+def test_work_runs_in_several_threads_and_all_are_waited_for():
+    barrier, seen = threading.Barrier(2, timeout=60), set()
+
+    def work():
+        barrier.wait()  # passes only when both threads are here at once
+        seen.add(threading.get_ident())
+
+    numba_threads.run(work, 2)
+    assert len(seen) == 2
+    assert threading.get_ident() in seen
+
+
+@pytest.mark.usefixtures("kind_of_threads")
+def test_an_error_in_any_thread_is_raised():
+    def work():
+        raise ZeroDivisionError("as intended")
+
+    with pytest.raises(ZeroDivisionError, match="as intended"):
+        numba_threads.run(work, 2)
+
+
+@pytest.mark.usefixtures("kind_of_threads", "eager_to_split")
+def test_both_kinds_of_threads_give_the_same_bits(threads):
+    arguments = random_arguments(2, 301, 40, 16, 1, dtype=torch.float32)
+    grads = upstream(arguments)
+    threads(2)
+    actual = run_with_gradients(arguments, *grads, backend="numba")
+    team = numba_threads._torchs_team
+    numba_threads._torchs_team = lambda: None
+    try:
+        expected = run_with_gradients(arguments, *grads, backend="numba")
+    finally:
+        numba_threads._torchs_team = team
+    for key, value in expected.items():
+        assert torch.equal(actual[key], value), key
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_process_makes_threads_of_its_own():
+    # The child only waits for its threads: torch's own operations may hang there, as after any fork.
     script = (
-        "import os, sys, torch\n"
+        "import os, sys, threading, torch\n"
         "from nnunet_logvmamba.ops import selective_scan\n"
+        "from nnunet_logvmamba.ops.scan import numba_threads\n"
         "torch.set_num_threads(2)\n"
-        "a = dict(u=torch.rand(2, 2000, 64), delta=torch.rand(2, 2000, 64), A=-torch.rand(64, 16) - 0.1,\n"
-        "         B=torch.rand(2, 2000, 1, 16), C=torch.rand(2, 2000, 1, 16), backend='numba')\n"
-        "expected = selective_scan(**a)\n"
+        "x, w = torch.rand(2, 2000, 64), torch.rand(2, 2000, 1, 16)\n"
+        "selective_scan(x, x, -torch.rand(64, 16) - 0.1, w, w, backend='numba')\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    os._exit(0 if torch.equal(selective_scan(**a), expected) else 1)\n"
+        "    numba_threads.run(threading.Barrier(2, timeout=60).wait, 2)\n"
+        "    os._exit(0)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 0, result.stderr
 
 

@@ -1,16 +1,14 @@
 """The compiled CPU scan: tensors to flat arrays, tasks to threads, parts of results to results.
 
-Threads are Python's own, as many as ``torch.get_num_threads()`` says: the kernels release the GIL, and a pool of ours
-neither clashes with torch's OpenMP, as a second OpenMP would, nor aborts when two threads scan at once. The kernels are
-compiled on first use and kept in ``backends.compiled_code_folder()``.
+There are as many threads as ``torch.get_num_threads()`` says, see ``numba_threads``. The kernels are compiled on first
+use and kept in ``backends.compiled_code_folder()``.
 """
 
 from __future__ import annotations
 
-import os
+import itertools
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numba
@@ -20,15 +18,17 @@ from torch import Tensor
 
 from nnunet_logvmamba.ops.backends import compiled_code_folder, compute_dtype
 
-from . import numba_kernels
+from . import numba_kernels, numba_threads
 from .numba_kernels import CHUNK
 from .numba_vectors import LANES
 
 READS_ROWS = True
 
-# Below these, another thread, or another segment, costs more than it saves.
-_STATES_PER_THREAD = 2**17
+# Below these, another task, or another segment, costs more than it saves.
+_STATES_PER_TASK = 2**17
 _CHUNKS_PER_SEGMENT = 16
+# More tasks than threads, which take them one by one, so that a thread that shares its core keeps nobody waiting.
+_TASKS_PER_THREAD = 2
 
 
 def forward(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus):
@@ -124,7 +124,8 @@ class _Problem:
         self.strides = (u.stride()[:2], context.stride()[:2], delta.stride()[:2], B.stride()[:3], C.stride()[:3])
         self.order = np.empty(0, np.int64) if order is None else order.to(torch.int64).contiguous().numpy()
         work = self.batch * self.rows * self.channels * self.states
-        self.threads = max(1, min(torch.get_num_threads(), work // _STATES_PER_THREAD))
+        self.most_tasks = max(1, work // _STATES_PER_TASK)
+        self.threads = min(torch.get_num_threads(), self.most_tasks)
 
     def segments(self, tasks_per_item: int) -> int:
         """How many parts of the sequence are scanned side by side: one, if there is enough to do otherwise."""
@@ -135,8 +136,9 @@ class _Problem:
         return max(1, min(-(-self.threads // tasks), chunks // _CHUNKS_PER_SEGMENT))
 
     def parts(self, segments: int) -> int:
-        """Into how many runs the blocks of a group are dealt, so that every thread gets one or the blocks are out."""
-        return min(self.blocks, -(-self.threads // (self.batch * self.groups * segments)))
+        """Into how many runs the blocks of a group are dealt, so that there are enough tasks or the blocks are out."""
+        tasks = min(self.threads * _TASKS_PER_THREAD, self.most_tasks) if self.threads > 1 else 1
+        return min(self.blocks, -(-tasks // (self.batch * self.groups * segments)))
 
     def forward(
         self, segments: int, entering: Tensor, leaving: Tensor, spans: np.ndarray, y: np.ndarray, write_y: bool
@@ -156,21 +158,20 @@ class _Problem:
         )
 
     def run(self, kernel: Callable, segments: int, *arguments, tasks: int | None = None) -> None:
-        """Call ``kernel`` for all tasks, each thread with a run of its own."""
+        """Call ``kernel`` for all tasks; threads take one after the other."""
         sizes = tuple(_Sizes(self.batch, self.length, self.extra, self.channels, self.groups, self.states, segments))
         tasks = self.batch * self.groups * self.blocks * segments if tasks is None else tasks
         threads = min(self.threads, tasks)
-        bounds = [tasks * thread // threads for thread in range(threads + 1)]
+        waiting = itertools.count()
 
-        def call(first: int, last: int) -> None:
-            kernel(first, last, sizes, self.order, self.softplus, self.tensors, self.strides, *arguments)
+        def work() -> None:
+            while (task := next(waiting)) < tasks:
+                kernel(task, task + 1, sizes, self.order, self.softplus, self.tensors, self.strides, *arguments)
 
-        others = [_pool(threads).submit(call, *ends) for ends in zip(bounds[1:-1], bounds[2:])]
-        try:
-            call(bounds[0], bounds[1])
-        finally:
-            for other in others:
-                other.result()
+        if threads == 1:
+            kernel(0, tasks, sizes, self.order, self.softplus, self.tensors, self.strides, *arguments)
+        else:
+            numba_threads.run(work, threads)
 
     def elapsed(self, segments: int) -> np.ndarray:
         """Room for the sum of the steps of every segment."""
@@ -217,18 +218,6 @@ def _flat(x: Tensor) -> np.ndarray:
         return np.empty(0, x.numpy().dtype)
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
     return x.as_strided((span,), (1,)).numpy()
-
-
-_pools: dict[int, ThreadPoolExecutor] = {}
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)  # a fork has the objects but not their threads
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """The pool for that many threads, the calling one counted; its threads start when they are first needed."""
-    if threads not in _pools:
-        _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="nnunet_logvmamba_scan")
-    return _pools[threads]
 
 
 def _keep_compiled_code() -> None:
