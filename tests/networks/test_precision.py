@@ -90,6 +90,7 @@ def small_network() -> LoGVMambaUNet:
         [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
         1,
         drop_path=0.0,
+        seg_heads="last",
     )
 
 
@@ -138,7 +139,7 @@ EXTREMES = {
 }
 
 
-@pytest.mark.parametrize(("extreme", "dtype"), itertools.product(EXTREMES, [torch.float32, *HALVES]), ids=str)
+@pytest.mark.parametrize(("extreme", "dtype"), list(itertools.product(EXTREMES, [torch.float32, *HALVES])), ids=str)
 @pytest.mark.parametrize("spoil", [constant, zero, outlier, torch.clone], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("backend", ["numba", "chunked"])
 def test_a_block_stays_finite_at_the_ends_of_its_parameters(backend, spoil, extreme, dtype):
