@@ -161,7 +161,7 @@ class LoGVMambaBlock(nn.Module):
         Shape: (batch, width, *spatial) -> (batch, length, width)
         """
         spatial = tuple(local.shape[2:])
-        tokens = local.flatten(2).transpose(1, 2)  # a view: local tokens are stored with the width innermost
+        tokens = local.flatten(2).transpose(1, 2)  # a view; LocalTokens stores the width innermost
         if isinstance(self.ssm, SkipOnly):
             return self.ssm(tokens)
         context = None if self.global_tokens is None else self.global_tokens(local)

@@ -101,6 +101,7 @@ class SelectiveSSM(nn.Module):
                 self.D.chunk(self.directions),
                 self.dt_bias,
                 orders or [None] * self.directions,
+                strict=True,
             )
         ]
         return sum(outputs[1:], start=outputs[0])

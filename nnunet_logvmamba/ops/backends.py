@@ -189,15 +189,28 @@ def largest_error(name: str, device: torch.device | str) -> float:
     return max(error if error == error else float("inf") for error in errors)
 
 
-def compiled_code_folder() -> Path:
-    """Folder in which the compiled scan is kept: ``NUMBA_CACHE_DIR``, or our own in the user's cache folder.
+_birthplace = os.getpid()
 
-    Our own has a part of a checksum of the sources in its name, so that no version runs the code of another.
+
+def forked() -> bool:
+    """Whether this process was forked after the package was imported: threads of the parent are then not here, and
+    waiting for an OpenMP team of theirs would never end.
+    """
+    return os.getpid() != _birthplace
+
+
+def compiled_code_folder() -> Path:
+    """Folder in which the compiled scan is kept, below ``NUMBA_CACHE_DIR`` or in the user's cache folder.
+
+    A part of a checksum of the sources is in its name, so that no version runs the code of another.
+
+    Raises:
+        RuntimeError: If the user has no home folder and names none.
     """
     named = os.environ.get("NUMBA_CACHE_DIR")
     if named:
-        return Path(named)
-    if sys.platform == "win32":
+        base = Path(named)
+    elif sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"

@@ -134,3 +134,9 @@ def test_bad_settings_are_refused(arguments, message):
 def test_unknown_backend_is_refused_naming_the_valid_ones():
     with pytest.raises(ValueError, match=r"'magic'.*chunked"):
         block(backend="magic")
+
+
+def test_orders_that_do_not_match_the_directions_are_refused():
+    ssm = SelectiveSSM(8, directions=2)
+    with pytest.raises(ValueError, match="zip"):
+        ssm(torch.randn(1, 5, 8), None, [None])

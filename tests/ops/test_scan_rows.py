@@ -32,6 +32,14 @@ def test_gradcheck_passes_with_context_and_order(backend):
     assert torch.autograd.gradcheck(scan, tuple(leaves.values()))
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_no_result_shares_its_memory_with_another(batch, backend):
+    arguments = random_arguments(batch=batch, length=9, extra=3, shuffled=True)
+    results = run_with_gradients(arguments, *upstream(arguments), backend=backend)
+    places = [value.untyped_storage().data_ptr() for value in results.values()]
+    assert len(set(places)) == len(places)
+
+
 def test_order_that_reverses_scans_from_the_other_end(backend):
     arguments = random_arguments(length=33)
     flipped = {k: v.flip(1) if k in ("u", "delta", "B", "C") else v for k, v in arguments.items()}
@@ -74,3 +82,22 @@ def test_compiled_with_context_and_order_equals_the_plain_call(backend):
     torch._dynamo.reset()
     compiled = torch.compile(scan, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(arguments), scan(arguments))
+
+
+@pytest.mark.parametrize("empty", [{"batch": 0}, {"channels": 0, "groups": 1}], ids=str)
+def test_nothing_gives_nothing_and_gradients_of_zero(empty, backend):
+    arguments = random_arguments(**{"length": 5, "extra": 2} | empty)
+    results = run_with_gradients(arguments, *upstream(arguments), backend=backend)
+    assert results["y"].shape == arguments["u"].shape
+    for name, value in arguments.items():
+        assert results[f"grad {name}"].shape == value.shape
+        assert not results[f"grad {name}"].any()
+
+
+def test_context_of_a_wider_type_is_not_rounded(backend):
+    arguments = random_arguments(length=9, extra=3, dtype=torch.float32)
+    arguments["context"] = arguments["context"].double()
+    y, last_state = run(arguments, backend=backend)
+    assert (y.dtype, last_state.dtype) == (torch.float32, torch.float64)
+    exact = {name: value.double() for name, value in arguments.items()}
+    assert_matches_reference(last_state, run(exact, backend="reference")[1], what="last state", backend=backend)

@@ -130,3 +130,14 @@ def test_an_unknown_command_names_the_known_ones(capsys):
         main(["diagnose"])
     assert exit_.value.code == 2
     assert "doctor" in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_does_not_end_the_examination(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    texts = {finding.name: finding.text for finding in doctor._caches()}
+    assert "set NUMBA_CACHE_DIR" in texts["numba"]

@@ -23,9 +23,9 @@ _ARGUMENTS = (
 )
 def selective_scan_op(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus, backend):
     """Output (batch, length, channels) and last state (batch, channels, state); arguments are not checked here."""
-    compute = backends.choose(backend, u.device)
     # Autocast stays active inside the body of an op and would run matrix products in half precision.
     with torch.no_grad(), torch.autocast(u.device.type, enabled=False):
+        compute = backends.choose(backend, u.device)
         y, last_state = rows.forward(
             compute, u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus
         )
@@ -49,8 +49,8 @@ def selective_scan_backward_op(
 ):
     """Gradients of the tensors but for ``order``; an empty one where the argument is absent."""
     inputs = (u, delta, A, B, C, D, delta_bias, initial_state, context)
-    compute = backends.choose(backend, u.device)
     with torch.no_grad(), torch.autocast(u.device.type, enabled=False):
+        compute = backends.choose(backend, u.device)
         gradients = rows.backward(compute, grad_y, grad_last_state, *inputs, order, delta_softplus)
         return tuple(
             u.new_empty(0) if x is None else gradient.to(x.dtype).contiguous() for x, gradient in zip(inputs, gradients)

@@ -130,7 +130,7 @@ class _Problem:
     def segments(self, tasks_per_item: int) -> int:
         """How many parts of the sequence are scanned side by side: one, if there is enough to do otherwise."""
         tasks = self.batch * tasks_per_item
-        if tasks >= self.threads:
+        if tasks == 0 or tasks >= self.threads:
             return 1
         chunks = -(-self.rows // CHUNK)
         return max(1, min(-(-self.threads // tasks), chunks // _CHUNKS_PER_SEGMENT))
@@ -138,7 +138,7 @@ class _Problem:
     def parts(self, segments: int) -> int:
         """Into how many runs the blocks of a group are dealt, so that there are enough tasks or the blocks are out."""
         tasks = min(self.threads * _TASKS_PER_THREAD, self.most_tasks) if self.threads > 1 else 1
-        return min(self.blocks, -(-tasks // (self.batch * self.groups * segments)))
+        return max(1, min(self.blocks, -(-tasks // max(1, self.batch * self.groups * segments))))
 
     def forward(
         self, segments: int, entering: Tensor, leaving: Tensor, spans: np.ndarray, y: np.ndarray, write_y: bool
@@ -161,6 +161,8 @@ class _Problem:
         """Call ``kernel`` for all tasks; threads take one after the other."""
         sizes = tuple(_Sizes(self.batch, self.length, self.extra, self.channels, self.groups, self.states, segments))
         tasks = self.batch * self.groups * self.blocks * segments if tasks is None else tasks
+        if self.batch * self.channels == 0:
+            return  # nothing to compute; sums over nothing are zero
         threads = min(self.threads, tasks)
         waiting = itertools.count()
 
@@ -221,10 +223,10 @@ def _flat(x: Tensor) -> np.ndarray:
 
 
 def _keep_compiled_code() -> None:
-    """Let numba keep what it compiles, in our folder unless the user has named one for numba."""
+    """Let numba keep what it compiles in our folder."""
     of_the_user = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = of_the_user or str(compiled_code_folder())
     try:
+        numba.config.CACHE_DIR = str(compiled_code_folder())
         for kernel in (numba_kernels.forward, numba_kernels.carry_backward, numba_kernels.backward):
             kernel.enable_caching()
     except RuntimeError as error:

@@ -12,13 +12,14 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
 
+from nnunet_logvmamba.ops.backends import forked
+
 _Work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_forked = False
 
 
 def run(work: Callable[[], None], threads: int) -> None:
@@ -27,25 +28,21 @@ def run(work: Callable[[], None], threads: int) -> None:
     ``work`` must release the GIL for most of its time, and the number of calls must not matter to it: OpenMP may give
     fewer threads than it is asked for. The first error of any call is raised.
     """
-    team = None if _forked else _torchs_team()
-    if team is None:
-        others = [_pool(threads).submit(work) for _ in range(threads - 1)]
-        try:
-            work()
-        finally:
-            for other in others:
-                other.result()
-        return
-
     errors: list[BaseException] = []
 
-    def guarded(_: int | None) -> None:
+    def guarded(_: int | None = None) -> None:
         try:
             work()
         except BaseException as error:  # an error cannot pass through OpenMP; it is raised below
             errors.append(error)
 
-    team(_Work(guarded), None, threads, 0)
+    team = None if forked() else _torchs_team()
+    if team is None:
+        others = [_pool(threads).submit(guarded) for _ in range(threads - 1)]
+        guarded()
+        wait(others)
+    else:
+        team(_Work(guarded), None, threads, 0)
     if errors:
         raise errors[0]
 
@@ -75,12 +72,5 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return _pools[threads]
 
 
-def _after_fork() -> None:
-    """A forked process has neither the threads of the pool nor those of OpenMP, whose team would wait for ever."""
-    global _forked
-    _forked = True
-    _pools.clear()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_pools.clear)  # a fork has the objects but not their threads

@@ -226,7 +226,7 @@ def _power(builder, x, bits, parts=None):
 
 @intrinsic
 def exp2(typing, vector):
-    """2 to the power of each lane; NaN stays NaN, below the normal numbers is 0."""
+    """2 to the power of each lane; NaN stays NaN, below the normal numbers is 0, from 127.5 on (1023.5) infinite."""
 
     def generate(context, builder, sig, arguments):
         return _power(builder, arguments[0], vector.scalar.bitwidth)

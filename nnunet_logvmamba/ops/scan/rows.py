@@ -54,7 +54,12 @@ def backward(
     grad_rows, grad_delta, grad_B, grad_C = (
         _put_back(x, order) for x in (grad_inputs, grad_steps, grad_entries, grad_exits)
     )
-    grad_u, grad_context = grad_rows[:, : u.shape[1]], None if context is None else grad_rows[:, u.shape[1] :]
+    grad_u, grad_context = grad_rows, None
+    if context is not None:  # copies: with one batch entry the parts would be contiguous and share their memory
+        grad_u, grad_context = (
+            part.clone(memory_format=torch.contiguous_format)
+            for part in grad_rows.split((u.shape[1], context.shape[1]), dim=1)
+        )
     return grad_u, grad_delta, grad_A, grad_B, grad_C, *others, grad_context
 
 
@@ -67,7 +72,7 @@ def _check_order(order: Tensor | None, rows: int) -> None:
 
 
 def _joined(u: Tensor, context: Tensor | None) -> Tensor:
-    return u if context is None else torch.cat((u, context.to(u.dtype)), dim=1)
+    return u if context is None else torch.cat((u, context), dim=1)
 
 
 def _in_order(rows: Tensor, order: Tensor | None) -> Tensor:

@@ -233,7 +233,10 @@ def _caches() -> Iterator[Finding]:
     yield Finding(section, "torch.compile", OK, inductor)
     from nnunet_logvmamba.ops.backends import compiled_code_folder
 
-    yield Finding(section, "numba", OK, str(compiled_code_folder()))
+    try:
+        yield Finding(section, "numba", OK, str(compiled_code_folder()))
+    except RuntimeError as error:  # a user without a home
+        yield Finding(section, "numba", NOTE, f"nowhere ({_first_line(error)}): set NUMBA_CACHE_DIR")
     triton_home = os.environ.get("TRITON_HOME", os.path.expanduser("~"))
     triton = os.environ.get("TRITON_CACHE_DIR") or os.path.join(triton_home, ".triton", "cache")
     yield Finding(section, "triton", OK if version_of("triton") else NOTE, triton)
