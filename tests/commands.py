@@ -11,14 +11,16 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 
-# What a test must not inherit: the user's data, a search path that only a running Python has set, and a limit on OpenMP
-# below the number of threads that nnU-Net asks for on a CPU (oneDNN's backward then waits forever for the missing one).
+# What a test must not inherit: the user's data, a search path that only a running Python has set, what only tests of
+# kernels need, and a limit on OpenMP below the number of threads that nnU-Net asks for on a CPU (oneDNN's backward then
+# waits forever for the missing one).
 _NOT_INHERITED = (
     "nnUNet_raw",
     "nnUNet_preprocessed",
     "nnUNet_results",
     "nnUNet_extTrainer",
     "nnUNet_compile",
+    "TRITON_INTERPRET",
     "nnUNet_wandb_enabled",
     "PYTHONPATH",
     "OMP_THREAD_LIMIT",

@@ -48,9 +48,25 @@ def _needs_numba(device: torch.device) -> str | None:
     return None if importlib.util.find_spec("numba") else "numba is not installed; run: pip install numba"
 
 
+def _needs_triton(device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; it comes with torch for CUDA on Linux, else run: pip install triton"
+    if device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    return "It runs on GPUs, and for checks, slowly, on a CPU when Python is started with TRITON_INTERPRET=1."
+
+
+def _needs_mamba_ssm(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return "It runs on CUDA devices only."
+    return None if importlib.util.find_spec("mamba_ssm") else "mamba-ssm is not installed; it is the extra [cuda]."
+
+
 # In order of preference: "auto" is the first that can run on the device at hand.
 BACKENDS = {
     "numba": Backend("nnunet_logvmamba.ops.scan.numba_launch", _needs_numba, made_for="cpu"),
+    "triton": Backend("nnunet_logvmamba.ops.scan.triton_launch", _needs_triton, made_for="cuda"),
+    "mamba_ssm": Backend("nnunet_logvmamba.ops.scan.vendor", _needs_mamba_ssm, made_for="cuda"),
     "chunked": Backend("nnunet_logvmamba.ops.scan.chunked", _runs_everywhere),
     "reference": Backend("nnunet_logvmamba.ops.scan.reference", _runs_everywhere),
 }
@@ -109,17 +125,18 @@ def automatic(device_type: str, index: int | None = None) -> str:
     device = torch.device(device_type, index)
     complaints = []
     for name, backend in BACKENDS.items():
-        reason = backend.obstacle(device)
-        if reason is None:
-            reason = None if backend.made_for is None else what_fails(name, device)
+        if backend.made_for is None:
+            break
+        if backend.made_for != device_type:
+            continue
+        reason = backend.obstacle(device) or what_fails(name, device)
         if reason is None:
             break
-        if backend.made_for == device_type:
-            complaints.append(f"{name!r}: {reason}")
-    if backend.made_for is None and device_type in {"cpu", "cuda"}:
-        why = " ".join(complaints) or "There is no backend of its own for this kind of device yet."
+        complaints.append(f"{name!r}: {reason}")
+    if complaints:
+        kind = "slow portable backend" if backend.made_for is None else "backend"
         warnings.warn(
-            f"The selective scan runs on {device} with the slow portable backend {name!r}. {why} "
+            f"The selective scan runs on {device} with the {kind} {name!r}. {' '.join(complaints)} "
             f"`logvmamba doctor` shows what works.",
             RuntimeWarning,
             stacklevel=2,
@@ -147,6 +164,8 @@ def what_fails(name: str, device: torch.device | str) -> str | None:
 def largest_error(name: str, device: torch.device | str) -> float:
     """Run a backend forward and backward on a small float32 input and compare with the float64 reference.
 
+    A backend that says ``STARTS_FROM_ZERO`` is given no state to start from.
+
     Returns:
         The largest absolute difference of the output and of each gradient, each relative to the largest absolute
         value of its reference; infinite if a value is not finite.
@@ -173,18 +192,21 @@ def largest_error(name: str, device: torch.device | str) -> float:
     upstream = (normal(batch, length, channels), normal(batch, channels, state))
     order = torch.randperm(length + extra, generator=generator)
 
+    tested = importlib.import_module(BACKENDS[name].module)
+    if getattr(tested, "STARTS_FROM_ZERO", False):
+        inputs = (*inputs[:7], None, inputs[8])
+
     # Below autograd: "auto" asks from inside the op.
     @torch.no_grad()
-    def values(dtype: torch.dtype, device: torch.device | str, backend: str) -> list[torch.Tensor]:
-        compute = importlib.import_module(BACKENDS[backend].module)
-        tensors = [tensor.to(dtype).to(device) for tensor in inputs]
+    def values(dtype: torch.dtype, device: torch.device | str, compute: ModuleType) -> list[torch.Tensor]:
+        tensors = [None if tensor is None else tensor.to(dtype).to(device) for tensor in inputs]
         gradients = [tensor.to(dtype).to(device) for tensor in upstream]
         outputs = rows.forward(compute, *tensors, order.to(device), True)
         outputs += rows.backward(compute, *gradients, *tensors, order.to(device), True)
-        return [tensor.cpu().double() for tensor in outputs]
+        return [tensor.cpu().double() for tensor in outputs if tensor is not None]
 
-    expected = values(torch.float64, "cpu", "reference")
-    found = values(torch.float32, device, name)
+    expected = values(torch.float64, "cpu", importlib.import_module(BACKENDS["reference"].module))
+    found = values(torch.float32, device, tested)
     errors = [((x - y).abs().max() / y.abs().max()).item() for x, y in zip(found, expected)]
     return max(error if error == error else float("inf") for error in errors)
 

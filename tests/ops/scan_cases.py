@@ -9,7 +9,9 @@ from nnunet_logvmamba.ops import selective_scan_with_state
 from nnunet_logvmamba.ops.scan import reference
 
 BACKENDS = ("reference", "chunked", "numba")
-"""Every backend; values, gradients, registration and properties are tested for each."""
+"""Every backend that runs on a CPU; values, gradients, registration and properties are tested for each."""
+GPU_BACKENDS = ("triton", "mamba_ssm")
+"""Those that do not: the first has tests of its own, since in an interpreter it takes seconds."""
 PLAIN = ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
 """What a backend gets that wants a sequence."""
 NAMES = (*PLAIN, "context", "order")

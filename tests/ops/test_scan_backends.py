@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from scan_cases import BACKENDS, PLAIN, random_arguments, upstream
+from scan_cases import BACKENDS, GPU_BACKENDS, PLAIN, random_arguments, upstream
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,7 +19,7 @@ def test_both_portable_backends_run_on_the_cpu():
 
 
 def test_every_backend_is_tested():
-    assert set(BACKENDS) == set(backends.BACKENDS)
+    assert {*BACKENDS, *GPU_BACKENDS} == set(backends.BACKENDS)
 
 
 def test_auto_means_the_first_available_backend():

@@ -1,0 +1,253 @@
+"""The GPU scan: on a GPU if there is one, else in Triton's interpreter, and through the real compiler in any case."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from numerics import assert_matches_reference
+from scan_cases import NAMES, PLAIN, expected_with_gradients, random_arguments, run_with_gradients, upstream
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from nnunet_logvmamba.ops import available_backends, backends, selective_scan
+
+triton = pytest.importorskip("triton", reason="needs triton, which is not installed")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OP = torch.ops.nnunet_logvmamba.selective_scan.default
+BACKWARD_OP = torch.ops.nnunet_logvmamba.selective_scan_backward.default
+SMALL = {"batch": 1, "groups": 1, "channels": 5, "state": 3}
+
+
+@pytest.fixture
+def launch():
+    from nnunet_logvmamba.ops.scan import triton_launch
+
+    return triton_launch
+
+
+@pytest.fixture
+def short_chunks(launch, monkeypatch):
+    """A chunk is a single tile."""
+    monkeypatch.setattr(launch, "TILES_PER_CHUNK", 1)
+    monkeypatch.setattr(launch, "PROGRAMS_PER_PROCESSOR", 10**6)
+
+
+@pytest.fixture
+def gpu_tiles(launch, monkeypatch):
+    """The interpreter, too, takes as many states at a time as a GPU."""
+    monkeypatch.setattr(launch, "INTERPRETED_STATES", None)
+
+
+def on_device(tensors):
+    return {name: value.to(DEVICE) for name, value in tensors.items()}
+
+
+def assert_all_match(arguments, *, delta_softplus=True):
+    grads = upstream(arguments)
+    expected = expected_with_gradients(arguments, *grads, delta_softplus=delta_softplus)
+    actual = run_with_gradients(
+        on_device(arguments), *(g.to(DEVICE) for g in grads), delta_softplus=delta_softplus, backend="triton"
+    )
+    for key, value in expected.items():
+        assert_matches_reference(actual[key].cpu(), value, what=key, backend="triton")
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 15, 16, 17, 33])
+def test_outputs_and_gradients_match_float64_reference(length):
+    assert_all_match(random_arguments(length=length, **SMALL))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_other_dtypes_with_context_and_order(dtype):
+    assert_all_match(random_arguments(length=21, extra=3, shuffled=True, dtype=dtype, **SMALL))
+
+
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_more_chunks_than_are_carried_at_once(shuffled):
+    # 19 chunks of 8 steps forward, 10 of 16 backward.
+    assert_all_match(random_arguments(length=147, extra=2, shuffled=shuffled, **SMALL))
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_many_chunks_backward():
+    assert_all_match(random_arguments(length=275, dtype=torch.float32, **SMALL | {"state": 1}))
+
+
+@pytest.mark.usefixtures("gpu_tiles")
+@pytest.mark.parametrize("state", [1, 5])
+def test_tiles_of_a_gpu(state):
+    assert_all_match(random_arguments(length=19, **SMALL | {"state": state}))
+
+
+@pytest.mark.parametrize("state", [16, 17])
+def test_states_that_fill_a_tile_and_that_do_not(state):
+    assert_all_match(random_arguments(length=9, **SMALL | {"state": state}))
+
+
+@pytest.mark.parametrize(("channels", "groups", "batch"), [(70, 1, 1), (66, 2, 2), (6, 6, 1)])
+def test_channels_of_several_programs(channels, groups, batch):
+    assert_all_match(random_arguments(batch=batch, length=6, channels=channels, state=2, groups=groups))
+
+
+@pytest.mark.parametrize("absent", [("D",), ("delta_bias",), ("initial_state",), PLAIN[5:]], ids=str)
+@pytest.mark.parametrize("delta_softplus", [True, False])
+def test_optional_arguments_may_be_absent(absent, delta_softplus):
+    arguments = random_arguments(length=10, absent=absent, **SMALL)
+    if not delta_softplus:
+        arguments["delta"] = arguments["delta"].abs()
+    assert_all_match(arguments, delta_softplus=delta_softplus)
+
+
+def test_non_contiguous_arguments_give_the_same():
+    plain = random_arguments(length=12, extra=2, shuffled=True, **SMALL)
+    views = {
+        name: value.movedim(1, -1).contiguous().movedim(-1, 1) if value.dim() > 2 else value
+        for name, value in plain.items()
+    }
+    assert not views["u"].is_contiguous()
+    assert_all_match(views)
+
+
+def test_expanded_arguments_and_upstream_gradients_are_read_not_overwritten():
+    arguments = random_arguments(length=9, **SMALL)
+    arguments["B"] = arguments["B"][:, :1].expand(-1, 9, -1, -1)
+    before = {name: value.clone() for name, value in arguments.items()}
+    leaves = {name: value.to(DEVICE).requires_grad_() for name, value in arguments.items()}
+    selective_scan(**{k: v for k, v in leaves.items() if k != "initial_state"}, backend="triton").sum().backward()
+    for name, value in before.items():
+        assert torch.equal(arguments[name], value), f"{name} was changed"
+
+
+def test_offsets_of_64_bits_give_the_same(launch, monkeypatch):
+    monkeypatch.setattr(launch, "_extent", lambda rows: 2**31)
+    assert_all_match(random_arguments(length=18, extra=2, shuffled=True, **SMALL))
+
+
+def test_steps_beyond_the_softplus_threshold_are_linear():
+    arguments = random_arguments(length=20, **SMALL)
+    arguments["delta"] = arguments["delta"] * 30.0
+    assert (arguments["delta"] > 20).any()
+    assert_all_match(arguments)
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_decay_that_underflows_in_float32_keeps_values_finite_and_right():
+    arguments = random_arguments(length=40, dtype=torch.float32, **SMALL)
+    arguments["A"] = arguments["A"] * 200.0
+    assert (torch.exp(arguments["A"] * 2) == 0).any()
+    assert_all_match(arguments)
+
+
+@pytest.mark.parametrize("empty", [{"batch": 0}, {"channels": 0}], ids=str)
+def test_nothing_gives_nothing_and_gradients_of_zero(empty):
+    arguments = random_arguments(length=5, extra=2, **SMALL | empty)
+    grads = upstream(arguments)
+    results = run_with_gradients(on_device(arguments), *(g.to(DEVICE) for g in grads), backend="triton")
+    for name, value in arguments.items():
+        assert results[f"grad {name}"].shape == value.shape
+        assert not results[f"grad {name}"].any()
+
+
+def test_two_runs_give_the_same_bits():
+    arguments = on_device(random_arguments(length=40, channels=70, state=2, groups=1, batch=1, dtype=torch.float32))
+    grads = [g.to(DEVICE) for g in upstream(arguments)]
+    one, other = (run_with_gradients(arguments, *grads, backend="triton") for _ in range(2))
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
+
+
+def test_gradcheck_passes():
+    arguments = random_arguments(batch=1, length=2, channels=2, state=1, groups=1, extra=1, shuffled=True)
+    order = arguments.pop("order").to(DEVICE)
+    leaves = [value.to(DEVICE).requires_grad_() for value in arguments.values()]
+
+    def scan(*tensors):
+        return torch.ops.nnunet_logvmamba.selective_scan(*tensors, order, True, "triton")
+
+    assert torch.autograd.gradcheck(scan, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("absent", [(), PLAIN[5:]], ids=str)
+def test_opcheck_passes_for_both_ops(absent):
+    arguments = on_device(random_arguments(length=3, extra=1, shuffled=True, absent=absent, **SMALL))
+    tensors = [arguments.get(name) for name in NAMES]
+    grads = [g.to(DEVICE) for g in upstream(arguments)]
+    torch.library.opcheck(BACKWARD_OP, (*grads, *tensors, True, "triton"))
+    leaves = [x.requires_grad_() if x is not None and x.is_floating_point() else x for x in tensors]
+    torch.library.opcheck(OP, (*leaves, True, "triton"))
+
+
+def test_compiled_without_a_graph_break_for_changing_lengths():
+    def loss(arguments):
+        return selective_scan(**arguments, backend="triton").square().sum()
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for length in (3, 5, 9):
+        arguments = on_device(random_arguments(length=length, absent=("initial_state",), **SMALL))
+        leaves = {name: value.requires_grad_() for name, value in arguments.items()}
+        expected = torch.autograd.grad(loss(leaves), list(leaves.values()))
+        actual = torch.autograd.grad(compiled(leaves), list(leaves.values()))
+        for name, one, other in zip(leaves, actual, expected):
+            assert_matches_reference(one, other, what=f"gradient of {name} at length {length}", backend="triton")
+    assert counter.frame_count <= 2, "the length should become dynamic at its first change"
+
+
+def test_autocast_keeps_state_and_sums_in_float32():
+    arguments = on_device(random_arguments(length=12, dtype=torch.float32, **SMALL))
+    half = torch.float16 if DEVICE == "cuda" else torch.bfloat16
+    for name in ("u", "delta", "B", "C"):  # what projections under autocast hand over
+        arguments[name] = arguments[name].to(half)
+    grads = upstream({name: value.cpu() for name, value in arguments.items()})
+    grad_y, grad_state = (g.to(DEVICE) for g in grads)
+    rounded = {name: value.float() for name, value in arguments.items()}
+    expected = run_with_gradients(rounded, grad_y.float(), grad_state, backend="triton")
+    with torch.autocast(DEVICE, dtype=half):
+        actual = run_with_gradients(arguments, grad_y, grad_state, backend="triton")
+    for key, value in expected.items():
+        assert torch.equal(actual[key], value.to(actual[key].dtype)), f"{key} was not computed in float32"
+
+
+def test_checked_like_auto_checks_it():
+    assert backends.what_fails("triton", DEVICE) is None
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU it runs there")
+def test_without_gpu_and_interpreter_it_says_what_it_needs(monkeypatch):
+    assert "triton" in available_backends("cpu")
+    assert backends.automatic("cpu") != "triton", "an interpreter is no default"
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match=r"'triton' cannot run on device cpu: It runs on GPUs.*TRITON_INTERPRET=1"):
+        selective_scan(**random_arguments(length=3, absent=("initial_state",)), backend="triton")
+
+
+@pytest.mark.parametrize(
+    "capability", [90, *(pytest.param(other, marks=pytest.mark.slow) for other in (75, 80, 86, 89, 100))]
+)
+def test_kernels_compile_for_a_gpu(capability, tmp_path):
+    script = os.path.join(os.path.dirname(__file__), "compile_kernels.py")
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, script, str(capability)],
+        env=env | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    compiled = [line.split() for line in done.stdout.splitlines()]
+    assert {name for name, *_ in compiled} == {
+        "sum_chunks",
+        "carry",
+        "finish_chunks",
+        "sum_chunks_backward",
+        "finish_chunks_backward",
+    }
+    for name, size, shared in compiled:
+        assert int(size) > 1000, f"{name} has no machine code"
+        # Values that change threads would pass through shared memory; only what carries may have a little.
+        assert int(shared) <= (2048 if name == "carry" else 0), f"{name} moves values between threads"
