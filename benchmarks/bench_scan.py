@@ -1,8 +1,8 @@
-"""Time the backends of the selective scan side by side.
+"""Time the backends of the selective scan side by side on the CPU; for a GPU there is ``gpu_proof.sh``.
 
-``python benchmarks/bench_scan.py [--device cpu|cuda] [--quick]`` writes ``benchmarks/results/scan_<device>.json``. With
-``mambapy`` installed (``pip install --no-deps mambapy``) its parallel scan is measured too. ``--quick`` runs the two
-smallest shapes, to see that everything works.
+``python benchmarks/bench_scan.py [--quick]`` writes ``benchmarks/results/scan_cpu.json``. With ``mambapy`` installed
+(``pip install --no-deps mambapy``) its parallel scan is measured too. ``--quick`` runs the two smallest shapes, to see
+that everything works.
 """
 
 import argparse
@@ -24,17 +24,17 @@ LONGEST_FOR_REFERENCE = 2**16
 LARGEST_BACKWARD_OF_REFERENCE = 5 * 10**8
 
 
-def arguments(case: ScanCase, device: str, grad: bool) -> dict[str, Tensor]:
+def arguments(case: ScanCase, grad: bool) -> dict[str, Tensor]:
     """Inputs as a block makes them: decays -1, -2, …, steps around 0.02."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
+        return torch.randn(*shape, generator=generator)
 
     tensors = {
         "u": normal(case.batch, case.length, case.channels),
         "delta": normal(case.batch, case.length, case.channels) - 4,
-        "A": -torch.arange(1, STATE_SIZE + 1.0, device=device).repeat(case.channels, 1),
+        "A": -torch.arange(1, STATE_SIZE + 1.0).repeat(case.channels, 1),
         "B": normal(case.batch, case.length, 1, STATE_SIZE),
         "C": normal(case.batch, case.length, 1, STATE_SIZE),
         "D": normal(case.channels),
@@ -95,34 +95,31 @@ def exponentials(case: ScanCase) -> Callable[[], None]:
     return run
 
 
-def candidates(case: ScanCase, device: str, grad: bool, mambapy: bool) -> dict[str, Callable[[], object]]:
+def candidates(case: ScanCase, grad: bool, mambapy: bool) -> dict[str, Callable[[], object]]:
     """Everything that can compute this case, under the name of its row."""
-    tensors = arguments(case, device, grad)
+    tensors = arguments(case, grad)
     wrap = forward_and_backward if grad else lambda scan, tensors: scan(tensors)
     found: dict[str, Callable[[], object]] = {}
-    for backend in available_backends(device):
+    for backend in available_backends("cpu"):
         if backend != "reference":
             found[backend] = functools.partial(wrap, functools.partial(ours, backend=backend), tensors)
     touched = case.batch * case.channels * case.length**2
     if touched <= LARGEST_BACKWARD_OF_REFERENCE if grad else case.length <= LONGEST_FOR_REFERENCE:
         call = functools.partial(wrap, reference_in_autograd, tensors)
-        for threads in sorted({1, torch.get_num_threads()}) if device == "cpu" else ():
+        for threads in sorted({1, torch.get_num_threads()}):
             found[f"reference, {threads} thread{'s' * (threads > 1)}"] = functools.partial(with_threads, threads, call)
-        if device != "cpu":
-            found["reference"] = call
     if mambapy and case.states <= LARGEST_FOR_MAMBAPY:
         found["mambapy"] = functools.partial(wrap, mambapys, tensors)
     return found
 
 
-def measured(case: ScanCase, device: str, mambapy: bool) -> dict[str, object]:
+def measured(case: ScanCase, mambapy: bool) -> dict[str, object]:
     """Seconds of every candidate, forward and forward + backward."""
-    forward = candidates(case, device, False, mambapy)
-    if device == "cpu":
-        forward["exponentials"] = exponentials(case)
+    forward = candidates(case, False, mambapy)
+    forward["exponentials"] = exponentials(case)
     with torch.no_grad():
-        seconds = side_by_side(forward, device=device)
-    both = side_by_side(candidates(case, device, True, mambapy), device=device)
+        seconds = side_by_side(forward)
+    both = side_by_side(candidates(case, True, mambapy))
     print(case.name, {k: f"{v * 1e3:.2f} ms" for k, v in seconds.items()}, flush=True)
     print(" " * len(case.name), {k: f"{v * 1e3:.2f} ms" for k, v in both.items()}, flush=True)
     shape = {"batch": case.batch, "channels": case.channels, "length": case.length, "state": STATE_SIZE}
@@ -132,7 +129,6 @@ def measured(case: ScanCase, device: str, mambapy: bool) -> dict[str, object]:
 def main() -> None:
     """Measure and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="only the two smallest shapes, saved under another name")
     args = parser.parse_args()
     try:
@@ -147,10 +143,10 @@ def main() -> None:
     if args.quick:
         cases, growth = sorted(SCANS, key=lambda case: case.states)[:2], growth[:1]
     results = {
-        "scans": [measured(case, args.device, mambapy) for case in cases],
-        "growth": [measured(case, args.device, mambapy) for case in growth],
+        "scans": [measured(case, mambapy) for case in cases],
+        "growth": [measured(case, mambapy) for case in growth],
     }
-    print(save(f"scan_{args.device}{'_quick' * args.quick}", results))
+    print(save(f"scan_cpu{'_quick' * args.quick}", results))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,54 @@ def side_by_side(
     return {name: median(values) for name, values in seconds.items()}
 
 
+def on_gpu(call: Callable[[], object], *, rounds: int = 7, milliseconds: float = 30) -> tuple[float, str]:
+    """Median seconds of one call on the current CUDA device, and how they were taken.
+
+    The call is recorded as a CUDA graph, so that what the processor does between kernels does not count; if that cannot
+    be, events stand around repeated calls, and the second value says so.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph, kind = torch.cuda.CUDAGraph(), "graph"
+    try:
+        with torch.cuda.graph(graph):
+            call()
+        run = graph.replay
+    except RuntimeError as error:
+        run, kind = call, f"events ({str(error).splitlines()[0]})"
+        torch.cuda.synchronize()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def took(times: int) -> float:
+        begin.record()
+        for _ in range(times):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3 / times
+
+    times = max(1, min(1000, int(milliseconds / 1e3 / max(took(1), 1e-6))))
+    return median(took(times) for _ in range(rounds)), kind
+
+
+def peak_on_gpu(call: Callable[[], object]) -> int:
+    """Bytes that a call allocates at most beyond what was there before, its results included."""
+    call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    del result
+    return peak
+
+
 def _seconds(candidate: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -45,19 +93,22 @@ def _seconds(candidate: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def circumstances() -> dict[str, object]:
-    """Class of the machine, versions and commit; nothing that names the machine."""
+def circumstances(commit: str | None = None) -> dict[str, object]:
+    """Class of the machine, versions and commit; nothing that names the machine.
+
+    ``commit`` is for copies of the project that are not a checkout.
+    """
     return {
         "processor": _processor(),
         "cores": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.system(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _DISTRIBUTIONS},
-        "commit": _commit(),
+        "commit": commit or _commit(),
     }
 
 
-_DISTRIBUTIONS = ("torch", "numba", "triton", "mambapy", "mamba-ssm", "dynamic-network-architectures")
+_DISTRIBUTIONS = ("torch", "numba", "triton", "mambapy", "mamba-ssm", "dynamic-network-architectures", "nnunetv2")
 
 
 def _version(distribution: str) -> str | None:
@@ -85,9 +136,10 @@ def _commit() -> str | None:
     return git.stdout.strip() or None
 
 
-def save(name: str, results: dict[str, object]) -> Path:
-    """Write results with their circumstances to ``benchmarks/results/<name>.json``."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"circumstances": circumstances()} | results, indent=2) + "\n", encoding="utf-8")
+def save(name: str, results: dict[str, object], *, folder: Path = RESULTS, commit: str | None = None) -> Path:
+    """Write results with their circumstances to ``benchmarks/results/<name>.json``, or another folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    content = {"circumstances": circumstances(commit)} | results
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path

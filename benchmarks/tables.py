@@ -25,6 +25,10 @@ loop takes quadratic time, or mambapy's tensors of one number per state and step
 `torch.exp` into warm memory over as many numbers as there are states times steps."""
 
 
+NO_GPU = """Nothing has been measured on a GPU yet. The kernels are proven in Triton's interpreter and compile for
+every NVIDIA generation from sm_75 to sm_100; how fast they are there is open."""
+
+
 def circumstances(results: dict) -> str:
     """One paragraph: machine, versions, commit."""
     found = results["circumstances"]
@@ -93,6 +97,58 @@ def network_section(results: dict) -> str:
     return "\n\n".join(parts)
 
 
+def gpu_scan_section(results: dict) -> str:
+    """Seconds, floors and memory of the scan on a GPU, beside mamba-ssm where it was there."""
+    copied, exponentials = (results["ceilings"][name] / 1e12 for name in ("bytes_per_s", "exponentials_per_s"))
+    limits = f"A copy moves {copied:.2f} TB/s, the special-function units give {exponentials:.2f} T exponentials/s."
+    parts = [circumstances(results), limits]
+    for key, title in (("forward", "Forward"), ("forward_backward", "Forward and backward")):
+        head = [f"{title}: shape (batch, channels, length)", "`triton`, ms", "`chunked`, ms", "mamba-ssm, ms"]
+        head += ["mamba-ssm / ours", "ours / floor", "peak, MiB", "peak of mamba-ssm, MiB"]
+        rows = []
+        for case in results["scans"]:
+            found = {name: case[name][key] for name in ("triton", "chunked", "mamba-ssm") if name in case}
+            seconds = {name: row["seconds"] for name, row in found.items()}
+            ours, vendor = seconds.get("triton"), seconds.get("mamba-ssm")
+            row = [f"({case['batch']}, {case['channels']}, {case['length']:,}), {case['source']}"]
+            row += [milliseconds(x) for x in (ours, seconds.get("chunked"), vendor)]
+            row += [ratio(vendor, ours), ratio(ours, case["floor_s"][key])]
+            peaks = [found.get(name, {}).get("peak_bytes") for name in ("triton", "mamba-ssm")]
+            rows.append(row + ["-" if peak is None else f"{peak / 2**20:,.0f}" for peak in peaks])
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
+def gpu_checks_section(stored: dict[str, dict]) -> str:
+    """What was found right on a GPU, in a line for each step."""
+    lines = []
+    if "gpu_correctness" in stored:
+        cases = stored["gpu_correctness"]["cases"]
+        for dtype in dict.fromkeys(case["dtype"] for case in cases):
+            errors = [max(c["errors"].values()) for c in cases if (c["backend"], c["dtype"]) == ("triton", dtype)]
+            if errors:
+                lines.append(f"`triton` against float64, {dtype}: largest relative error {max(errors):.0e}.")
+    if "gpu_amp" in stored:
+        amp = stored["gpu_amp"]
+        name, losses = list(amp["losses"].items())[-1]
+        lines.append(
+            f"{amp['steps']} training steps in {name}: loss {losses[0]:.3f} to {losses[-1]:.3f}, never further than "
+            f"{amp['largest_difference']:.3f} of the first loss from float32."
+        )
+    if "gpu_compile" in stored:
+        found = stored["gpu_compile"]
+        sizes = ", ".join(f"{row['side']}³" for row in found["sizes"])
+        lines.append(
+            f"`torch.compile` at {sizes}: {found['graphs']} graphs, {len(found['graph_breaks'])} graph breaks."
+        )
+    for name, found in stored.items():
+        if name.startswith("gpu_hippocampus"):
+            dice = ", ".join(f"{value:.3f}" for value in found["dice"].values())
+            epoch = sorted(found["epoch_seconds"])[len(found["epoch_seconds"]) // 2]
+            lines.append(f"`{found['trainer']}` on hippocampus, fold 0: Dice {dice}, {epoch:.1f} s per epoch.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def draw(results: dict) -> None:
     """Time against length, both axes logarithmic, forward and forward + backward."""
     import matplotlib
@@ -126,17 +182,25 @@ def draw(results: dict) -> None:
 def page(stored: dict[str, dict]) -> str:
     """The whole page."""
     parts = [INTRODUCTION.strip()]
-    for device, fast, title in (("cpu", "numba", "CPU"), ("cuda", "triton", "GPU")):
-        scan, network = stored.get(f"scan_{device}"), stored.get(f"network_{device}")
-        if scan:
-            parts += [f"## Selective scan, {title}", f"`python benchmarks/bench_scan.py --device {device}`; 16 states."]
-            parts.append(scan_section(scan, fast))
-            if device == "cpu":
-                parts.append(LEGEND)
-                parts.append("![Time of the scan against the length of the sequence](figures/scan_growth.png)")
-        if network:
-            parts += [f"## Whole networks, {title}", f"`python benchmarks/bench_network.py --device {device}`"]
-            parts.append(network_section(network))
+    if "scan_cpu" in stored:
+        parts += ["## Selective scan, CPU", "`python benchmarks/bench_scan.py`; 16 states."]
+        parts += [scan_section(stored["scan_cpu"], "numba"), LEGEND]
+        parts.append("![Time of the scan against the length of the sequence](figures/scan_growth.png)")
+    if "network_cpu" in stored:
+        parts += ["## Whole networks, CPU", "`python benchmarks/bench_network.py`"]
+        parts.append(network_section(stored["network_cpu"]))
+    parts += ["## GPU", "`bash benchmarks/gpu_proof.sh`"]
+    on_gpu = {name: results for name, results in stored.items() if name.startswith("gpu_")}
+    if not on_gpu:
+        parts.append(NO_GPU)
+    for name, results in on_gpu.items():
+        if name.startswith("gpu_scan"):
+            parts += [f"### Selective scan, {results['dtype']}", gpu_scan_section(results)]
+    if "gpu_network" in on_gpu:
+        parts += ["### Whole networks, mixed precision", network_section(on_gpu["gpu_network"])]
+    checks = gpu_checks_section(on_gpu)
+    if checks:
+        parts += ["### Checks", checks]
     return "\n\n".join(parts) + "\n"
 
 
@@ -144,11 +208,16 @@ def main() -> int:
     """Write the page and the plot, or compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="fail if the page is not up to date")
+    parser.add_argument("--show", type=Path, metavar="FOLDER", help="print the page for results in another folder")
     args = parser.parse_args()
-    stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    folder = args.show or RESULTS
+    stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     if not stored:
-        sys.exit(f"tables: there are no results in {RESULTS}; run benchmarks/bench_scan.py first")
+        sys.exit(f"tables: there are no results in {folder}; run benchmarks/bench_scan.py first")
     text = page(stored)
+    if args.show:
+        print(text, end="")
+        return 0
     if args.check:
         if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
             sys.exit(f"tables: {PAGE.name} is not what the results give; run python {Path(__file__).name}")

@@ -1,60 +1,85 @@
-"""Compile every kernel of the GPU scan for a compute capability, without such a GPU, as the launches would.
+"""Launch the GPU scan for a GPU that is not there: everything is compiled as it would be, and nothing runs.
 
-Prints name, bytes of machine code and bytes of shared memory for each. Run by a test in a process of its own, since
-kernels are made either for the compiler or for the interpreter.
+Prints for each compiled kernel its name, bytes of machine code, bytes of shared memory, and how often values move
+between threads. Run by a test in a process of its own, since kernels are made either for the compiler or for the
+interpreter.
 """
 
 import sys
 
+import torch
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
-from nnunet_logvmamba.ops.scan import triton_kernels, triton_launch
-from nnunet_logvmamba.ops.scan.triton_kernels import Rows, Sizes
-
-ALIGNED = [["tt.divisibility", 16]]
-HALF = "*fp16"
-TYPES = (
-    dict.fromkeys(("u", "context", "delta", "grad_y"), Rows(HALF, "i32", "i32"))
-    | dict.fromkeys(("y", "grad_u", "grad_context", "grad_delta"), HALF)
-    | dict.fromkeys(("length", "rows", "tiles", "padded", "chunks"), "i32")
-    | {"sizes": Sizes("i32", "i32", "i32", "i32"), "order": "*i64"}
-)
+from nnunet_logvmamba.ops.scan import triton_launch
 
 
-def compile_kernel(kernel, capability: int, **constants) -> None:
-    """Compile with half precision in and out, context, order, D and bias, and 16 states."""
-    signature, alignments = {}, {}
-    for place, name in enumerate(kernel.arg_names):
-        signature[name] = "constexpr" if name in constants else TYPES.get(name, "*fp32")
-        if isinstance(signature[name], tuple):
-            alignments |= {(place, i): ALIGNED for i, kind in enumerate(signature[name]) if kind.startswith("*")}
-        elif signature[name].startswith("*"):
-            alignments[(place,)] = ALIGNED
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=alignments)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(triton_launch.OPTIONS))
-    print(kernel.__name__, len(compiled.asm["cubin"]), compiled.metadata.shared, flush=True)
+class AbsentGpu:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def compile_instead(kernel: JITFunction, grid: tuple[int, ...]):
+    """What stands for ``kernel[grid]``."""
+
+    def compiled(*args, **kwargs) -> None:
+        made = kernel.run(*args, grid=grid, warmup=True, **kwargs)
+        if id(made) not in seen:
+            seen[id(made)] = made
+            moves = made.asm["ttgir"].count("ttg.convert_layout") + made.asm["ptx"].count("shfl.")
+            print(kernel.__name__, len(made.asm["cubin"]), made.metadata.shared, moves, flush=True)
+
+    return compiled
+
+
+def launch(channels: int, dtype: torch.dtype, extra: int) -> None:
+    """Forward and backward of a stage of a network, B and C being parts of one projection."""
+    batch, length, state = 2, 4000, 16
+    rows = length + extra
+    weights = torch.zeros(batch, rows, 1, 6 + 2 * state, dtype=dtype)
+    u, delta = torch.zeros(batch, length, channels, dtype=dtype), torch.zeros(batch, rows, channels, dtype=dtype)
+    tensors = (
+        u,
+        delta,
+        -torch.ones(channels, state),
+        weights[..., 6 : 6 + state],
+        weights[..., 6 + state :],
+        torch.ones(channels),
+        torch.ones(2, channels)[1],
+        None,
+        torch.zeros(batch, extra, channels, dtype=dtype) if extra else None,
+        torch.arange(rows) if extra else None,
+        True,
+    )
+    triton_launch.forward(*tensors)
+    triton_launch.backward(torch.zeros_like(u), torch.zeros(batch, channels, state), *tensors)
 
 
 def main() -> None:
-    """Compile all kernels for all tiles of the tables."""
-    capability = int(sys.argv[1])
-    options = {"WIDTH": 16, "SOFTPLUS": True, "WIDE": False, "ACC": tl.float32}
-    for tiles, kernels in (
-        (triton_launch.FORWARD_TILES, (triton_kernels.sum_chunks, triton_kernels.finish_chunks)),
-        (
-            triton_launch.BACKWARD_TILES,
-            (triton_kernels.sum_chunks_backward, triton_kernels.finish_chunks_backward),
-        ),
-    ):
-        for _, tile in tiles:
-            for kernel in kernels:
-                compile_kernel(kernel, capability, STEPS=tile.steps, STATES=tile.states, BLOCK=tile.channels, **options)
-    for reverse in (False, True):
-        compile_kernel(triton_kernels.carry, capability, BLOCK=triton_launch.CARRY_BLOCK, REVERSE=reverse)
+    """Compile what the stages of the paper's network need: ``compile_kernels.py CAPABILITY CHANNELS...``."""
+    triton.runtime.driver.set_active(AbsentGpu(int(sys.argv[1])))
+    JITFunction.__getitem__ = compile_instead
+    triton_launch.INTERPRETED_STATES = None
+    triton_launch._processors = lambda device: 132
+    for channels in map(int, sys.argv[2:]):
+        launch(channels, torch.float16, extra=8)
 
 
+seen: dict[int, object] = {}
 if __name__ == "__main__":
     main()

@@ -350,7 +350,7 @@ def test_a_broken_numba_is_reported_once_and_replaced(tmp_path, failure):
         "except ValueError as error:\n"
         "    print(error)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": "0"}
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300, check=False
     )

@@ -6,8 +6,8 @@ within a tile over the states, ``STATES`` at a time. So each thread goes through
 nothing is summed across threads but the gradients of B and C, and the exponentials of a tile do not wait for one
 another.
 
-The weights B and C come packed, (batch, group, step, 2, WIDTH): float32 or float64, in the order of the sequence, with
-zeros beyond the last state and the last step.
+The weights B and C come packed, (batch, group, step, 2, WIDTH), in the order of the sequence, with zeros beyond the
+last state and the last step.
 
 A chunk does not know what enters it. So all chunks first run from zero (``sum_chunks``), then what leaves one enters
 the next (``carry``), then they run for good (``finish_chunks``). From one tile to the next a state lies in global
@@ -29,11 +29,27 @@ SOFTPLUS_THRESHOLD = tl.constexpr(20.0)
 CARRY_UNROLL = tl.constexpr(16)
 
 
+# Arguments that follow from the image, for which nothing is compiled anew.
+LENGTHS = (
+    "length",
+    "rows",
+    "tiles",
+    "chunks",
+    "padded",
+    "u_batch",
+    "context_batch",
+    "delta_batch",
+    "grad_y_batch",
+)
+
+
 class Rows(NamedTuple):
-    """A tensor (batch, row, channel) with its strides; that of the channels is one."""
+    """A tensor (batch, row, channel) and the stride of its rows; that of the channels is one.
+
+    The stride of the batch depends on the length and is an argument of its own, for which nothing is compiled anew.
+    """
 
     pointer: object
-    batch: int
     row: int
 
 
@@ -47,11 +63,18 @@ class Sizes(NamedTuple):
 
 
 @triton.jit
+def _finite(x, ACC: tl.constexpr):
+    """At most the largest number: where nothing fades (A above zero), a state of zero must stay zero."""
+    LARGEST: tl.constexpr = 1.7e308 if ACC == tl.float64 else 3.4e38  # noqa: SIM300 - a dtype cannot compare itself
+    return tl.minimum(x, LARGEST)
+
+
+@triton.jit
 def _step(raw, SOFTPLUS: tl.constexpr, ACC: tl.constexpr):
     """The step: softplus(x) = max(x, 0) + log(1 + exp(-|x|)), with log(1 + z) = 2 artanh(z / (2 + z)) as a series."""
     if not SOFTPLUS:
         return raw
-    TERMS: tl.constexpr = 17 if ACC == tl.float64 else 8  # noqa: SIM300 - a dtype does not know how to compare itself
+    TERMS: tl.constexpr = 17 if ACC == tl.float64 else 8  # noqa: SIM300 - a dtype cannot compare itself
     small = tl.exp(-tl.abs(raw))
     ratio = small / (2.0 + small)
     square = ratio * ratio
@@ -97,8 +120,11 @@ def _tile(
     length,
     rows,
     u,
+    u_batch,
     context,
+    context_batch,
     delta,
+    delta_batch,
     bias,
     order,
     entry,
@@ -112,8 +138,8 @@ def _tile(
     """Row, step and input for every step of a tile. Beyond the end it is the last row, and the step is zero, so that a
     state stays.
     """
-    inputs = u.pointer + entry * u.batch
-    raws = delta.pointer + entry * delta.batch
+    inputs = u.pointer + entry * u_batch
+    raws = delta.pointer + entry * delta_batch
     places = ()
     dts = ()
     values = ()
@@ -129,7 +155,7 @@ def _tile(
         else:
             inner = owned & (c * 0 + row < length)
             value = tl.load(inputs + _offset(row, u.row, c, WIDE), mask=inner, other=0.0).to(ACC)
-            place = context.pointer + entry * context.batch + _offset(row - length, context.row, c, WIDE)
+            place = context.pointer + entry * context_batch + _offset(row - length, context.row, c, WIDE)
             value += tl.load(place, mask=owned & (c * 0 + row >= length), other=0.0).to(ACC)
         places = places + (row,)
         dts = dts + (tl.where(c * 0 + start + i < rows, _step(raw, SOFTPLUS, ACC), 0.0),)
@@ -144,6 +170,7 @@ def _upstream(
     length,
     rows,
     grad_y,
+    grad_y_batch,
     entry,
     c,
     owned,
@@ -152,7 +179,7 @@ def _upstream(
     ACC: tl.constexpr,
 ):
     """Gradient of the output for every step of a tile; zero for rows that have none, and beyond the end."""
-    base = grad_y.pointer + entry * grad_y.batch
+    base = grad_y.pointer + entry * grad_y_batch
     upstream = ()
     for i in tl.static_range(STEPS):
         kept = owned & (c * 0 + start + i < rows) & (c * 0 + places[i] < length)
@@ -189,11 +216,14 @@ def _over_channels(parts, lane):
     return all_of_them[0]
 
 
-@triton.jit(do_not_specialize=["length", "rows", "tiles", "padded"])
+@triton.jit(do_not_specialize=LENGTHS)
 def sum_chunks(
     u,
+    u_batch,
     context,
+    context_batch,
     delta,
+    delta_batch,
     bias,
     A,
     weights,
@@ -227,7 +257,24 @@ def sum_chunks(
         number = chunk * tiles + tile
         start = number * STEPS
         places, dts, values = _tile(
-            start, length, rows, u, context, delta, bias, order, entry, c, owned, STEPS, SOFTPLUS, WIDE, ACC
+            start,
+            length,
+            rows,
+            u,
+            u_batch,
+            context,
+            context_batch,
+            delta,
+            delta_batch,
+            bias,
+            order,
+            entry,
+            c,
+            owned,
+            STEPS,
+            SOFTPLUS,
+            WIDE,
+            ACC,
         )
         for i in tl.static_range(STEPS):
             span += dts[i]
@@ -239,13 +286,13 @@ def sum_chunks(
             place = ends + n * sizes.channels + c
             h = tl.load(place, mask=some & (c * 0 + number > chunk * tiles), other=0.0)
             for i in tl.static_range(STEPS):
-                h = tl.exp2(dts[i] * decay) * h + dts[i] * values[i] * tl.load(weight + i * 2 * WIDTH)
+                h = tl.exp2(dts[i] * decay) * h + dts[i] * values[i] * tl.load(weight + i * 2 * WIDTH).to(ACC)
             tl.store(place, h, mask=some)
         tl.debug_barrier()
     tl.store(spans + c, span, mask=owned)
 
 
-@triton.jit(do_not_specialize=["chunks"])
+@triton.jit(do_not_specialize=LENGTHS)
 def carry(states, spans, A, first, sizes, chunks, BLOCK: tl.constexpr, REVERSE: tl.constexpr):
     """Replace what every chunk yields by what enters it, when ``first`` (batch, state, channel) enters the first one.
 
@@ -263,21 +310,25 @@ def carry(states, spans, A, first, sizes, chunks, BLOCK: tl.constexpr, REVERSE: 
         fades = ()
         for i in tl.static_range(CARRY_UNROLL):
             chunk = chunks - 1 - begin - i if REVERSE else begin + i
-            present = owned & (each * 0 + begin + i < chunks)
+            # What the last one yields enters none, and may not even be there.
+            present = owned & (each * 0 + begin + i + 1 < chunks)
             yields = yields + (tl.load(states + chunk * per_chunk + each, mask=present, other=0.0),)
             span = tl.load(spans + (chunk * sizes.batch + entry) * sizes.channels + c, mask=present, other=0.0)
-            fades = fades + (tl.exp2(span * decay),)
+            fades = fades + (_finite(tl.exp2(span * decay), carried.dtype),)
         for i in tl.static_range(CARRY_UNROLL):
             chunk = chunks - 1 - begin - i if REVERSE else begin + i
             tl.store(states + chunk * per_chunk + each, carried, mask=owned & (each * 0 + begin + i < chunks))
             carried = fades[i] * carried + yields[i]
 
 
-@triton.jit(do_not_specialize=["length", "rows", "tiles", "padded"])
+@triton.jit(do_not_specialize=LENGTHS)
 def finish_chunks(
     u,
+    u_batch,
     context,
+    context_batch,
     delta,
+    delta_batch,
     bias,
     A,
     weights,
@@ -312,7 +363,24 @@ def finish_chunks(
     for tile in range(tiles):
         start = (chunk * tiles + tile) * STEPS
         places, dts, values = _tile(
-            start, length, rows, u, context, delta, bias, order, entry, c, owned, STEPS, SOFTPLUS, WIDE, ACC
+            start,
+            length,
+            rows,
+            u,
+            u_batch,
+            context,
+            context_batch,
+            delta,
+            delta_batch,
+            bias,
+            order,
+            entry,
+            c,
+            owned,
+            STEPS,
+            SOFTPLUS,
+            WIDE,
+            ACC,
         )
         outputs = ()
         for i in tl.static_range(STEPS):
@@ -326,9 +394,9 @@ def finish_chunks(
             h = tl.load(place, mask=some, other=0.0)
             sums = ()
             for i in tl.static_range(STEPS):
-                h = tl.exp2(dts[i] * decay) * h + dts[i] * values[i] * tl.load(weight + i * 2 * WIDTH)
+                h = tl.exp2(dts[i] * decay) * h + dts[i] * values[i] * tl.load(weight + i * 2 * WIDTH).to(ACC)
                 sums = sums + (
-                    outputs[i] + tl.sum(tl.load(weight + i * 2 * WIDTH + WIDTH) * h, axis=0, keep_dims=True),
+                    outputs[i] + tl.sum(tl.load(weight + i * 2 * WIDTH + WIDTH).to(ACC) * h, axis=0, keep_dims=True),
                 )
             outputs = sums
             tl.store(place, h, mask=some)
@@ -339,12 +407,16 @@ def finish_chunks(
         tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["length", "rows", "tiles", "padded"])
+@triton.jit(do_not_specialize=LENGTHS)
 def sum_chunks_backward(
     grad_y,
+    grad_y_batch,
     u,
+    u_batch,
     context,
+    context_batch,
     delta,
+    delta_batch,
     bias,
     A,
     weights,
@@ -390,9 +462,26 @@ def sum_chunks_backward(
             next_start = this_start + per_tile * sizes.states
         tl.store(prefixes + number.to(tl.int64) * per_tile + entry * sizes.channels + c, span, mask=owned)
         places, dts, values = _tile(
-            start, length, rows, u, context, delta, bias, order, entry, c, owned, STEPS, SOFTPLUS, WIDE, ACC
+            start,
+            length,
+            rows,
+            u,
+            u_batch,
+            context,
+            context_batch,
+            delta,
+            delta_batch,
+            bias,
+            order,
+            entry,
+            c,
+            owned,
+            STEPS,
+            SOFTPLUS,
+            WIDE,
+            ACC,
         )
-        upstream = _upstream(start, places, length, rows, grad_y, entry, c, owned, STEPS, WIDE, ACC)
+        upstream = _upstream(start, places, length, rows, grad_y, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC)
         for first in range(0, sizes.states, STATES):
             n = first + tl.arange(0, STATES)[:, None]
             some = owned & (n < sizes.states)
@@ -402,12 +491,12 @@ def sum_chunks_backward(
             h = tl.load(this_start + n * sizes.channels + c, mask=begun, other=0.0)
             place = handed + n * sizes.channels + c
             gradient = tl.load(place, mask=begun, other=0.0)
-            fade = tl.exp2(span * decay)
+            fade = _finite(tl.exp2(span * decay), ACC)
             for i in tl.static_range(STEPS):
                 a = tl.exp2(dts[i] * decay)
-                h = a * h + dts[i] * values[i] * tl.load(weight + i * 2 * WIDTH)
-                fade = fade * a
-                gradient += fade * (tl.load(weight + i * 2 * WIDTH + WIDTH) * upstream[i])
+                h = a * h + dts[i] * values[i] * tl.load(weight + i * 2 * WIDTH).to(ACC)
+                fade = _finite(fade * a, ACC)
+                gradient += fade * (tl.load(weight + i * 2 * WIDTH + WIDTH).to(ACC) * upstream[i])
             tl.store(next_start + n * sizes.channels + c, h, mask=some)
             tl.store(place, gradient, mask=some)
         for i in tl.static_range(STEPS):
@@ -416,12 +505,16 @@ def sum_chunks_backward(
     tl.store(spans + c, span, mask=owned)
 
 
-@triton.jit(do_not_specialize=["length", "rows", "tiles", "padded"])
+@triton.jit(do_not_specialize=LENGTHS)
 def finish_chunks_backward(
     grad_y,
+    grad_y_batch,
     u,
+    u_batch,
     context,
+    context_batch,
     delta,
+    delta_batch,
     bias,
     A,
     weights,
@@ -471,16 +564,33 @@ def finish_chunks_backward(
     direct = tl.zeros([1, BLOCK], ACC)
     if D is not None:
         direct = tl.load(D + c, mask=owned, other=0.0)
-    raws = delta.pointer + entry * delta.batch
+    raws = delta.pointer + entry * delta_batch
     for back in range(tiles):
         number = chunk * tiles + tiles - 1 - back
         start = number * STEPS
         place_of_tile = number.to(tl.int64) * per_tile + entry * sizes.channels
         prefix = tl.load(prefixes + place_of_tile + c, mask=owned, other=0.0)
         places, dts, values = _tile(
-            start, length, rows, u, context, delta, bias, order, entry, c, owned, STEPS, SOFTPLUS, WIDE, ACC
+            start,
+            length,
+            rows,
+            u,
+            u_batch,
+            context,
+            context_batch,
+            delta,
+            delta_batch,
+            bias,
+            order,
+            entry,
+            c,
+            owned,
+            STEPS,
+            SOFTPLUS,
+            WIDE,
+            ACC,
         )
-        upstream = _upstream(start, places, length, rows, grad_y, entry, c, owned, STEPS, WIDE, ACC)
+        upstream = _upstream(start, places, length, rows, grad_y, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC)
         grad_x = ()
         grad_dt = ()
         for _i in tl.static_range(STEPS):
@@ -496,7 +606,7 @@ def finish_chunks_backward(
             rate = tl.load(A + of_state, mask=some, other=0.0)
             decay = rate * LOG2_E
             h = tl.load(starts + place_of_tile * sizes.states + of_state, mask=begun, other=0.0)
-            h += tl.exp2(prefix * decay) * tl.load(entering + of_state, mask=some, other=0.0)
+            h += _finite(tl.exp2(prefix * decay), ACC) * tl.load(entering + of_state, mask=some, other=0.0)
             # For every step: the decay, what it leaves of the state before, and the weight of the input.
             fades = ()
             left = ()
@@ -504,7 +614,7 @@ def finish_chunks_backward(
             for i in tl.static_range(STEPS):
                 fades = fades + (tl.exp2(dts[i] * decay),)
                 left = left + (fades[i] * h,)
-                entries = entries + (tl.load(weight + i * 2 * WIDTH),)
+                entries = entries + (tl.load(weight + i * 2 * WIDTH).to(ACC),)
                 h = left[i] + dts[i] * values[i] * entries[i]
             handed = tl.load(leaving + of_state, mask=some, other=0.0)
             sum_A = tl.load(grad_A + of_state, mask=continued, other=0.0)
@@ -515,7 +625,7 @@ def finish_chunks_backward(
             of_exits = ()
             for i in tl.static_range(STEPS - 1, -1, -1):
                 x = dts[i] * values[i]
-                gradient = handed + tl.load(weight + i * 2 * WIDTH + WIDTH) * upstream[i]
+                gradient = handed + tl.load(weight + i * 2 * WIDTH + WIDTH).to(ACC) * upstream[i]
                 of_entries = (gradient * x,) + of_entries
                 of_exits = (upstream[i] * (left[i] + x * entries[i]),) + of_exits
                 of_exponent = gradient * left[i]

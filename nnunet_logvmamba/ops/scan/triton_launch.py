@@ -29,8 +29,9 @@ class Tile(NamedTuple):
 
 
 # By the most channels of a group for which it is meant. Forward a thread can have two channels, which share the loads
-# of B and C; backward it needs its registers for one, and the kernel says how many steps.
-FORWARD_TILES = ((32, Tile(8, 4, 32)), (None, Tile(8, 4, 64)))
+# of B and C; backward it needs its registers for one, and the kernel says how many steps. With more than one state the
+# compiler moves values between threads.
+FORWARD_TILES = ((32, Tile(16, 1, 32)), (None, Tile(8, 1, 64)))
 BACKWARD_TILES = ((None, Tile(16, 1, 32)),)
 # The interpreter takes as long for an operation on one number as on a thousand.
 INTERPRETED_STATES: int | None = 16
@@ -39,7 +40,7 @@ INTERPRETED_STATES: int | None = 16
 TILES_PER_CHUNK = 4
 PROGRAMS_PER_PROCESSOR = 16
 # Of the kernels that carry, which take element by element.
-CARRY_BLOCK = 128
+CARRY_BLOCK = 32
 # One warp each; nothing to overlap by copies ahead; and a multiplication and an addition round once.
 OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
 _ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -60,13 +61,13 @@ def forward(u, delta, A, B, C, D, delta_bias, initial_state, context, order, del
             p.launch(
                 triton_kernels.sum_chunks,
                 p.chunks - 1,
-                *(p.u, p.context, p.delta, p.bias, p.A, p.weights, p.order, states, spans),
+                *(*p.inputs, p.bias, p.A, p.weights, p.order, states, spans),
             )
             p.carry(states, spans, p.first_state, reverse=False)
         p.launch(
             triton_kernels.finish_chunks,
             p.chunks,
-            *(p.u, p.context, p.delta, p.bias, p.A, p.weights, p.D, p.order, states, y),
+            *(*p.inputs, p.bias, p.A, p.weights, p.D, p.order, states, y),
         )
     return y, p.last_of(states)
 
@@ -74,7 +75,6 @@ def forward(u, delta, A, B, C, D, delta_bias, initial_state, context, order, del
 def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus):
     """Gradients of all tensors but ``order``, in their order; None where one is absent."""
     p = _Problem(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus, BACKWARD_TILES)
-    grad_y = _rows(grad_y)
     grad_leaving = grad_last_state.to(p.dtype).transpose(1, 2).contiguous()
 
     def empty(*shape: int) -> Tensor:
@@ -92,7 +92,7 @@ def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_
             p.launch(
                 triton_kernels.sum_chunks_backward,
                 p.chunks,
-                *(grad_y, p.u, p.context, p.delta, p.bias, p.A, p.weights, p.order),
+                *(*_rows(grad_y), *p.inputs, p.bias, p.A, p.weights, p.order),
                 *(starts, prefixes, entering, leaving, spans),
             )
             p.carry(entering, spans, p.first_state, reverse=False)
@@ -100,7 +100,7 @@ def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_
             p.launch(
                 triton_kernels.finish_chunks_backward,
                 p.chunks,
-                *(grad_y, p.u, p.context, p.delta, p.bias, p.A, p.weights, p.D, p.order),
+                *(*_rows(grad_y), *p.inputs, p.bias, p.A, p.weights, p.D, p.order),
                 *(starts, prefixes, entering, leaving),
                 *(grad_u, grad_context, grad_delta, grad_A, grad_weights, grad_D, grad_bias),
             )
@@ -108,7 +108,8 @@ def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_
             leaving[0] = grad_leaving
             for sums in (grad_A, grad_D, grad_bias, grad_weights):
                 sums.zero_()
-        grad_B, grad_C = p.unpacked(grad_weights)
+        del starts, prefixes, entering, p.weights
+        grad_B, grad_C = p.unpacked(grad_weights, 0, B.dtype), p.unpacked(grad_weights, 1, C.dtype)
         return (
             grad_u,
             grad_delta,
@@ -132,11 +133,11 @@ class _Problem:
         self.device, self.softplus = u.device, delta_softplus
         self.batch, self.length, self.channels = u.shape
         self.rows, (self.groups, self.states) = delta.shape[1], B.shape[2:]
-        self.nothing = self.batch * self.channels * self.states == 0
-        self.u, self.delta = _rows(u), _rows(delta)
-        self.context = None if context is None or context.shape[1] == 0 else _rows(context)
+        self.nothing = self.batch * self.channels == 0
+        context = (None, 0) if context is None or context.shape[1] == 0 else _rows(context)
+        self.inputs = (*_rows(u), *context, *_rows(delta))
         self.A = A.to(self.dtype).T.contiguous()
-        self.D, self.bias = (None if x is None else x.to(self.dtype).contiguous() for x in (D, delta_bias))
+        self.D, self.bias = (None if x is None else _aligned(x.to(self.dtype)) for x in (D, delta_bias))
         self.order = None if order is None else order.contiguous()
         shape = (self.batch, self.states, self.channels)
         if initial_state is None:
@@ -164,20 +165,21 @@ class _Problem:
     def _packed(self, B: Tensor, C: Tensor) -> Tensor:
         """Both weights of every step, (batch, group, padded, 2, width), in the order of the sequence."""
         shape = (self.batch, self.groups, self.padded, 2, self.width)
-        packed = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        dtype = B.dtype if B.dtype == C.dtype else self.dtype
+        packed = torch.zeros(shape, dtype=dtype, device=self.device)
         for i, weights in enumerate((B, C)):
             if self.order is not None:
                 weights = weights.index_select(1, self.order)
             packed[:, :, : self.rows, i, : self.states] = weights.transpose(1, 2)
         return packed
 
-    def unpacked(self, strips: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of both weights, (batch, rows, group, state), from (block, batch, group, 2, state, padded)."""
-        gradient = strips.sum(0)[..., : self.rows].permute(2, 0, 4, 1, 3)
-        if self.order is not None:
-            in_sequence, gradient = gradient, torch.empty(gradient.shape, dtype=self.dtype, device=self.device)
-            gradient.index_copy_(2, self.order, in_sequence)
-        return _copy(gradient[0]), _copy(gradient[1])
+    def unpacked(self, strips: Tensor, which: int, dtype: torch.dtype) -> Tensor:
+        """Gradient of B (0) or C (1), (batch, rows, group, state), from (block, batch, group, 2, state, padded)."""
+        in_sequence = strips[:, :, :, which].sum(0)[..., : self.rows].permute(0, 3, 1, 2)
+        gradient = torch.empty(in_sequence.shape, dtype=dtype, device=self.device)
+        if self.order is None:
+            return gradient.copy_(in_sequence)
+        return gradient.index_copy_(1, self.order, in_sequence.to(dtype))
 
     def launch(self, kernel: Callable, chunks: int, *tensors) -> None:
         """Run a kernel with a program for every chunk, batch entry, group and block."""
@@ -202,6 +204,8 @@ class _Problem:
         """Turn what chunks yield into what enters them."""
         sizes = Sizes(self.batch, self.channels, self.groups, self.states)
         programs = -(-first.numel() // CARRY_BLOCK)
+        if programs == 0:  # no states
+            return
         triton_kernels.carry[(programs,)](
             *(states, spans, self.A, first, sizes, self.chunks), BLOCK=CARRY_BLOCK, REVERSE=reverse, **OPTIONS
         )
@@ -224,23 +228,25 @@ class _Problem:
         return _copy(states[-1].transpose(1, 2))
 
 
+def _aligned(x: Tensor) -> Tensor:
+    """The same numbers at an address for which nothing is compiled anew, copied if need be."""
+    return x.contiguous() if x.data_ptr() % 16 == 0 else _copy(x)
+
+
 def _copy(x: Tensor) -> Tensor:
     """The same numbers in memory of their own."""
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _rows(x: Tensor) -> Rows:
-    x = _with_unit_stride(x)
-    return Rows(x, *x.stride()[:2])
+def _rows(x: Tensor) -> tuple[Rows, int]:
+    """The tensor with the stride of its rows, and the stride of its batch."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    return Rows(x, x.stride(1)), x.stride(0)
 
 
 def _extent(rows: Rows) -> int:
     """Elements from the first to the last of a batch entry."""
     return (rows.pointer.shape[1] - 1) * rows.row + rows.pointer.shape[2]
-
-
-def _with_unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager:
