@@ -232,6 +232,22 @@ def test_compiled_without_a_graph_break_for_changing_lengths():
     assert counter.frame_count <= 2, "the length should become dynamic at its first change"
 
 
+def test_exported_program_holds_the_op_and_runs_at_another_length():
+    class Scan(torch.nn.Module):
+        def forward(self, u, delta, A, B, C, D):
+            return selective_scan(u, delta, A, B, C, D, backend="triton")
+
+    one, other = (
+        tuple(on_device(random_arguments(length=length, absent=PLAIN[6:], dtype=torch.float32, **SMALL)).values())
+        for length in (6, 11)
+    )
+    length = torch.export.Dim("length", min=2, max=4096)
+    dynamic = tuple({1: length} if place in (0, 1, 3, 4) else None for place in range(6))
+    program = torch.export.export(Scan(), one, dynamic_shapes=dynamic, strict=True)
+    assert OP in [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert torch.equal(program.module()(*other), Scan()(*other))
+
+
 def test_autocast_keeps_state_and_sums_in_float32():
     arguments = on_device(random_arguments(length=12, dtype=torch.float32, **SMALL))
     half = torch.float16 if DEVICE == "cuda" else torch.bfloat16

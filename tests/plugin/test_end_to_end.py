@@ -87,6 +87,17 @@ def test_two_dimensional_slices_are_trained_and_predicted(trained, trained_2d, n
     assert trained.evaluate(new_images.with_name("labelsTr"), tmp_path / "predicted")[WHOLE_TUMOUR] > 0.4
 
 
+@pytest.mark.gpu
+def test_training_survives_torch_compile_which_is_the_default_on_cuda(own_planned):
+    command = (TRAIN, own_planned.number, "3d_tiny", 0, "-tr", TRAINER, "-device", "cuda")
+    done = own_planned.run(*command, nnUNet_compile="t", TORCH_LOGS="graph_breaks")
+    assert "Using torch.compile" in done.stdout
+    assert "nnunet_logvmamba" not in "".join(line for line in done.stderr.splitlines() if "Graph break" in line)
+    fold = own_planned.fold("3d_tiny")
+    assert np.isfinite(fold.checkpoint["logging"]["train_losses"]).all()
+    assert fold.dice[WHOLE_TUMOUR] > 0.5
+
+
 # Continue, validate, fine-tune
 
 
