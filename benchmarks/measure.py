@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -130,6 +131,8 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
+    if shutil.which("git") is None:
+        return None
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
     )
