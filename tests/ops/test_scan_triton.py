@@ -31,7 +31,7 @@ def launch():
 def short_chunks(launch, monkeypatch):
     """A chunk is a single tile."""
     monkeypatch.setattr(launch, "TILES_PER_CHUNK", 1)
-    monkeypatch.setattr(launch, "PROGRAMS_PER_PROCESSOR", 10**6)
+    monkeypatch.setattr(launch, "_processors", lambda device: 10**6)
 
 
 @pytest.fixture
@@ -74,6 +74,17 @@ def test_more_chunks_than_are_carried_at_once(shuffled):
 @pytest.mark.usefixtures("short_chunks")
 def test_many_chunks_backward():
     assert_all_match(random_arguments(length=275, dtype=torch.float32, **SMALL | {"state": 1}))
+
+
+def test_a_sequence_fills_the_device_once(launch, monkeypatch):
+    monkeypatch.setattr(launch, "_processors", lambda device: 132)
+    arguments = random_arguments(batch=2, length=262144, channels=54, state=1, groups=1, dtype=torch.float16)
+    tensors = [arguments.get(name) for name in NAMES]
+    for tiles in (launch.FORWARD_TILES, launch.BACKWARD_TILES):
+        p = launch._Problem(*tensors, True, tiles)
+        programs = p.chunks * 2 * p.blocks
+        assert 0.9 * 132 * p.tile.programs < programs <= 132 * p.tile.programs
+        assert (p.chunks - 1) * p.tiles * p.tile.steps < 262144 <= p.padded
 
 
 @pytest.mark.usefixtures("gpu_tiles")

@@ -21,24 +21,25 @@ READS_ROWS = True
 
 
 class Tile(NamedTuple):
-    """Steps and states that a thread keeps in registers, and channels of a program; 32 are one for each thread."""
+    """How a kernel is cut: steps and states that a thread keeps in registers, channels of a program (one for each thread
+    if they are 32), and programs for which the registers of a multiprocessor suffice.
+    """
 
     steps: int
     states: int
     channels: int
+    programs: int
 
 
 # By the most channels of a group for which it is meant. Forward a thread can have two channels, which share the loads
 # of B and C; backward it needs its registers for one, and the kernel says how many steps. With more than one state the
 # compiler moves values between threads.
-FORWARD_TILES = ((32, Tile(16, 1, 32)), (None, Tile(8, 1, 64)))
-BACKWARD_TILES = ((None, Tile(16, 1, 32)),)
+FORWARD_TILES = ((32, Tile(16, 1, 32, 16)), (None, Tile(8, 1, 64, 16)))
+BACKWARD_TILES = ((None, Tile(16, 1, 32, 8)),)
 # The interpreter takes as long for an operation on one number as on a thousand.
 INTERPRETED_STATES: int | None = 16
-# A chunk is at least so long that carrying its state costs little beside scanning it, and as much longer as leaves this
-# many programs for every multiprocessor.
+# A chunk is at least so long that carrying its state costs little beside scanning it.
 TILES_PER_CHUNK = 4
-PROGRAMS_PER_PROCESSOR = 16
 # Of the kernels that carry, which take element by element.
 CARRY_BLOCK = 32
 # One warp each; nothing to overlap by copies ahead; and a multiplication and an addition round once.
@@ -155,11 +156,11 @@ class _Problem:
         self.weights = self._packed(B, C)
 
     def _cut(self) -> tuple[int, int]:
-        """Tiles of a chunk, and chunks."""
+        """Tiles of a chunk, and chunks: as many as fill the device once, for a few more would take as long again."""
         tiles = -(-self.rows // self.tile.steps)
         side_by_side = max(1, self.batch * self.groups * self.blocks)
-        wanted = -(-PROGRAMS_PER_PROCESSOR * _processors(self.device) // side_by_side)
-        per_chunk = min(tiles, max(TILES_PER_CHUNK, tiles // wanted))
+        most = max(1, self.tile.programs * _processors(self.device) // side_by_side)
+        per_chunk = min(tiles, max(TILES_PER_CHUNK, -(-tiles // most)))
         return per_chunk, -(-tiles // per_chunk)
 
     def _packed(self, B: Tensor, C: Tensor) -> Tensor:
