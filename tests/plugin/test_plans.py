@@ -248,7 +248,7 @@ def test_a_name_is_replaced_only_when_told(plans_file, capsys):
     ("words", "sentence"),
     [
         ("--set placement=haed", "unknown placement 'haed'; valid are 'head', 'middle', 'split', 'interleaved'"),
-        ("--set backend=fast", "'fast'; choose one of: auto, numba, chunked, "),
+        ("--set backend=fast", "'fast'; choose one of: auto, numba, triton, "),
         ("--set family=lov", "unknown family 'lov'; valid are 'log', 'l', 'g', 'vss', 'no_ssm'"),
         ("--set squeeze=5 local_token_stages=[0]", "32 channels, which squeeze 5 does not divide"),
         ("--set sqeeze=8", "unknown knob 'sqeeze'; valid are family, placement, "),

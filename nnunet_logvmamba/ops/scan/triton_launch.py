@@ -21,8 +21,8 @@ READS_ROWS = True
 
 
 class Tile(NamedTuple):
-    """How a kernel is cut: steps and states that a thread keeps in registers, channels of a program (one for each thread
-    if they are 32), and programs for which the registers of a multiprocessor suffice.
+    """How a kernel is cut: steps and states that a thread keeps in registers, channels of a program (32 are one for
+    each thread), and programs for which the registers of a multiprocessor suffice.
     """
 
     steps: int
