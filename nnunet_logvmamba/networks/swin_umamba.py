@@ -33,6 +33,7 @@ class LoGVMambaSwinUNet(nn.Module):
         n_blocks_per_stage_decoder: Blocks of every stage of the decoder.
         deep_supervision: Return all scales, finest first.
         family: Blocks of the decoder: ``log``, ``l``, ``g``, ``vss`` (which makes it Swin-UMamba†) or ``no_ssm``.
+            The encoder is the same for all of them, so ``no_ssm`` still scans there.
         placement: ``head``, ``middle``, ``split`` or ``interleaved``.
         directions: Scanning directions of the decoder's blocks, 1, 2 or 4; None means 4 for ``vss`` and 1 otherwise, as
             published.
