@@ -4,7 +4,8 @@ import importlib
 import inspect
 
 from nnunet_logvmamba.layers import FAMILIES, PLACEMENTS
-from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
+from nnunet_logvmamba.networks.presets import PRESETS
 from nnunet_logvmamba.plugin import plans, trainers
 
 TRAINERS = (
@@ -49,6 +50,32 @@ NETWORK_ARGUMENTS = [
     "checkpointing",
     "backend",
 ]
+SWIN_NETWORK_ARGUMENTS = [
+    "input_channels",
+    "n_stages",
+    "features_per_stage",
+    "strides",
+    "num_classes",
+    "n_blocks_per_stage",
+    "n_blocks_per_stage_decoder",
+    "deep_supervision",
+    "family",
+    "placement",
+    "directions",
+    "window",
+    "squeeze",
+    "state_size",
+    "expand",
+    "local_token_stages",
+    "global_token_stages",
+    "global_strides",
+    "channels_per_token",
+    "canonical_grids",
+    "seg_heads",
+    "drop_path",
+    "checkpointing",
+    "backend",
+]
 
 
 def test_dotted_path_of_the_network_in_plans():
@@ -57,9 +84,21 @@ def test_dotted_path_of_the_network_in_plans():
     assert getattr(importlib.import_module(module), name) is LoGVMambaUNet
 
 
-def test_arguments_of_the_network_in_plans():
-    arguments = list(inspect.signature(LoGVMambaUNet).parameters)
-    assert arguments == NETWORK_ARGUMENTS
+def test_dotted_path_of_the_2d_network_in_plans():
+    module = importlib.import_module("nnunet_logvmamba.networks")
+    assert module.LoGVMambaSwinUNet is LoGVMambaSwinUNet
+
+
+def test_arguments_of_the_networks_in_plans():
+    assert list(inspect.signature(LoGVMambaUNet).parameters) == NETWORK_ARGUMENTS
+    assert list(inspect.signature(LoGVMambaSwinUNet).parameters) == SWIN_NETWORK_ARGUMENTS
+
+
+def test_presets_that_commands_name():
+    assert {name: preset["network"] for name, preset in PRESETS.items()} == {
+        "paper3d": "LoGVMambaUNet",
+        "paper2d": "LoGVMambaSwinUNet",
+    }
 
 
 def test_words_that_plans_may_hold():

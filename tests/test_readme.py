@@ -238,9 +238,15 @@ def test_the_recipes_are_written_as_they_are():
         assert bool(row[0]) == (recipe == default)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/explanation/block.md"])
-def test_the_published_networks_size_is_written_right(page):
-    preset = PRESETS["paper3d"]
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        ("docs/explanation/block.md", "paper3d"),
+        *((page, name) for page in ("README.md", "docs/results.md") for name in PRESETS),
+    ],
+)
+def test_the_published_networks_size_is_written_right(page, name):
+    preset = PRESETS[name]
     with torch.device("meta"):
         network = getattr(networks, preset["network"])(**preset["arguments"])
     assert f"{sum(p.numel() for p in network.parameters()):,}" in PAGES[page]

@@ -32,9 +32,6 @@ class Decoder(nn.Module):
     It takes channel counts, not the encoder, so that nothing is saved twice. ``seg_layers[-1]`` is full resolution, as
     in nnU-Net. With ``deep_supervision`` on, ``forward`` returns all scales, finest first, else the finest alone; the
     flag may be switched at any time, without effect where there is the finest head alone.
-
-    Raises:
-        ValueError: If deep supervision is asked for with the finest head alone.
     """
 
     def __init__(
@@ -51,8 +48,6 @@ class Decoder(nn.Module):
         **residual_options: Any,
     ):
         super().__init__()
-        if deep_supervision and not all_heads:
-            raise ValueError("deep_supervision needs a head on every scale: set seg_heads='all'")
         self.deep_supervision = deep_supervision
         residual_options["conv_bias"] = conv_bias
         self.upsamplers, self.stages, self.seg_layers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()

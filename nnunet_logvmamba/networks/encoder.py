@@ -55,17 +55,7 @@ class Encoder(nn.Module):
                 )
             )
             self.mixers.append(
-                LoGVMambaBlock(
-                    width,
-                    spatial_dims,
-                    local_tokens=setting.local_tokens,
-                    global_tokens=setting.global_tokens,
-                    states=setting.states,
-                    global_stride=setting.global_stride,
-                    channels_per_token=setting.channels_per_token,
-                    canonical_grid=setting.canonical_grid,
-                    **mixer_options,
-                )
+                LoGVMambaBlock(width, spatial_dims, **setting.block_arguments, **mixer_options)
                 if setting.mixes
                 else nn.Identity()
             )

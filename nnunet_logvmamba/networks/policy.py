@@ -1,4 +1,4 @@
-"""Which stage gets which tokens: the published choices, extended to any plan by one small table.
+"""Which stage gets which tokens: the published choices, extended to any plan by two small tables.
 
 Whatever fixes a weight's shape follows from the plan's strides and the stage index, never from the patch, so that one
 checkpoint serves every patch size.
@@ -7,13 +7,34 @@ checkpoint serves every patch size.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from nnunet_logvmamba.layers import GLOBAL_STRIDES, check_family, default_squeeze
 
+# U-Net lineage, by mixing stage
 _LOCAL_STAGES = (0, 1, 2)
-_CHANNELS_PER_TOKEN = (1, 1, 1, 2, 8)  # by mixing stage; deeper stages keep the last
+_CHANNELS_PER_TOKEN = (1, 1, 1, 2, 8)  # deeper stages keep the last
 _GLOBAL_STRIDE_TARGET = 16  # cumulative stride at which global tokens are taken
 _GRID = {2: (32, 512), 3: (8, 128)}  # largest canonical grid and patch of the published networks, per axis
+
+# Decoder of the Swin lineage, from the bottom; further steps keep the last
+_SWIN_GLOBAL_STRIDES = (2, 2, 4)
+_SWIN_CHANNELS_PER_TOKEN = (2, 1, 1)
+_SWIN_PATCH = 512  # of the published network, per axis; its canonical grids are those that this patch gives
+
+
+@dataclass(frozen=True)
+class UsualTokens:
+    """What the tokens of one mixing stage look like unless an argument says otherwise.
+
+    ``channels_per_token`` is lowered to what divides, ``local_tokens`` holds where the width can be squeezed.
+    """
+
+    local_tokens: bool
+    global_tokens: bool
+    global_stride: tuple[int, ...]
+    channels_per_token: int
+    canonical_grid: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -30,6 +51,18 @@ class StageSettings:
     token_width: int
 
     @property
+    def block_arguments(self) -> dict[str, Any]:
+        """Arguments of ``LoGVMambaBlock`` that these settings decide."""
+        return {
+            "local_tokens": self.local_tokens,
+            "global_tokens": self.global_tokens,
+            "states": self.states,
+            "global_stride": self.global_stride,
+            "channels_per_token": self.channels_per_token,
+            "canonical_grid": self.canonical_grid,
+        }
+
+    @property
     def label(self) -> str:
         """Name of the block that these settings give."""
         if not self.mixes:
@@ -44,9 +77,55 @@ class StageSettings:
         }[self.local_tokens, self.global_tokens]
 
 
+def unet_tokens(strides: Sequence[Sequence[int]]) -> list[UsualTokens]:
+    """Usual tokens of every mixing stage of a U-Net.
+
+    Unfolded tokens in the first three stages, global ones in all but the first. The global stride is 16 / cumulative
+    stride, from 1 to 8; the channels per token are 1, 1, 1, 2, 8, 8, …; the grid is that of the published patch.
+
+    Args:
+        strides: Strides of all stages of the plan, one more than there are mixing stages: the first is the stem's.
+    """
+    largest, patch = _GRID[len(strides[0])]
+    return [
+        UsualTokens(
+            local_tokens=stage in _LOCAL_STAGES,
+            global_tokens=stage >= 1,
+            global_stride=tuple(_power_of_two(min(8, _GLOBAL_STRIDE_TARGET // total)) for total in totals),
+            channels_per_token=_CHANNELS_PER_TOKEN[min(stage, len(_CHANNELS_PER_TOKEN) - 1)],
+            canonical_grid=tuple(max(1, min(largest, patch // total)) for total in totals),
+        )
+        for stage, totals in enumerate(_cumulative(strides)[1:])
+    ]
+
+
+def swin_decoder_tokens(strides: Sequence[Sequence[int]]) -> list[UsualTokens]:
+    """Usual tokens of the decoder of a Swin-UMamba network, in every mixing stage but the deepest, finest first.
+
+    Unfolded and global tokens everywhere; from the bottom the global strides are 2, 2, 4, 4, … and the channels per
+    token 2, 1, 1, …; the grids are those of the published patch.
+
+    Args:
+        strides: Strides of all stages of the plan: full resolution, then one per stage of the encoder.
+    """
+    usual = []
+    for step, totals in enumerate(reversed(_cumulative(strides)[1:-1])):
+        stride = _SWIN_GLOBAL_STRIDES[min(step, len(_SWIN_GLOBAL_STRIDES) - 1)]
+        usual.append(
+            UsualTokens(
+                local_tokens=True,
+                global_tokens=True,
+                global_stride=(stride,) * len(totals),
+                channels_per_token=_SWIN_CHANNELS_PER_TOKEN[min(step, len(_SWIN_CHANNELS_PER_TOKEN) - 1)],
+                canonical_grid=tuple(max(1, _SWIN_PATCH // (total * stride)) for total in totals),
+            )
+        )
+    return usual[::-1]
+
+
 def stage_settings(
     widths: Sequence[int],
-    strides: Sequence[Sequence[int]],
+    usual: Sequence[UsualTokens],
     *,
     family: str = "log",
     expand: int = 1,
@@ -59,21 +138,20 @@ def stage_settings(
     channels_per_token: Sequence[int] | None = None,
     canonical_grids: Sequence[Sequence[int]] | None = None,
 ) -> list[StageSettings]:
-    """Settings of every mixing stage of a U-Net.
+    """Settings of every mixing stage of a network.
 
     Args:
         widths: Channels of the mixing stages.
-        strides: Strides of all stages of the plan, one more than there are mixing stages: the first is the stem's.
+        usual: What holds where an argument below is None, one entry per mixing stage.
         family: ``log``, ``l``, ``g``, ``vss`` or ``no_ssm``.
         expand: Inner width of a block over its channels.
         window: Side of the unfolded neighbourhood.
         squeeze: Channels per unfolded channel; None means the published value.
         mixer_stages: Mixing stages that carry a block; None means all.
-        local_token_stages: Mixing stages with unfolded tokens; None means the first three where the width divides.
-        global_token_stages: Mixing stages with global tokens; None means all but the first.
-        global_strides: Stride of the global tokens in every mixing stage; None means 16 / cumulative stride,
-            from 1 to 8.
-        channels_per_token: Channels per global token in every mixing stage; None means 1, 1, 1, 2, 8, 8, …, lowered to
+        local_token_stages: Mixing stages with unfolded tokens; None means the usual ones where the width divides.
+        global_token_stages: Mixing stages with global tokens; None means the usual ones.
+        global_strides: Stride of the global tokens in every mixing stage; None means the usual one.
+        channels_per_token: Channels per global token in every mixing stage; None means the usual number, lowered to
             what divides.
         canonical_grids: Grid of the global tokens' linear layer in every mixing stage; None means that of the
             published patch.
@@ -82,7 +160,7 @@ def stage_settings(
         ValueError: If a stage index does not exist, or unfolded tokens are asked for where the width does not divide.
     """
     check_family(family)
-    num_stages, spatial_dims = len(widths), len(strides[0])
+    num_stages, spatial_dims = len(widths), len(usual[0].global_stride)
     squeeze = default_squeeze(spatial_dims) if squeeze is None else squeeze
     if squeeze < 1:
         raise ValueError(f"squeeze is {squeeze}; at least 1 is needed")
@@ -103,12 +181,11 @@ def stage_settings(
             raise ValueError(f"{name} has {len(values)} entries; one per mixing stage, {num_stages}, is needed")
 
     settings = []
-    for stage, channels in enumerate(widths):
+    for stage, (channels, tokens) in enumerate(zip(widths, usual)):
         inner = expand * channels
-        cumulative = [prod(step[axis] for step in strides[: stage + 2]) for axis in range(spatial_dims)]
         wants_local = family in ("log", "l", "no_ssm")
         if local_token_stages is None:
-            local = wants_local and stage in _LOCAL_STAGES and inner % squeeze == 0
+            local = wants_local and tokens.local_tokens and inner % squeeze == 0
         else:
             local = wants_local and stage in local_token_stages
             if local and inner % squeeze:
@@ -117,26 +194,19 @@ def stage_settings(
                     f"leave it out of local_token_stages or choose another squeeze"
                 )
         if global_token_stages is None:
-            has_global = family in ("log", "g") and stage >= 1
+            has_global = family in ("log", "g") and tokens.global_tokens
         else:
             has_global = family in ("log", "g") and stage in global_token_stages
         token_width = inner // squeeze * window**spatial_dims if local else inner
 
-        if global_strides is None:
-            stride = tuple(_power_of_two(min(8, _GLOBAL_STRIDE_TARGET // total)) for total in cumulative)
-        else:
-            stride = _per_axis(global_strides[stage], spatial_dims)
+        stride = tokens.global_stride if global_strides is None else per_axis(global_strides[stage], spatial_dims)
         if channels_per_token is None:
-            per_token = _CHANNELS_PER_TOKEN[min(stage, len(_CHANNELS_PER_TOKEN) - 1)]
+            per_token = tokens.channels_per_token
             while token_width % per_token:
                 per_token //= 2
         else:
             per_token = channels_per_token[stage]
-        if canonical_grids is None:
-            largest, patch = _GRID[spatial_dims]
-            grid = tuple(max(1, min(largest, patch // total)) for total in cumulative)
-        else:
-            grid = _per_axis(canonical_grids[stage], spatial_dims)
+        grid = tokens.canonical_grid if canonical_grids is None else per_axis(canonical_grids[stage], spatial_dims)
         settings.append(
             StageSettings(
                 mixes=mixer_stages is None or stage in mixer_stages,
@@ -152,8 +222,14 @@ def stage_settings(
     return settings
 
 
-def _per_axis(value: Sequence[int] | int, spatial_dims: int) -> tuple[int, ...]:
+def per_axis(value: Sequence[int] | int, spatial_dims: int) -> tuple[int, ...]:
+    """One value for all axes, or one for each."""
     return (value,) * spatial_dims if isinstance(value, int) else tuple(value)
+
+
+def _cumulative(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Cumulative stride of every stage of a plan, per axis."""
+    return [tuple(map(prod, zip(*strides[: stage + 1]))) for stage in range(len(strides))]
 
 
 def _power_of_two(value: int) -> int:

@@ -17,4 +17,18 @@ PAPER_3D = {
     },
 }
 
-PRESETS = {"paper3d": PAPER_3D}
+PAPER_2D = {
+    "network": "LoGVMambaSwinUNet",
+    "patch_size": (512, 512),
+    "arguments": {
+        "input_channels": 3,
+        "num_classes": 1,
+        "n_stages": 5,
+        "features_per_stage": [96, 96, 192, 384, 768],
+        "strides": [[1, 1], [4, 4], [2, 2], [2, 2], [2, 2]],
+        "n_blocks_per_stage": [2, 2, 9, 2],
+        "deep_supervision": True,
+    },
+}
+
+PRESETS = {"paper3d": PAPER_3D, "paper2d": PAPER_2D}

@@ -14,9 +14,9 @@ from nnunet_logvmamba.layers import CONVOLUTIONS
 
 from .decoder import Decoder
 from .encoder import Encoder
-from .policy import StageSettings, stage_settings
+from .heads import every_scale_has_a_head
+from .policy import StageSettings, stage_settings, unet_tokens
 
-SEG_HEADS = ("all", "last")
 _INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
@@ -52,7 +52,7 @@ class LoGVMambaUNet(nn.Module):
         expand: Inner width of a block over its channels.
         mixer_stages: Mixing stages with a block; None means all.
         local_token_stages, global_token_stages, global_strides, channels_per_token, canonical_grids: See
-            ``policy.stage_settings``.
+            ``policy.stage_settings``; what is usual stands in ``policy.unet_tokens``.
         seg_heads: ``all`` builds a head per scale whether deep supervision is on or not, so that a checkpoint always
             fits; ``last`` builds only the finest.
         drop_path: Probability to drop a block's branch while training.
@@ -107,8 +107,7 @@ class LoGVMambaUNet(nn.Module):
             raise ValueError(f"conv_op is {conv_op}; torch.nn.Conv2d or torch.nn.Conv3d is needed")
         if dropout_op is not None:
             raise ValueError(f"dropout_op is {dropout_op}; LoGVMambaUNet has no dropout layers, set it to null")
-        if seg_heads not in SEG_HEADS:
-            raise ValueError(f"unknown seg_heads {seg_heads!r}; valid are {', '.join(map(repr, SEG_HEADS))}")
+        all_heads = every_scale_has_a_head(seg_heads, deep_supervision)
         spatial_dims = convert_conv_op_to_dim(conv_op)
         features = [features_per_stage] * n_stages if isinstance(features_per_stage, int) else list(features_per_stage)
         kernel_sizes = [kernel_sizes] * n_stages if isinstance(kernel_sizes, int) else list(kernel_sizes)
@@ -122,7 +121,7 @@ class LoGVMambaUNet(nn.Module):
         widths = features[: n_stages - 1]
         self.settings: list[StageSettings] = stage_settings(
             widths,
-            strides,
+            unet_tokens(strides),
             family=family,
             expand=expand,
             window=window,
@@ -169,7 +168,7 @@ class LoGVMambaUNet(nn.Module):
             conv_op,
             kernel_sizes,
             deep_supervision=deep_supervision,
-            all_heads=seg_heads == "all",
+            all_heads=all_heads,
             **residual_options,
         )
         self.apply(InitWeights_He(1e-2))

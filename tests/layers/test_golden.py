@@ -5,6 +5,7 @@
 
 import json
 import re
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from nnunet_logvmamba.layers import LoGVMambaBlock, token_order, token_positions
-from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
 from nnunet_logvmamba.ops import available_backends, selective_scan
 
 RELATIVE_LIMIT = 1e-4  # of each tensor's largest magnitude, float32 against float32; README of the tensors, section 3
@@ -64,10 +65,8 @@ def load(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     return json.loads(metadata.get("hyper", "{}")), tensors
 
 
-def why_not(stem: str, hyper: dict) -> str | None:
+def why_not(hyper: dict) -> str | None:
     """Reason for which a file is ruled out by this project's decisions, if it is."""
-    if "nosqueeze" in stem:
-        return "the narrow 2D L-VMamba of the published default is not built (D9)"
     if hyper["spatial_dims"] == 2 and hyper["family"] == "G-VMamba" and 1 in _axes(hyper["d_depth_stride"]):
         return "2D stride 1 with the published kernel 2 shrinks the map; ours has kernel 1 (D5)"
     return None
@@ -106,6 +105,24 @@ def build(hyper: dict) -> LoGVMambaBlock:
         norm_eps=hyper["block_norm_eps"],
         **settings,
     )
+
+
+def widened(narrow: dict[str, torch.Tensor], squeeze: int) -> dict[str, torch.Tensor]:
+    """State of an L-VMamba block that computes what the published default, which is narrower by ``squeeze``, computes.
+
+    That form (D9) squeezes in its in-projection and has no full-width gate. Ours holds it as a special case: one
+    channel of each squeezed group carries the narrow one and the others are zero; behind the fold every channel comes
+    ``squeeze`` times, which leaves mean and variance of the norm as they are; the out-projection takes the mean.
+    """
+    copies = {"fold.weight", "out_norm.weight", "out_norm.bias"}
+    wide = {name: x.repeat_interleave(squeeze, 0) if name in copies else x for name, x in narrow.items()}
+    carrier, gate = narrow["in_proj.weight"].chunk(2)
+    alone = torch.stack([carrier] + [torch.zeros_like(carrier)] * (squeeze - 1), dim=1).flatten(0, 1)
+    wide["in_proj.weight"] = torch.cat((alone, gate.repeat_interleave(squeeze, 0)))
+    kernel = narrow["local_tokens.conv.weight"]
+    wide["local_tokens.conv.weight"] = torch.cat([kernel] + [torch.zeros_like(kernel)] * (squeeze - 1), dim=1)
+    wide["out_proj.weight"] = narrow["out_proj.weight"].repeat_interleave(squeeze, 1) / squeeze
+    return wide
 
 
 def record(block: LoGVMambaBlock) -> dict[str, torch.Tensor]:
@@ -162,32 +179,37 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
 
 def test_block_equals_the_published_one(golden_block: Path, monkeypatch):
     hyper, stored = load(golden_block)
-    reason = why_not(golden_block.stem, hyper)
+    reason = why_not(hyper)
     if reason:
         pytest.skip(reason)
     if hyper.get("mode") == "split" and not golden_block.stem.startswith("variant_papersplit"):
         monkeypatch.setitem(token_order._POSITIONS, "split", published_split)
     block = build(hyper).eval()
     names = {our_name(name.removeprefix("param/")): name for name in stored if name.startswith("param/")}
-    state = {ours: stored[theirs] for ours, theirs in names.items()}
-    block.load_state_dict({key: value.reshape(state[key].shape) for key, value in state.items()}, strict=True)
+    weights = {ours: stored[theirs].clone().requires_grad_() for ours, theirs in names.items()}
+    copies = hyper["squeeze"] if hyper.get("no_squeeze") else 1  # of every channel behind the fold
+    state = widened(weights, copies) if copies > 1 else weights
+    assert {name: value.shape for name, value in state.items()} == {
+        name: value.shape for name, value in block.state_dict().items()
+    }
     seen = record(block)
 
     x = stored["in/x"].movedim(-1, 1).clone().requires_grad_()
-    y = block(x)
+    y = torch.func.functional_call(block, state, x, strict=True)
     (stored["in/grad_out"] * channels_last(y)).sum().backward()
 
     assert_close("out/y", channels_last(y), stored["out/y"])
     assert_close("grad/in/x", channels_last(x.grad), stored["grad/in/x"])
-    parameters = dict(block.named_parameters())
     compared = 0
     for name, value in stored.items():
         if name.startswith("mid/"):
             ours = seen[name.removeprefix("mid/")]
+            if name in ("mid/fold", "mid/out_norm"):
+                ours = ours[..., ::copies]
             assert_close(name, ours.reshape(value.shape) if ours.numel() == value.numel() else ours, value)
             compared += 1
         elif name.startswith("grad/param/"):
-            assert_close(name, parameters[our_name(name.removeprefix("grad/param/"))].grad, value)
+            assert_close(name, weights[our_name(name.removeprefix("grad/param/"))].grad, value)
             compared += 1
     assert compared > 0
 
@@ -230,8 +252,76 @@ def test_scan_equals_the_stored_values_and_gradients(golden_scan: Path, backend)
         assert_close(f"grad/{name}", gradient, stored[f"grad/{name}"], limit)
 
 
-def test_2d_network_equals_the_published_one(golden_net2d: Path):
-    pytest.skip("the 2D network of the paper does not exist here yet")
+def our_swin_name(name: str) -> str:
+    """Our parameter key for a key of the published 2D network."""
+    for theirs, ours in (
+        (r"vssm_encoder\.patch_embed\.", "encoder.patch_embed."),
+        (r"vssm_encoder\.downsamples\.", "encoder.mergers."),
+        (r"decoder\.expand_layers\.", "decoder.expansions."),
+        (r"decoder\.concat_back_dim\.(\d+)\.", r"decoder.fusions.\1.linear."),
+    ):
+        name = re.sub(f"^{theirs}", ours, name)
+    block = re.fullmatch(r"(?:vssm_encoder\.layers|decoder\.stages)\.(\d+)\.blocks\.(\d+)\.(.+)", name)
+    if block is not None:
+        half = "encoder" if name.startswith("vssm_encoder") else "decoder"
+        name = f"{half}.stages.{block[1]}.{block[2]}.{our_name(block[3])}"
+    return name
+
+
+def published_grids(patch: list[int], strides: list[int]) -> list[list[int]]:
+    """Grids that a patch leaves behind the global tokens' convolutions of the 2D decoder, finest first."""
+    return [[-(-size // (4 * 2**stage * stride)) for size in patch] for stage, stride in enumerate(strides)]
+
+
+def test_2d_network_equals_the_published_one(golden_net2d: Path, monkeypatch):
+    hyper, stored = load(golden_net2d)
+    shared_weights = golden_net2d.with_name(f"{golden_net2d.stem.removesuffix('_b')}.safetensors")
+    weights = stored if any(name.startswith("param/") for name in stored) else load(shared_weights)[1]
+    if hyper["mode"] == "split":
+        monkeypatch.setitem(token_order._POSITIONS, "split", published_split)
+    widths = hyper["dims"]
+    _, channels, *patch = hyper["input_shape"]
+    strides = hyper["gtx_strides"][::-1]  # the files go up from the bottom, our arguments down from the finest stage
+    grids = published_grids(patch, strides)
+    assert [prod(grid) for grid in grids[::-1]] == hyper["gtx_outs"]
+    network = LoGVMambaSwinUNet(
+        input_channels=channels,
+        n_stages=len(widths) + 1,
+        features_per_stage=[widths[0], *widths],
+        strides=[1, 4, *[2] * (len(widths) - 1)],
+        num_classes=hyper["classes"],
+        n_blocks_per_stage=hyper["encoder_depths"],
+        n_blocks_per_stage_decoder=hyper["decoder_depth"],
+        deep_supervision=hyper["deep_supervision"],
+        placement=PLACEMENTS[hyper["mode"]],
+        squeeze=hyper["squeeze"],
+        expand=hyper["expand"],
+        global_strides=strides,
+        channels_per_token=hyper["depth_squeezes"][::-1],
+        canonical_grids=grids,
+    ).eval()
+    assert sum(parameter.numel() for parameter in network.parameters()) == hyper["param_count_trainable"]
+    names = {name: our_swin_name(name.removeprefix("param/")) for name in weights if name.startswith("param/")}
+    network.load_state_dict({ours: weights[theirs].float() for theirs, ours in names.items()}, strict=True)
+
+    seen = {}
+    for kind, stages in (("encoder_layer", network.encoder.stages), ("decoder_stage", network.decoder.stages)):
+        for index, stage in enumerate(stages):
+            stage[-1].register_forward_hook(lambda _m, _a, y, name=f"{kind}{index}": seen.__setitem__(name, y))
+    with torch.no_grad():
+        outputs = network(stored["in/x"].float())
+
+    logits = [name for name in stored if name.startswith("out/")]
+    assert sorted(logits) == [f"out/logits_{index}" for index in range(len(outputs))]
+    for index, ours in enumerate(outputs):
+        theirs = stored[f"out/logits_{index}"]
+        assert ours.shape == theirs.shape
+        error = (ours - theirs).abs().max().item()
+        assert error <= LOGITS_LIMIT, f"logits {index}: largest error {error:.2e}, limit {LOGITS_LIMIT:.0e}"
+    intermediates = [name for name in stored if name.startswith("mid/")]
+    assert intermediates
+    for name in intermediates:
+        assert_close(name, channels_last(seen[name.removeprefix("mid/")]), stored[name])
 
 
 def our_network_name(name: str, num_stages: int) -> str:

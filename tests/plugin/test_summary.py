@@ -8,7 +8,7 @@ import torch
 from commands import run_command
 from torch import nn
 
-from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
 from nnunet_logvmamba.networks.presets import PRESETS
 from nnunet_logvmamba.plugin.cli import main
 from nnunet_logvmamba.plugin.cli.summary import summarize
@@ -58,13 +58,72 @@ def test_the_table_shows_the_published_tokens(paper):
     assert paper.rows[1].local_tokens == "R 3, S 16, width 54"
 
 
-def test_the_command_writes_totals_with_separators(capsys):
-    assert main(["summary", "--preset", "paper3d"]) == 0
+# The same of the published 2D network at 512 squared; blocks of the decoder without the fixed unfold kernels, 81 each.
+SWIN_PATCHES, SWIN_MERGERS = 4_896, (0, 74_496, 296_448, 1_182_720)
+SWIN_ENCODER = (210_816, 679_680, 10_761_984, 8_911_872)
+SWIN_DECODER = (3_755_586 - 162, 1_745_250 - 162, 680_034 - 162)
+SWIN_STEPS = (1_180_416 + 295_296, 295_296 + 73_920, 73_920 + 18_528)  # expansion and fusion
+SWIN_END, SWIN_HEADS = 147_648, 385 + 193 + 97 + 97
+
+
+@pytest.fixture(scope="module")
+def paper2d():
+    preset = PRESETS["paper2d"]
+    with torch.device("meta"):
+        network = LoGVMambaSwinUNet(**preset["arguments"])
+    return summarize(network, 3, preset["patch_size"], batch_size=1)
+
+
+def test_the_papers_2d_network_has_the_published_parameters_part_by_part(paper2d):
+    rows = {row.stage: row for row in paper2d.rows}
+    assert rows["patches"].parameters == SWIN_PATCHES
+    assert tuple(rows[f"encoder {i}"].block_parameters for i in range(4)) == SWIN_ENCODER
+    assert tuple(rows[f"encoder {i}"].parameters - SWIN_ENCODER[i] for i in range(4)) == SWIN_MERGERS
+    assert tuple(rows[f"decoder {i}"].block_parameters for i in range(3)) == SWIN_DECODER
+    assert tuple(rows[f"decoder {i}"].parameters - SWIN_DECODER[i] for i in range(3)) == SWIN_STEPS
+    assert rows["decoder 3"].parameters == SWIN_END
+    assert rows["heads (4)"].parameters == SWIN_HEADS
+    assert paper2d.parameters == sum(row.parameters for row in paper2d.rows) == 30_389_092
+
+
+def test_the_papers_2d_network_has_the_published_multiply_adds_and_state_updates(paper2d):
+    # The unfold by fixed kernels, which ours does by indexing, is 0.11 of the published 34.66 GMAC.
+    assert paper2d.multiply_adds == 34_658_111_232 - 111_476_736
+    assert paper2d.multiply_adds == sum(row.multiply_adds for row in paper2d.rows)
+    rows = {row.stage: row for row in paper2d.rows}
+    encoder = rows["patches"].multiply_adds + sum(rows[f"encoder {i}"].multiply_adds for i in range(4))
+    assert encoder == 19_206_242_304
+    assert paper2d.state_updates / 1e9 == pytest.approx(1.325, abs=0.0005)
+
+
+def test_the_table_shows_the_published_2d_tokens(paper2d):
+    shown = [(row.size, row.mixer, row.tokens, row.local_tokens, row.global_tokens) for row in paper2d.rows]
+    assert shown[1:-1] == [
+        ((128, 128), "2 VSS, 4 directions", "16,384", "-", "-"),
+        ((64, 64), "2 VSS, 4 directions", "4,096", "-", "-"),
+        ((32, 32), "9 VSS, 4 directions", "1,024", "-", "-"),
+        ((16, 16), "2 VSS, 4 directions", "256", "-", "-"),
+        ((32, 32), "2 LoG-VMamba", "1,024 + 432", "R 3, S 8, width 864", "stride 2x2, q 2, G 432, grid 16x16"),
+        ((64, 64), "2 LoG-VMamba", "4,096 + 432", "R 3, S 8, width 432", "stride 2x2, q 1, G 432, grid 32x32"),
+        ((128, 128), "2 LoG-VMamba", "16,384 + 216", "R 3, S 8, width 216", "stride 4x4, q 1, G 216, grid 32x32"),
+        ((512, 512), "-", "-", "-", "-"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters", "multiply_adds", "blocks"),
+    [
+        ("paper3d", "20,551,641", "394.68", ["1,034,838", "3.47"]),
+        ("paper2d", "30,389,092", "34.55", ["26,744,736", "29.31"]),
+    ],
+)
+def test_the_command_writes_totals_with_separators(preset, parameters, multiply_adds, blocks, capsys):
+    assert main(["summary", "--preset", preset]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "parameters    20,551,641" in lines
-    assert any(line.startswith("multiply-adds 394.68 GMAC") for line in lines)
+    assert f"parameters    {parameters}" in lines
+    assert any(line.startswith(f"multiply-adds {multiply_adds} GMAC") for line in lines)
     total = next(line for line in lines if line.startswith("total"))
-    assert total.split() == ["total", "20,551,641", "1,034,838", "394.68", "3.47"]
+    assert total.split() == ["total", parameters, blocks[0], multiply_adds, blocks[1]]
 
 
 class OneConvolution(nn.Module):
@@ -151,7 +210,7 @@ def test_the_grid_in_use_is_shown_where_it_is_not_the_canonical_one(planned, cap
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--preset paper4d", "there is no preset 'paper4d'; there are paper3d"),
+        ("--preset paper4d", "there is no preset 'paper4d'; there are paper3d, paper2d"),
         ("-d 998 -c 4d", "there is no configuration '4d' in nnUNetPlans; there are 2d, 3d_fullres"),
         ("-d 998 -tr nnUNetTrainerNone", "nnU-Net finds no trainer 'nnUNetTrainerNone': see logvmamba doctor"),
         ("-d 998 -tr json", "nnU-Net finds no trainer 'json'"),
@@ -169,4 +228,4 @@ def test_bad_input_is_answered_in_one_sentence(words, sentence, planned, capsys)
 def test_a_misspelt_preset_ends_the_command_without_a_traceback():
     done = run_command(["logvmamba", "summary", "--preset", "paper4d"], check=False)
     assert done.returncode != 0
-    assert done.stderr.splitlines() == ["logvmamba: there is no preset 'paper4d'; there are paper3d"]
+    assert done.stderr.splitlines() == ["logvmamba: there is no preset 'paper4d'; there are paper3d, paper2d"]

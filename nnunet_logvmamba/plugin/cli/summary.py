@@ -15,6 +15,8 @@ from nnunet_logvmamba.plugin.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from nnunet_logvmamba.networks.policy import StageSettings
+
 BYTES = 4  # of a float32
 COPIES = {"adam": 4, "sgd": 3}  # of every weight while training: itself, its gradient, and one or two running means
 
@@ -62,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-d", "--dataset", metavar="ID", help="number or name of a data set that has been planned")
-    source.add_argument("--preset", metavar="NAME", help="a published network, e.g. paper3d")
+    source.add_argument("--preset", metavar="NAME", help="a published network, paper3d or paper2d")
     parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
     parser.add_argument("-tr", "--trainer", default="nnUNetTrainerLoGVMamba", help="default: %(default)s")
@@ -111,7 +113,7 @@ def summarize(network: nn.Module, channels: int, patch_size: Sequence[int], batc
 
     Args:
         network: With an ``encoder`` and a ``decoder``; of ours, or one that nnU-Net plans. It is left in evaluation
-            mode with deep supervision off.
+            mode. Work is counted with the heads that it runs as it comes, memory with all of them.
         channels: Input channels.
         patch_size: Voxels per axis.
         batch_size: For ``activation_bytes`` only.
@@ -119,12 +121,13 @@ def summarize(network: nn.Module, channels: int, patch_size: Sequence[int], batc
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    built_with = getattr(network.decoder, "deep_supervision", False)
     network.train()
     network.decoder.deep_supervision = len(network.decoder.seg_layers) > 1
     activation_bytes = _activation_bytes(network, torch.empty(batch_size, channels, *patch_size, device="meta"))
 
     network.eval()
-    network.decoder.deep_supervision = False
+    network.decoder.deep_supervision = built_with
     sizes: dict[str, tuple[int, ...]] = {}
 
     def note_size(name: str):
@@ -142,12 +145,16 @@ def summarize(network: nn.Module, channels: int, patch_size: Sequence[int], batc
     root = type(network).__name__
     counts = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
     costs = _Costs(network, {name.removeprefix(f"{root}."): count for name, count in counts.items()}, sizes)
-    rows = _our_rows(costs) if hasattr(network, "settings") else _stock_rows(costs)
+    ours = hasattr(network, "settings")
+    if not ours:
+        rows = _stock_rows(costs)
+    else:
+        rows = _unet_rows(costs) if hasattr(network.encoder, "mixers") else _swin_rows(costs)
     return Summary(
         rows=rows,
         parameters=_count(network),
         multiply_adds=counter.get_total_flops() // 2,
-        state_updates=_state_updates(network, sizes) if hasattr(network, "settings") else 0,
+        state_updates=_state_updates(network, sizes) if ours else 0,
         activation_bytes=activation_bytes,
         batch_size=batch_size,
     )
@@ -164,50 +171,81 @@ class _Costs:
         return sum(map(_count, modules)), sum(self.multiply_adds.get(name, 0) for name in names)
 
 
-def _our_rows(costs: _Costs) -> list[Row]:
+def _unet_rows(costs: _Costs) -> list[Row]:
     network, sizes = costs.network, costs.sizes
-    parameters, multiply_adds = costs.of("encoder.stem")
-    rows = [Row("stem", sizes["encoder.stem"], parameters=parameters, multiply_adds=multiply_adds)]
-    for index, (setting, mixer) in enumerate(zip(network.settings, network.encoder.mixers)):
+    rows = [_row_without_blocks(costs, "stem", "encoder.stem")]
+    for index, setting in enumerate(network.settings):
         block = f"encoder.mixers.{index}"
-        size = sizes[block]
-        parameters, multiply_adds = costs.of(f"encoder.stages.{index}", block)
-        block_parameters, block_multiply_adds = costs.of(block)
-        tokens = local = glob = "-"
-        if setting.mixes:
-            tokens = f"{prod(size):,}"
-            if setting.local_tokens:
-                squeeze = mixer.local_tokens.conv.in_channels // mixer.local_tokens.conv.groups
-                local = f"R {mixer.local_tokens.window}, S {squeeze}, width {setting.token_width}"
-            if mixer.global_tokens is not None:
-                here = sizes[f"{block}.global_tokens.conv"]
-                tokens += f" + {mixer.global_tokens.num_tokens}"
-                glob = f"stride {_times(setting.global_stride)}, q {setting.channels_per_token}, "
-                glob += f"G {mixer.global_tokens.num_tokens}, grid {_times(setting.canonical_grid)}"
-                glob += "" if here == setting.canonical_grid else f" used at {_times(here)}"
+        words = _block_words(costs, block, setting) if setting.mixes else ("-", "-", "-", "-")
         rows.append(
             Row(
                 f"mixing {index}",
-                size,
-                tokens,
-                setting.label,
-                local,
-                glob,
-                parameters,
-                multiply_adds,
-                block_parameters,
-                block_multiply_adds,
+                sizes[block],
+                *words,
+                *costs.of(f"encoder.stages.{index}", block),
+                *costs.of(block),
             )
         )
     for step in range(len(network.decoder.stages)):
-        names = (f"decoder.upsamplers.{step}", f"decoder.stages.{step}")
-        parameters, multiply_adds = costs.of(*names)
-        rows.append(Row(f"decoder {step}", sizes[names[1]], parameters=parameters, multiply_adds=multiply_adds))
-    parameters, multiply_adds = costs.of("decoder.seg_layers")
-    multiply_adds = sum(costs.of(f"decoder.seg_layers.{i}")[1] for i in range(len(network.decoder.seg_layers)))
-    heads = f"heads ({len(network.decoder.seg_layers)})"
-    rows.append(Row(heads, rows[0].size, parameters=parameters, multiply_adds=multiply_adds))
-    return rows
+        stage = f"decoder.stages.{step}"
+        rows.append(_row_without_blocks(costs, f"decoder {step}", stage, ahead=f"decoder.upsamplers.{step}"))
+    return [*rows, _heads_row(costs, rows[0].size)]
+
+
+def _swin_rows(costs: _Costs) -> list[Row]:
+    encoder, decoder = costs.network.encoder, costs.network.decoder
+    rows = [_row_without_blocks(costs, "patches", "encoder.patch_embed")]
+    for index in range(len(encoder.stages)):
+        ahead = [f"encoder.mergers.{index - 1}"] if index else []
+        rows.append(_row_of_blocks(costs, f"encoder {index}", f"encoder.stages.{index}", ahead))
+    last = len(decoder.stages)
+    for step, setting in enumerate(reversed(costs.network.settings)):
+        ahead = [f"decoder.expansions.{step}", f"decoder.fusions.{step}"]
+        rows.append(_row_of_blocks(costs, f"decoder {step}", f"decoder.stages.{step}", ahead, setting))
+    rows.append(_row_without_blocks(costs, f"decoder {last}", f"decoder.expansions.{last}"))
+    return [*rows, _heads_row(costs, rows[-1].size)]
+
+
+def _row_without_blocks(costs: _Costs, stage: str, name: str, ahead: str | None = None) -> Row:
+    names = [name] if ahead is None else [ahead, name]
+    parameters, multiply_adds = costs.of(*names)
+    return Row(stage, costs.sizes[name], parameters=parameters, multiply_adds=multiply_adds)
+
+
+def _row_of_blocks(
+    costs: _Costs, stage: str, name: str, ahead: Sequence[str], setting: StageSettings | None = None
+) -> Row:
+    """Row of a stage that is a chain of like blocks, with the modules ahead of it; without a setting they are VSS."""
+    chain = costs.network.get_submodule(name)
+    blocks = [f"{name}.{index}" for index in range(len(chain))]
+    size = costs.sizes[blocks[0]]
+    tokens, label, local, glob = (
+        (f"{prod(size):,}", "VSS", "-", "-") if setting is None else _block_words(costs, blocks[0], setting)
+    )
+    label = f"{len(chain)} {label}" + (f", {chain[0].directions} directions" if chain[0].directions > 1 else "")
+    return Row(stage, size, tokens, label, local, glob, *costs.of(*ahead, *blocks), *costs.of(*blocks))
+
+
+def _heads_row(costs: _Costs, size: tuple[int, ...]) -> Row:
+    heads = [f"decoder.seg_layers.{index}" for index in range(len(costs.network.decoder.seg_layers))]
+    parameters, multiply_adds = costs.of(*heads)
+    return Row(f"heads ({len(heads)})", size, parameters=parameters, multiply_adds=multiply_adds)
+
+
+def _block_words(costs: _Costs, name: str, setting: StageSettings) -> tuple[str, str, str, str]:
+    """Number of tokens, kind, local tokens and global tokens of a block."""
+    block = costs.network.get_submodule(name)
+    tokens, local, glob = f"{prod(costs.sizes[name]):,}", "-", "-"
+    if setting.local_tokens:
+        squeeze = block.local_tokens.conv.in_channels // block.local_tokens.conv.groups
+        local = f"R {block.local_tokens.window}, S {squeeze}, width {setting.token_width}"
+    if block.global_tokens is not None:
+        here = costs.sizes[f"{name}.global_tokens.conv"]
+        tokens += f" + {block.global_tokens.num_tokens}"
+        glob = f"stride {_times(setting.global_stride)}, q {setting.channels_per_token}, "
+        glob += f"G {block.global_tokens.num_tokens}, grid {_times(setting.canonical_grid)}"
+        glob += "" if here == setting.canonical_grid else f" used at {_times(here)}"
+    return tokens, setting.label, local, glob
 
 
 def _stock_rows(costs: _Costs) -> list[Row]:
@@ -248,11 +286,11 @@ def _activation_bytes(network: nn.Module, patches: Tensor) -> int:
 
 def _state_updates(network: nn.Module, sizes: dict[str, tuple[int, ...]]) -> int:
     total = 0
-    for index, (setting, mixer) in enumerate(zip(network.settings, network.encoder.mixers)):
-        if setting.mixes and setting.states:
-            length = prod(sizes[f"encoder.mixers.{index}"])
-            length += 0 if mixer.global_tokens is None else mixer.global_tokens.num_tokens
-            total += length * setting.token_width * mixer.ssm.state_size * mixer.directions
+    for name, block in network.named_modules():
+        ssm = getattr(block, "ssm", None)
+        if hasattr(ssm, "state_size"):  # not what stands in its place in the control without states
+            length = prod(sizes[name]) + (0 if block.global_tokens is None else block.global_tokens.num_tokens)
+            total += length * ssm.A_log.numel()  # channels of all directions times states
     return total
 
 
@@ -303,7 +341,7 @@ def _from_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int]
         channels = determine_num_input_channels(plans_manager, manager, dataset_json)
         classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
         with torch.device("meta"):
-            network = trainer.build_network_architecture(plans_manager, manager, channels, classes)
+            network = trainer.build_network_architecture(plans_manager, manager, channels, classes, False)
     except (RuntimeError, ValueError) as error:  # our sentence about the plan
         raise UserError(str(error)) from error
     optimizer = "sgd"
