@@ -209,7 +209,7 @@ def measured_ceilings(setting: Setting) -> dict[str, float]:
     rounds = 4 if setting.tiny else 512
     values = torch.rand(2**12 if setting.tiny else 2**22, device=setting.device)
     if setting.device == "cuda":
-        from kernels import repeated_exponentials
+        from exponentials import repeated_exponentials
 
         seconds = timed(lambda: repeated_exponentials(values, rounds), setting)["seconds"]
     else:
