@@ -6,7 +6,7 @@ import inspect
 from nnunet_logvmamba.layers import FAMILIES, PLACEMENTS
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
 from nnunet_logvmamba.networks.presets import PRESETS
-from nnunet_logvmamba.plugin import plans, trainers
+from nnunet_logvmamba.plugin import plans, pretraining, trainers
 
 TRAINERS = (
     "nnUNetTrainerLoGVMamba",
@@ -14,6 +14,8 @@ TRAINERS = (
     "nnUNetTrainerGVMamba",
     "nnUNetTrainerVMamba",
     "nnUNetTrainerNoSSM",
+    "nnUNetTrainerLoGVMambaSwin",
+    "nnUNetTrainerVMambaSwin",
     "nnUNetTrainerStockNetwork",
 )
 NETWORK_ARGUMENTS = [
@@ -85,8 +87,14 @@ def test_dotted_path_of_the_network_in_plans():
 
 
 def test_dotted_path_of_the_2d_network_in_plans():
-    module = importlib.import_module("nnunet_logvmamba.networks")
-    assert module.LoGVMambaSwinUNet is LoGVMambaSwinUNet
+    assert plans.SWIN_CLASS_NAME == "nnunet_logvmamba.networks.LoGVMambaSwinUNet"
+    module, _, name = plans.SWIN_CLASS_NAME.rpartition(".")
+    assert getattr(importlib.import_module(module), name) is LoGVMambaSwinUNet
+
+
+def test_how_a_pretrained_encoder_is_asked_for():
+    assert (pretraining.VARIABLE, pretraining.NO_WEIGHTS) == ("nnUNet_logvmamba_pretrained", "none")
+    assert pretraining.REPORT == "pretrained_encoder.json"
 
 
 def test_arguments_of_the_networks_in_plans():
@@ -113,6 +121,7 @@ def test_words_that_plans_may_hold():
         "optimizer",
         "weight_decay",
         "seed",
+        "pretrained",
     )
 
 

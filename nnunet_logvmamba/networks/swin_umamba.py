@@ -11,6 +11,7 @@ from nnunet_logvmamba.layers import check_family
 
 from .expanding_decoder import ExpandingDecoder
 from .heads import every_scale_has_a_head
+from .images import check_image
 from .policy import StageSettings, per_axis, stage_settings, swin_decoder_tokens
 from .vmamba_encoder import VMambaEncoder
 
@@ -111,7 +112,7 @@ class LoGVMambaSwinUNet(nn.Module):
         if directions is None:
             directions = 4 if family == "vss" else 1
         full_width, *widths = features_per_stage
-        self.strides = strides
+        self.input_channels, self.strides = input_channels, strides
         self.settings: list[StageSettings] = stage_settings(
             widths[:-1],
             swin_decoder_tokens(strides),
@@ -150,6 +151,7 @@ class LoGVMambaSwinUNet(nn.Module):
         self.apply(InitWeights_He(1e-2))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        check_image(x, self.input_channels, 2)
         spatial = x.shape[2:]
         padding = [-size % prod(axis) for size, axis in zip(spatial, zip(*self.strides))]
         if any(padding):

@@ -15,6 +15,7 @@ from nnunet_logvmamba.layers import CONVOLUTIONS
 from .decoder import Decoder
 from .encoder import Encoder
 from .heads import every_scale_has_a_head
+from .images import check_image
 from .policy import StageSettings, stage_settings, unet_tokens
 
 _INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
@@ -109,6 +110,7 @@ class LoGVMambaUNet(nn.Module):
             raise ValueError(f"dropout_op is {dropout_op}; LoGVMambaUNet has no dropout layers, set it to null")
         all_heads = every_scale_has_a_head(seg_heads, deep_supervision)
         spatial_dims = convert_conv_op_to_dim(conv_op)
+        self.input_channels, self.spatial_dims = input_channels, spatial_dims
         features = [features_per_stage] * n_stages if isinstance(features_per_stage, int) else list(features_per_stage)
         kernel_sizes = [kernel_sizes] * n_stages if isinstance(kernel_sizes, int) else list(kernel_sizes)
         for name, values in (("features_per_stage", features), ("kernel_sizes", kernel_sizes), ("strides", strides)):
@@ -174,4 +176,5 @@ class LoGVMambaUNet(nn.Module):
         self.apply(InitWeights_He(1e-2))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        check_image(x, self.input_channels, self.spatial_dims)
         return self.decoder(self.encoder(x))

@@ -1,4 +1,4 @@
-"""Reads stock nnU-Net plans into the arguments of our network, and writes configurations that carry our knobs."""
+"""Reads stock nnU-Net plans into the arguments of our networks, and writes configurations that carry our knobs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
+from nnunet_logvmamba.networks.presets import PAPER_2D
 from nnunet_logvmamba.ops import backends
 
 NETWORK_CLASS_NAME = "nnunet_logvmamba.networks.LoGVMambaUNet"
 """Dotted path that plans files on users' disks refer to; it never moves."""
+
+SWIN_CLASS_NAME = "nnunet_logvmamba.networks.LoGVMambaSwinUNet"
+"""The same for the 2D network of the Swin lineage."""
+
+NETWORKS = {NETWORK_CLASS_NAME: LoGVMambaUNet, SWIN_CLASS_NAME: LoGVMambaSwinUNet}
 
 TRAINING_KEY = "logvmamba"
 """Optional key of a configuration with the training settings that only our trainers read."""
@@ -36,6 +42,7 @@ TRAINING_SETTINGS = (
     "optimizer",
     "weight_decay",
     "seed",
+    "pretrained",
 )
 OPTIMIZERS = ("adam", "sgd")
 
@@ -54,38 +61,46 @@ KEPT_ARGUMENTS = (
     "nonlin",
     "nonlin_kwargs",
 )
+SWIN_STAGES = ("n_stages", "features_per_stage", "strides", "n_blocks_per_stage")
 IMPORTED_ARGUMENTS = ("conv_op", "norm_op", "dropout_op", "nonlin")
 
 
 def is_ours(architecture: dict) -> bool:
-    """True if the ``architecture`` of a configuration already names our network."""
-    return architecture["network_class_name"] == NETWORK_CLASS_NAME
+    """True if the ``architecture`` of a configuration already names one of our networks."""
+    return architecture["network_class_name"] in NETWORKS
 
 
-def to_our_architecture(architecture: dict, **knobs) -> dict:
-    """Translate the ``architecture`` of a configuration into one that names our network.
+def to_our_architecture(architecture: dict, network: str | None = None, **knobs) -> dict:
+    """Translate the ``architecture`` of a configuration into one that names a network of ours.
 
-    Convolution, normalisation, activation, kernel sizes, strides and widths are the plan's; block counts are dropped,
-    since ours are fixed. An architecture that is ours already is kept as it stands.
+    For ``LoGVMambaUNet``, convolution, normalisation, activation, kernel sizes, strides and widths are the plan's;
+    block counts are dropped, since ours are fixed. ``LoGVMambaSwinUNet`` has the published stages, whatever the plan's
+    are. An architecture that is ours already is kept as it stands.
 
     Args:
         architecture: Value of the key ``architecture`` of a configuration; not changed.
+        network: Dotted path of the network to build; None means what the architecture names, or ``LoGVMambaUNet``.
         knobs: Arguments of our network that are set on top, whatever the plan says.
 
     Returns:
         A new architecture in nnU-Net's form: ``network_class_name``, ``arch_kwargs``, ``_kw_requires_import``.
 
     Raises:
-        ValueError: If the network is neither ours nor one of those nnU-Net plans by itself, or an argument is missing.
+        ValueError: If the network is neither ours nor one of those nnU-Net plans by itself, is not the one that is
+            asked for, or an argument is missing.
     """
+    name = architecture["network_class_name"]
     if is_ours(architecture):
+        if network not in (None, name):
+            raise ValueError(
+                f"the configuration names {_short(name)} and not {_short(network)}: take nnU-Net's own configuration"
+            )
         ours = deepcopy(architecture)
     else:
-        name = architecture["network_class_name"]
-        if name.rsplit(".", 1)[-1] not in STOCK_NETWORKS:
+        if _short(name) not in STOCK_NETWORKS:
             raise ValueError(
                 f"cannot translate the network '{name}' of this plan: our trainers take "
-                f"{' and '.join(STOCK_NETWORKS)} as nnU-Net plans them, or {NETWORK_CLASS_NAME}"
+                f"{' and '.join(STOCK_NETWORKS)} as nnU-Net plans them, or {' and '.join(NETWORKS)}"
             )
         planned = architecture["arch_kwargs"]
         missing = [
@@ -95,13 +110,31 @@ def to_our_architecture(architecture: dict, **knobs) -> dict:
         ]
         if missing:
             raise ValueError(f"the plan's architecture '{name}' lacks {', '.join(missing)}")
-        ours = {
-            "network_class_name": NETWORK_CLASS_NAME,
-            "arch_kwargs": {key: deepcopy(planned[key]) for key in KEPT_ARGUMENTS if key in planned},
-            "_kw_requires_import": [key for key in IMPORTED_ARGUMENTS if key in planned],
-        }
+        ours = _published_swin(planned) if network == SWIN_CLASS_NAME else _like_planned(planned)
     ours["arch_kwargs"].update(knobs)
     return ours
+
+
+def _like_planned(planned: dict) -> dict:
+    return {
+        "network_class_name": NETWORK_CLASS_NAME,
+        "arch_kwargs": {key: deepcopy(planned[key]) for key in KEPT_ARGUMENTS if key in planned},
+        "_kw_requires_import": [key for key in IMPORTED_ARGUMENTS if key in planned],
+    }
+
+
+def _published_swin(planned: dict) -> dict:
+    if len(planned["kernel_sizes"][0]) != 2:
+        raise ValueError(
+            "LoGVMambaSwinUNet is a 2D network and this configuration is 3D: take the configuration 2d, or a trainer "
+            "of the U-Net lineage such as nnUNetTrainerLoGVMamba"
+        )
+    arguments = {key: deepcopy(PAPER_2D["arguments"][key]) for key in SWIN_STAGES}
+    return {"network_class_name": SWIN_CLASS_NAME, "arch_kwargs": arguments, "_kw_requires_import": []}
+
+
+def _short(class_name: str) -> str:
+    return class_name.rsplit(".", 1)[-1]
 
 
 def check_training_settings(settings: object) -> dict:
@@ -129,6 +162,9 @@ def check_training_settings(settings: object) -> dict:
                 raise ValueError(
                     f"unknown optimizer {value!r} under '{TRAINING_KEY}'; valid are {', '.join(OPTIMIZERS)}"
                 )
+        elif key == "pretrained":
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be the path of a checkpoint, not {value!r}")
         elif key == "initial_lr":
             if not number or not 0 < value < float("inf"):
                 raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be a number above 0, not {value!r}")
@@ -144,31 +180,34 @@ def check_training_settings(settings: object) -> dict:
     return dict(settings)
 
 
-def knobs() -> dict:
-    """Give the arguments of our network that a plan can set beyond nnU-Net's own, with their default values."""
-    parameters = inspect.signature(LoGVMambaUNet).parameters
-    given = {"input_channels", "num_classes", "deep_supervision", *KEPT_ARGUMENTS}
+def knobs(network: str = NETWORK_CLASS_NAME) -> dict:
+    """Give the arguments of a network of ours that a plan can set beyond nnU-Net's own, with their default values."""
+    parameters = inspect.signature(NETWORKS[network]).parameters
+    given = {"input_channels", "num_classes", "deep_supervision"}
+    given |= {"n_stages", "strides"} if network == SWIN_CLASS_NAME else set(KEPT_ARGUMENTS)
     return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
 
-def check_knobs(values: dict) -> None:
+def check_knobs(values: dict, network: str = NETWORK_CLASS_NAME) -> None:
     """Refuse knobs that do not exist or whose kind of value is wrong; the network itself judges the value.
 
     Raises:
         ValueError: Naming the knob, and the valid ones or the kind that is needed.
     """
-    defaults = knobs()
+    defaults = knobs(network)
     for name, value in values.items():
         if name not in defaults:
-            raise ValueError(f"unknown knob '{name}'; valid are {', '.join(defaults)}")
+            raise ValueError(f"unknown knob '{name}' of {_short(network)}; valid are {', '.join(defaults)}")
         default = defaults[name]
         if name == "backend":
             backends.check_name(value)
         whole = isinstance(value, int) and not isinstance(value, bool)
-        if default is None:
-            fits, kind = value is None or whole or isinstance(value, list), "a whole number, a list or null"
-            if name != "squeeze":
-                fits, kind = value is None or isinstance(value, list), "a list or null"
+        if default is None and name in ("squeeze", "directions"):
+            fits, kind = value is None or whole, "a whole number or null"
+        elif default is None:
+            fits, kind = value is None or isinstance(value, list), "a list or null"
+        elif isinstance(default, tuple) or default is inspect.Parameter.empty:
+            fits, kind = isinstance(value, list), "a list"
         elif isinstance(default, bool):
             fits, kind = isinstance(value, bool), "true or false"
         elif isinstance(default, int):
@@ -186,16 +225,17 @@ def build_network(
     num_input_channels: int,
     num_output_channels: int,
     deep_supervision: bool,
+    network: str | None = None,
     **overrides,
 ) -> nn.Module:
-    """Build our network from any configuration, with some arguments set on top.
+    """Build a network of ours from any configuration, with some arguments set on top; see ``to_our_architecture``.
 
     Deep supervision is left off where the configuration asks for a head on the finest scale only.
 
     Raises:
         ValueError: If it cannot be built.
     """
-    architecture = to_our_architecture(configuration_manager.configuration["architecture"], **overrides)
+    architecture = to_our_architecture(configuration_manager.configuration["architecture"], network, **overrides)
     arguments = architecture["arch_kwargs"]
     try:
         return get_network_from_plans(
@@ -221,6 +261,7 @@ def add_configuration(
     training: dict | None = None,
     batch_size: int | None = None,
     patch_size: list[int] | None = None,
+    network: str | None = None,
     keep_network: bool = False,
     overwrite: bool = False,
 ) -> tuple[dict, list[str]]:
@@ -234,10 +275,11 @@ def add_configuration(
         dataset_json: Content of the data set's ``dataset.json``.
         base: Configuration to start from.
         name: Name of the new one.
-        arguments: Knobs of ``LoGVMambaUNet``; those not named keep their default, or what ``base`` says if it is ours.
+        arguments: Knobs of the network; those not named keep their default, or what ``base`` says if it is ours.
         training: Settings for our trainers, see ``TRAINING_SETTINGS``.
         batch_size: Patches per step, instead of that of ``base``.
         patch_size: Voxels per axis, instead of that of ``base``; also for the partner.
+        network: Dotted path of our network; None means that of ``base`` if it is ours, else ``LoGVMambaUNet``.
         keep_network: Leave the network of ``base`` in place; our trainers translate it, any other trains it as it is.
         overwrite: Replace configurations that have the new names.
 
@@ -252,13 +294,15 @@ def add_configuration(
         raise ValueError(f"there is no configuration '{base}' in these plans; there are {', '.join(configurations)}")
     if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
         raise ValueError(f"'{name}' cannot name a configuration: use letters, digits, '.', '-' and single '_'")
-    check_knobs(arguments or {})
-    if keep_network and arguments:
-        raise ValueError(f"knobs ({', '.join(arguments)}) belong to our network and cannot go with --keep-network")
-    settings = check_training_settings(training)
-    names = {base: name}
     manager = PlansManager(plans)
     resolved = manager.get_configuration(base)
+    planned = resolved.configuration["architecture"]
+    check_knobs(arguments or {}, network or (planned["network_class_name"] if is_ours(planned) else NETWORK_CLASS_NAME))
+    if keep_network and (arguments or network):
+        what = f"knobs ({', '.join(arguments)}) belong to our network" if arguments else "another network was named"
+        raise ValueError(f"{what}, which cannot go with --keep-network")
+    settings = check_training_settings(training)
+    names = {base: name}
     previous, following = resolved.previous_stage_name, resolved.next_stage_names or []
     for partner in [*([] if previous is None else [previous]), *following]:
         names[partner] = name.replace(base, partner, 1) if base in name else f"{name}_{partner}"
@@ -273,7 +317,7 @@ def add_configuration(
         parent = manager.get_configuration(old)
         entry: dict = {"inherits_from": old}
         if not keep_network:
-            entry["architecture"] = _complete(parent.configuration["architecture"], arguments or {})
+            entry["architecture"] = _complete(parent.configuration["architecture"], network, arguments or {})
         if batch_size is not None:
             entry["batch_size"] = batch_size
         if patch_size is not None:
@@ -316,12 +360,15 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
     """Send a batch of patches through a network on the meta device, which needs no memory and hardly any time.
 
     Raises:
-        ValueError: If the patch is not divisible by the strides, there is no batch, or the network takes no such patch.
+        ValueError: If the patch is not divisible by the strides (``LoGVMambaSwinUNet`` pads, so there it need not be),
+            there is no batch, or the network takes no such patch.
     """
     patch_size, strides = list(configuration.patch_size), configuration.pool_op_kernel_sizes
-    totals = [prod(axis) for axis in zip(*strides)]
+    pads = isinstance(network, LoGVMambaSwinUNet)
+    totals = [1 if pads else prod(axis) for axis in zip(*strides)]
     if len(patch_size) != len(totals) or any(size < 1 or size % total for size, total in zip(patch_size, totals)):
-        raise ValueError(f"the patch size {patch_size} must be divisible by {totals}, axis by axis")
+        needed = f"have {len(totals)} axes of at least 1" if pads else f"be divisible by {totals}, axis by axis"
+        raise ValueError(f"the patch size {patch_size} must {needed}")
     if configuration.batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, not {configuration.batch_size}")
     try:
@@ -330,10 +377,11 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
         raise ValueError(f"the network takes no patch of {patch_size}: {str(error).splitlines()[0]}") from error
 
 
-def _complete(architecture: dict, values: dict) -> dict:
-    complete = to_our_architecture(architecture, **values)
+def _complete(architecture: dict, network: str | None, values: dict) -> dict:
+    complete = to_our_architecture(architecture, network, **values)
     arguments = complete["arch_kwargs"]
-    complete["arch_kwargs"] = {**arguments, **{k: v for k, v in knobs().items() if k not in arguments}}
+    others = {k: v for k, v in knobs(complete["network_class_name"]).items() if k not in arguments}
+    complete["arch_kwargs"] = {**arguments, **others}
     return complete
 
 

@@ -12,6 +12,7 @@ import random
 import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,8 +22,18 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet
 from nnunet_logvmamba.ops import backends
-from nnunet_logvmamba.plugin.plans import TRAINING_KEY, build_network, check_patch, check_training_settings, is_ours
+from nnunet_logvmamba.plugin import pretraining
+from nnunet_logvmamba.plugin.plans import (
+    SWIN_CLASS_NAME,
+    TRAINING_KEY,
+    build_network,
+    check_patch,
+    check_training_settings,
+    is_ours,
+    to_our_architecture,
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class RecipeTrainer(nnUNetTrainer):
     """Stock training with a recipe that a name or a configuration can choose; everything else is inherited.
 
     Settings come, in falling order, from the trainer's name, from the configuration's optional key ``logvmamba``
-    (see ``plans.TRAINING_SETTINGS``) and from ``DEFAULT_RECIPE`` and nnU-Net. ``initial_lr`` and ``weight_decay`` of a
+    (see ``plans.TRAINING_SETTINGS``) and from ``default_recipe`` and nnU-Net. ``initial_lr`` and ``weight_decay`` of a
     configuration belong to the optimizer it names (the default one where it names none), so they do not follow when
     the trainer's name chooses another optimizer, nor when it asks for the paper's recipe.
 
@@ -62,6 +73,7 @@ class RecipeTrainer(nnUNetTrainer):
         RuntimeError: Before any folder is created, if the configuration cannot be built or its settings are wrong.
     """
 
+    default_recipe = DEFAULT_RECIPE
     named_recipe: str | None = None
     named_epochs: int | None = None
     named_seed: int | None = None
@@ -69,7 +81,7 @@ class RecipeTrainer(nnUNetTrainer):
     # nnU-Net stores the arguments under these names in every checkpoint, so they stay as they are.
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = _CUDA):
         settings = self._checked_settings(plans, configuration, dataset_json, device)
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        super().__init__(self._own_plans(plans, configuration), configuration, fold, dataset_json, device)
         self.recipe = self.choose_recipe(self.configuration_manager)
         self.initial_lr = self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
@@ -86,6 +98,11 @@ class RecipeTrainer(nnUNetTrainer):
         if one_head or len(arguments["strides"]) < 3:
             # There are no other outputs to supervise, and nnU-Net would weigh a single one by 0 / 0.
             self.enable_deep_supervision = False
+        self.encoder_is_pretrained = self._continues = False
+
+    @classmethod
+    def _own_plans(cls, plans: dict, configuration: str) -> dict:
+        return plans
 
     @classmethod
     def _checked_settings(cls, plans: dict, configuration: str, dataset_json: dict, device: torch.device) -> dict:
@@ -100,6 +117,10 @@ class RecipeTrainer(nnUNetTrainer):
                 check_patch(network, manager, channels)
             if is_ours(manager.configuration["architecture"]):
                 backends.choose(manager.network_arch_init_kwargs.get("backend", "auto"), device)
+            if isinstance(network, LoGVMambaSwinUNet):
+                pretraining.checkpoint_asked_for(settings)
+            elif "pretrained" in settings:
+                raise ValueError(f"'pretrained' under '{TRAINING_KEY}' is for LoGVMambaSwinUNet, not for this network")
         except ValueError as error:
             raise RuntimeError(f"Configuration '{configuration}' cannot be trained: {error}") from error
         return settings
@@ -108,23 +129,50 @@ class RecipeTrainer(nnUNetTrainer):
     def choose_recipe(cls, configuration_manager: ConfigurationManager) -> Recipe:
         """Give the recipe that the trainer's name, the configuration and the default amount to."""
         settings = check_training_settings(configuration_manager.configuration.get(TRAINING_KEY))
-        configured = settings.get("optimizer", DEFAULT_RECIPE.optimizer)
+        configured = settings.get("optimizer", cls.default_recipe.optimizer)
         if cls.named_recipe is not None:
             recipe = RECIPES[cls.named_recipe]
         else:
-            recipe = RECIPES[configured] if "optimizer" in settings else DEFAULT_RECIPE
+            recipe = RECIPES[configured] if "optimizer" in settings else cls.default_recipe
         if recipe.optimizer == configured and cls.named_recipe != "paper":
             recipe = replace(recipe, **{k: settings[k] for k in ("initial_lr", "weight_decay") if k in settings})
         return recipe
 
     def initialize(self):
-        """Seed, then build network, optimizer and loss as nnU-Net does, and log the recipe."""
+        """Seed, then build network, optimizer and loss as nnU-Net does, load a pretrained encoder, log the recipe."""
         self._seed_everything()
         super().initialize()
+        if isinstance(self._bare_network(), LoGVMambaSwinUNet):
+            self._start_encoder()
         self.print_to_log_file(
             f"Recipe: {asdict(self.recipe)}, {self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations, "
             f"seed {self.seed}"
         )
+
+    def _bare_network(self) -> nn.Module:
+        network = self.network.module if self.is_ddp else self.network
+        return getattr(network, "_orig_mod", network)
+
+    def _start_encoder(self):
+        report_file = Path(self.output_folder) / pretraining.REPORT
+        if self._continues:
+            self.encoder_is_pretrained = report_file.is_file()
+        else:
+            settings = check_training_settings(self.configuration_manager.configuration.get(TRAINING_KEY))
+            self.encoder_is_pretrained = pretraining.start_encoder(
+                self._bare_network().encoder,
+                pretraining.checkpoint_asked_for(settings),
+                report_file if self.local_rank == 0 else None,
+                self.print_to_log_file,
+            )
+        self.optimizer.register_step_pre_hook(self._keep_pretrained_encoder)
+
+    def _keep_pretrained_encoder(self, *_):
+        # Neither a learning rate of 0 nor requires_grad would do: nnU-Net's schedule sets the former anew, and DDP
+        # waits for the gradients that the latter holds back.
+        if self.encoder_is_pretrained and self.current_epoch < pretraining.KEPT_EPOCHS:
+            for parameter in self._bare_network().encoder.parameters():
+                parameter.grad = None
 
     def configure_optimizers(self):
         """Give the recipe's optimizer, with and without weight decay, and nnU-Net's polynomial schedule."""
@@ -166,6 +214,7 @@ class RecipeTrainer(nnUNetTrainer):
             RuntimeError: If another trainer wrote it or its tensors are not those of this network; nothing is changed.
         """
         if not self.was_initialized:
+            self._continues = True
             self.initialize()
         checkpoint = filename_or_checkpoint
         if isinstance(checkpoint, str):
@@ -181,8 +230,7 @@ class RecipeTrainer(nnUNetTrainer):
                 f"{name} was written by the trainer {writer}, not by {type(self).__name__}: continue with "
                 f"-tr {writer}, or remove the file to start anew."
             )
-        network = self.network.module if self.is_ddp else self.network
-        network = getattr(network, "_orig_mod", network)
+        network = self._bare_network()
         weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
         difference = _first_difference(network, weights)
         if difference is not None:
@@ -228,8 +276,13 @@ def _environment(**values: str):
                 os.environ[name] = value
 
 
-def _builder(family: str | None):
-    """Give a ``build_network_architecture`` for a trainer; ``None`` takes the family that the plan says, or LoG."""
+def _builder(family: str | None, network_name: str | None = None):
+    """Give a ``build_network_architecture`` for a trainer.
+
+    Args:
+        family: Family of the blocks; None takes the one that the plan says, or LoG.
+        network_name: Dotted path of the network; None takes the one that the plan says, or LoGVMambaUNet.
+    """
 
     def build_network_architecture(
         plans_manager: PlansManager,
@@ -241,7 +294,12 @@ def _builder(family: str | None):
         overrides = {} if family is None else {"family": family}
         try:
             network = build_network(
-                configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision, **overrides
+                configuration_manager,
+                num_input_channels,
+                num_output_channels,
+                enable_deep_supervision,
+                network_name,
+                **overrides,
             )
         except ValueError as error:
             raise RuntimeError(f"The network cannot be built from this plan: {error}.") from error
@@ -297,6 +355,40 @@ class nnUNetTrainerNoSSM(RecipeTrainer):
         )
 
 
+class SwinTrainer(RecipeTrainer):
+    """The published 2D network: its encoder may start from ImageNet weights and is then kept for ten epochs.
+
+    It has its own stages, whatever nnU-Net planned. So it writes its architecture into the plans that it trains with,
+    where nnU-Net reads the scales of deep supervision.
+    """
+
+    default_recipe = RECIPES["paper"]
+    family: str | None = None
+
+    @classmethod
+    def _own_plans(cls, plans: dict, configuration: str) -> dict:
+        planned = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
+        knobs = {} if cls.family is None else {"family": cls.family}
+        entry = {
+            **plans["configurations"][configuration],
+            "architecture": to_our_architecture(planned, SWIN_CLASS_NAME, **knobs),
+        }
+        return {**plans, "configurations": {**plans["configurations"], configuration: entry}}
+
+
+class nnUNetTrainerLoGVMambaSwin(SwinTrainer):
+    """The paper's 2D network: VMamba encoder, LoG-VMamba decoder; a configuration of ours is built as it stands."""
+
+    build_network_architecture = _builder(None, SWIN_CLASS_NAME)
+
+
+class nnUNetTrainerVMambaSwin(SwinTrainer):
+    """What the paper's 2D network is built on: the same with VSS blocks in the decoder (Swin-UMamba†)."""
+
+    family = "vss"
+    build_network_architecture = _builder("vss", SWIN_CLASS_NAME)
+
+
 class nnUNetTrainerStockNetwork(RecipeTrainer):
     """The network as nnU-Net plans it, trained with our recipes, seeds and lengths, for comparisons on equal terms."""
 
@@ -322,7 +414,7 @@ class nnUNetTrainerStockNetwork(RecipeTrainer):
 TRAINER_OF_FAMILY = {
     name.removeprefix("nnUNetTrainer"): value
     for name, value in list(globals().items())
-    if inspect.isclass(value) and issubclass(value, RecipeTrainer) and value is not RecipeTrainer
+    if inspect.isclass(value) and issubclass(value, RecipeTrainer) and name.startswith("nnUNetTrainer")
 }
 
 _NAME = re.compile(

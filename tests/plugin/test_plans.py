@@ -251,7 +251,7 @@ def test_a_name_is_replaced_only_when_told(plans_file, capsys):
         ("--set backend=fast", "'fast'; choose one of: auto, numba, triton, "),
         ("--set family=lov", "unknown family 'lov'; valid are 'log', 'l', 'g', 'vss', 'no_ssm'"),
         ("--set squeeze=5 local_token_stages=[0]", "32 channels, which squeeze 5 does not divide"),
-        ("--set sqeeze=8", "unknown knob 'sqeeze'; valid are family, placement, "),
+        ("--set sqeeze=8", "unknown knob 'sqeeze' of LoGVMambaUNet; valid are family, "),
         ("--set directions=3", "directions is 3; valid are 1, 2, 4"),
         ("--set state_size=8.5", "'state_size' must be a whole number of at least 1, not 8.5"),
         ("--set mixer_stages=[2]", "mixer_stages names stage 2; this network has mixing stages 0 to 1"),

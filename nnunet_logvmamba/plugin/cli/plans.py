@@ -41,6 +41,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="patches per step")
     parser.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, in nnU-Net's order")
     parser.add_argument(
+        "--network",
+        choices=("LoGVMambaUNet", "LoGVMambaSwinUNet"),
+        help="network of ours to write (default: the one of the configuration if it is ours, else LoGVMambaUNet); "
+        "LoGVMambaSwinUNet is the paper's 2D network",
+    )
+    parser.add_argument(
         "--keep-network",
         action="store_true",
         help="leave nnU-Net's network in the configuration and write only the settings, for comparisons; our trainers "
@@ -70,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
             training=training,
             batch_size=args.batch_size,
             patch_size=args.patch_size,
+            network=args.network and f"nnunet_logvmamba.networks.{args.network}",
             keep_network=args.keep_network,
             overwrite=args.overwrite,
         )
@@ -77,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from error
     library.write_plans(path, plans)
     print(f"{path}: wrote {' and '.join(names)}")
+    trainer = "nnUNetTrainerLoGVMamba" + ("Swin" if args.network == "LoGVMambaSwinUNet" else "")
     plans_option = "" if args.plans == "nnUNetPlans" else f" -p {args.plans}"
     for name in names:
-        print(f"nnUNetv2_train {args.dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{plans_option}")
+        print(f"nnUNetv2_train {args.dataset} {name} 0 -tr {trainer}{plans_option}")
     if knobs.get("seg_heads") == "last":
         print("seg_heads=last has no deep supervision: the stock trainer for it is nnUNetTrainerNoDeepSupervision")
     return 0
