@@ -3,12 +3,11 @@
 Run from a checkout: ``python -m dataset_conversion.Dataset004_Hippocampus SOURCE``.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset_conversion import common
+from dataset_conversion import common, volumes
 from dataset_conversion.common import Case, ConversionError
 
 DESCRIPTION = common.Description(
@@ -30,7 +29,7 @@ def convert(
     dataset_id: int = 4,
     overwrite: bool = False,
     *,
-    num_processes: int = 1,
+    jobs: int = 1,
     dry_run: bool = False,
 ) -> Path:
     """Write Dataset004_Hippocampus from a folder in Decathlon layout at or right below ``source``; return its folder.
@@ -50,14 +49,14 @@ def convert(
     return common.write_dataset(
         find_cases(folder),
         DESCRIPTION,
+        volumes.Volumes(DESCRIPTION),
         source=source,
         dataset_id=dataset_id,
         nnunet_raw=nnunet_raw,
         nnunet_preprocessed=nnunet_preprocessed,
-        group_of=subject_of,
         test_cases=find_test_cases(folder),
         overwrite=overwrite,
-        num_processes=num_processes,
+        jobs=jobs,
         dry_run=dry_run,
     )
 
@@ -88,7 +87,7 @@ def find_cases(folder: Path) -> list[Case]:
     Raises:
         ConversionError: If there are none, or an image or a mask has no partner of the same name.
     """
-    images, masks = (common.nifti_files(folder / name) for name in ("imagesTr", "labelsTr"))
+    images, masks = (volumes.nifti_files(folder / name) for name in ("imagesTr", "labelsTr"))
     for have, lack, what in ((images, masks, "mask in labelsTr"), (masks, images, "image in imagesTr")):
         alone = sorted(set(have) - set(lack))
         if alone:
@@ -96,36 +95,20 @@ def find_cases(folder: Path) -> list[Case]:
             raise ConversionError(f"Case {alone[0]} has {have[alone[0]]} but no {what}{more}.")
     if not images:
         raise ConversionError(f"There are no NIfTI files in {folder / 'imagesTr'}.")
-    return [Case(name, (images[name],), masks[name]) for name in sorted(images)]
+    return [Case(name, (images[name],), masks[name], group=str(subject_of(name))) for name in sorted(images)]
 
 
 def find_test_cases(folder: Path) -> list[Case]:
     """The unlabelled cases of a Decathlon folder, sorted by name; none if there is no imagesTs."""
-    images = common.nifti_files(folder / "imagesTs") if (folder / "imagesTs").is_dir() else {}
+    images = volumes.nifti_files(folder / "imagesTs") if (folder / "imagesTs").is_dir() else {}
     return [Case(name, (images[name],)) for name in sorted(images)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: convert a Decathlon folder."""
-    parser = argparse.ArgumentParser(prog="python -m dataset_conversion.Dataset004_Hippocampus", description=__doc__)
-    parser.add_argument("source", type=Path, help="folder with imagesTr and labelsTr, or the one above it")
-    parser.add_argument("-d", "--dataset-id", type=common.dataset_id, default=4, help="1 to 999, default 4")
-    common.add_common_arguments(parser)
-    arguments = parser.parse_args(argv)
-
-    def command() -> None:
-        raw, preprocessed = map(common.require_folder_variable, ("nnUNet_raw", "nnUNet_preprocessed"))
-        convert(
-            arguments.source,
-            raw,
-            preprocessed,
-            arguments.dataset_id,
-            arguments.overwrite,
-            num_processes=arguments.num_processes,
-            dry_run=arguments.dry_run,
-        )
-
-    return common.run(command)
+    parser = common.make_parser("dataset_conversion.Dataset004_Hippocampus", __doc__, default_id=4)
+    arguments = parser.parse_intermixed_args(argv)
+    return common.run_converter(parser, arguments, convert=convert, convert_images=None, restore=None)
 
 
 if __name__ == "__main__":

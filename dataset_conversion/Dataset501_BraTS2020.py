@@ -3,7 +3,6 @@
 Run from a checkout: ``python -m dataset_conversion.Dataset501_BraTS2020 SOURCE``.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion import common
+from dataset_conversion import common, volumes
 from dataset_conversion.common import Case, ConversionError
 
 # Channel order 0000…0003 by file suffix. "_t1" is a prefix of "_t1ce", so whole suffixes are compared.
@@ -52,7 +51,7 @@ def convert(
     dataset_id: int = 501,
     overwrite: bool = False,
     *,
-    num_processes: int = 1,
+    jobs: int = 1,
     dry_run: bool = False,
 ) -> Path:
     """Write Dataset501_BraTS2020 from the unpacked archive somewhere below ``source`` and return its folder.
@@ -72,19 +71,18 @@ def convert(
     return common.write_dataset(
         find_cases(source),
         DESCRIPTION,
+        volumes.Volumes(DESCRIPTION),
         source=source,
         dataset_id=dataset_id,
         nnunet_raw=nnunet_raw,
         nnunet_preprocessed=nnunet_preprocessed,
         overwrite=overwrite,
-        num_processes=num_processes,
+        jobs=jobs,
         dry_run=dry_run,
     )
 
 
-def convert_images(
-    source: Path, out: Path, *, overwrite: bool = False, num_processes: int = 1, dry_run: bool = False
-) -> Path:
+def convert_images(source: Path, out: Path, *, overwrite: bool = False, jobs: int = 1, dry_run: bool = False) -> Path:
     """Write scans below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects them; masks are not looked at.
 
     A case is any set of ``<case>_t1``, ``<case>_t1ce``, ``<case>_t2`` and ``<case>_flair`` in one folder, whatever
@@ -94,7 +92,13 @@ def convert_images(
         ConversionError: Before anything is written; the text names case and file.
     """
     return common.write_test_images(
-        find_scans(source), DESCRIPTION, out, overwrite=overwrite, num_processes=num_processes, dry_run=dry_run
+        find_scans(source),
+        volumes.Volumes(DESCRIPTION),
+        out,
+        source=source,
+        overwrite=overwrite,
+        jobs=jobs,
+        dry_run=dry_run,
     )
 
 
@@ -141,7 +145,7 @@ def find_cases(source: Path) -> list[Case]:
 
 def _labelled_case(folder: Path) -> Case:
     name = folder.name
-    files = common.nifti_files(folder)
+    files = volumes.nifti_files(folder)
     images = _images(name, folder, files)
     mask = files.pop(f"{name}_{MASK_SUFFIX}", None)
     if mask is None and name == ODDLY_NAMED_CASE and len(files) == 1:
@@ -172,7 +176,7 @@ def find_scans(source: Path) -> list[Case]:
     source = common.require_source(source)
     cases: dict[str, Case] = {}
     for folder in common.walk_folders(source):
-        files = common.nifti_files(folder)
+        files = volumes.nifti_files(folder)
         for name in sorted({stem.rpartition("_")[0] for stem in files if stem.rpartition("_")[2] in MODALITIES}):
             if name in cases:
                 raise ConversionError(
@@ -187,26 +191,9 @@ def find_scans(source: Path) -> list[Case]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: convert the labelled cases, or with --images-only the scans to predict."""
-    parser = argparse.ArgumentParser(prog="python -m dataset_conversion.Dataset501_BraTS2020", description=__doc__)
-    parser.add_argument("source", type=Path, help="folder below which the archive was unpacked")
-    parser.add_argument("-d", "--dataset-id", type=common.dataset_id, default=501, help="1 to 999, default 501")
-    parser.add_argument("--images-only", type=Path, metavar="OUT", help="write scans to predict into this folder")
-    common.add_common_arguments(parser)
-    arguments = parser.parse_args(argv)
-    options = {
-        "overwrite": arguments.overwrite,
-        "num_processes": arguments.num_processes,
-        "dry_run": arguments.dry_run,
-    }
-
-    def command() -> None:
-        if arguments.images_only:
-            convert_images(arguments.source, arguments.images_only, **options)
-            return
-        raw, preprocessed = map(common.require_folder_variable, ("nnUNet_raw", "nnUNet_preprocessed"))
-        convert(arguments.source, raw, preprocessed, arguments.dataset_id, **options)
-
-    return common.run(command)
+    parser = common.make_parser("dataset_conversion.Dataset501_BraTS2020", __doc__, default_id=501)
+    arguments = parser.parse_intermixed_args(argv)
+    return common.run_converter(parser, arguments, convert=convert, convert_images=convert_images, restore=None)
 
 
 if __name__ == "__main__":

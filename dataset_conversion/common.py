@@ -1,12 +1,14 @@
-"""What every converter shares: checks before writing, staged folders, dataset.json, splits and one-sentence errors.
+"""What every converter shares: the command line, checks before writing, staged folders, folds and the report.
 
-A converter finds its cases and describes its data set; :func:`write_dataset` does the rest. Nothing is written until
-every voxel of every file has been read and checked, and nothing appears under its final name until all of it is there.
+A converter finds its cases and names a layout that reads and writes them (``volumes.Volumes`` for NIfTI,
+``pictures.Pictures`` and its kin for 2D); :func:`write_dataset` does the rest. Nothing is written until every file has
+been read and checked, and nothing appears under its final name until all of it is there.
 """
 
 import argparse
 import contextlib
-import gzip
+import errno
+import functools
 import json
 import multiprocessing
 import os
@@ -16,26 +18,23 @@ import secrets
 import shutil
 import signal
 import sys
-import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
-import nibabel
 import numpy as np
-import SimpleITK as sitk
-from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 from tqdm import tqdm
 
-NIFTI_ENDINGS = (".nii.gz", ".nii")
-FILE_ENDING = ".nii.gz"
 SPLIT_SEED = 12345
 MAX_FOLDS = 5
-# Headers keep single precision; files of one case that were resampled together agree far better than this.
-SPACING_TOLERANCE_MM = 1e-4
-ORIGIN_TOLERANCE_MM = 1e-3
-DIRECTION_TOLERANCE = 1e-4
+REPORT = "conversion_report.json"
+# Names that nnU-Net, SimpleITK and every file system read alike.
+CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SHOWN = 10
 
 
 class ConversionError(Exception):
@@ -44,11 +43,43 @@ class ConversionError(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """The source files of one case: one image per channel, in channel order, and the mask if there is one."""
+    """The source files of one case.
+
+    Attributes:
+        images: One file per channel, in channel order, or the one file that holds all channels.
+        mask: What it is labelled with: a file, or several that are painted one over the other; None without labels.
+        group: Patient, sequence or experiment; never on both sides of a split. By default the case itself.
+        stratum: Kind of case that every fold gets its share of.
+        about: Facts for the report that a later ``--restore`` needs, such as the name under which to submit.
+    """
 
     name: str
     images: tuple[Path, ...]
-    mask: Path | None = None
+    mask: Path | tuple[Path, ...] | None = None
+    group: str | None = None
+    stratum: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All files of the mask."""
+        return self.mask if isinstance(self.mask, tuple) else () if self.mask is None else (self.mask,)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the check of a case found: voxels per source label, none without a mask, and other things worth counting."""
+
+    histogram: Mapping[int, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file or folder of the source that is not converted, and why."""
+
+    path: Path
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +93,7 @@ class Description:
         label_map: Value in a source mask to value in ours; every other source value is illegal.
         regions_class_order: Label painted for each region, in the order of ``labels``; only with regions.
         foreign_values: Illegal source value to the likely reason, for the error message.
+        notice: What the data owner asks of users, printed after each conversion beside reference and licence.
     """
 
     name: str
@@ -74,6 +106,27 @@ class Description:
     release: str
     regions_class_order: tuple[int, ...] | None = None
     foreign_values: Mapping[int, str] = field(default_factory=dict)
+    notice: str = ""
+
+
+class Layout(Protocol):
+    """How the cases of a data set are read and written; sent to the worker processes, so it must pickle."""
+
+    file_ending: str
+    reader_writer: str
+    unit: str
+
+    def check(self, case: Case) -> Facts:
+        """Read every file of a case; raise a ConversionError that names case and file if anything is wrong."""
+
+    def write_images(self, case: Case, folder: Path) -> None:
+        """Write the images of a checked case into ``folder`` under nnU-Net's names."""
+
+    def write_labels(self, case: Case, dataset: Path, part: str) -> None:
+        """Write the labels of a checked case into ``labels<part>`` of ``dataset``, ``part`` being Tr or Ts."""
+
+    def label_folders(self, part: str) -> tuple[str, ...]:
+        """Folders that :meth:`write_labels` writes into."""
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -113,11 +166,13 @@ def require_folder_variable(name: str) -> Path:
     """Folder that the environment variable ``name`` points to; it need not exist yet.
 
     Raises:
-        ConversionError: If the variable is unset or empty.
+        ConversionError: If the variable is unset or empty, or points to a file.
     """
     value = os.environ.get(name, "").strip()
     if not value:
         raise ConversionError(f"{name} is not set; point it at a folder, for example: export {name}=$HOME/{name}")
+    if Path(value).exists() and not Path(value).is_dir():
+        raise ConversionError(f"{name} points to {value}, which is a file; point it at a folder.")
     return Path(value)
 
 
@@ -129,13 +184,100 @@ def dataset_id(text: str) -> int:
     return value
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that every converter has."""
+def positive(text: str) -> int:
+    """Whole number above 0 from the command line."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def make_parser(
+    module: str, description: str, *, default_id: int, protocols: Sequence[str] = (), default_protocol: str = ""
+) -> argparse.ArgumentParser:
+    """Parser with the options that every converter has; the first line of ``description`` says what it converts."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog="--images-only and --restore stand in for a conversion: they take two folders and need no -d.",
+    )
+    parser.add_argument("source", type=Path, nargs="?", help="folder below which the archive was unpacked")
+    parser.add_argument(
+        "-d", "--dataset-id", type=dataset_id, default=default_id, help=f"1 to 999, default {default_id}"
+    )
+    if protocols:
+        parser.add_argument(
+            "--protocol",
+            choices=protocols,
+            default=default_protocol,
+            help=f"which cases train and which are held out, default {default_protocol}",
+        )
     parser.add_argument("--overwrite", action="store_true", help="replace a target that is not empty")
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
     parser.add_argument(
-        "-np", "--num-processes", type=int, default=min(8, os.cpu_count() or 1), help="default: all cores, at most 8"
+        "--jobs",
+        "-j",
+        "-np",
+        "--num-processes",
+        dest="jobs",
+        metavar="N",
+        type=positive,
+        default=min(8, os.cpu_count() or 1),
+        help="worker processes, default: all cores, at most 8",
     )
+    parser.add_argument(
+        "--images-only",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="SOURCE OUT: write scans to predict into OUT, as nnUNetv2_predict -i wants them",
+    )
+    parser.add_argument(
+        "--restore",
+        type=Path,
+        nargs=2,
+        metavar=("PREDICTIONS", "OUT"),
+        help="write predictions into OUT with the data owner's label values and file names",
+    )
+    return parser
+
+
+def run_converter(
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    *,
+    convert: Callable,
+    convert_images: Callable,
+    restore: Callable,
+) -> int:
+    """Do what the command line asks for: convert, write images only, or restore predictions.
+
+    Args:
+        convert: Called with source, nnUNet_raw, nnUNet_preprocessed, the id and the common options.
+        convert_images: Called with source, out and the common options.
+        restore: Called with predictions, out and the common options.
+
+    Returns:
+        Exit code, see :func:`run`.
+    """
+    options = {"overwrite": arguments.overwrite, "jobs": arguments.jobs, "dry_run": arguments.dry_run}
+    if arguments.restore:
+        if arguments.source or arguments.images_only:
+            parser.error("--restore takes PREDICTIONS and OUT and nothing else")
+        return run(lambda: restore(*arguments.restore, **options))
+    if arguments.images_only:
+        folders = [*([arguments.source] if arguments.source else []), *arguments.images_only]
+        if len(folders) != 2:
+            parser.error("--images-only takes two folders, SOURCE and OUT")
+        return run(lambda: convert_images(*folders, **options))
+    if not arguments.source:
+        parser.error("name the folder below which the archive was unpacked (SOURCE)")
+
+    def command() -> None:
+        roots = map(require_folder_variable, ("nnUNet_raw", "nnUNet_preprocessed"))
+        convert(arguments.source, *roots, arguments.dataset_id, **options)
+
+    return run(command)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -150,25 +292,36 @@ def require_source(source: Path) -> Path:
     return source
 
 
-def nifti_stem(path: Path) -> str | None:
-    """File name without its NIfTI ending; None for other files and for the ``._*`` files that macOS leaves."""
-    if path.name.startswith("."):
-        return None
-    for ending in NIFTI_ENDINGS:
-        if path.name.endswith(ending):
-            return path.name[: -len(ending)]
-    return None
-
-
-def nifti_files(folder: Path) -> dict[str, Path]:
-    """NIfTI files of ``folder`` by stem, sorted.
+def walk_folders(source: Path) -> Iterator[Path]:
+    """``source`` and every folder below it, sorted, links followed once, hidden folders left out.
 
     Raises:
-        ConversionError: If one stem lies there twice, as ``.nii`` and ``.nii.gz``.
+        OSError: If a folder cannot be listed; its cases would be missed without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for folder, names, _ in os.walk(source, followlinks=True, onerror=refuse):
+        identity = os.path.realpath(folder)
+        if identity in seen:
+            names.clear()
+            continue
+        seen.add(identity)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield Path(folder)
+
+
+def files_by_stem(folder: Path, stem_of: Callable[[Path], str | None]) -> dict[str, Path]:
+    """Files of ``folder`` by stem, sorted; files whose stem is None are passed over.
+
+    Raises:
+        ConversionError: If one stem lies there twice, such as ``.nii`` and ``.nii.gz``.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        stem = nifti_stem(path)
+        stem = stem_of(path)
         if stem is None or not path.is_file():
             continue
         if stem in found:
@@ -179,17 +332,18 @@ def nifti_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def walk_folders(source: Path) -> Iterator[Path]:
-    """``source`` and every folder below it, sorted, links followed once, hidden folders left out."""
-    seen = set()
-    for folder, names, _ in os.walk(source, followlinks=True):
-        identity = os.path.realpath(folder)
-        if identity in seen:
-            names.clear()
-            continue
-        seen.add(identity)
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        yield Path(folder)
+def require_case_name(name: str, path: Path) -> str:
+    """``name``, if nnU-Net and every file system read it alike.
+
+    Raises:
+        ConversionError: For anything but ASCII letters, digits, dot, dash and underscore.
+    """
+    if not CASE_NAME.fullmatch(name):
+        raise ConversionError(
+            f"Case {name}: the name of {path} has characters other than a-z, A-Z, 0-9, '.', '-' and '_', "
+            "which not every tool reads alike; rename it."
+        )
+    return name
 
 
 def require_free_target(target: Path, overwrite: bool) -> None:
@@ -200,12 +354,24 @@ def require_free_target(target: Path, overwrite: bool) -> None:
         raise ConversionError(f"Target folder {target} is not empty; use --overwrite to replace it.")
 
 
+def require_apart(source: Path, target: Path) -> None:
+    """Raise a ConversionError if ``source`` is ``target`` or lies in it: replacing it would lose the source."""
+    source, target = Path(source).resolve(), Path(target).resolve()
+    if target == source or target in source.parents:
+        raise ConversionError(f"Source {source} lies inside the target {target}; choose another target.")
+
+
 @contextlib.contextmanager
-def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(
+    target: Path, *, overwrite: bool = False, then: Callable[[], object] = lambda: None
+) -> Iterator[Path]:
     """Yield an empty folder beside ``target`` that takes its place once the block ends well.
 
-    If the block raises, the staged folder and every parent made for it are removed and ``target`` is as it was.
-    The staged name starts with a dot, so that nnU-Net never takes it for a data set.
+    If the block, the exchange or ``then`` raises, the staged folder and every parent made for it are removed and
+    ``target`` is as it was. The staged name starts with a dot, so that nnU-Net never takes it for a data set.
+
+    Args:
+        then: Called when ``target`` is in place and its old contents are still at hand.
 
     Raises:
         ConversionError: If ``target`` is not empty and not ``overwrite``.
@@ -213,16 +379,20 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     target = Path(target).absolute()
     require_free_target(target, overwrite)
     with _made_parents(target):
-        staged = _sibling(target, "partial")
+        staged, replaced = _sibling(target, "partial"), None
+        in_place = False
         try:
             staged.mkdir()
             yield staged
-            replaced = None
             if target.exists():
                 replaced = target.rename(_sibling(target, "replaced"))
             staged.rename(target)
+            in_place = True
+            then()
         except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
+            shutil.rmtree(target if in_place else staged, ignore_errors=True)
+            if replaced is not None:
+                replaced.rename(target)
             raise
         if replaced is not None:
             shutil.rmtree(replaced)
@@ -236,13 +406,19 @@ def staged_file(target: Path) -> Iterator[Path]:
         staged = _sibling(target, "partial")
         try:
             yield staged
-            staged.replace(target)
+            if staged.exists():
+                staged.replace(target)
         finally:
             staged.unlink(missing_ok=True)
 
 
 def _sibling(target: Path, purpose: str) -> Path:
     return target.with_name(f".{target.name}.{purpose}-{secrets.token_hex(4)}")
+
+
+def final_path(path: Path) -> Path:
+    """Where a file in a staged folder is going to lie, for error messages."""
+    return Path(re.sub(r"/\.([^/]+)\.partial-[0-9a-f]{8}(?=/|$)", r"/\1", str(path)))
 
 
 @contextlib.contextmanager
@@ -259,70 +435,31 @@ def _made_parents(target: Path) -> Iterator[None]:
         raise
 
 
-# --- checks ---------------------------------------------------------------------------------------------------------
-
-
-def read_header(path: Path, case: str) -> sitk.ImageFileReader:
-    """Size, spacing, origin and direction of the 3D single-channel volume at ``path``, without its voxels.
+@contextlib.contextmanager
+def writing(path: Path, case: str = "") -> Iterator[None]:
+    """Name the file in whatever goes wrong while it is written: a full disk says no name of its own.
 
     Raises:
-        ConversionError: If it is no such volume; the text names case and file.
+        ConversionError: For an OSError, or a RuntimeError, which is SimpleITK's word for a full disk.
     """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _unreadable(path, case, str(error).strip().splitlines()[-1].split("): ")[-1]) from None
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "is the disk full, or the folder read-only?"
+        remedy = "free some space" if getattr(error, "errno", None) == errno.ENOSPC else "make the folder writable"
         raise ConversionError(
-            f"Case {case}: {path} has size {reader.GetSize()} and {reader.GetNumberOfComponents()} component(s) "
-            "per voxel, where one 3D volume is expected."
-        )
-    return reader
+            f"{f'Case {case}: ' if case else ''}{final_path(path)} cannot be written ({reason}); "
+            f"{remedy} or choose another target."
+        ) from error
 
 
-def read_voxels(path: Path, case: str) -> np.ndarray:
-    """All voxels at ``path`` as they are stored, axes (x, y, z), after the checksum of a compressed file was compared.
-
-    ITK fills the missing end of a broken download with zeros and turns NaN into zero, both without a word; nibabel
-    does neither, so that the checks read with nibabel.
-
-    Raises:
-        ConversionError: If the file is damaged; the text names case and file.
-    """
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.name.endswith(".gz") else raw
-        return np.asarray(nibabel.Nifti1Image.from_bytes(raw).dataobj)
-    except (EOFError, OSError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError) as error:
-        raise _unreadable(path, case, str(error)) from None
-
-
-def _unreadable(path: Path, case: str, reason: str) -> ConversionError:
-    reason = " ".join(reason.split()).rstrip(".!")
+def unreadable(path: Path, case: str, reason: object) -> ConversionError:
+    """The error for a damaged file."""
+    reason = " ".join(str(reason).split()).rstrip(".!") or "no reason given"
     return ConversionError(f"Case {case}: {path} cannot be read ({reason}); fetch the file again.")
 
 
-def check_geometry(reference: sitk.ImageFileReader, other: sitk.ImageFileReader, case: str) -> None:
-    """Raise a ConversionError unless both volumes lie on the same grid: size, spacing, origin and direction."""
-    reference_path, other_path = Path(reference.GetFileName()), Path(other.GetFileName())
-    for what, get, tolerance in (
-        ("size", sitk.ImageFileReader.GetSize, 0),
-        ("spacing", sitk.ImageFileReader.GetSpacing, SPACING_TOLERANCE_MM),
-        ("origin", sitk.ImageFileReader.GetOrigin, ORIGIN_TOLERANCE_MM),
-        ("direction", sitk.ImageFileReader.GetDirection, DIRECTION_TOLERANCE),
-    ):
-        first, second = get(reference), get(other)
-        if not np.allclose(first, second, rtol=0, atol=tolerance):
-            raise ConversionError(
-                f"Case {case}: {what} of {other_path} is {_short(second)}, but {reference_path.name} has "
-                f"{_short(first)}; all files of a case must share one grid."
-            )
-
-
-def _short(values: Iterable[float]) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+# --- checks ---------------------------------------------------------------------------------------------------------
 
 
 def check_labels(voxels: np.ndarray, description: Description, case: str, path: Path) -> dict[int, int]:
@@ -349,71 +486,50 @@ def check_labels(voxels: np.ndarray, description: Description, case: str, path: 
     return {int(value): int(count) for value, count in zip(values, counts)}
 
 
-def check_case(case: Case, description: Description) -> dict[int, int]:
-    """Read every file of a case; return the voxel counts of its mask, empty without one.
-
-    Raises:
-        ConversionError: For the first file that cannot be read, holds NaN or infinity, lies on another grid than the
-            first image, or has an illegal label.
-    """
-    reference = read_header(case.images[0], case.name)
-    for path in case.images:
-        check_geometry(reference, read_header(path, case.name), case.name)
-        if not np.isfinite(read_voxels(path, case.name)).all():
-            raise ConversionError(
-                f"Case {case.name}: {path} holds NaN or infinite values, which nnU-Net cannot train on; "
-                "replace them in the source file."
-            )
-    if case.mask is None:
-        return {}
-    check_geometry(reference, read_header(case.mask, case.name), case.name)
-    return check_labels(read_voxels(case.mask, case.name), description, case.name, case.mask)
-
-
-def _check(case: Case, description: Description) -> dict[int, int] | str:
+def _check(layout: Layout, case: Case) -> Facts | str:
     try:
-        return check_case(case, description)
+        return layout.check(case)
     except ConversionError as error:
         return str(error)
 
 
-def check_cases(cases: Sequence[Case], description: Description, num_processes: int = 1) -> dict[int, int]:
-    """Check all cases and return the label histogram over all of them.
+def check_cases(cases: Sequence[Case], layout: Layout, jobs: int = 1) -> list[Facts]:
+    """Check all cases; return what was found, in their order.
 
     Raises:
         ConversionError: With the sentence of the first bad case and the names of the others.
     """
-    histogram = dict.fromkeys(sorted(description.label_map), 0)
-    problems = {}
-    for case, result in zip(cases, _each_case(partial(_check, description=description), cases, num_processes, "check")):
-        if isinstance(result, str):
-            problems[case.name] = result
-        else:
-            for value, count in result.items():
-                histogram[value] += count
+    results = list(_each_case(functools.partial(_check, layout), cases, jobs, "check"))
+    problems = {case.name: result for case, result in zip(cases, results) if isinstance(result, str)}
     if problems:
-        raise ConversionError(_join_problems(problems))
-    return histogram
+        first, *others = problems
+        text = problems[first]
+        if others:
+            named = ", ".join(others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
+            text = f"{text.rstrip('.')} (and {len(others)} more case(s) with problems: {named})."
+        raise ConversionError(text)
+    return results
 
 
-def _join_problems(problems: Mapping[str, str]) -> str:
-    first, *others = problems
-    if not others:
-        return problems[first]
-    named = ", ".join(others[:10]) + (", …" if len(others) > 10 else "")
-    return f"{problems[first].rstrip('.')} (and {len(others)} more case(s) with problems: {named})."
-
-
-def _each_case(work: Callable, cases: Sequence[Case], num_processes: int, verb: str) -> Iterator:
+def _each_case(work: Callable, cases: Sequence[Case], jobs: int, verb: str) -> Iterator:
     """Results of ``work`` for each case, in order; the progress bar shows only on a terminal."""
-    show = partial(tqdm, total=len(cases), desc=verb, unit="case", disable=None)
-    if num_processes <= 1 or len(cases) < 2:
+    show = functools.partial(tqdm, total=len(cases), desc=verb, unit="case", disable=None)
+    if jobs <= 1 or len(cases) < 2:
         yield from show(map(work, cases))
         return
     # Spawned, not forked: a forked worker would inherit our SIGTERM handler and die noisily when the pool closes.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(num_processes, len(cases)), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield from show(pool.imap(work, cases))
+    pool = ProcessPoolExecutor(
+        min(jobs, len(cases)), context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    )
+    try:
+        yield from show(pool.map(work, cases))
+    except BrokenProcessPool:
+        raise ConversionError(
+            f"A worker process died during the {verb}, perhaps for lack of memory; try again with --jobs 1."
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
@@ -444,68 +560,99 @@ def remap_labels(voxels: np.ndarray, label_map: Mapping[int, int]) -> np.ndarray
     return result
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+def inverse(label_map: Mapping[int, int]) -> dict[int, int]:
+    """The way back through a label map that merges nothing."""
+    return {ours: theirs for theirs, ours in label_map.items()}
 
 
-def write_image(source: Path, target: Path) -> None:
-    """Copy a NIfTI image to ``target`` (``.nii.gz``); voxels and header stay byte for byte, no time stamp is added."""
-    if source.name.endswith(".gz"):
-        shutil.copyfile(source, target)
-        return
-    with (
-        source.open("rb") as raw,
-        target.open("wb") as packed,
-        gzip.GzipFile("", "wb", compresslevel=6, fileobj=packed, mtime=0) as stream,
-    ):
-        shutil.copyfileobj(raw, stream, 1 << 20)
+# --- splits ---------------------------------------------------------------------------------------------------------
 
 
-def write_case(case: Case, images_folder: Path, labels_folder: Path | None, label_map: Mapping[int, int]) -> None:
-    """Write one checked case under nnU-Net's names; the mask as uint8 on exactly the grid of the first image.
-
-    Raises:
-        ConversionError: If the mask cannot be written; the text names case and file.
-    """
-    for channel, path in enumerate(case.images):
-        write_image(path, images_folder / f"{case.name}_{channel:04d}{FILE_ENDING}")
-    if labels_folder is None:
-        return
-    voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(case.mask)))
-    mask = sitk.GetImageFromArray(remap_labels(voxels, label_map))
-    mask.CopyInformation(sitk.ReadImage(str(case.images[0])))
-    target = labels_folder / f"{case.name}{FILE_ENDING}"
-    try:
-        sitk.WriteImage(mask, str(target), useCompression=True)
-    except RuntimeError as error:  # SimpleITK's word for a full disk as for a forbidden folder
-        raise ConversionError(f"Case {case.name}: {target} cannot be written; is the disk full?") from error
-
-
-def make_splits(cases: Collection[str], group_of: Callable[[str], object] = str) -> list[dict[str, list[str]]]:
+def make_splits(
+    cases: Collection[str],
+    group_of: Callable[[str], object] = str,
+    stratum_of: Callable[[str], str] = lambda case: "",
+) -> list[dict[str, list[str]]]:
     """Cross-validation folds over sorted, seeded-shuffled groups; no group is on both sides of a fold.
 
-    Five folds, or one per group where there are fewer groups. Folds differ by at most one group's size in cases.
+    Five folds, or one per group where there are fewer groups. Folds differ by at most one group's size in cases, and
+    so do the shares of each stratum that they hold.
 
     Args:
         group_of: Case name to the patient (or sequence) it belongs to; by default every case is its own group.
+        stratum_of: Case name to the kind of case it is; by default there is one kind.
 
     Raises:
         ConversionError: With fewer than two groups nothing can be held out.
     """
-    groups: dict[object, list[str]] = {}
-    for case in sorted(cases):
-        groups.setdefault(group_of(case), []).append(case)
+    groups = group_cases(cases, group_of)
     if len(groups) < 2:
         raise ConversionError(
             f"Only {len(groups)} subject found in {len(cases)} case(s); at least 2 are needed to train and validate."
         )
-    order = sorted(groups)
-    random.Random(SPLIT_SEED).shuffle(order)
-    order.sort(key=lambda group: -len(groups[group]))  # stable: large groups first, each time into the smallest fold
     folds: list[list[str]] = [[] for _ in range(min(MAX_FOLDS, len(groups)))]
-    for group in order:
-        min(folds, key=len).extend(groups[group])
+    held: list[Counter] = [Counter() for _ in folds]
+    for stratum, group in _shuffled(groups, stratum_of):
+        # Large groups come first, each into the fold that has least of its kind, then least of all.
+        fold = min(range(len(folds)), key=lambda index: (held[index][stratum], len(folds[index])))
+        folds[fold].extend(groups[group])
+        held[fold][stratum] += len(groups[group])
+    return splits_from_folds(cases, folds)
+
+
+def group_cases(cases: Iterable[str], group_of: Callable[[str], object]) -> dict[object, list[str]]:
+    """Cases of each group, both sorted."""
+    groups: dict[object, list[str]] = {}
+    for case in sorted(cases):
+        groups.setdefault(group_of(case), []).append(case)
+    return {group: groups[group] for group in sorted(groups)}
+
+
+def _shuffled(
+    groups: Mapping[object, Sequence[str]], stratum_of: Callable[[str], str]
+) -> list[tuple[tuple[str, ...], object]]:
+    """Stratum and name of every group, stratum by stratum, within each large groups first, otherwise shuffled."""
+    order = list(groups)
+    random.Random(SPLIT_SEED).shuffle(order)
+    order.sort(key=lambda group: -len(groups[group]))
+    strata = {group: tuple(sorted({stratum_of(case) for case in groups[group]})) for group in order}
+    return [(strata[group], group) for group in sorted(order, key=lambda group: strata[group])]
+
+
+def splits_from_folds(cases: Iterable[str], folds: Sequence[Collection[str]]) -> list[dict[str, list[str]]]:
+    """nnU-Net's list of training and validation cases from the validation cases of each fold."""
     everything = set(cases)
     return [{"train": sorted(everything - set(fold)), "val": sorted(fold)} for fold in folds]
+
+
+def hold_out(cases: Sequence[Case], share: float) -> tuple[list[Case], list[Case]]:
+    """Cases to train on and cases to test on: whole groups, ``share`` of the cases of each stratum.
+
+    The choice depends on names, groups and strata only. A stratum that has a single group stays with the training.
+
+    Raises:
+        ConversionError: If nothing would be left on one side.
+    """
+    by_name = {case.name: case for case in cases}
+    groups = group_cases(by_name, lambda name: by_name[name].group or name)
+    chosen: set[str] = set()
+    ordered = _shuffled(groups, lambda name: by_name[name].stratum)
+    for stratum in sorted({stratum for stratum, _ in ordered}):
+        members = [group for other, group in ordered if other == stratum]
+        wanted = round(share * sum(len(groups[group]) for group in members))
+        for group in reversed(members[1:]):  # small groups first, so that the share is met closely
+            if wanted >= len(groups[group]):
+                chosen.update(groups[group])
+                wanted -= len(groups[group])
+    if not chosen or len(chosen) == len(cases):
+        raise ConversionError(
+            f"A test share of {share:g} of {len(cases)} case(s) in {len(groups)} group(s) leaves one side empty; "
+            "choose another share."
+        )
+    return [case for case in cases if case.name not in chosen], [case for case in cases if case.name in chosen]
+
+
+# --- the data set ---------------------------------------------------------------------------------------------------
 
 
 def require_free_id(name: str, folders: Iterable[Path | None]) -> None:
@@ -524,15 +671,19 @@ def require_free_id(name: str, folders: Iterable[Path | None]) -> None:
 def write_dataset(
     cases: Sequence[Case],
     description: Description,
+    layout: Layout,
     *,
     source: Path,
     dataset_id: int,
     nnunet_raw: Path,
     nnunet_preprocessed: Path | None,
-    group_of: Callable[[str], object] = str,
     test_cases: Sequence[Case] = (),
+    splits: Sequence[Mapping[str, Sequence[str]]] | None = None,
+    protocol: str = "crossval",
+    skipped: Sequence[Skipped] = (),
+    notes: Sequence[str] = (),
     overwrite: bool = False,
-    num_processes: int = 1,
+    jobs: int = 1,
     dry_run: bool = False,
 ) -> Path:
     """Check everything, then write ``DatasetXXX_Name`` and its splits, and report what was done.
@@ -540,8 +691,11 @@ def write_dataset(
     Args:
         source: Where the cases come from; never changed.
         nnunet_preprocessed: Gets ``DatasetXXX_Name/splits_final.json``, where nnU-Net looks for it; None writes none.
-        group_of: Case name to subject, for the splits.
-        test_cases: Unlabelled cases for ``imagesTs``.
+        test_cases: Cases for ``imagesTs``; labelled ones for ``labelsTs`` as well.
+        splits: Folds that are prescribed; by default :func:`make_splits` makes them from groups and strata.
+        protocol: Name of the choice of training and test cases, for the report.
+        skipped: What was seen in the source and left out.
+        notes: Sentences for the report: what was assumed or chosen.
         overwrite: Replace an existing data set and its splits.
         dry_run: Check and report only.
 
@@ -554,85 +708,253 @@ def write_dataset(
     name = f"Dataset{dataset_id:03d}_{description.name}"
     target = Path(nnunet_raw).absolute() / name
     splits_file = Path(nnunet_preprocessed).absolute() / name / "splits_final.json" if nnunet_preprocessed else None
-    resolved = Path(source).resolve()
-    if target.resolve() == resolved or target.resolve() in resolved.parents:
-        raise ConversionError(f"Source {source} lies inside the target {target}; choose another nnUNet_raw.")
+    require_apart(source, target)
     require_free_target(target, overwrite)
     require_free_id(name, (target.parent, splits_file.parents[1] if splits_file else None))
-    splits = make_splits([case.name for case in cases], group_of)
+    everything = [*cases, *test_cases]
+    _require_unique(everything)
+    by_name = {case.name: case for case in cases}
+    if splits is None:
+        splits = make_splits(by_name, lambda case: by_name[case].group or case, lambda case: by_name[case].stratum)
+    require_groups_apart(splits, cases, test_cases)
     splits_text = json.dumps(splits, indent=2) + "\n"
     if splits_file and splits_file.exists() and splits_file.read_text() != splits_text and not overwrite:
         raise ConversionError(f"{splits_file} holds other splits; use --overwrite to replace it.")
 
-    histogram = check_cases([*cases, *test_cases], description, num_processes)
-    print(f"{name}: {len(cases)} labelled case(s)" + (f", {len(test_cases)} unlabelled" if test_cases else ""))
-    for value, count in histogram.items():
-        print(f"  source label {value} -> {description.label_map[value]}: {count:,} voxels")
+    facts = check_cases(everything, layout, jobs)
+    report = make_report(
+        name, description, layout, Path(source), everything, facts, len(cases), len(splits), protocol, skipped, notes
+    )
+    print_report(report, layout)
     if dry_run:
         print("  dry run: everything is in order, nothing was written")
         return target
 
     with contextlib.ExitStack() as stack:
+        publish_splits = lambda: None  # noqa: E731
         if splits_file:
-            stack.enter_context(staged_file(splits_file)).write_text(splits_text)
-        folder = stack.enter_context(staged_folder(target, overwrite=overwrite))
-        _write_all(cases, folder / "imagesTr", folder / "labelsTr", description, num_processes)
-        if test_cases:
-            _write_all(test_cases, folder / "imagesTs", None, description, num_processes)
-        generate_dataset_json(
-            str(folder),
-            channel_names={str(index): channel for index, channel in enumerate(description.channels)},
-            labels=dict(description.labels),
-            num_training_cases=len(cases),
-            file_ending=FILE_ENDING,
-            regions_class_order=description.regions_class_order,
-            dataset_name=name,
-            reference=description.reference,
-            release=description.release,
-            description=description.text,
-            overwrite_image_reader_writer="SimpleITKIO",
-            license=description.licence,
-            converted_by="dataset_conversion of nnunet-logvmamba",
-        )
+            staged_splits = stack.enter_context(staged_file(splits_file))
+            with writing(splits_file):
+                staged_splits.write_text(splits_text)
+            publish_splits = functools.partial(staged_splits.replace, splits_file)
+        folder = stack.enter_context(staged_folder(target, overwrite=overwrite, then=publish_splits))
+        write_cases(cases, layout, folder, "Tr", jobs)
+        write_cases(test_cases, layout, folder, "Ts", jobs)
+        with writing(folder / "dataset.json"):
+            _write_dataset_json(folder, name, description, layout, len(cases))
+        with writing(folder / REPORT):
+            (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"  written: {target}")
     if splits_file:
         sizes = "/".join(str(len(fold["val"])) for fold in splits)
         print(f"  {len(splits)} folds (validation cases {sizes}): {splits_file}")
+    print_notice(description)
     return target
+
+
+def _require_unique(cases: Sequence[Case]) -> None:
+    seen: dict[str, Case] = {}
+    for case in cases:
+        other = seen.setdefault(case.name, case)
+        if other is not case:
+            raise ConversionError(
+                f"Case {case.name} occurs twice, as {other.images[0]} and as {case.images[0]}; give one copy as source."
+            )
+
+
+def require_groups_apart(
+    splits: Sequence[Mapping[str, Sequence[str]]], cases: Sequence[Case], test_cases: Sequence[Case]
+) -> None:
+    """Raise a ValueError if a group lies on both sides of a fold, or among training and test cases; never a user's."""
+    group_of = {case.name: case.group or case.name for case in cases}
+    sides = [({group_of[case] for case in fold["train"]}, {group_of[case] for case in fold["val"]}) for fold in splits]
+    sides.append((set(group_of.values()), {case.group or case.name for case in test_cases}))
+    for first, second in sides:
+        if first & second:
+            raise ValueError(f"Groups on both sides of a split: {sorted(first & second)}")
+
+
+def _write_dataset_json(folder: Path, name: str, description: Description, layout: Layout, num_training: int) -> None:
+    from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json  # late, since workers need none
+
+    generate_dataset_json(
+        str(folder),
+        channel_names={str(index): channel for index, channel in enumerate(description.channels)},
+        labels=dict(description.labels),
+        num_training_cases=num_training,
+        file_ending=layout.file_ending,
+        regions_class_order=description.regions_class_order,
+        dataset_name=name,
+        reference=description.reference,
+        release=description.release,
+        description=description.text,
+        overwrite_image_reader_writer=layout.reader_writer,
+        license=description.licence,
+        converted_by="dataset_conversion of nnunet-logvmamba",
+    )
 
 
 def write_test_images(
     cases: Sequence[Case],
-    description: Description,
+    layout: Layout,
     target: Path,
     *,
+    source: Path,
     overwrite: bool = False,
-    num_processes: int = 1,
+    jobs: int = 1,
     dry_run: bool = False,
 ) -> Path:
     """Check unlabelled cases and write them into ``target`` under the names that ``nnUNetv2_predict -i`` expects."""
     target = Path(target)
+    require_apart(source, target)
     require_free_target(target, overwrite)
-    cases = [Case(case.name, case.images) for case in cases]
-    check_cases(cases, description, num_processes)
+    cases = [replace(case, mask=None) for case in cases]
+    _require_unique(cases)
+    check_cases(cases, layout, jobs)
     if dry_run:
         print(f"dry run: {len(cases)} case(s) are in order, nothing was written")
         return target
     with staged_folder(target, overwrite=overwrite) as folder:
-        _write_all(cases, folder, None, description, num_processes)
+        for _ in _each_case(functools.partial(layout.write_images, folder=folder), cases, jobs, "write"):
+            pass
     print(f"{len(cases)} case(s) written for nnUNetv2_predict: {target}")
     return target
 
 
-def _write_all(
-    cases: Sequence[Case], images: Path, labels: Path | None, description: Description, num_processes: int
-) -> None:
-    for folder in (images, labels):
-        if folder is not None:
-            folder.mkdir(exist_ok=True)
-    work = partial(write_case, images_folder=images, labels_folder=labels, label_map=description.label_map)
-    for _ in _each_case(work, cases, num_processes, "write"):
+def write_cases(cases: Sequence[Case], layout: Layout, dataset: Path, part: str, jobs: int) -> None:
+    """Write checked cases into ``images<part>`` and their labels into the folders of the layout."""
+    if not cases:
+        return
+    folders = {f"images{part}"} | set(layout.label_folders(part) if any(case.masks for case in cases) else ())
+    for folder in sorted(folders):
+        with writing(dataset / folder):
+            (dataset / folder).mkdir(exist_ok=True)
+    for _ in _each_case(functools.partial(_write_case, layout, dataset, part), cases, jobs, "write"):
         pass
+
+
+def _write_case(layout: Layout, dataset: Path, part: str, case: Case) -> None:
+    layout.write_images(case, dataset / f"images{part}")
+    if case.masks:
+        layout.write_labels(case, dataset, part)
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+def make_report(
+    name: str,
+    description: Description,
+    layout: Layout,
+    source: Path,
+    cases: Sequence[Case],
+    facts: Sequence[Facts],
+    num_training: int,
+    num_folds: int,
+    protocol: str,
+    skipped: Sequence[Skipped],
+    notes: Sequence[str],
+) -> dict:
+    """Everything that was converted and left out, without dates or places, so that equal sources give equal reports."""
+    labelled = [(case, fact) for case, fact in zip(cases, facts) if case.masks]
+    totals: Counter = Counter()
+    for _, fact in labelled:
+        totals.update(fact.histogram)
+    labels = {}
+    for source_value, value in sorted(description.label_map.items(), key=lambda item: item[1]):
+        labels[str(value)] = {
+            "name": _name_of(value, description.labels),
+            "source": source_value,
+            layout.unit: totals[source_value],
+        }
+    without = {}
+    for label, values in description.labels.items():
+        values = set(values if isinstance(values, (list, tuple)) else [values])
+        if values != {0}:
+            absent = [
+                case.name
+                for case, fact in labelled
+                if not any(count and description.label_map[value] in values for value, count in fact.histogram.items())
+            ]
+            without[label] = absent
+    counts: Counter = Counter()
+    for fact in facts:
+        counts.update(fact.counts)
+    return {
+        "data_set": name,
+        "release": description.release,
+        "protocol": protocol,
+        "training_cases": num_training,
+        "test_cases": {
+            "labelled": sum(bool(case.masks) for case in cases[num_training:]),
+            "unlabelled": sum(not case.masks for case in cases[num_training:]),
+        },
+        "groups": len({case.group or case.name for case in cases}),
+        "folds": num_folds,
+        "labels": labels,
+        "cases_without": without,
+        "counts": dict(sorted(counts.items())),
+        "notes": list(notes),
+        "skipped": [{"path": _relative(skip.path, source), "reason": skip.reason} for skip in skipped],
+        "cases": {
+            case.name: {
+                "part": "Tr" if index < num_training else "Ts",
+                "group": case.group or case.name,
+                **({"stratum": case.stratum} if case.stratum else {}),
+                **case.about,
+                "images": [_relative(path, source) for path in case.images],
+                "mask": [_relative(path, source) for path in case.masks],
+                **{what: count for what, count in sorted(fact.counts.items()) if count},
+            }
+            for index, (case, fact) in enumerate(zip(cases, facts))
+        },
+        "citation": description.reference,
+        "licence": description.licence,
+    }
+
+
+def _name_of(value: int, labels: Mapping[str, int | list[int]]) -> str:
+    """The label of a value; of regions all that it is part of."""
+    names = [
+        name for name, values in labels.items() if value in (values if isinstance(values, (list, tuple)) else [values])
+    ]
+    return ", ".join(names)
+
+
+def _relative(path: Path, source: Path) -> str:
+    path, source = Path(os.path.abspath(path)), Path(os.path.abspath(source))
+    return path.relative_to(source).as_posix() if path.is_relative_to(source) else path.name
+
+
+def print_report(report: Mapping, layout: Layout) -> None:
+    """Print the report in short: long lists are cut, the file has them whole."""
+    tests = report["test_cases"]
+    extra = "".join(f", {count} {what} for testing" for what, count in tests.items() if count)
+    print(f"{report['data_set']} ({report['release']}, protocol {report['protocol']})")
+    print(f"  {report['training_cases']} labelled case(s){extra}, {report['groups']} group(s)")
+    for value, label in report["labels"].items():
+        print(f"  source label {label['source']} -> {value}: {label[layout.unit]:,} {layout.unit} ({label['name']})")
+    for label, cases in report["cases_without"].items():
+        if cases:
+            print(f"  without {label}: {len(cases)} case(s), {_some(cases)}")
+    for what, count in report["counts"].items():
+        affected = [name for name, case in report["cases"].items() if case.get(what)]
+        print(f"  {what}: {count:,}" + (f" in {len(affected)} case(s)" if count else ""))
+    for reason in dict.fromkeys(skip["reason"] for skip in report["skipped"]):
+        paths = [skip["path"] for skip in report["skipped"] if skip["reason"] == reason]
+        print(f"  skipped {len(paths)}: {reason}: {_some(paths)}")
+    for note in report["notes"]:
+        print(f"  note: {note}")
+
+
+def _some(items: Sequence[str]) -> str:
+    return ", ".join(items[:SHOWN]) + (f", … ({len(items) - SHOWN} more)" if len(items) > SHOWN else "")
+
+
+def print_notice(description: Description) -> None:
+    """Print what the data owner asks of everybody who uses the data."""
+    print(f"  cite: {description.reference}")
+    print(f"  licence: {description.licence}" + (f"\n  {description.notice}" if description.notice else ""))
 
 
 def trailing_number(case: str) -> int:

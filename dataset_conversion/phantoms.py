@@ -18,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from dataset_conversion import common
+from dataset_conversion import common, volumes
 
 Trap = Literal[
     "no_enhancing_tumour",
@@ -338,8 +338,8 @@ def _check_arguments(num_cases: int, shape: tuple[int, int, int], file_ending: s
         raise common.ConversionError(
             f"Shape {tuple(shape)} is out of range; give three edges of 16 to {MAX_EDGE} voxels."
         )
-    if file_ending not in common.NIFTI_ENDINGS:
-        raise common.ConversionError(f"File ending {file_ending!r} is unknown; use one of {common.NIFTI_ENDINGS}.")
+    if file_ending not in volumes.NIFTI_ENDINGS:
+        raise common.ConversionError(f"File ending {file_ending!r} is unknown; use one of {volumes.NIFTI_ENDINGS}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_conversion import common
+from dataset_conversion import common, volumes
 from dataset_conversion.common import ConversionError
 
 
@@ -161,8 +161,8 @@ def test_remap_labels_swaps_without_overwriting():
 def test_packing_an_image_keeps_its_bytes_and_adds_no_time_stamp(tmp_path):
     source = tmp_path / "a.nii"
     source.write_bytes(bytes(range(256)) * 50)
-    common.write_image(source, tmp_path / "first.nii.gz")
+    volumes.write_image(source, tmp_path / "first.nii.gz")
     time.sleep(1.1)
-    common.write_image(source, tmp_path / "second.nii.gz")
+    volumes.write_image(source, tmp_path / "second.nii.gz")
     assert gzip.decompress((tmp_path / "first.nii.gz").read_bytes()) == source.read_bytes()
     assert (tmp_path / "first.nii.gz").read_bytes() == (tmp_path / "second.nii.gz").read_bytes()

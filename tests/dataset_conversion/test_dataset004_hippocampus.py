@@ -66,7 +66,7 @@ def test_two_runs_give_identical_bytes(tmp_path, fingerprint):
     source_with(tmp_path)
     for run in ("a", "b"):
         hippocampus.convert(tmp_path / "source", tmp_path / run / "raw", tmp_path / run / "preprocessed")
-    assert len(fingerprint(tmp_path / "a")) == 14
+    assert len(fingerprint(tmp_path / "a")) == 15
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
 
 

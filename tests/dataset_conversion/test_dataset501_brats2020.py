@@ -75,11 +75,11 @@ def test_dataset_json_declares_the_regions_in_painting_order(source, tmp_path):
 
 def test_two_runs_give_identical_bytes_on_one_or_two_cores(source, tmp_path, fingerprint):
     folders = []
-    for num_processes in (1, 2):
-        folder = tmp_path / str(num_processes)
-        brats.convert(source, folder / "raw", folder / "preprocessed", num_processes=num_processes)
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        brats.convert(source, folder / "raw", folder / "preprocessed", jobs=jobs)
         folders.append(folder)
-    assert len(fingerprint(folders[0])) == 6 * 5 + 2
+    assert len(fingerprint(folders[0])) == 6 * 5 + 3
     assert fingerprint(folders[0]) == fingerprint(folders[1])
 
 

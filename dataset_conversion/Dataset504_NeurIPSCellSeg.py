@@ -1,0 +1,390 @@
+"""NeurIPS 2022 Cell Segmentation (2D microscopy, instances) as an nnU-Net data set of background, interior, boundary.
+
+Run from a checkout: ``python -m dataset_conversion.Dataset504_NeurIPSCellSeg SOURCE``.
+"""
+
+import csv
+import functools
+import shutil
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from scipy import ndimage
+from skimage import exposure, morphology, segmentation
+
+from dataset_conversion import common, pictures
+from dataset_conversion.common import Case, ConversionError, Description, Facts, Skipped
+
+BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
+MIN_INTERIOR_PIXELS = 16
+PERCENTILES = (1, 99)
+FLAT_RANGE = 0.001
+CASES_TABLE = "cases.csv"
+PROTOCOLS = ("crossval", "paper", "official")
+
+DESCRIPTION = Description(
+    name="NeurIPSCellSeg",
+    channels=("R", "G", "B"),
+    labels={"background": BACKGROUND, "interior": INTERIOR, "boundary": BOUNDARY},
+    label_map={BACKGROUND: BACKGROUND, INTERIOR: INTERIOR, BOUNDARY: BOUNDARY},
+    licence="terms of the challenge for its own data; for other sources in this layout their own licence holds",
+    reference="https://neurips22-cellseg.grand-challenge.org; Ma et al. 2024, doi:10.1038/s41592-024-02233-6",
+    release="2022",
+    text="Cells in microscopy pictures of any modality. Instance maps lie in instancesTr and instancesTs.",
+)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Pictures as 8-bit RGB, instance maps as three classes, and the instance maps themselves beside them."""
+
+    file_ending: str = pictures.FILE_ENDING
+    reader_writer: str = "NaturalImage2DIO"
+    unit: str = "pixels"
+
+    def check(self, case: Case) -> Facts:
+        """Read picture and instance map; count pixels per class, instances, and instances without any interior."""
+        picture = pictures.as_rgb(pictures.read_picture(case.images[0], case.name), case.name, case.images[0])
+        if case.mask is None:
+            return Facts()
+        instances = read_instances(case.mask, case.name)
+        if instances.shape != picture.shape[:2]:
+            turned = instances.shape == picture.shape[1::-1]
+            raise ConversionError(
+                f"Case {case.name}: {case.mask} has {instances.shape[0]} x {instances.shape[1]} pixels, but "
+                f"{case.images[0].name} has {picture.shape[0]} x {picture.shape[1]}"
+                f"{'; it seems to be transposed' if turned else ''}."
+            )
+        classes = three_classes(instances)
+        histogram = np.bincount(classes.ravel(), minlength=3).tolist()
+        ids = np.unique(instances[instances > 0])
+        lost = len(ids) - len(np.unique(instances[classes == INTERIOR]))
+        return Facts(dict(enumerate(histogram)), {"instances": len(ids), "instances lost in the three classes": lost})
+
+    def write_images(self, case: Case, folder: Path) -> None:
+        """Write ``<case>_0000.png``, one file for the three channels."""
+        path = case.images[0]
+        picture = pictures.as_rgb(pictures.read_picture(path, case.name), case.name, path)
+        pictures.write_png(rescale(picture), folder / f"{case.name}_0000{self.file_ending}", case.name)
+
+    def write_labels(self, case: Case, dataset: Path, part: str) -> None:
+        """Write the three classes, and the instance map with its own numbers."""
+        instances = read_instances(case.mask, case.name)
+        pictures.write_png(
+            three_classes(instances), dataset / f"labels{part}" / f"{case.name}{self.file_ending}", case.name
+        )
+        target = dataset / f"instances{part}" / f"{case.name}.tiff"
+        with common.writing(target, case.name):
+            if _stored_as_we_store(case.mask):
+                shutil.copyfile(case.mask, target)
+            else:
+                tifffile.imwrite(target, instances, compression="zlib", metadata=None, software=False)
+
+    def label_folders(self, part: str) -> tuple[str, ...]:
+        """``labels<part>`` and ``instances<part>``, which nnU-Net does not look at."""
+        return (f"labels{part}", f"instances{part}")
+
+
+# --- pictures and classes -------------------------------------------------------------------------------------------
+
+
+def rescale(picture: np.ndarray) -> np.ndarray:
+    """Stretch each channel from the 1st and 99th percentile of its non-zero pixels to 0 and 255.
+
+    A channel of zeros stays as it is; one with hardly any range is only cut to 0 to 255.
+
+    Args:
+        picture: (height, width, channels), any dtype.
+
+    Returns:
+        Same shape, uint8.
+    """
+    result = np.zeros(picture.shape, np.uint8)
+    for channel in range(picture.shape[-1]):
+        values = picture[..., channel]
+        bright = values[values != 0]
+        if bright.size == 0:
+            continue
+        low, high = np.percentile(bright, PERCENTILES)
+        if high - low > FLAT_RANGE:
+            values = exposure.rescale_intensity(values, in_range=(low, high), out_range="uint8")
+        result[..., channel] = np.clip(values, 0, 255)
+    return result
+
+
+def three_classes(instances: np.ndarray) -> np.ndarray:
+    """Interior (1) and boundary (2) of instances, 0 elsewhere.
+
+    The boundary is the outermost ring of pixels of every instance, widened by one pixel to both sides, background
+    included; the interior is the remaining foreground without pieces below 16 pixels. Touching instances are kept
+    apart by the boundary.
+
+    Args:
+        instances: (height, width), whole numbers, 0 background.
+
+    Returns:
+        Same shape, uint8.
+    """
+    boundary = segmentation.find_boundaries(instances, mode="inner")
+    boundary = ndimage.binary_dilation(boundary, morphology.disk(1))
+    pieces, _ = ndimage.label((instances > 0) & ~boundary)
+    sizes = np.bincount(pieces.ravel())
+    interior = (sizes[pieces] >= MIN_INTERIOR_PIXELS) & (pieces > 0)
+    return np.where(boundary, BOUNDARY, np.where(interior, INTERIOR, BACKGROUND)).astype(np.uint8)
+
+
+def read_instances(path: Path, case: str) -> np.ndarray:
+    """Instance map at ``path`` with its own numbers, (height, width), uint16, or int32 where 16 bits do not suffice.
+
+    Raises:
+        ConversionError: If it cannot be read, has several channels, or holds fractions, negative or huge numbers.
+    """
+    instances = pictures.read_picture(path, case, indices=True)
+    if instances.ndim != 2:
+        raise ConversionError(
+            f"Case {case}: {path} has {instances.shape[-1]} channels, but an instance map has one number per pixel."
+        )
+    if not np.isfinite(instances).all() or (instances != np.rint(instances)).any():
+        raise ConversionError(f"Case {case}: {path} holds fractions or NaN, but instances have whole numbers.")
+    low, high = int(instances.min()), int(instances.max())
+    if low < 0 or high > np.iinfo(np.int32).max:
+        raise ConversionError(
+            f"Case {case}: {path} numbers instances from {low} to {high}; allowed are 0 to {np.iinfo(np.int32).max}."
+        )
+    return instances.astype(np.uint16 if high <= np.iinfo(np.uint16).max else np.int32)
+
+
+def _stored_as_we_store(path: Path) -> bool:
+    """Whether an instance map can be copied as it is."""
+    if path.suffix.lower() not in pictures.TIFF_ENDINGS:
+        return False
+    with tifffile.TiffFile(path) as file:
+        return file.series[0].axes == "YX" and file.series[0].dtype in (np.uint16, np.int32)
+
+
+# --- the source -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies below a source: labelled pictures to train on, labelled pictures to test on, and the rest."""
+
+    training: tuple[Case, ...]
+    tuning: tuple[Case, ...]
+    skipped: tuple[Skipped, ...]
+    grouped: bool
+
+
+def find_cases(source: Path) -> Found:
+    """The labelled pictures below ``source``: folders ``images`` and ``labels`` beside each other.
+
+    A pair below a folder with "tun" in its name is the tuning set. Groups and modalities come from ``cases.csv``
+    beside the two folders, where there is one; otherwise every picture is a group of its own.
+
+    Raises:
+        ConversionError: If there are none, several training sets, or a picture or label without its partner.
+    """
+    source = common.require_source(source)
+    training, tuning, skipped = [], [], []
+    pairs = [folder for folder in common.walk_folders(source) if _is_pair(folder)]
+    for folder in pairs:
+        where = str(folder.relative_to(source)).lower()
+        if "tun" in where:
+            tuning.append(folder)
+        elif "test" in where or "hidden" in where:
+            skipped.append(Skipped(folder, "a test set, which this command leaves alone"))
+        else:
+            training.append(folder)
+    if not training:
+        raise ConversionError(f"No folder below {source} holds the folders images and labels of a training set.")
+    for what, folders in (("training", training), ("tuning", tuning)):
+        if len(folders) > 1:
+            raise ConversionError(f"Both {folders[0]} and {folders[1]} look like the {what} set; give one as source.")
+    cases, more = _cases_of(training[0])
+    held, rest = _cases_of(tuning[0]) if tuning else ((), ())
+    used = {folder / name for folder in pairs for name in ("images", "labels")}
+    for folder in common.walk_folders(source):
+        if folder not in used:
+            count = sum(pictures.picture_stem(path) is not None for path in folder.iterdir())
+            if count:
+                skipped.append(Skipped(folder, f"{count} picture(s) in no folder images beside a folder labels"))
+    grouped = (training[0] / CASES_TABLE).is_file()
+    return Found(tuple(cases), tuple(held), (*skipped, *more, *rest), grouped)
+
+
+def _is_pair(folder: Path) -> bool:
+    return (folder / "images").is_dir() and (folder / "labels").is_dir()
+
+
+def _cases_of(folder: Path) -> tuple[list[Case], list[Skipped]]:
+    images, labels = (common.files_by_stem(folder / name, pictures.picture_stem) for name in ("images", "labels"))
+    table = read_table(folder / CASES_TABLE) if (folder / CASES_TABLE).exists() else None
+    wanted = {f"{name}_label": name for name in images}
+    for name in images:
+        if f"{name}_label" not in labels:
+            raise ConversionError(f"Case {name}: {images[name]} has no label {name}_label.tiff in {folder / 'labels'}.")
+    for stem in labels:
+        if stem not in wanted:
+            raise ConversionError(f"Label {labels[stem]} has no picture in {folder / 'images'}.")
+    if not images:
+        raise ConversionError(f"There are no pictures in {folder / 'images'}.")
+    if table is not None and set(table) != set(images):
+        stray = sorted(set(table) ^ set(images))[0]
+        where = "is in the table but not in images" if stray in table else "is in images but not in the table"
+        raise ConversionError(f"{folder / CASES_TABLE} does not fit: picture {stray} {where}.")
+    cases = []
+    for name, path in images.items():
+        row = table[name] if table else {}
+        group, stratum = row.get("group") or None, row.get("modality") or ""
+        cases.append(
+            Case(common.require_case_name(name, path), (path,), labels[f"{name}_label"], group=group, stratum=stratum)
+        )
+    used = {*images.values(), *labels.values()}
+    skipped = [
+        Skipped(path, "neither a picture nor a label")
+        for name in ("images", "labels")
+        for path in sorted((folder / name).iterdir())
+        if path not in used and not path.name.startswith(".")
+    ]
+    return cases, skipped
+
+
+def read_table(path: Path) -> dict[str, dict[str, str]]:
+    """Rows of a ``cases.csv`` by stem of their column ``image``; its column ``group`` keeps related pictures together.
+
+    Raises:
+        ConversionError: If it cannot be read, lacks a column, or names a picture twice.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConversionError(f"Table {path} cannot be read ({error}); save it as UTF-8 text with commas.") from None
+    missing = {"image", "group"} - set(rows[0] if rows else ())
+    if missing:
+        raise ConversionError(f"Table {path} has no column {sorted(missing)[0]!r}; it needs image and group.")
+    table: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if not row["image"] or not row["group"]:
+            raise ConversionError(f"Table {path} has a row without image or group: {row['image'] or row['group']!r}.")
+        stem = Path(row["image"]).stem
+        if stem in table:
+            raise ConversionError(f"Table {path} names picture {row['image']} twice; remove one row.")
+        table[stem] = row
+    return table
+
+
+# --- conversion -----------------------------------------------------------------------------------------------------
+
+
+def convert(
+    source: Path,
+    nnunet_raw: Path,
+    nnunet_preprocessed: Path | None,
+    dataset_id: int = 504,
+    overwrite: bool = False,
+    *,
+    protocol: str = "crossval",
+    test_groups: Collection[str] = (),
+    test_share: float = 0.0,
+    jobs: int = 1,
+    dry_run: bool = False,
+) -> Path:
+    """Write Dataset504_NeurIPSCellSeg from the folders ``images`` and ``labels`` below ``source``; return its folder.
+
+    Pictures become 8-bit RGB PNG with each channel rescaled; instance maps become background, interior and boundary,
+    and are kept in ``instancesTr`` and ``instancesTs``. Source files are never changed.
+
+    Args:
+        nnunet_preprocessed: Gets five folds, whole groups of ``cases.csv`` on one side, modalities spread evenly.
+        protocol: ``crossval`` trains on all of the training set; ``paper`` and ``official`` test on the tuning set,
+            which must lie below ``source`` with its labels.
+        test_groups: Groups (without ``cases.csv``: pictures) to hold out for testing; with ``crossval`` only.
+        test_share: Share of the training set to hold out, by group and modality; with ``crossval`` only.
+
+    Raises:
+        ConversionError: Before anything is written; the text names case and file.
+    """
+    found = find_cases(source)
+    cases, tests, skipped = list(found.training), [], list(found.skipped)
+    notes = ["groups from cases.csv" if found.grouped else "no groups are published: every picture is its own group"]
+    if (test_groups or test_share) and protocol != "crossval":
+        raise ConversionError(f"Protocol {protocol} has its own test set; leave out --test-groups and --test-share.")
+    if test_groups and test_share:
+        raise ConversionError("Both --test-groups and --test-share are given; choose one.")
+    if protocol != "crossval":
+        if not found.tuning:
+            raise ConversionError(
+                f"Protocol {protocol} needs the labelled tuning set, and there is none below {source}."
+            )
+        tests = list(found.tuning)
+    elif found.tuning:
+        skipped.append(Skipped(found.tuning[0].images[0].parents[1], "the tuning set; --protocol paper tests on it"))
+    if test_groups:
+        strangers = sorted(set(test_groups) - {case.group or case.name for case in cases})
+        if strangers:
+            raise ConversionError(f"Test group {strangers[0]} does not exist; groups are those of {CASES_TABLE}.")
+        tests = [case for case in cases if (case.group or case.name) in test_groups]
+        cases = [case for case in cases if case not in tests]
+    elif test_share:
+        cases, tests = common.hold_out(cases, test_share)
+        notes.append(f"{test_share:g} of the training set held out for testing, by group and modality")
+    return common.write_dataset(
+        cases,
+        DESCRIPTION,
+        Cells(),
+        source=source,
+        dataset_id=dataset_id,
+        nnunet_raw=nnunet_raw,
+        nnunet_preprocessed=nnunet_preprocessed,
+        test_cases=tests,
+        protocol=protocol,
+        skipped=skipped,
+        notes=notes,
+        overwrite=overwrite,
+        jobs=jobs,
+        dry_run=dry_run,
+    )
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise ValueError(text)
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: convert."""
+    parser = common.make_parser(
+        "dataset_conversion.Dataset504_NeurIPSCellSeg",
+        __doc__,
+        default_id=504,
+        protocols=PROTOCOLS,
+        default_protocol="crossval",
+    )
+    parser.add_argument("--test-groups", nargs="+", default=(), metavar="GROUP", help="groups to hold out for testing")
+    parser.add_argument(
+        "--test-share", type=_share, default=0.0, help="share of the training set to hold out by group, such as 0.2"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    return common.run_converter(
+        parser,
+        arguments,
+        convert=functools.partial(
+            convert,
+            protocol=arguments.protocol,
+            test_groups=arguments.test_groups,
+            test_share=arguments.test_share,
+        ),
+        convert_images=None,
+        restore=None,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

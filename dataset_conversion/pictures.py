@@ -1,0 +1,97 @@
+"""2D pictures: PNG, BMP, TIFF and JPEG as they are stored, 16 bits and palettes included, and PNG without loss."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import tifffile
+from PIL import Image
+
+from dataset_conversion import common
+from dataset_conversion.common import ConversionError
+
+TIFF_ENDINGS = (".tif", ".tiff")
+PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", *TIFF_ENDINGS)
+FILE_ENDING = ".png"
+_PNG_BIT_DEPTH, _PNG_COLOUR_TYPE, _PNG_GREY = 24, 25, 0
+
+Image.MAX_IMAGE_PIXELS = None  # whole-slide images are larger than Pillow's guard against decompression bombs
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said once, by us
+
+
+def picture_stem(path: Path) -> str | None:
+    """File name without its ending; None for files that are no picture and for hidden ones."""
+    return path.stem if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") else None
+
+
+def read_picture(path: Path, case: str, *, indices: bool = False) -> np.ndarray:
+    """The picture at ``path``, (height, width) or (height, width, channels), in the dtype it is stored in.
+
+    Args:
+        indices: Give the indices of a palette, as in a mask, rather than its colours.
+
+    Raises:
+        ConversionError: If the file is damaged, holds several pages or no pixel; the text names case and file.
+    """
+    try:
+        picture = _read_tiff(path) if path.suffix.lower() in TIFF_ENDINGS else _read_other(path, indices)
+    except _Pages as pages:
+        raise ConversionError(
+            f"Case {case}: {path} holds {pages}, where one 2D picture is expected; export the page that is meant."
+        ) from None
+    except Exception as error:  # decoders have no common error: struct, zlib, index and value errors all occur
+        raise common.unreadable(path, case, getattr(error, "strerror", None) or error) from None
+    if 0 in picture.shape:
+        raise ConversionError(f"Case {case}: {path} has size {picture.shape} and so no pixel; fetch the file again.")
+    return picture
+
+
+class _Pages(Exception):
+    """A TIFF that holds more than one picture; the text says how many."""
+
+
+def _read_tiff(path: Path) -> np.ndarray:
+    with tifffile.TiffFile(path) as file:
+        if not file.series:
+            raise ValueError("it holds no picture")
+        series = file.series[0]
+        channels = [axis for axis in series.axes if axis in "SC"]
+        if len(file.series) > 1 or series.axes.replace("S", "").replace("C", "") != "YX" or len(channels) > 1:
+            raise _Pages(f"{len(file.pages)} pages (axes {series.axes}, shape {series.shape})")
+        picture = series.asarray()
+        return np.moveaxis(picture, series.axes.index(channels[0]), -1) if channels else picture
+
+
+def _read_other(path: Path, indices: bool) -> np.ndarray:
+    with Image.open(path) as image:
+        if image.format == "PNG":
+            header = path.open("rb").read(_PNG_COLOUR_TYPE + 1)
+            if header[_PNG_BIT_DEPTH] == 16 and header[_PNG_COLOUR_TYPE] != _PNG_GREY:
+                return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # Pillow would keep 8 of the 16 bits
+        if image.mode in ("P", "PA") and not indices or image.mode == "CMYK":
+            image = image.convert("RGB")
+        return np.asarray(image)
+
+
+def as_rgb(picture: np.ndarray, case: str, path: Path) -> np.ndarray:
+    """Three channels: grey is repeated, more than three lose the others, as transparency does.
+
+    Returns:
+        (height, width, 3), dtype of ``picture``.
+
+    Raises:
+        ConversionError: For NaN or infinite values.
+    """
+    if not np.isfinite(picture).all():
+        raise ConversionError(f"Case {case}: {path} holds NaN or infinite values; replace them in the source file.")
+    if picture.ndim == 2 or picture.shape[-1] <= 2:
+        grey = picture if picture.ndim == 2 else picture[..., 0]
+        return np.repeat(grey[..., None], 3, axis=-1)
+    return picture[..., :3]
+
+
+def write_png(picture: np.ndarray, target: Path, case: str) -> None:
+    """Write an 8-bit picture, (height, width) or (height, width, 3); equal pictures give equal bytes."""
+    with common.writing(target, case):
+        Image.fromarray(np.ascontiguousarray(picture, np.uint8)).save(target, format="PNG")

@@ -1,0 +1,175 @@
+"""NIfTI volumes: reading with every byte checked, one grid per case, and copies that keep their bytes."""
+
+import gzip
+import shutil
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+
+from dataset_conversion import common
+from dataset_conversion.common import Case, ConversionError, Description, Facts
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+FILE_ENDING = ".nii.gz"
+# Headers keep single precision; files of one case that were resampled together agree far better than this.
+SPACING_TOLERANCE_MM = 1e-4
+ORIGIN_TOLERANCE_MM = 1e-3
+DIRECTION_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """3D cases, one NIfTI file per channel; masks become uint8 on exactly the grid of the first image."""
+
+    description: Description
+    file_ending: str = FILE_ENDING
+    reader_writer: str = "SimpleITKIO"
+    unit: str = "voxels"
+
+    def check(self, case: Case) -> Facts:
+        """Read every file of a case; count the voxels of its mask.
+
+        Raises:
+            ConversionError: For the first file that cannot be read, holds NaN or infinity, lies on another grid than
+                the first image, or has an illegal label.
+        """
+        reference = read_header(case.images[0], case.name)
+        for path in case.images:
+            check_geometry(reference, read_header(path, case.name), case.name)
+            if not np.isfinite(read_voxels(path, case.name)).all():
+                raise ConversionError(
+                    f"Case {case.name}: {path} holds NaN or infinite values, which nnU-Net cannot train on; "
+                    "replace them in the source file."
+                )
+        if case.mask is None:
+            return Facts()
+        check_geometry(reference, read_header(case.mask, case.name), case.name)
+        voxels = read_voxels(case.mask, case.name)
+        return Facts(common.check_labels(voxels, self.description, case.name, case.mask))
+
+    def write_images(self, case: Case, folder: Path) -> None:
+        """Copy every channel; the bytes stay, ``.nii`` is compressed."""
+        for channel, path in enumerate(case.images):
+            target = folder / f"{case.name}_{channel:04d}{FILE_ENDING}"
+            with common.writing(target, case.name):
+                write_image(path, target)
+
+    def write_labels(self, case: Case, dataset: Path, part: str) -> None:
+        """Write the mask in our labels."""
+        target = dataset / f"labels{part}" / f"{case.name}{FILE_ENDING}"
+        write_mask(case.mask, target, self.description.label_map, case.name, grid=case.images[0])
+
+    def label_folders(self, part: str) -> tuple[str, ...]:
+        """``labels<part>`` alone."""
+        return (f"labels{part}",)
+
+
+def nifti_stem(path: Path) -> str | None:
+    """File name without its NIfTI ending; None for other files and for the ``._*`` files that macOS leaves."""
+    if path.name.startswith("."):
+        return None
+    for ending in NIFTI_ENDINGS:
+        if path.name.endswith(ending):
+            return path.name[: -len(ending)]
+    return None
+
+
+def nifti_files(folder: Path) -> dict[str, Path]:
+    """NIfTI files of ``folder`` by stem, sorted.
+
+    Raises:
+        ConversionError: If one stem lies there twice, as ``.nii`` and ``.nii.gz``.
+    """
+    return common.files_by_stem(folder, nifti_stem)
+
+
+def read_header(path: Path, case: str) -> sitk.ImageFileReader:
+    """Size, spacing, origin and direction of the 3D single-channel volume at ``path``, without its voxels.
+
+    Raises:
+        ConversionError: If it is no such volume; the text names case and file.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise common.unreadable(path, case, str(error).strip().splitlines()[-1].split("): ")[-1]) from None
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1 or min(reader.GetSize()) < 1:
+        raise ConversionError(
+            f"Case {case}: {path} has size {reader.GetSize()} and {reader.GetNumberOfComponents()} component(s) "
+            "per voxel, where one 3D volume is expected."
+        )
+    return reader
+
+
+def read_voxels(path: Path, case: str) -> np.ndarray:
+    """All voxels at ``path`` as they are stored, axes (x, y, z), after the checksum of a compressed file was compared.
+
+    ITK fills the missing end of a broken download with zeros and turns NaN into zero, both without a word; nibabel
+    does neither, so that the checks read with nibabel.
+
+    Raises:
+        ConversionError: If the file is damaged; the text names case and file.
+    """
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.name.endswith(".gz") else raw
+        return np.asarray(nibabel.Nifti1Image.from_bytes(raw).dataobj)
+    except (EOFError, OSError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError) as error:
+        raise common.unreadable(path, case, error) from None
+
+
+def check_geometry(reference: sitk.ImageFileReader, other: sitk.ImageFileReader, case: str) -> None:
+    """Raise a ConversionError unless both volumes lie on the same grid: size, spacing, origin and direction."""
+    reference_path, other_path = Path(reference.GetFileName()), Path(other.GetFileName())
+    for what, get, tolerance in (
+        ("size", sitk.ImageFileReader.GetSize, 0),
+        ("spacing", sitk.ImageFileReader.GetSpacing, SPACING_TOLERANCE_MM),
+        ("origin", sitk.ImageFileReader.GetOrigin, ORIGIN_TOLERANCE_MM),
+        ("direction", sitk.ImageFileReader.GetDirection, DIRECTION_TOLERANCE),
+    ):
+        first, second = get(reference), get(other)
+        if not np.allclose(first, second, rtol=0, atol=tolerance):
+            raise ConversionError(
+                f"Case {case}: {what} of {other_path} is {_short(second)}, but {reference_path.name} has "
+                f"{_short(first)}; all files of a case must share one grid."
+            )
+
+
+def _short(values: Iterable[float]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+
+def write_image(source: Path, target: Path) -> None:
+    """Copy a NIfTI image to ``target`` (``.nii.gz``); voxels and header stay byte for byte, no time stamp is added."""
+    if source.name.endswith(".gz"):
+        shutil.copyfile(source, target)
+        return
+    with (
+        source.open("rb") as raw,
+        target.open("wb") as packed,
+        gzip.GzipFile("", "wb", compresslevel=6, fileobj=packed, mtime=0) as stream,
+    ):
+        shutil.copyfileobj(raw, stream, 1 << 20)
+
+
+def write_mask(source: Path, target: Path, label_map: dict[int, int], case: str, *, grid: Path | None = None) -> None:
+    """Write the mask at ``source`` to ``target`` with other labels, as uint8, on the grid of the image at ``grid``.
+
+    Args:
+        grid: The mask's own where this is left out.
+
+    Raises:
+        ConversionError: If the mask cannot be written; the text names case and file.
+    """
+    image = sitk.ReadImage(str(source))
+    mask = sitk.GetImageFromArray(common.remap_labels(sitk.GetArrayFromImage(image), label_map))
+    mask.CopyInformation(image if grid is None else sitk.ReadImage(str(grid)))
+    with common.writing(target, case):
+        sitk.WriteImage(mask, str(target), useCompression=True)
