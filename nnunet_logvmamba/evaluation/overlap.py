@@ -21,7 +21,28 @@ def dice(truth: np.ndarray, prediction: np.ndarray) -> float:
     Raises:
         ValueError: If the shapes differ.
     """
+    common, true, predicted = _counts(truth, prediction)
+    return 2 * common / (true + predicted) if true + predicted else float("nan")
+
+
+def iou(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Common voxels over those in either mask, from 0 to 1; empty masks and errors as for :func:`dice`."""
+    common, true, predicted = _counts(truth, prediction)
+    return common / (true + predicted - common) if true + predicted else float("nan")
+
+
+def volume_difference(truth: np.ndarray, prediction: np.ndarray, *, voxel_volume: float = 1.0) -> float:
+    """Predicted minus true volume, in the unit of ``voxel_volume``; below 0 where too little is predicted.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    _, true, predicted = _counts(truth, prediction)
+    return (predicted - true) * voxel_volume
+
+
+def _counts(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int, int]:
+    """Give the number of common, true and predicted voxels."""
     check_same_shape(truth, prediction)
     truth, prediction = truth.astype(bool), prediction.astype(bool)
-    total = int(truth.sum()) + int(prediction.sum())
-    return 2 * int((truth & prediction).sum()) / total if total else float("nan")
+    return int((truth & prediction).sum()), int(truth.sum()), int(prediction.sum())

@@ -1,18 +1,48 @@
-"""How far apart two surfaces are; the directed distances are MONAI's."""
+"""How far apart two surfaces are; edges, surface elements and directed distances are MONAI's."""
 
+import warnings
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
-from monai.metrics.utils import get_mask_edges, get_surface_distance
 
 from .overlap import check_same_shape
 
+with warnings.catch_warnings():
+    # MONAI loads torchvision where it can, and that warns beside some builds of torch; nothing here uses it.
+    warnings.simplefilter("ignore")
+    from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-def hd95(truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float]) -> float:
-    """95th percentile of the surface distances in both directions, joined, in mm.
+Joining = Literal["joined", "max"]
+JOININGS = get_args(Joining)
 
-    Surface voxels are those that one erosion (6 neighbours in 3D, 4 in 2D) removes. Joining both sets of distances
-    before taking the percentile is one of two customs; the other takes the larger of the two directed percentiles.
+
+def surface_distances(
+    truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give the distance of every surface voxel of the prediction to the truth's surface, and the other way round.
+
+    Surface voxels are those that one erosion (6 neighbours in 3D, 4 in 2D) removes; the border of the image counts as
+    background.
+
+    Args:
+        truth: Boolean mask with at least one voxel, two or three axes.
+        prediction: Another one of the same shape.
+        spacing_mm: Voxel size per axis of the masks, in mm; ones where there is none, and the result is in pixels.
+
+    Raises:
+        ValueError: If the shapes differ, or there is not one spacing per axis.
+    """
+    truth, prediction = _checked(truth, prediction, spacing_mm)
+    edges = get_mask_edges(np.pad(prediction, 1), np.pad(truth, 1), crop=True)
+    spacing = [float(size) for size in spacing_mm]
+    return get_surface_distance(*edges, spacing=spacing), get_surface_distance(*edges[::-1], spacing=spacing)
+
+
+def hd95(
+    truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float], joining: Joining = "joined"
+) -> float:
+    """95th percentile of the surface distances in both directions, in mm.
 
     Both masks empty: NaN, nothing to score. One mask empty: infinity.
 
@@ -20,18 +50,85 @@ def hd95(truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[floa
         truth: Boolean mask, two or three axes.
         prediction: Boolean mask of the same shape.
         spacing_mm: Voxel size per axis of the masks, in mm.
+        joining: ``joined`` takes the percentile of both sets of distances together, ``max`` the larger of the two
+            directed percentiles. Both are in use and differ.
 
     Raises:
-        ValueError: If the shapes differ, or there is not one spacing per axis.
+        ValueError: If the shapes differ, there is not one spacing per axis, or ``joining`` is neither.
     """
+    if joining not in JOININGS:
+        raise ValueError(f"joining must be one of {', '.join(JOININGS)}, not {joining!r}")
+    truth, prediction = _checked(truth, prediction, spacing_mm)
+    if not truth.any() or not prediction.any():
+        return float("nan") if truth.any() == prediction.any() else float("inf")
+    return percentile_95(*surface_distances(truth, prediction, spacing_mm=spacing_mm), joining)
+
+
+def percentile_95(there: np.ndarray, back: np.ndarray, joining: Joining) -> float:
+    """Take HD95 from both sets of directed distances; see :func:`hd95`."""
+    if joining == "joined":
+        return float(np.percentile(np.concatenate((there, back)), 95))
+    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+
+
+def surface_dice(
+    truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float], tolerance_mm: float
+) -> float:
+    """Share of both surfaces that lies within ``tolerance_mm`` of the other one (NSD), from 0 to 1.
+
+    Surfaces are made of triangles in 3D and line segments in 2D, weighted by area or length.
+
+    Both masks empty: NaN, nothing to score. One mask empty: 0.
+
+    Args:
+        truth: Boolean mask, two or three axes.
+        prediction: Boolean mask of the same shape.
+        spacing_mm: Voxel size per axis of the masks, in mm; ones for pixels.
+        tolerance_mm: Distance up to which a surface element counts as met, in the unit of the spacing.
+
+    Raises:
+        ValueError: If the shapes differ, there is not one spacing per axis, or the tolerance is negative.
+
+    References: Nikolov et al. (2018), Deep learning to achieve clinically applicable segmentation.
+    """
+    truth, prediction = _checked(truth, prediction, spacing_mm)
+    if not 0 <= tolerance_mm < float("inf"):
+        raise ValueError(f"the tolerance must be a number of at least 0, not {tolerance_mm}")
+    if not truth.any() or not prediction.any():
+        return float("nan") if truth.any() == prediction.any() else 0.0
+    spacing = tuple(float(size) for size in spacing_mm)
+    edges_prediction, edges_truth, areas_prediction, areas_truth = get_mask_edges(
+        np.pad(prediction, 1), np.pad(truth, 1), crop=True, spacing=spacing
+    )
+    there = get_surface_distance(edges_prediction, edges_truth, spacing=list(spacing))
+    back = get_surface_distance(edges_truth, edges_prediction, spacing=list(spacing))
+    near, total = 0.0, 0.0
+    for distances, areas in ((there, areas_prediction[edges_prediction]), (back, areas_truth[edges_truth])):
+        near += float(areas[distances <= tolerance_mm].sum(dtype=np.float64))
+        total += float(areas.sum(dtype=np.float64))
+    return near / total
+
+
+def surface_dice_umamba(truth: np.ndarray, prediction: np.ndarray, *, tolerance_px: float = 2) -> float:
+    """Surface Dice of 2D masks taken as slabs one voxel thick, as U-Mamba's tables have it; not NSD.
+
+    The flat faces of the slab count as surface, so the value follows the common area rather than the outline. It
+    exists to compare with published tables.
+
+    Both masks empty: NaN, nothing to score. One mask empty: 0.
+
+    Raises:
+        ValueError: If the shapes differ or the masks do not have two axes.
+    """
+    check_same_shape(truth, prediction)
+    if truth.ndim != 2:
+        raise ValueError(f"U-Mamba's surface Dice is one of 2D masks, not of the shape {truth.shape}")
+    slabs = (mask[..., None] for mask in (truth, prediction))
+    return surface_dice(*slabs, spacing_mm=(1, 1, 1), tolerance_mm=tolerance_px)
+
+
+def _checked(truth: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     check_same_shape(truth, prediction)
     if len(spacing_mm) != truth.ndim:
         raise ValueError(f"spacing_mm has {len(spacing_mm)} values for masks of {truth.ndim} axes")
-    truth, prediction = truth.astype(bool), prediction.astype(bool)
-    if not truth.any() or not prediction.any():
-        return float("nan") if truth.any() == prediction.any() else float("inf")
-    # A border of background, so that a mask that touches the border of the image ends there.
-    edges = get_mask_edges(np.pad(prediction, 1), np.pad(truth, 1), crop=True)
-    there = get_surface_distance(*edges, spacing=list(spacing_mm))
-    back = get_surface_distance(*edges[::-1], spacing=list(spacing_mm))
-    return float(np.percentile(np.concatenate((there, back)), 95))
+    return truth.astype(bool), prediction.astype(bool)

@@ -1,0 +1,44 @@
+"""One function over many cases, in processes, with a progress bar."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def default_processes() -> int:
+    """Give the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_cases(
+    function: Callable[[Item], Result], items: Sequence[Item], *, processes: int = 1, text: str = "cases"
+) -> list[Result]:
+    """Apply a function to every item and give the results in the order of the items.
+
+    The first error ends the work; what waits is not begun. Processes are started afresh, so function and items must be
+    picklable; one process means this one.
+    """
+    from tqdm import tqdm
+
+    bar = {"total": len(items), "desc": text, "unit": "case", "disable": None}
+    processes = min(processes, len(items))
+    if processes <= 1:
+        return [function(item) for item in tqdm(items, **bar)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+        try:
+            return list(tqdm(pool.map(function, items), **bar))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    # The processes are the parallelism; torch would otherwise start a thread per core in each of them.
+    os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,0 +1,117 @@
+"""Scores on disk and on the screen: a row per case and label, means with the number of cases behind them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import secrets
+import shutil
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .cases import CaseError
+
+
+def describe(values: Iterable[float]) -> dict[str, float | int | None]:
+    """Give mean, standard deviation over cases, median and the number of cases behind them; NaN is left out.
+
+    Infinite values are left out as well, and both kinds are counted.
+    """
+    values = list(values)
+    finite = [float(value) for value in values if math.isfinite(value)]
+    return {
+        "mean": statistics.fmean(finite) if finite else None,
+        "std": statistics.stdev(finite) if len(finite) > 1 else None,
+        "median": statistics.median(finite) if finite else None,
+        "cases": len(finite),
+        "cases_left_out": len(values) - len(finite),
+    }
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+    """Write rows under a header; numbers in full precision, what is undefined as ``nan``."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON that any reader takes: NaN and infinity become null."""
+    path.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(content: object) -> object:
+    if isinstance(content, Mapping):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def as_text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lay rows out in columns, words to the left and numbers to the right."""
+    cells = [list(map(str, header)), *(list(map(_cell, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    words = [all(isinstance(row[index], str) for row in rows) for index in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if word else cell.rjust(width) for cell, width, word in zip(row, widths, words)
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _cell(value: object) -> str:
+    if value is None or isinstance(value, float) and math.isnan(value):
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a target that holds anything, unless told to replace what has the same name.
+
+    Raises:
+        CaseError: Naming the folder and the remedy.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CaseError(f"{folder} is a file; name a folder to write to")
+    if folder.is_dir() and not overwrite and any(folder.iterdir()):
+        raise CaseError(f"{folder} is not empty; name another folder, or replace files of the same name: --overwrite")
+
+
+@contextmanager
+def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> Iterator[Path]:
+    """Give an empty folder to write to, whose files move to ``folder`` once the block has ended without an error.
+
+    An interrupted run leaves the target as it was. Files in the target that have other names stay.
+
+    Args:
+        overwrite: Replace files of the same name; otherwise the target must be absent or empty.
+        last: Names of files that move after all others, such as the summary.
+
+    Raises:
+        CaseError: If the target is a file, or not empty while ``overwrite`` is False.
+    """
+    check_target(folder, overwrite=overwrite)
+    folder = folder.absolute()
+    new = next((path for path in (*reversed(folder.parents), folder) if not path.exists()), None)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = folder.parent / f".{folder.name}-{secrets.token_hex(4)}.partial"
+    try:
+        staged.mkdir()
+        yield staged
+        folder.mkdir(exist_ok=True)
+        for path in sorted(staged.iterdir(), key=lambda path: (path.name in last, path.name)):
+            os.replace(path, folder / path.name)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        if new is not None and new != folder and new.is_dir() and not any(path.is_file() for path in new.rglob("*")):
+            shutil.rmtree(new)  # parents that exist for this run only
+        raise
+    staged.rmdir()
