@@ -1,9 +1,10 @@
 """Time LoG-VMamba's network beside nnU-Net's own, built from the same plan.
 
-``python benchmarks/bench_network.py [--device cpu|cuda] [--quick]`` measures, in one run and taking turns, seconds per
-training step (forward, backward, SGD step, all heads) on patches of 40 x 56 x 40 at batch 2, and seconds per prediction
-of one patch of 128 x 128 x 128; peak memory in a process of its own for each. It writes
-``benchmarks/results/network_<device>.json``. With ``--profile`` it prints instead where LoG-VMamba spends its time.
+``python benchmarks/bench_network.py [--device cpu|cuda] [--quick] [--case NAME]`` measures, in one run and by turns,
+seconds per training step (forward, backward, SGD step, all heads) on patches of 40 x 56 x 40 at batch 2 and of
+512 x 512 at batch 1 (8 on CUDA), and seconds per prediction of one patch of 128 x 128 x 128 and one of 512 x 512; peak
+memory in a process of its own for each. It writes ``benchmarks/results/network_<device>.json``; with ``--case``, only
+that case, into the file that is there. With ``--profile`` it prints instead where LoG-VMamba spends its time.
 
 Presets M and L of nnU-Net's residual encoder differ in patch and batch, not in the network, so at equal patch they are
 one row.
@@ -16,15 +17,17 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from cases import BRATS, HIPPOCAMPUS, NETWORKS, NetworkCase
+from cases import HIPPOCAMPUS, NETWORKS, PICTURES, NetworkCase
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-from measure import save, side_by_side
+from measure import RESULTS, circumstances, save, side_by_side
 from torch import nn
 
-from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
+from nnunet_logvmamba.networks.presets import PAPER_2D
 
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6)  # per stage, as nnU-Net's residual encoder presets plan it
 
@@ -58,13 +61,31 @@ def residual(case: NetworkCase) -> nn.Module:
     )
 
 
+def swin(case: NetworkCase, family: str) -> nn.Module:
+    """The paper's 2D network, with LoG-VMamba or VSS blocks in its decoder."""
+    own = {"input_channels": case.input_channels, "num_classes": case.num_classes, "family": family}
+    return LoGVMambaSwinUNet(**(PAPER_2D["arguments"] | own))
+
+
 BUILDERS = {"LoG-VMamba": log_vmamba, "NoSSM": no_ssm, "PlainConvUNet": plain, "ResEnc-M/L": residual}
+BUILDERS_2D = {
+    "LoG-VMamba": log_vmamba,
+    "LoG-VMamba, Swin lineage": functools.partial(swin, family="log"),
+    "VMamba, Swin lineage": functools.partial(swin, family="vss"),
+    "NoSSM": no_ssm,
+    "PlainConvUNet": plain,
+}
+
+
+def builders(case: NetworkCase) -> dict[str, Callable[[NetworkCase], nn.Module]]:
+    """What is compared on a case."""
+    return BUILDERS_2D if len(case.patch_size) == 2 else BUILDERS
 
 
 def step(name: str, case: NetworkCase, device: str) -> tuple[Callable[[], object], int]:
     """What is timed, a training step or a prediction, and the number of parameters."""
     torch.manual_seed(0)
-    network = BUILDERS[name](case).to(device)
+    network = builders(case)[name](case).to(device)
     x = torch.randn(case.batch_size, case.input_channels, *case.patch_size, device=device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     amp = functools.partial(torch.autocast, device, enabled=device == "cuda")
@@ -116,7 +137,7 @@ def highest_memory() -> int:
 def measured(case: NetworkCase, device: str) -> dict[str, object]:
     """Seconds, memory and parameters of every network on one case."""
     steps, parameters = {}, {}
-    for name in BUILDERS:
+    for name in builders(case):
         steps[name], parameters[name] = step(name, case, device)
     seconds = side_by_side(steps, rounds=7, device=device)
     rows = {
@@ -126,7 +147,7 @@ def measured(case: NetworkCase, device: str) -> dict[str, object]:
             "peak_bytes": peak_memory(name, case, device),
             "parameters": parameters[name],
         }
-        for name in BUILDERS
+        for name in steps
     }
     print(case.name, json.dumps(rows, indent=2), flush=True)
     what = "training step" if case.training else "prediction"
@@ -151,20 +172,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="only the small case, saved under another name")
+    parser.add_argument("--case", choices=[case.name for case in NETWORKS], help="only this one")
     parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "CASE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    cases = {case.name: case for case in NETWORKS}
+    batch = {PICTURES.name: 8} if args.device == "cuda" else {}
+    cases = {case.name: replace(case, batch_size=batch.get(case.name, case.batch_size)) for case in NETWORKS}
     if args.memory_of:
         _print_memory(args.memory_of[0], cases[args.memory_of[1]], args.device)
         return
-    chosen = [HIPPOCAMPUS] if args.quick else [HIPPOCAMPUS, BRATS]
+    chosen = [cases[args.case]] if args.case else [HIPPOCAMPUS] if args.quick else list(cases.values())
     if args.profile:
         for case in chosen:
             profile(case, args.device)
         return
-    results = {"networks": [measured(case, args.device) for case in chosen]}
-    print(save(f"network_{args.device}{'_quick' * args.quick}", results))
+    name = f"network_{args.device}{'_quick' * args.quick}"
+    measurements = [measured(case, args.device) | {"circumstances": circumstances()} for case in chosen]
+    kept = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["networks"] if args.case else []
+    again = {found["case"] for found in measurements}
+    print(save(name, {"networks": [found for found in kept if found["case"] not in again] + measurements}))
 
 
 if __name__ == "__main__":

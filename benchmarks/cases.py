@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -57,24 +57,24 @@ class NetworkCase:
     input_channels: int
     num_classes: int
     features: tuple[int, ...]
-    patch_size: tuple[int, int, int]
+    patch_size: tuple[int, ...]
     batch_size: int
     training: bool
 
     @property
     def plan(self) -> dict:
-        """Arguments that all networks share."""
-        stages = len(self.features)
+        """Arguments that all networks share which follow a plan."""
+        stages, dims = len(self.features), len(self.patch_size)
         return {
             "input_channels": self.input_channels,
             "num_classes": self.num_classes,
             "n_stages": stages,
             "features_per_stage": list(self.features),
-            "conv_op": nn.Conv3d,
-            "kernel_sizes": [[3, 3, 3]] * stages,
-            "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+            "conv_op": {2: nn.Conv2d, 3: nn.Conv3d}[dims],
+            "kernel_sizes": [[3] * dims] * stages,
+            "strides": [[1] * dims] + [[2] * dims] * (stages - 1),
             "conv_bias": True,
-            "norm_op": nn.InstanceNorm3d,
+            "norm_op": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[dims],
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},
             "nonlin": nn.LeakyReLU,
             "nonlin_kwargs": {"inplace": True},
@@ -83,4 +83,6 @@ class NetworkCase:
 
 HIPPOCAMPUS = NetworkCase("hippocampus", 1, 3, (32, 64, 128, 256), (40, 56, 40), 2, True)
 BRATS = NetworkCase("brats", 4, 4, (32, 64, 128, 256, 320, 320), (128, 128, 128), 1, False)
-NETWORKS = (HIPPOCAMPUS, BRATS)
+PICTURES = NetworkCase("pictures", 3, 3, (32, 64, 128, 256, 512, 512, 512, 512), (512, 512), 1, True)
+PICTURES_PREDICTION = replace(PICTURES, name="pictures-prediction", training=False)
+NETWORKS = (HIPPOCAMPUS, BRATS, PICTURES, PICTURES_PREDICTION)

@@ -16,10 +16,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from cases import BRATS, HIPPOCAMPUS, SCANS, STATE_SIZE, ScanCase
+from cases import BRATS, HIPPOCAMPUS, PICTURES, SCANS, STATE_SIZE, NetworkCase, ScanCase
 from measure import RESULTS, on_gpu, peak_on_gpu, save
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from nnunet_logvmamba.ops import available_backends, backends, selective_scan_wi
 
 ROOT = Path(__file__).resolve().parents[1]
 HIPPOCAMPUS_SOURCE = ROOT.parent / "shared" / "data" / "hippocampus"
+VOLUMES = replace(BRATS, name="brats-training", batch_size=2, training=True)
 TRAINERS = {"log": "nnUNetTrainerLoGVMamba", "no-ssm": "nnUNetTrainerNoSSM", "stock": "nnUNetTrainer"}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Relative to the largest expected value: as in tests/numerics.py for short sequences; over long ones sums of a quarter
@@ -295,15 +297,15 @@ def compiled(setting: Setting) -> dict[str, object]:
     return {"sizes": rows, "graph_breaks": breaks, "graphs": counters["stats"].get("unique_graphs"), "wrong": wrong}
 
 
-def network(setting: Setting) -> dict[str, object]:
-    """Seconds per training step and peak memory at 128³, batch 2, in mixed precision, beside nnU-Net's networks."""
+def network(setting: Setting, case: NetworkCase) -> dict[str, object]:
+    """Seconds per training step and peak memory in mixed precision, beside nnU-Net's networks."""
     import bench_network
 
-    case = replace(BRATS, name="brats-training", batch_size=2, training=True)
     if setting.tiny:
-        case = replace(case, features=(8, 16, 16), patch_size=(16, 16, 16), batch_size=1)
+        side = 16 if len(case.patch_size) == 3 else 32
+        case = replace(case, features=(8, 16, 16), patch_size=(side,) * len(case.patch_size), batch_size=1)
     steps, rows = {}, {}
-    for name in bench_network.BUILDERS:
+    for name in bench_network.builders(case):
         call, parameters = bench_network.step(name, case, setting.device)
         rows[name] = {"parameters": parameters, "peak_bytes": peak_on_gpu(call) if setting.device == "cuda" else 0}
         steps[name] = call
@@ -411,7 +413,8 @@ def _steps() -> dict[str, Step]:
         "scan_float32": Step(lambda setting: scan(setting, "float32")),
         "amp": Step(amp, networks),
         "compile": Step(compiled, networks),
-        "network": Step(network, networks),
+        "network": Step(partial(network, case=VOLUMES), networks),
+        "network_2d": Step(partial(network, case=replace(PICTURES, batch_size=8)), networks),
     }
     for name in TRAINERS:
         step = Step(lambda setting, name=name: hippocampus(setting, name), (*networks, "nnunetv2"))

@@ -83,8 +83,11 @@ def scan_section(results: dict, fast: str) -> str:
 
 def network_section(results: dict) -> str:
     """Tables of the networks."""
-    parts = [circumstances(results)]
+    parts = []
     for case in results["networks"]:
+        measured_on = circumstances(case if "circumstances" in case else results)
+        if measured_on not in parts:
+            parts.append(measured_on)
         patch = " × ".join(map(str, case["patch"]))
         head = [f"{case['what'].capitalize()}, {patch}, batch {case['batch']}", "seconds", "times PlainConvUNet"]
         head += ["peak memory, MiB", "parameters"]
@@ -196,8 +199,9 @@ def page(stored: dict[str, dict]) -> str:
     for name, results in on_gpu.items():
         if name.startswith("gpu_scan"):
             parts += [f"### Selective scan, {results['dtype']}", gpu_scan_section(results)]
-    if "gpu_network" in on_gpu:
-        parts += ["### Whole networks, mixed precision", network_section(on_gpu["gpu_network"])]
+    networks = [network_section(on_gpu[name]) for name in ("gpu_network", "gpu_network_2d") if name in on_gpu]
+    if networks:
+        parts += ["### Whole networks, mixed precision", *networks]
     checks = gpu_checks_section(on_gpu)
     if checks:
         parts += ["### Checks", checks]

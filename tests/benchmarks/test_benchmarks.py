@@ -56,7 +56,9 @@ def test_a_step_of_the_gpu_proof_runs_at_a_tiny_size(step, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["scan_float32", "amp", "compile", "hippocampus_log", "hippocampus_stock"])
+@pytest.mark.parametrize(
+    "step", ["scan_float32", "amp", "compile", "network_2d", "hippocampus_log", "hippocampus_stock"]
+)
 def test_the_other_steps_run_too(step, tmp_path, request):
     if step.startswith("hippocampus"):
         request.getfixturevalue("shared")

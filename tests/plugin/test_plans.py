@@ -264,7 +264,7 @@ def test_a_name_is_replaced_only_when_told(plans_file, capsys):
         ("--patch-size 16 16", "the patch size [16, 16] must be divisible by [4, 4, 4], axis by axis"),
         ("--patch-size 4 4 4", "Expected more than 1 spatial element when training"),
         ("--batch-size 0", "the batch size must be at least 1, not 0"),
-        ("--keep-network --set window=5", "knobs (window) belong to our network and cannot go with --keep-network"),
+        ("--keep-network --set window=5", "knobs (window) belong to our network, which cannot go with --keep-network"),
         ("-c 3d_fulres", "there is no configuration '3d_fulres' in these plans; there are 2d, 3d_fullres"),
         ("--name 3d_fullres --overwrite", "configuration '3d_fullres' cannot be derived from itself"),
         ("--name a__b", "'a__b' cannot name a configuration"),
