@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -102,7 +104,11 @@ def test_the_pages_are_found_and_hold_commands():
 def test_every_line_with_logvmamba_is_understood_by_its_parser(page):
     for words in words_to_type(page, "logvmamba"):
         args = build_parser().parse_args(words)  # ends the test with what argparse says
-        for option, check in (("knobs", plans.check_knobs), ("training", plans.check_training_settings)):
+        network = getattr(args, "network", None)
+        check_knobs = plans.check_knobs
+        if network:
+            check_knobs = functools.partial(plans.check_knobs, network=f"nnunet_logvmamba.networks.{network}")
+        for option, check in (("knobs", check_knobs), ("training", plans.check_training_settings)):
             assignments = (word.partition("=") for word in getattr(args, option, []))
             check({name: value_of(text) for name, _, text in assignments})
 
@@ -210,6 +216,14 @@ def test_every_knob_and_every_setting_is_listed_with_its_default():
     for name, default in plans.knobs().items():
         written = default if isinstance(default, str) else json.dumps(default)
         assert f"| `{name}` | `{written}` |" in PAGES[page], f"{name} = {written}"
+    for name, default in plans.knobs(plans.SWIN_CLASS_NAME).items():
+        if (
+            plans.knobs().get(name, "") != default
+            and not isinstance(default, tuple)
+            and default is not inspect.Parameter.empty
+        ):
+            assert f"| `{name}` | `{json.dumps(default)}` |" in PAGES[page], f"{name} = {default}"
+    assert set(plans.knobs(plans.SWIN_CLASS_NAME)) <= first_column(page)
     assert set(plans.TRAINING_SETTINGS) <= first_column(page)
     assert set(plans.TRAINING_SETTINGS) <= first_column("docs/reference/plans.md")
 
