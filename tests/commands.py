@@ -22,6 +22,7 @@ _NOT_INHERITED = (
     "nnUNet_compile",
     "TRITON_INTERPRET",
     "nnUNet_wandb_enabled",
+    "nnUNet_logvmamba_pretrained",
     "PYTHONPATH",
     "OMP_THREAD_LIMIT",
 )
