@@ -19,6 +19,7 @@ NAME = "Dataset504_NeurIPSCellSeg"
 TRAINER = "nnUNetTrainerLoGVMambaSwin"
 SMALL = ["features_per_stage=[8,8,16,24,32]", "n_blocks_per_stage=[1,1,1,1]", "n_blocks_per_stage_decoder=1"]
 SHORT = ["num_epochs=1", "num_iterations_per_epoch=3", "num_val_iterations_per_epoch=1", "seed=1"]
+pytestmark = pytest.mark.slow
 KINDS = ("fluorescence_256", "histology_rgb", "fluorescence_16bit")
 
 
