@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels
+from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels
 from .parallel import map_cases
 from .policies import POLICIES
 from .report import as_text_table, describe, staged_files, write_csv, write_json
@@ -81,20 +81,29 @@ def read_dataset_json(path: Path) -> Labels:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CaseError(f"{path} cannot be read as JSON: {error}") from error
+    return labels_of(content, str(path))
+
+
+def labels_of(content: object, source: str) -> Labels:
+    """Take labels, regions and the ignored label from the content of a ``dataset.json``; ``source`` is its name.
+
+    Raises:
+        CaseError: If its labels are not nnU-Net's.
+    """
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict) or not labels:
-        raise CaseError(f"{path} has no 'labels' as nnU-Net's dataset.json has")
+        raise CaseError(f"{source} has no 'labels' as nnU-Net's dataset.json has")
     values: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():
         several = value if isinstance(value, list) else [value]
         if not several or not all(isinstance(one, int) and not isinstance(one, bool) for one in several):
-            raise CaseError(f"{path}: the label '{name}' must be a whole number or a list of them, not {value!r}")
+            raise CaseError(f"{source}: the label '{name}' must be a whole number or a list of them, not {value!r}")
         values[name] = tuple(several)
     ignored = values.pop("ignore", (None,))[0]
     values = {name: value for name, value in values.items() if value != (0,)}
     if not values:
-        raise CaseError(f"{path} has no label but the background")
-    return Labels(values, ignored, str(path), str(content.get("name", "")))
+        raise CaseError(f"{source} has no label but the background")
+    return Labels(values, ignored, source, str(content.get("name", "")))
 
 
 def find_dataset_json(predictions: Path, references: Path) -> Path | None:
@@ -105,11 +114,17 @@ def find_dataset_json(predictions: Path, references: Path) -> Path | None:
 
 
 def find_pairs(
-    predictions: Path, references: Path, *, suffixes: Sequence[str] = (), predicted_only: bool = False
+    predictions: Path,
+    references: Path,
+    *,
+    endings: Sequence[str] = ENDINGS,
+    suffixes: Sequence[str] = (),
+    predicted_only: bool = False,
 ) -> tuple[list[Pair], list[str]]:
     """Pair the files of two folders by the names of their cases.
 
     Args:
+        endings: Of the files to look at.
         suffixes: Of a name, not part of the case; such as ``_label``.
         predicted_only: Take the predicted cases though there are more references.
 
@@ -119,7 +134,7 @@ def find_pairs(
     Raises:
         CaseError: If a case is on one side only, naming the first; or a folder is empty.
     """
-    predicted, true = (find_cases(folder, suffixes=suffixes) for folder in (predictions, references))
+    predicted, true = (find_cases(folder, endings=endings, suffixes=suffixes) for folder in (predictions, references))
     unscored = check_pairs(predicted, true, predictions, references, predicted_only=predicted_only)
     return [Pair(case, true[case], predicted[case]) for case in sorted(predicted)], unscored
 
@@ -170,7 +185,7 @@ def evaluate(
     """
     if average not in AVERAGES:
         raise ValueError(f"average must be one of {', '.join(AVERAGES)}, not {average!r}")
-    first = _with_spacing(read_labels(pairs[0].reference), spacing, pairs[0].reference)
+    first, _ = _read_pair(pairs[0], spacing)
     names = [INSTANCES] if labels is None else list(labels.values)
     chosen = _tolerances(names, tolerances, first.unit) if "nsd" in settings.metrics else {}
     settings = replace(settings, tolerances={name: tolerance.value for name, tolerance in chosen.items()})
@@ -228,12 +243,19 @@ def _with_spacing(read: LabelMap, spacing: Sequence[float] | None, path: Path) -
     return replace(read, spacing=wide, unit="px" if set(wide) == {1.0} else "mm")
 
 
+def _read_pair(pair: Pair, spacing: Sequence[float] | None) -> tuple[LabelMap, LabelMap]:
+    """Read truth and prediction; the truth has the spacing to score with."""
+    truth, prediction = read_labels(pair.reference), read_labels(pair.prediction)
+    check_same_grid(truth, prediction, pair.reference, pair.prediction)
+    if truth.unit == "px" and prediction.unit == "mm":
+        truth = replace(truth, spacing=prediction.spacing, unit="mm")
+    return _with_spacing(truth, spacing, pair.reference), prediction
+
+
 def _score_case(
     pair: Pair, *, labels: Labels | None, settings: Settings, spacing: Sequence[float] | None, kind: tuple[str, int]
 ) -> list[dict]:
-    truth, prediction = read_labels(pair.reference), read_labels(pair.prediction)
-    check_same_grid(truth, prediction, pair.reference, pair.prediction)
-    truth = _with_spacing(truth, spacing, pair.reference)
+    truth, prediction = _read_pair(pair, spacing)
     if (truth.unit, truth.values.ndim) != kind:
         raise CaseError(
             f"{pair.reference} has {truth.values.ndim} axes in {truth.unit}, the first case {kind[1]} in {kind[0]}; "

@@ -41,11 +41,11 @@ def map_cases(
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Fork from a server that has imported MONAI once, which takes seconds; where there is none, start afresh."""
+    """Fork from a server that has imported MONAI once, which takes seconds; start afresh where that cannot be done."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{__package__}.surface"])
+    context.set_forkserver_preload(["__main__", f"{__package__}.surface"])
     return context
 
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from nnunet_logvmamba.ops import backends
 from nnunet_logvmamba.plugin.plans import TRAINING_KEY, build_network, check_patch, check_training_settings, is_ours
+from nnunet_logvmamba.plugin.surface_scores import write_surface_scores
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,11 @@ class RecipeTrainer(nnUNetTrainer):
         """Seed each epoch by its number, so that a continued training draws what an unbroken one would."""
         self._seed_everything(self.current_epoch + 1)
         super().on_train_epoch_start()
+
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        """Validate as nnU-Net does, then score the surfaces of what was predicted: ``validation/surface.json``."""
+        super().perform_actual_validation(save_probabilities)
+        write_surface_scores(self)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Load a checkpoint of this very trainer and network.
