@@ -120,6 +120,7 @@ def test_words_that_plans_may_hold():
         "initial_lr",
         "optimizer",
         "weight_decay",
+        "surface_tolerance",
         "seed",
         "pretrained",
     )

@@ -269,3 +269,9 @@ def test_the_published_networks_size_is_written_right(page, name):
 @every_page
 def test_no_number_is_still_to_be_filled_in(page):
     assert re.findall(r"@@\w*@*", PAGES[page]) == [], "replace each by the measured value"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "instances"])
+def test_every_option_of_the_commands_that_score_is_listed(command):
+    options = set(sub_parsers()[command]._option_string_actions) - {"-h", "--help"}
+    assert options <= first_column("docs/reference/commands.md")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,26 @@ def find_cases(folder: Path, *, endings: Sequence[str] = ENDINGS, suffixes: Sequ
     return found
 
 
+def check_pairs(
+    predicted: Collection[str], true: Collection[str], predictions: Path, references: Path, *, predicted_only: bool
+) -> list[str]:
+    """Give the cases that have a reference but no prediction, which is an error unless ``predicted_only``.
+
+    Raises:
+        CaseError: If a case is on one side only, naming the first.
+    """
+    alone = sorted(set(predicted) - set(true))
+    if alone:
+        raise CaseError(f"{references} holds no reference for {len(alone)} prediction(s), the first is '{alone[0]}'")
+    unscored = sorted(set(true) - set(predicted))
+    if unscored and not predicted_only:
+        raise CaseError(
+            f"{predictions} holds no prediction for {len(unscored)} reference(s), the first is '{unscored[0]}'; "
+            f"to score the predicted cases alone, add --predicted-only"
+        )
+    return unscored
+
+
 def read_labels(path: Path) -> LabelMap:
     """Read one label map or instance map.
 
@@ -114,6 +134,12 @@ def _read_volume(path: Path) -> LabelMap:
     values, spacing = sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
     if values.ndim not in (2, 3):
         raise CaseError(f"{path} has {values.ndim} axes; a label map has 2 or 3")
+    if values.dtype.kind == "f" and ending_of(path) in (".nii", ".nii.gz"):
+        import nibabel
+
+        # SimpleITK reads what is not finite as 0, which would pass for background.
+        if not np.isfinite(nibabel.load(path).get_fdata(dtype=np.float32)).all():
+            raise CaseError(f"{path} holds numbers that are not finite; labels and instances are whole numbers")
     if values.ndim == 3 and values.shape[0] == 1:  # one slice: distances are those of its outlines
         values, spacing = values[0], spacing[1:]
     return LabelMap(values, tuple(map(float, spacing)), "mm", (*image.GetOrigin(), *image.GetDirection()))
@@ -153,10 +179,13 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def check_same_grid(truth: LabelMap, prediction: LabelMap, truth_file: Path, prediction_file: Path) -> None:
-    """Raise CaseError, naming both files, unless both maps have the same shape, spacing and position."""
+    """Raise CaseError, naming both files, unless both maps have the same shape, spacing and position.
+
+    What only one of the files knows is not compared.
+    """
     if truth.values.shape != prediction.values.shape:
         difference = "shape", prediction.values.shape, truth.values.shape
-    elif not np.allclose(truth.spacing, prediction.spacing, rtol=1e-3, atol=1e-5):
+    elif truth.unit == prediction.unit and not np.allclose(truth.spacing, prediction.spacing, rtol=1e-3, atol=1e-5):
         difference = "spacing", _rounded(prediction.spacing), _rounded(truth.spacing)
     elif (
         truth.position

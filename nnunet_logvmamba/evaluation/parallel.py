@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -30,7 +31,7 @@ def map_cases(
     processes = min(processes, len(items))
     if processes <= 1:
         return [function(item) for item in tqdm(items, **bar)]
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
         try:
             return list(tqdm(pool.map(function, items), **bar))
@@ -39,6 +40,17 @@ def map_cases(
             raise
 
 
+def _context() -> multiprocessing.context.BaseContext:
+    """Fork from a server that has imported MONAI once, which takes seconds; start afresh where that cannot be done."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", f"{__package__}.surface"])
+    return context
+
+
 def _one_thread() -> None:
     # The processes are the parallelism; torch would otherwise start a thread per core in each of them.
     os.environ["OMP_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

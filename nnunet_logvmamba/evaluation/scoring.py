@@ -1,13 +1,145 @@
-"""Scores of one case, by name."""
+"""Scores of one case, by name, with what each of them means."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
+from scipy import ndimage
 
 from .instances import AVERAGE_PRECISION_THRESHOLDS, INTERIOR, average_precision, count_matches
-from .overlap import dice
+from .lesions import count_lesions
+from .overlap import check_same_shape, dice, iou, volume_difference
+from .policies import DEFAULT_POLICY, POLICIES
 
-INSTANCE_COUNTS = ("tp", "fp", "fn")
+MASK_METRICS = ("dice", "iou", "hd95", "nsd", "nsd_umamba", "volume_difference", "lesions")
+"""Scores of two masks: a label or a region of the truth and of the prediction."""
+
+INSTANCE_METRICS = ("f1", "object_iou", "average_precision")
+"""Scores of two instance maps."""
+
+DEFAULT_METRICS = ("dice", "iou", "hd95", "nsd")
+DEFAULT_INSTANCE_METRICS = (*INSTANCE_METRICS, "dice", "iou", "nsd")
+
+LESION_COLUMNS = ("lesions_true", "lesions_missed", "lesions_false")
+MATCH_COLUMNS = ("tp", "fp", "fn")
+COUNTS = (*LESION_COLUMNS, *MATCH_COLUMNS)
+"""Columns that are counted, not averaged first and foremost: their sums are reported too."""
+
+_KIND = {"hd95": "hd95", "nsd": "nsd", "nsd_umamba": "nsd"}  # in a policy; every other score is an overlap
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to score.
+
+    Attributes:
+        metrics: Names out of ``MASK_METRICS``, and ``INSTANCE_METRICS`` for instance maps.
+        policy: Name of a policy for empty masks.
+        joining: ``joined`` or ``max``, for HD95.
+        tolerances: Tolerance of NSD per label, in the unit of the spacing.
+        iou: Least IoU of two instances that match.
+        border: Instances so near to the border are removed first, in pixels.
+        tile: Match instances in squares of this size, None for whole images.
+    """
+
+    metrics: tuple[str, ...] = DEFAULT_METRICS
+    policy: str = DEFAULT_POLICY
+    joining: str = "joined"
+    tolerances: dict[str, float] = field(default_factory=dict)
+    iou: float = 0.5
+    border: int = 2
+    tile: int | None = None
+
+    def columns(self) -> list[str]:
+        """Give the columns of the scores: one per metric, but for lesions, which have three, and matches behind F1."""
+        columns = []
+        for metric in self.metrics:
+            columns += LESION_COLUMNS if metric == "lesions" else (metric,)
+        return columns + list(MATCH_COLUMNS if set(self.metrics) & set(INSTANCE_METRICS) else ())
+
+
+def score_masks(
+    truth: np.ndarray, prediction: np.ndarray, *, spacing: Sequence[float], label: str, settings: Settings
+) -> dict[str, float | int]:
+    """Give the mask metrics of one label of one case.
+
+    A score that the policy leaves out is NaN, as is HD95 where it would be infinite.
+
+    Args:
+        truth: Boolean mask, two or three axes.
+        prediction: Boolean mask of the same shape.
+        spacing: Voxel size per axis.
+        label: Whose tolerance to take.
+        settings: Which scores, and how.
+
+    Raises:
+        ValueError: If the shapes differ, or U-Mamba's surface Dice is wanted of volumes.
+    """
+    check_same_shape(truth, prediction)
+    truth, prediction = _cropped(truth, prediction)
+    empty = POLICIES[settings.policy].outcome(truth_empty=not truth.any(), prediction_empty=not prediction.any())
+    scores: dict[str, float | int] = {}
+    for metric in settings.metrics:
+        if metric == "lesions":
+            scores |= dict(zip(LESION_COLUMNS, vars(count_lesions(truth, prediction)).values()))
+        elif metric == "volume_difference":
+            scores[metric] = volume_difference(truth, prediction, voxel_volume=voxel_volume(spacing))
+        elif metric in MASK_METRICS and empty is not None:
+            scores[metric] = getattr(empty, _KIND.get(metric, "overlap"))
+        elif metric in MASK_METRICS:
+            scores[metric] = _score(metric, truth, prediction, spacing, label, settings)
+    return scores
+
+
+def _cropped(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut both masks to the box around what is in either; distances do not change, time does."""
+    box = ndimage.find_objects((truth | prediction).astype(np.uint8))
+    return (truth[box[0]], prediction[box[0]]) if box else (truth, prediction)
+
+
+def _score(
+    metric: str, truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], label: str, settings: Settings
+) -> float:
+    if metric == "dice":
+        return dice(truth, prediction)
+    if metric == "iou":
+        return iou(truth, prediction)
+    from . import surface  # late, since MONAI takes seconds to import
+
+    if metric == "hd95":
+        return surface.hd95(truth, prediction, spacing_mm=spacing, joining=settings.joining)
+    if metric == "nsd":
+        tolerance = settings.tolerances[label]
+        return surface.surface_dice(truth, prediction, spacing_mm=spacing, tolerance_mm=tolerance)
+    return surface.surface_dice_umamba(truth, prediction)
+
+
+def voxel_volume(spacing: Sequence[float]) -> float:
+    """Give the volume of a voxel in ml, or the area of a pixel in squares of the spacing's unit."""
+    return math.prod(spacing) / (1000 if len(spacing) == 3 else 1)
+
+
+def score_instances(truth: np.ndarray, prediction: np.ndarray, *, settings: Settings) -> dict[str, float | int]:
+    """Give the instance metrics of one image under the policy, and the counts ``tp``, ``fp``, ``fn`` behind them.
+
+    Args:
+        truth: Integer map, 0 background, (height, width).
+        prediction: The same for the prediction.
+        settings: Which scores, and how.
+    """
+    scores = instance_scores(truth, prediction, iou=settings.iou, border=settings.border, tile=settings.tile)
+    empty = POLICIES[settings.policy].outcome(
+        truth_empty=not scores["tp"] + scores["fn"], prediction_empty=not scores["tp"] + scores["fp"]
+    )
+    for metric in INSTANCE_METRICS:
+        if metric not in settings.metrics:
+            del scores[metric]
+        elif empty is not None:
+            scores[metric] = empty.overlap
+    return scores
 
 
 def instance_scores(
@@ -32,7 +164,7 @@ def instance_scores(
         "f1": one.f1,
         "object_iou": one.object_iou,
         "average_precision": average_precision({key: counts[key] for key in AVERAGE_PRECISION_THRESHOLDS}),
-        **dict(zip(INSTANCE_COUNTS, vars(one).values())),
+        **dict(zip(MATCH_COLUMNS, vars(one).values())),
     }
 
 
@@ -50,7 +182,7 @@ def semantic_scores(
         classes: The three-class prediction; without it there is no reading by interior.
         tolerance_px: Of the surface Dice, in pixels.
     """
-    from .surface import surface_dice
+    from .surface import surface_dice  # late, since MONAI takes seconds to import
 
     readings = {"foreground": prediction > 0}
     if classes is not None:
@@ -60,3 +192,58 @@ def semantic_scores(
         scores[f"dice_{name}"] = dice(truth > 0, mask)
         scores[f"nsd_{name}"] = surface_dice(truth > 0, mask, spacing_mm=(1, 1), tolerance_mm=tolerance_px)
     return scores
+
+
+def instance_definitions(iou: float, border: int, tile: int | None) -> dict[str, str]:
+    """Say what the instance metrics and their counts are under these settings."""
+    matched = f"instances paired one to one at IoU >= {iou:g}"
+    if border:
+        matched += f", those within {border} px of the border removed from both maps first"
+    if tile:
+        matched += f", within squares of {tile} px"
+    return {
+        "f1": f"2 TP / (2 TP + FP + FN), {matched}",
+        "object_iou": f"TP / (TP + FP + FN), {matched}",
+        "average_precision": "mean of TP / (TP + FP + FN) over the IoU thresholds 0.50, 0.55, ... 0.95",
+        "tp": f"TP: {matched}",
+        "fp": "FP: predicted instances without a partner",
+        "fn": "FN: true instances without a partner",
+    }
+
+
+def definitions(settings: Settings, unit: str, dimensions: int) -> dict[str, dict[str, str]]:
+    """Say for every column what it is, and in which unit, under these settings."""
+    distances = "distances from each border voxel to the other border"
+    both = {
+        "joined": f"95th percentile of the {distances}, both directions joined",
+        "max": f"larger of the two directed 95th percentiles of the {distances}",
+    }[settings.joining]
+    neighbours = "6 neighbours" if dimensions == 3 else "4 neighbours"
+    elements = "surface, by area" if dimensions == 3 else "outline, by length"
+    of_instances = {
+        name: {"definition": text, "unit": "1"}
+        for name, text in instance_definitions(settings.iou, settings.border, settings.tile).items()
+    }
+    every = {
+        "dice": {"definition": "2 |P and G| / (|P| + |G|)", "unit": "1"},
+        "iou": {"definition": "|P and G| / |P or G|", "unit": "1"},
+        "hd95": {"definition": f"{both}; border voxels are those one erosion ({neighbours}) removes", "unit": unit},
+        "nsd": {
+            "definition": f"share of both masks' {elements}, within the tolerance of the other",
+            "unit": "1",
+        },
+        "nsd_umamba": {
+            "definition": "U-Mamba's surface Dice: masks as slabs one voxel thick, spacing 1, tolerance 2; follows the "
+            "area and is no NSD",
+            "unit": "1",
+        },
+        "volume_difference": {
+            "definition": "predicted minus true volume" if dimensions == 3 else "predicted minus true area",
+            "unit": ("ml" if unit == "mm" else "1000 px") if dimensions == 3 else f"{unit}^2",
+        },
+        "lesions_true": {"definition": "connected pieces of the truth, across corners too", "unit": "1"},
+        "lesions_missed": {"definition": "pieces of the truth without a predicted voxel", "unit": "1"},
+        "lesions_false": {"definition": "pieces of the prediction without a true voxel", "unit": "1"},
+        **of_instances,
+    }
+    return {column: every[column] for column in settings.columns()}

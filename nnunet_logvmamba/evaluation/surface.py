@@ -122,7 +122,7 @@ def surface_dice_umamba(truth: np.ndarray, prediction: np.ndarray, *, tolerance_
     """
     check_same_shape(truth, prediction)
     if truth.ndim != 2:
-        raise ValueError(f"U-Mamba's surface Dice is one of 2D masks, not of the shape {truth.shape}")
+        raise ValueError(f"nsd_umamba is a score of 2D masks, not of the shape {truth.shape}")
     slabs = (mask[..., None] for mask in (truth, prediction))
     return surface_dice(*slabs, spacing_mm=(1, 1, 1), tolerance_mm=tolerance_px)
 

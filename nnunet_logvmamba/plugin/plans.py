@@ -41,6 +41,7 @@ TRAINING_SETTINGS = (
     "initial_lr",
     "optimizer",
     "weight_decay",
+    "surface_tolerance",
     "seed",
     "pretrained",
 )
@@ -168,7 +169,7 @@ def check_training_settings(settings: object) -> dict:
         elif key == "initial_lr":
             if not number or not 0 < value < float("inf"):
                 raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be a number above 0, not {value!r}")
-        elif key == "weight_decay":
+        elif key in ("weight_decay", "surface_tolerance"):
             if not number or not 0 <= value < float("inf"):
                 raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be a number of at least 0, not {value!r}")
         else:

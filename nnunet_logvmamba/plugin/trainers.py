@@ -34,6 +34,7 @@ from nnunet_logvmamba.plugin.plans import (
     is_ours,
     to_our_architecture,
 )
+from nnunet_logvmamba.plugin.surface_scores import write_surface_scores
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,11 @@ class RecipeTrainer(nnUNetTrainer):
         """Seed each epoch by its number, so that a continued training draws what an unbroken one would."""
         self._seed_everything(self.current_epoch + 1)
         super().on_train_epoch_start()
+
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        """Validate as nnU-Net does, then score the surfaces of what was predicted: ``validation/surface.json``."""
+        super().perform_actual_validation(save_probabilities)
+        write_surface_scores(self)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Load a checkpoint of this very trainer and network.

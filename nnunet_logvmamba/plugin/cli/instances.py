@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from nnunet_logvmamba.plugin.cli.options import at_least, share
 from nnunet_logvmamba.plugin.errors import UserError
 
 IMAGE_SUFFIXES = ("_0000",)
@@ -28,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     recover = parser.add_argument_group("from classes to instances")
     recover.add_argument(
         "--grow",
-        type=_at_least(0, float),
+        type=at_least(0),
         default=2,
         metavar="PX",
         help="widen every piece of interior by so many pixels; 0 is comparable with published tables "
@@ -36,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     recover.add_argument(
         "--min-size",
-        type=_at_least(0, int),
+        type=at_least(0, int),
         default=16,
         metavar="PX",
         help="drop pieces of fewer pixels before they are widened (default: %(default)s)",
@@ -48,10 +49,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     score.add_argument(
         "--predicted-only", action="store_true", help="score the predicted cases though there are more references"
     )
-    score.add_argument("--iou", type=_share, default=0.5, help="least IoU of a match (default: %(default)s)")
+    score.add_argument("--iou", type=share, default=0.5, help="least IoU of a match (default: %(default)s)")
     score.add_argument(
         "--border",
-        type=_at_least(0, int),
+        type=at_least(0, int),
         default=2,
         metavar="PX",
         help="leave out instances within so many pixels of the border, in both maps; 2 is the challenge's rule, 0 "
@@ -59,14 +60,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     score.add_argument(
         "--tile",
-        type=_at_least(1, int),
+        type=at_least(1, int),
         metavar="PX",
         help="match within squares of this size, which cuts cells; only to compare with published scores of very large "
         "images",
     )
     score.add_argument(
         "--tolerance",
-        type=_at_least(0, float),
+        type=at_least(0),
         default=2,
         metavar="PX",
         help="of the surface Dice (default: %(default)s)",
@@ -76,31 +77,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     look.add_argument("--gallery", metavar="FILE.png", type=Path, help="where to draw it (default: OUT/gallery.png)")
     look.add_argument(
         "--gallery-cases",
-        type=_at_least(1, int),
+        type=at_least(1, int),
         default=8,
         metavar="N",
         help="rows, spread over the cases in the order of their names (default: %(default)s)",
     )
-    parser.add_argument("--jobs", type=_at_least(1, int), metavar="N", help="processes (default: one per core)")
+    parser.add_argument("--jobs", type=at_least(1, int), metavar="N", help="processes (default: one per core)")
     parser.add_argument("--overwrite", action="store_true", help="replace files of the same name in OUT")
-
-
-def _at_least(least: int, kind: type):
-    def parse(text: str):
-        value = kind(text)
-        if not least <= value < float("inf"):
-            raise ValueError
-        return value
-
-    parse.__name__ = f"{'whole ' if kind is int else ''}number of at least {least}"  # argparse shows it
-    return parse
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"the IoU of a match must be above 0 and at most 1, not {text}")
-    return value
 
 
 @dataclass(frozen=True)
@@ -128,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, CaseError, find_cases
+    from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, CaseError, check_pairs, find_cases
     from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
     from nnunet_logvmamba.evaluation.report import staged_files
 
@@ -142,7 +125,9 @@ def _run(args: argparse.Namespace) -> int:
     references, images, unscored = {}, {}, []
     if args.references is not None:
         references = find_cases(args.references, endings=PICTURE_ENDINGS, suffixes=LABEL_SUFFIXES)
-        unscored = _check_pairs(predictions, references, args)
+        unscored = check_pairs(
+            predictions, references, args.predictions, args.references, predicted_only=args.predicted_only
+        )
     if args.images is not None:
         images = find_cases(args.images, endings=PICTURE_ENDINGS, suffixes=IMAGE_SUFFIXES)
     shown = _spread(list(predictions), args.gallery_cases) if args.images is not None else []
@@ -169,24 +154,6 @@ def _run(args: argparse.Namespace) -> int:
     if shown:
         print(f"gallery of {len(shown)} case(s): {args.gallery or args.out / 'gallery.png'}")
     return 0
-
-
-def _check_pairs(predictions: dict, references: dict, args: argparse.Namespace) -> list[str]:
-    """Refuse predictions without a reference and the other way round; give the cases that are not scored."""
-    from nnunet_logvmamba.evaluation.cases import CaseError
-
-    alone = sorted(predictions.keys() - references.keys())
-    if alone:
-        raise CaseError(
-            f"{args.references} holds no reference for {len(alone)} prediction(s), the first is '{alone[0]}'"
-        )
-    unscored = sorted(references.keys() - predictions.keys())
-    if unscored and not args.predicted_only:
-        raise CaseError(
-            f"{args.predictions} holds no prediction for {len(unscored)} reference(s), the first is '{unscored[0]}'; "
-            f"to score the predicted cases alone, add --predicted-only"
-        )
-    return unscored
 
 
 def _spread(cases: list[str], number: int) -> list[str]:
@@ -231,7 +198,7 @@ def _write_scores(args: argparse.Namespace, rows: list[dict], unscored: list[str
     """Write the table and the summary, and give the summary as text."""
     from nnunet_logvmamba.evaluation.report import as_text_table, describe, write_csv, write_json
 
-    definitions = score_definitions(args)
+    definitions = _definitions(args)
     means = {name: describe([row[name] for row in rows]) for name in definitions}
     write_csv(folder / SCORES, rows, list(rows[0]))
     write_json(
@@ -259,18 +226,14 @@ def _write_scores(args: argparse.Namespace, rows: list[dict], unscored: list[str
     return f"{as_text_table(['score', 'mean', 'std', 'images', 'left out'], table)}\n{recipe}\n"
 
 
-def score_definitions(args: argparse.Namespace) -> dict[str, str]:
+def _definitions(args: argparse.Namespace) -> dict[str, str]:
     """Say for every score what it is, with this run's settings."""
-    matched = f"instances paired one to one at IoU >= {args.iou:g}"
-    if args.border:
-        matched += f", those within {args.border} px of the border removed from both maps first"
-    if args.tile:
-        matched += f", within squares of {args.tile} px"
+    from nnunet_logvmamba.evaluation.scoring import INSTANCE_METRICS, instance_definitions
+
+    matched = instance_definitions(args.iou, args.border, args.tile)
     near = f"share of both outlines, by length, within {args.tolerance:g} px of the other"
     return {
-        "f1": f"2 TP / (2 TP + FP + FN), {matched}",
-        "object_iou": f"TP / (TP + FP + FN), {matched}",
-        "average_precision": "mean of TP / (TP + FP + FN) over the IoU thresholds 0.50, 0.55, ... 0.95",
+        **{name: matched[name] for name in INSTANCE_METRICS},
         "dice_foreground": "Dice of all true instances and all predicted instances",
         "nsd_foreground": f"{near}; all true instances against all predicted instances",
         "dice_interior": "Dice of all true instances and the predicted interior class",

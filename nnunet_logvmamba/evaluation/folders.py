@@ -1,0 +1,385 @@
+"""Scores of two folders: every case and label, the means, and all that is needed to read them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels
+from .parallel import map_cases
+from .policies import POLICIES
+from .report import as_text_table, describe, staged_files, write_csv, write_json
+from .scoring import COUNTS, INSTANCE_METRICS, Settings, definitions, score_instances, score_masks
+from .tolerances import Tolerance, tolerance_of
+
+SCORES, SUMMARY, TABLE = "scores.csv", "scores.json", "scores.txt"
+"""Names of what is written; nnU-Net's own summary.json is never touched."""
+
+AVERAGES = {
+    "class-first": "mean over the cases of each label, then over the labels",
+    "frame-first": "mean over the labels that are in the truth or the prediction of a case, then over the cases",
+}
+INSTANCES = "instances"
+"""The one label of instance maps."""
+
+MOST_LABELS = 255
+_EMPTY = {"both_empty": (False, False), "false_positive": (False, True), "miss": (True, False)}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case: the file of its truth and that of its prediction."""
+
+    case: str
+    reference: Path
+    prediction: Path
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What there is to score: values per name, and the value whose voxels are not scored, if there is one."""
+
+    values: dict[str, tuple[int, ...]]
+    ignored: int | None = None
+    source: str = ""
+    dataset_name: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows of the table, one per case and label, and the summary of them."""
+
+    rows: list[dict]
+    columns: list[str]
+    summary: dict
+
+    def write(self, folder: Path, *, overwrite: bool = False) -> None:
+        """Write table, summary and text into a folder; all of them or none.
+
+        Raises:
+            CaseError: If the folder is not empty while ``overwrite`` is False.
+        """
+        with staged_files(folder, overwrite=overwrite, last=(SUMMARY,)) as staged:
+            write_csv(staged / SCORES, self.rows, ["case", "label", *self.columns])
+            write_json(staged / SUMMARY, self.summary)
+            (staged / TABLE).write_text(as_text(self.summary) + "\n", encoding="utf-8")
+
+
+def read_dataset_json(path: Path) -> Labels:
+    """Read labels, regions and the ignored label out of nnU-Net's ``dataset.json``; background is not scored.
+
+    Raises:
+        CaseError: If the file cannot be read or its labels are not nnU-Net's.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CaseError(f"{path} cannot be read as JSON: {error}") from error
+    return labels_of(content, str(path))
+
+
+def labels_of(content: object, source: str) -> Labels:
+    """Take labels, regions and the ignored label from the content of a ``dataset.json``; ``source`` is its name.
+
+    Raises:
+        CaseError: If its labels are not nnU-Net's.
+    """
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict) or not labels:
+        raise CaseError(f"{source} has no 'labels' as nnU-Net's dataset.json has")
+    values: dict[str, tuple[int, ...]] = {}
+    for name, value in labels.items():
+        several = value if isinstance(value, list) else [value]
+        if not several or not all(isinstance(one, int) and not isinstance(one, bool) for one in several):
+            raise CaseError(f"{source}: the label '{name}' must be a whole number or a list of them, not {value!r}")
+        values[name] = tuple(several)
+    ignored = values.pop("ignore", (None,))[0]
+    values = {name: value for name, value in values.items() if value != (0,)}
+    if not values:
+        raise CaseError(f"{source} has no label but the background")
+    return Labels(values, ignored, source, str(content.get("name", "")))
+
+
+def find_dataset_json(predictions: Path, references: Path) -> Path | None:
+    """Give nnU-Net's ``dataset.json`` beside the predictions or the references, or above: where nnU-Net puts it."""
+    predictions, references = Path(predictions).absolute(), Path(references).absolute()
+    candidates = (predictions, references, references.parent, *predictions.parents[:2])
+    return next((path for path in (folder / "dataset.json" for folder in candidates) if path.is_file()), None)
+
+
+def find_pairs(
+    predictions: Path,
+    references: Path,
+    *,
+    endings: Sequence[str] = ENDINGS,
+    suffixes: Sequence[str] = (),
+    predicted_only: bool = False,
+) -> tuple[list[Pair], list[str]]:
+    """Pair the files of two folders by the names of their cases.
+
+    Args:
+        endings: Of the files to look at.
+        suffixes: Of a name, not part of the case; such as ``_label``.
+        predicted_only: Take the predicted cases though there are more references.
+
+    Returns:
+        The pairs, sorted by case, and the cases that have a reference but no prediction.
+
+    Raises:
+        CaseError: If a case is on one side only, naming the first; or a folder is empty.
+    """
+    predicted, true = (find_cases(folder, endings=endings, suffixes=suffixes) for folder in (predictions, references))
+    unscored = check_pairs(predicted, true, predictions, references, predicted_only=predicted_only)
+    return [Pair(case, true[case], predicted[case]) for case in sorted(predicted)], unscored
+
+
+def find_labels(pairs: Sequence[Pair], *, processes: int = 1) -> Labels:
+    """Take the values that occur in any file as the labels, where there is no ``dataset.json``.
+
+    Raises:
+        CaseError: If there are so many that the files must be instance maps, or none at all.
+    """
+    found = sorted(set().union(*map_cases(_values_of, pairs, processes=processes, text="labels")) - {0})
+    if len(found) > MOST_LABELS:
+        raise CaseError(f"the files hold {len(found)} labels; if they are instance maps, add --instances")
+    if not found:
+        raise CaseError("the files hold nothing but background, and there is no dataset.json: name it: --dataset-json")
+    return Labels({str(value): (value,) for value in found}, None, "found in the files, for want of dataset.json")
+
+
+def _values_of(pair: Pair) -> set[int]:
+    return {int(value) for path in (pair.reference, pair.prediction) for value in np.unique(read_labels(path).values)}
+
+
+def evaluate(
+    pairs: Sequence[Pair],
+    labels: Labels | None,
+    settings: Settings,
+    *,
+    tolerances: Mapping[str, float] | float | None = None,
+    spacing: Sequence[float] | None = None,
+    average: str = "class-first",
+    processes: int = 1,
+) -> Evaluation:
+    """Score every case and label.
+
+    Args:
+        pairs: What to score.
+        labels: Labels and regions; None takes the files for instance maps.
+        settings: Which scores, and how; its tolerances are set here.
+        tolerances: Of NSD, one for all or by label; for the others the published one of the structure, or 2.
+        spacing: Voxel size to use in place of the files', one value or one per axis of the array (slices, rows,
+            columns), in mm; ones count voxels.
+        average: ``class-first`` or ``frame-first``, see ``AVERAGES``.
+        processes: How many cases to score at a time.
+
+    Raises:
+        CaseError: If a file cannot be read, or truth and prediction do not lie on the same grid, or hold values that
+            are no labels; the sentence names the file.
+    """
+    if average not in AVERAGES:
+        raise ValueError(f"average must be one of {', '.join(AVERAGES)}, not {average!r}")
+    first, _ = _read_pair(pairs[0], spacing)
+    names = [INSTANCES] if labels is None else list(labels.values)
+    chosen = _tolerances(names, tolerances, first.unit) if "nsd" in settings.metrics else {}
+    settings = replace(settings, tolerances={name: tolerance.value for name, tolerance in chosen.items()})
+    kind = first.unit, first.values.ndim
+    work = partial(_score_case, labels=labels, settings=settings, spacing=spacing, kind=kind)
+    results = map_cases(work, pairs, processes=processes, text="cases")
+    rows = [row for case in results for row in case]
+    columns = settings.columns()
+    summary = {
+        "cases": [pair.case for pair in pairs],
+        "labels": {name: list(value) for name, value in labels.values.items()} if labels else {INSTANCES: "any"},
+        "labels_from": labels.source if labels else "instance maps",
+        "ignored_label": labels.ignored if labels else None,
+        "metrics": definitions(settings, first.unit, first.values.ndim),
+        "policy": {"name": settings.policy, **_described(settings.policy)},
+        "hd95": settings.joining if "hd95" in settings.metrics else None,
+        "tolerances": {name: vars(tolerance) for name, tolerance in chosen.items()},
+        "unit": first.unit,
+        "spacing": "of each file" if spacing is None else list(spacing),
+        "average": {"name": average, "definition": AVERAGES[average]},
+        **_means(rows, columns, names, average),
+    }
+    return Evaluation([{k: v for k, v in row.items() if not k.startswith("_")} for row in rows], columns, summary)
+
+
+def _described(name: str) -> dict:
+    policy = POLICIES[name]
+    return {
+        "source": policy.text,
+        "scores": "overlap: Dice, IoU and instance scores; null: left out of the mean and counted",
+        **{case: vars(getattr(policy, case)) for case in ("both_empty", "false_positive", "miss")},
+    }
+
+
+def _tolerances(names: Sequence[str], given: Mapping[str, float] | float | None, unit: str) -> dict[str, Tolerance]:
+    if isinstance(given, Mapping):
+        strangers = sorted(given.keys() - set(names))
+        if strangers:
+            raise CaseError(f"a tolerance for '{strangers[0]}', which is no label; the labels are {', '.join(names)}")
+        return {
+            name: Tolerance(given[name], unit, "given by the user") if name in given else tolerance_of(name, unit)
+            for name in names
+        }
+    if given is not None:
+        return dict.fromkeys(names, Tolerance(given, unit, "given by the user"))
+    return {name: tolerance_of(name, unit) for name in names}
+
+
+def _with_spacing(read: LabelMap, spacing: Sequence[float] | None, path: Path) -> LabelMap:
+    if spacing is None:
+        return read
+    if len(spacing) not in (1, read.values.ndim):
+        raise CaseError(f"{path} has {read.values.ndim} axes, but --spacing has {len(spacing)} values")
+    wide = tuple(spacing) * (read.values.ndim if len(spacing) == 1 else 1)
+    return replace(read, spacing=wide, unit="px" if set(wide) == {1.0} else "mm")
+
+
+def _read_pair(pair: Pair, spacing: Sequence[float] | None) -> tuple[LabelMap, LabelMap]:
+    """Read truth and prediction; the truth has the spacing to score with."""
+    truth, prediction = read_labels(pair.reference), read_labels(pair.prediction)
+    check_same_grid(truth, prediction, pair.reference, pair.prediction)
+    if truth.unit == "px" and prediction.unit == "mm":
+        truth = replace(truth, spacing=prediction.spacing, unit="mm")
+    return _with_spacing(truth, spacing, pair.reference), prediction
+
+
+def _score_case(
+    pair: Pair, *, labels: Labels | None, settings: Settings, spacing: Sequence[float] | None, kind: tuple[str, int]
+) -> list[dict]:
+    truth, prediction = _read_pair(pair, spacing)
+    if (truth.unit, truth.values.ndim) != kind:
+        raise CaseError(
+            f"{pair.reference} has {truth.values.ndim} axes in {truth.unit}, the first case {kind[1]} in {kind[0]}; "
+            f"put them into folders of their own"
+        )
+    if labels is None:
+        masks = {INSTANCES: (truth.values > 0, prediction.values > 0)}
+    else:
+        _check_values(truth.values, labels, pair.reference)
+        _check_values(prediction.values, labels, pair.prediction)
+        both = truth.values, prediction.values
+        masks = {name: _masks(*both, values, labels.ignored) for name, values in labels.values.items()}
+    rows = []
+    for name, (true, predicted) in masks.items():
+        row: dict = {"case": pair.case, "label": name, "_true": bool(true.any()), "_predicted": bool(predicted.any())}
+        try:
+            row |= score_masks(true, predicted, spacing=truth.spacing, label=name, settings=settings)
+            if labels is None and set(settings.metrics) & set(INSTANCE_METRICS):
+                row |= score_instances(truth.values, prediction.values, settings=settings)
+        except ValueError as error:
+            raise CaseError(f"{pair.prediction}: {error}") from error
+        rows.append(row)
+    return rows
+
+
+def _check_values(values: np.ndarray, labels: Labels, path: Path) -> None:
+    known = {0, *(() if labels.ignored is None else (labels.ignored,))}.union(*labels.values.values())
+    strangers = sorted(set(np.unique(values).tolist()) - known)
+    if strangers:
+        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        raise CaseError(
+            f"{path} holds the value {strangers[0]}{more}, which is no label; the labels are "
+            f"{', '.join(map(str, sorted(known)))}, {labels.source}"
+        )
+
+
+def _masks(
+    truth: np.ndarray, prediction: np.ndarray, values: tuple[int, ...], ignored: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    true, predicted = (np.isin(voxels, values) for voxels in (truth, prediction))
+    if ignored is not None:
+        scored = truth != ignored
+        true, predicted = true & scored, predicted & scored
+    return true, predicted
+
+
+def _means(rows: Sequence[dict], columns: Sequence[str], names: Sequence[str], average: str) -> dict:
+    by_label = {name: [row for row in rows if row["label"] == name] for name in names}
+    means: dict[str, dict] = {name: {} for name in names}
+    edge_cases = {}
+    for name, own in by_label.items():
+        for column in columns:
+            values = {row["case"]: row[column] for row in own}
+            means[name][column] = describe(values.values())
+            if column in COUNTS:
+                means[name][column]["sum"] = sum(values.values())
+            means[name][column]["left_out"] = [case for case, value in values.items() if not math.isfinite(value)]
+        edge_cases[name] = {
+            kind: [row["case"] for row in own if (row["_true"], row["_predicted"]) == there]
+            for kind, there in _EMPTY.items()
+        }
+    return {
+        "mean": means,
+        "overall": {column: _overall(rows, means, column, average) for column in columns},
+        "empty_masks": edge_cases,
+    }
+
+
+def _overall(rows: Sequence[dict], means: dict, column: str, average: str) -> dict:
+    if average == "class-first":
+        found = {name: one[column] for name, one in means.items() if one[column]["mean"] is not None}
+        return {
+            "mean": describe(one["mean"] for one in found.values())["mean"],
+            "labels": len(found),
+            "labels_left_out": [name for name in means if name not in found],
+            "cases": min((one["cases"] for one in found.values()), default=0),
+        }
+    frames: dict[str, list[float]] = {}
+    for row in rows:
+        values = frames.setdefault(row["case"], [])
+        if (row["_true"] or row["_predicted"]) and math.isfinite(row[column]):
+            values.append(row[column])
+    described = describe(float(np.mean(values)) if values else float("nan") for values in frames.values())
+    return {
+        "mean": described["mean"],
+        "std": described["std"],
+        "cases": described["cases"],
+        "left_out": [case for case, values in frames.items() if not values],
+    }
+
+
+def as_text(summary: dict) -> str:
+    """Lay the summary out for reading: means, standard deviations and case counts, and how they came about."""
+    columns = list(summary["metrics"])
+    units = {column: summary["metrics"][column]["unit"] for column in columns}
+    header = ["label", *(column if units[column] == "1" else f"{column} [{units[column]}]" for column in columns)]
+    rows = [[name, *(_mean_cell(scores[column]) for column in columns)] for name, scores in summary["mean"].items()]
+    if len(rows) > 1:
+        rows.append([f"all, {summary['average']['name']}", *(_mean_cell(summary["overall"][c]) for c in columns)])
+    lines = [as_text_table(header, rows), "", "mean ± standard deviation over cases (cases behind the mean)"]
+    lines.append(f"cases: {len(summary['cases'])}" + _more(summary.get("cases_not_scored"), "without a prediction"))
+    lines.append(f"average: {summary['average']['definition']}")
+    lines.append(f"empty masks: policy {summary['policy']['name']} ({summary['policy']['source']})")
+    lines += [
+        f"  {name}: " + ", ".join(f"{kind.replace('_', ' ')} {len(cases)}" for kind, cases in kinds.items() if cases)
+        for name, kinds in summary["empty_masks"].items()
+        if any(kinds.values())
+    ]
+    lines += [f"{column}: {text['definition']}" for column, text in summary["metrics"].items()]
+    lines += [
+        f"tolerance of {name}: {one['value']:g} {one['unit']} ({one['source']})"
+        for name, one in summary["tolerances"].items()
+    ]
+    given = summary["spacing"]
+    lines.append(f"spacing: {given if isinstance(given, str) else ' '.join(map(str, given))}, unit {summary['unit']}")
+    return "\n".join(lines)
+
+
+def _mean_cell(scores: dict) -> str:
+    if scores["mean"] is None:
+        return "- (0)"
+    spread = "" if scores.get("std") is None else f" ± {scores['std']:.4f}"
+    return f"{scores['mean']:.4f}{spread} ({scores['cases']})"
+
+
+def _more(cases: Sequence[str] | None, what: str) -> str:
+    return f", {len(cases)} more {what}" if cases else ""

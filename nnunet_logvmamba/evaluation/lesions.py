@@ -1,0 +1,43 @@
+"""Separate lesions: how many there are, how many were missed, how many were invented."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from .overlap import check_same_shape
+
+
+@dataclass(frozen=True)
+class LesionCounts:
+    """Lesions of the truth, those of them without a predicted voxel, and predicted lesions that meet no true one."""
+
+    true: int
+    missed: int
+    false: int
+
+
+def count_lesions(truth: np.ndarray, prediction: np.ndarray) -> LesionCounts:
+    """Count connected pieces; one common voxel is enough for a lesion to be found.
+
+    Voxels are connected across faces, edges and corners. BraTS 2023 scores lesions in a different way (dilation,
+    minimal size, penalties), which this is not.
+
+    Args:
+        truth: Boolean mask of any shape.
+        prediction: Boolean mask of the same shape.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    check_same_shape(truth, prediction)
+    truth, prediction = truth.astype(bool), prediction.astype(bool)
+    neighbours = np.ones((3,) * truth.ndim)
+    true_pieces, true = ndimage.label(truth, neighbours)
+    predicted_pieces, predicted = ndimage.label(prediction, neighbours)
+    both = truth & prediction
+    return LesionCounts(
+        true, true - len(np.unique(true_pieces[both])), predicted - len(np.unique(predicted_pieces[both]))
+    )

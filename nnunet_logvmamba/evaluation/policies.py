@@ -1,0 +1,81 @@
+"""What a score is worth where a mask is empty: one table, a policy per community."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NAN = float("nan")
+
+BRATS_HD95_MM = 373.12866
+"""Diagonal of the BraTS grid, 240 x 240 x 155 voxels of 1 mm; it means nothing on another grid."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Scores of one pair with an empty mask; NaN leaves the pair out of the mean, and it is counted.
+
+    ``overlap`` is the value of Dice, IoU and the scores of instances, ``hd95`` that of HD95, ``nsd`` that of both
+    surface Dice scores.
+    """
+
+    overlap: float
+    hd95: float
+    nsd: float
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What to do with empty masks.
+
+    Attributes:
+        name: As users say it.
+        text: Where it comes from.
+        both_empty: Nothing there and nothing found.
+        false_positive: Nothing there but something found.
+        miss: Something there but nothing found.
+    """
+
+    name: str
+    text: str
+    both_empty: Outcome
+    false_positive: Outcome
+    miss: Outcome
+
+    def outcome(self, *, truth_empty: bool, prediction_empty: bool) -> Outcome | None:
+        """Give the scores of a pair of which a mask is empty, None where neither is."""
+        if truth_empty and prediction_empty:
+            return self.both_empty
+        if truth_empty:
+            return self.false_positive
+        return self.miss if prediction_empty else None
+
+
+_PERFECT = Outcome(overlap=1.0, hd95=0.0, nsd=1.0)
+_LEFT_OUT = Outcome(overlap=NAN, hd95=NAN, nsd=NAN)
+# The distance to nothing is infinite, and no mean can hold it: left out and counted.
+_WRONG = Outcome(overlap=0.0, hd95=NAN, nsd=0.0)
+_FARTHEST = Outcome(overlap=0.0, hd95=BRATS_HD95_MM, nsd=0.0)
+_FIFTY = Outcome(overlap=0.0, hd95=50.0, nsd=0.0)
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("brats", "BraTS challenge until 2022; HD95 in mm on its grid", _PERFECT, _FARTHEST, _FARTHEST),
+        Policy("nnunet", "nnU-Net's summary.json, carried on to surfaces", _LEFT_OUT, _WRONG, _WRONG),
+        Policy("umamba", "U-Mamba's scripts for organs and endoscopy", _PERFECT, _WRONG, _WRONG),
+        Policy(
+            "paper",
+            "LoG-VMamba's public evaluator; leaves out the failures and so flatters: only to compare with its tables",
+            _PERFECT,
+            _LEFT_OUT,
+            _LEFT_OUT,
+        ),
+        Policy("segmamba", "SegMamba's script, which counts a correct empty mask as a failure", _FIFTY, _FIFTY, _FIFTY),
+    )
+}
+DEFAULT_POLICY = "nnunet"
+
+
+def policy_for(dataset_name: str | None) -> str:
+    """Give the policy that is customary for a data set: ``brats`` where its name says so, else ``nnunet``."""
+    return "brats" if "brats" in (dataset_name or "").lower() else DEFAULT_POLICY

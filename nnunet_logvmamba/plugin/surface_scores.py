@@ -1,0 +1,91 @@
+"""After nnU-Net's final validation: surface distances of the predicted cases, in a file of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunetv2.configuration import default_num_processes
+
+from nnunet_logvmamba.plugin.plans import TRAINING_KEY, check_training_settings
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+FILE = "surface.json"
+"""In the folder ``validation`` of a fold, beside nnU-Net's ``summary.json``."""
+
+SETTING = "surface_tolerance"
+DEFAULT_TOLERANCE = 2.0
+METRICS = ("hd95", "nsd")
+
+
+def write_surface_scores(trainer: nnUNetTrainer) -> Path | None:
+    """Score HD95 and NSD of what a trainer has predicted for its validation cases, and write ``surface.json``.
+
+    Predictions are those in ``validation`` of the fold, truths nnU-Net's ``gt_segmentations``; both at the resolution
+    and geometry of the data set. The tolerance is ``surface_tolerance`` under ``logvmamba`` in the configuration, else
+    2 mm (2 pixels for pictures); policy and HD95 are those of ``logvmamba evaluate``.
+
+    A validation must not be lost for its surfaces: where the files cannot be scored, the log says why and no file is
+    written, nor is an older one left. nnU-Net's ``summary.json`` is never touched.
+
+    Returns:
+        The file, or None on ranks above 0 and where there is nothing to score.
+    """
+    if trainer.local_rank != 0:
+        return None
+    from nnunet_logvmamba.evaluation.cases import CaseError  # late, since only the end of a training needs them
+    from nnunet_logvmamba.evaluation.report import write_json
+
+    target = Path(trainer.output_folder) / "validation" / FILE
+    target.unlink(missing_ok=True)
+    try:
+        content = _score(trainer, target.parent)
+    except CaseError as error:
+        trainer.print_to_log_file(f"No {target.name}, surfaces cannot be scored: {error}", also_print_to_console=True)
+        return None
+    partial = target.with_name(f".{target.name}.partial")
+    write_json(partial, content)
+    partial.replace(target)
+    means = ", ".join(_in_words(metric, content) for metric in METRICS)
+    trainer.print_to_log_file(f"Surfaces ({target.name}): {means}", also_print_to_console=True)
+    return target
+
+
+def _in_words(metric: str, content: dict) -> str:
+    mean = content["overall"][metric]["mean"]
+    unit = content["metrics"][metric]["unit"]
+    return (
+        f"mean {metric} undefined" if mean is None else f"mean {metric} {mean:.4f}{'' if unit == '1' else f' {unit}'}"
+    )
+
+
+def _score(trainer: nnUNetTrainer, validation: Path) -> dict:
+    from nnunet_logvmamba.evaluation import folders
+    from nnunet_logvmamba.evaluation.policies import policy_for
+    from nnunet_logvmamba.evaluation.scoring import Settings
+
+    settings = check_training_settings(trainer.configuration_manager.configuration.get(TRAINING_KEY))
+    tolerance = settings.get(SETTING, DEFAULT_TOLERANCE)
+    pairs, _ = folders.find_pairs(
+        validation,
+        Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations",
+        endings=(trainer.dataset_json["file_ending"],),
+        predicted_only=True,
+    )
+    evaluation = folders.evaluate(
+        pairs,
+        folders.labels_of(trainer.dataset_json, "dataset.json"),
+        Settings(metrics=METRICS, policy=policy_for(trainer.plans_manager.dataset_name)),
+        tolerances=tolerance,
+        processes=max(1, default_num_processes),
+    )
+    summary = evaluation.summary
+    source = (
+        f"'{SETTING}' under '{TRAINING_KEY}' of configuration '{trainer.configuration_name}'"
+        if SETTING in settings
+        else f"default: 2 {summary['unit']}; set '{SETTING}' under '{TRAINING_KEY}' of the configuration for another"
+    )
+    summary["tolerances"] = {name: {**one, "source": source} for name, one in summary["tolerances"].items()}
+    return {**summary, "scores": evaluation.rows}

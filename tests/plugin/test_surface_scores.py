@@ -1,0 +1,128 @@
+"""Surfaces of the final validation, after a real training and on files whose distances are known."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from skimage.io import imsave
+
+from nnunet_logvmamba.plugin.plans import check_training_settings
+from nnunet_logvmamba.plugin.surface_scores import write_surface_scores
+
+REGIONS = {"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}
+
+
+def truths(project) -> Path:
+    return project.folders.preprocessed / project.dataset / "gt_segmentations"
+
+
+def test_a_training_ends_with_the_surfaces_of_its_validation(trained, tmp_path):
+    validation = trained.fold("3d_tiny").path / "validation"
+    surfaces = json.loads((validation / "surface.json").read_text())
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in validation.glob("*.nii.gz"))
+    assert surfaces["cases"] == cases
+    assert surfaces["labels"] == REGIONS
+    assert (surfaces["hd95"], surfaces["unit"], surfaces["policy"]["name"]) == ("joined", "mm", "brats")
+    assert [one["value"] for one in surfaces["tolerances"].values()] == [2, 2, 2]
+    assert all(one["source"].startswith("default: 2 mm") for one in surfaces["tolerances"].values())
+    assert [(row["case"], row["label"]) for row in surfaces["scores"]] == [(c, name) for c in cases for name in REGIONS]
+    assert 0 < surfaces["mean"]["whole tumor"]["nsd"]["mean"] <= 1
+    # They are what the command says about the same files.
+    out = tmp_path / "out"
+    words = ("--metrics", "hd95", "nsd", "--tolerance", 2, "--predicted-only", "--output", out)
+    trained.run("logvmamba", "evaluate", validation, truths(trained), *words)
+    command = json.loads((out / "scores.json").read_text())
+    for key in ("mean", "overall", "policy", "metrics", "unit", "empty_masks"):
+        assert command[key] == surfaces[key], key
+    # nnU-Net's own summary is nnU-Net's.
+    summary = json.loads((validation / "summary.json").read_text())
+    assert set(summary) == {"foreground_mean", "mean", "metric_per_case"}
+    logs = [path.read_text() for path in validation.parent.glob("training_log_*.txt")]
+    assert any("Surfaces (surface.json): mean hd95" in log for log in logs)
+
+
+@pytest.mark.slow
+def test_validating_again_takes_the_tolerance_of_the_configuration(own_trained):
+    own_trained.configure("3d_fullres_narrow", "3d_tiny", "--overwrite", surface_tolerance=0.5)
+    file = own_trained.fold("3d_tiny").path / "validation/surface.json"
+    before = json.loads(file.read_text())
+    own_trained.train("3d_tiny", 0, "--val", nnUNet_def_n_proc=2)
+    after = json.loads(file.read_text())
+    assert after["tolerances"]["tumor core"] == {
+        "value": 0.5,
+        "unit": "mm",
+        "source": "'surface_tolerance' under 'logvmamba' of configuration '3d_tiny'",
+    }
+    assert after["mean"]["whole tumor"]["hd95"] == before["mean"]["whole tumor"]["hd95"]
+    assert after["mean"]["whole tumor"]["nsd"]["mean"] < before["mean"]["whole tumor"]["nsd"]["mean"]
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """What a trainer knows at the end of a validation of two pictures; ``log`` holds what it was told to log."""
+    validation, truth = tmp_path / "fold_0/validation", tmp_path / "preprocessed/gt_segmentations"
+    for folder in (validation, truth):
+        folder.mkdir(parents=True)
+    for case in ("a", "b", "c"):
+        mask = np.zeros((30, 30), np.uint8)
+        mask[10:20, 10:20] = 1
+        imsave(truth / f"{case}.png", mask, check_contrast=False)
+        if case != "c":  # a training case
+            imsave(validation / f"{case}.png", np.roll(mask, 3, 0), check_contrast=False)
+    log = []
+    return SimpleNamespace(
+        local_rank=0,
+        output_folder=str(tmp_path / "fold_0"),
+        preprocessed_dataset_folder_base=str(tmp_path / "preprocessed"),
+        dataset_json={"labels": {"background": 0, "cell": 1}, "file_ending": ".png"},
+        configuration_manager=SimpleNamespace(configuration={}),
+        configuration_name="2d",
+        plans_manager=SimpleNamespace(dataset_name="Dataset704_Pictures"),
+        print_to_log_file=lambda *words, **_: log.append(" ".join(map(str, words))),
+        log=log,
+    )
+
+
+def test_pictures_are_scored_in_pixels(finished):
+    surfaces = json.loads(write_surface_scores(finished).read_text())
+    assert (surfaces["unit"], surfaces["policy"]["name"]) == ("px", "nnunet")
+    assert surfaces["mean"]["cell"]["hd95"]["mean"] == 3
+    assert surfaces["tolerances"]["cell"]["unit"] == "px"
+    assert surfaces["tolerances"]["cell"]["source"].startswith("default: 2 px")
+    assert surfaces["cases"] == ["a", "b"]
+    assert "mean hd95 3.0000 px" in finished.log[-1]
+
+
+def test_the_tolerance_of_the_configuration_is_named(finished):
+    finished.configuration_manager.configuration["logvmamba"] = {"surface_tolerance": 4}
+    surfaces = json.loads(write_surface_scores(finished).read_text())
+    assert surfaces["mean"]["cell"]["nsd"]["mean"] == 1
+    assert surfaces["tolerances"]["cell"] == {
+        "value": 4,
+        "unit": "px",
+        "source": "'surface_tolerance' under 'logvmamba' of configuration '2d'",
+    }
+
+
+def test_only_the_first_process_writes(finished):
+    finished.local_rank = 1
+    assert write_surface_scores(finished) is None
+    assert not (Path(finished.output_folder) / "validation/surface.json").exists()
+
+
+def test_a_validation_is_not_lost_for_its_surfaces(finished):
+    written = write_surface_scores(finished)
+    (written.parent / "a.png").write_bytes(b"broken")
+    assert write_surface_scores(finished) is None
+    assert "No surface.json" in finished.log[-1]
+    assert "a.png cannot be read" in finished.log[-1]
+    assert not written.exists()  # an older one would pass for the new one
+
+
+@pytest.mark.parametrize("value", [-1, "2", None, True, float("inf"), [2]])
+def test_a_tolerance_must_be_a_number(value):
+    with pytest.raises(ValueError, match="'surface_tolerance' under 'logvmamba' must be a number of at least 0"):
+        check_training_settings({"surface_tolerance": value})
+    assert check_training_settings({"surface_tolerance": 0.5}) == {"surface_tolerance": 0.5}
