@@ -23,6 +23,7 @@ from torch import nn
 
 from nnunet_logvmamba.ops import backends
 from nnunet_logvmamba.plugin.plans import TRAINING_KEY, build_network, check_patch, check_training_settings, is_ours
+from nnunet_logvmamba.plugin.run_record import RecordedTrainer
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ DEFAULT_RECIPE = RECIPES["adam"]
 _CUDA = torch.device("cuda")
 
 
-class RecipeTrainer(nnUNetTrainer):
+class RecipeTrainer(RecordedTrainer):
     """Stock training with a recipe that a name or a configuration can choose; everything else is inherited.
 
     Settings come, in falling order, from the trainer's name, from the configuration's optional key ``logvmamba``
