@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ HIGHER_IS_BETTER = {"Dice": True, "IoU": True, "NSD": True, "nsd_umamba": True, 
 
 USUAL_METRICS = ("Dice", "NSD", "HD95")
 
+_METRICS = {"hd95": "HD95", "nsd": "NSD", "nsd_umamba": "nsd_umamba"}
 _SETTINGS = re.compile(r"policy|tolerance|unit|hd95|nsd|spacing")
 
 
@@ -178,17 +179,42 @@ def _add_surface(path: Path, scores: dict, names: dict[tuple[int, ...], str], ca
     if not path.is_file():
         return {}
     surface = read_json(path)
+    there = set()
     try:
-        there = {entry["case"] for entry in surface["metric_per_case"]}
-        for entry in surface["metric_per_case"]:
-            for key, metrics in entry["metrics"].items():
-                _store(scores, metrics, name_of(key, names), entry["case"])
+        for case, key, metrics in _surface_rows(surface):
+            there.add(case)
+            found = {_METRICS[name.lower()]: value for name, value in metrics.items() if name.lower() in _METRICS}
+            _store(scores, found, name_of(key, names), case)
+        settings = {key: _plain(value) for key, value in surface.items() if _SETTINGS.match(key.lower())}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error!r}): validate again, or remove it") from error
     if there != set(cases):
         odd = sorted(there ^ set(cases))[0]
         raise UserError(f"{path} and {SUMMARY} beside it have other cases ({odd}): validate again, or remove it")
-    return {key: value for key, value in surface.items() if _SETTINGS.match(key.lower())}
+    return settings
+
+
+def _surface_rows(surface: dict) -> Iterator[tuple[str, str, dict]]:
+    """Case, label and metrics; from one row per case and label, or from nnU-Net's nested form."""
+    if "scores" in surface:
+        for row in surface["scores"]:
+            yield row["case"], row["label"], {name: row[name] for name in row if name not in ("case", "label")}
+        return
+    for entry in surface["metric_per_case"]:
+        for key, metrics in entry["metrics"].items():
+            yield entry["case"], key, metrics
+
+
+def _plain(setting: object) -> object:
+    """A setting without where it comes from: ``{"name": x, "source": …}`` is x, equal values per label are one."""
+    if isinstance(setting, dict):
+        for key in ("name", "value"):
+            if key in setting:
+                return setting[key]
+        values = {label: _plain(value) for label, value in setting.items()}
+        first = next(iter(values.values()), None)
+        return first if all(value == first for value in values.values()) else values
+    return setting
 
 
 def _store(scores: dict, metrics: dict, label: str, case: str) -> None:

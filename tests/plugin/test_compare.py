@@ -141,6 +141,35 @@ def test_surface_metrics_come_from_surface_json_and_lower_distances_win(results)
     assert "LoGVMamba has the best average" in comparison.conclusion(found, "HD95")
 
 
+def test_surface_metrics_are_also_read_from_rows(results):
+    tolerance = {"value": 2.0, "unit": "mm"}
+    for trainer in (LOG, VSS):
+        fold = write_run(results, model(trainer), 0, {"a": [0.9, 0.8]})
+        rows = [
+            {"case": "a", "label": label, "hd95": 3.0, "nsd": None, "dice": 0.1} for label in ("Anterior", "Posterior")
+        ]
+        settings = {
+            "policy": {"name": "nnunet", "source": "x"},
+            "unit": "mm",
+            "hd95": "joined",
+            "spacing": "of each file",
+        }
+        tolerances = {row["label"]: {**tolerance, "source": f"of {trainer}"} for row in rows}
+        content = {**settings, "tolerances": tolerances, "mean": {}, "scores": rows}
+        (fold / "validation" / "surface.json").write_text(json.dumps(content))
+    found = comparison.compare([results])
+    assert found.settings == {
+        "policy": "nnunet",
+        "unit": "mm",
+        "hd95": "joined",
+        "spacing": "of each file",
+        "tolerances": 2.0,
+    }
+    assert found.scores["HD95"]["VMamba"]["Posterior"].mean == 3.0
+    assert found.scores["NSD"]["VMamba"]["Posterior"].left_out == 1
+    assert found.scores["Dice"]["VMamba"]["Posterior"].mean == pytest.approx(0.8), "Dice stays nnU-Net's"
+
+
 def test_surface_metrics_that_only_some_runs_have_are_left_out_and_named(results):
     dice = {"a": [0.9, 0.8]}
     write_run(results, model(LOG), 0, dice, surface={"a": [{"HD95": 1.0}, {"HD95": 1.0}]})
