@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import isfinite, nan, sqrt
@@ -99,6 +99,7 @@ def compare(
     metrics: Sequence[str] | None = None,
     folds: Sequence[str] | None = None,
     against: str | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Read results folders and compare the methods in them.
 
@@ -107,13 +108,14 @@ def compare(
         metrics: Those to compare; Dice, and HD95 and NSD where every run has them, by default.
         folds: Those to compare; all that are finished by default.
         against: Name of a method; only pairs with it are tested. All pairs by default.
+        renamed: Other names for methods, by those that they would have.
 
     Raises:
         UserError: If there are fewer than two methods, or they cannot be compared; the message names the runs and what
             differs.
     """
     runs, notes = _read(paths, folds)
-    names = _names(runs)
+    names = _renamed(_names(runs), renamed or {})
     methods = tuple(
         Method(name, members := tuple(run for run in runs if run.method == key), _cost(members))
         for key, name in names.items()
@@ -181,6 +183,17 @@ def _names(runs: Sequence[Run]) -> dict[tuple[str, str, str], str]:
     if len(set(names.values())) < len(names):  # e.g. a trainer of the user that is called LoGVMamba
         names = {key: " ".join(key) for key in keys}
     return names
+
+
+def _renamed(names: dict[tuple, str], wished: Mapping[str, str]) -> dict[tuple, str]:
+    for old in wished:
+        if old not in names.values():
+            raise UserError(f"there is no method '{old}' to rename; there are {', '.join(names.values())}")
+    given = {key: wished.get(name, name) for key, name in names.items()}
+    for name in given.values():
+        if list(given.values()).count(name) > 1:
+            raise UserError(f"two methods would be called '{name}': choose another name")
+    return given
 
 
 def _cost(runs: Sequence[Run]) -> Cost:

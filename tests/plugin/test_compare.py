@@ -277,6 +277,19 @@ def test_rows_are_called_by_what_differs(results):
     assert names == ["LoGVMamba window_1", "LoGVMamba window_3", "VMamba window_1"]
 
 
+def test_rows_can_be_renamed(results, capsys):
+    for configuration in ("window_1", "window_3"):
+        write_run(results, model(LOG, configuration), 0, {"a": [0.9, 0.8]})
+    assert main(["compare", str(results), "--names", "window_1=R = 1", "--against", "R = 1"]) == 0
+    page = capsys.readouterr().out
+    assert "| R = 1 |" in page
+    assert "| window_3 |" in page
+    assert "there is no method 'x' to rename; there are window_1, window_3" in refused(results, renamed={"x": "y"})
+    assert "two methods would be called 'window_3'" in refused(results, renamed={"window_1": "window_3"})
+    assert main(["compare", str(results), "--names", "window_1"]) == 2
+    assert "--names takes OLD=NEW, not 'window_1'" in capsys.readouterr().err
+
+
 def test_roots_data_sets_models_and_folds_can_be_named_and_keep_their_order(results):
     for trainer in (LOG, VSS, STOCK):
         for fold in (0, 1):

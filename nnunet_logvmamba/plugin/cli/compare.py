@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunet_logvmamba.plugin.errors import UserError
+
 FORMATS = ("markdown", "latex", "csv")
 FILES = {"markdown": "comparison.md", "latex": "comparison.tex"}
 
@@ -33,6 +35,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--folds", nargs="+", metavar="FOLD", help="default: all that are finished")
     parser.add_argument("--against", metavar="METHOD", help="test only pairs with this method; default: all pairs")
     parser.add_argument(
+        "--names", nargs="+", metavar="OLD=NEW", help="other names for rows, e.g. 'window_1=R = 1'; before --against"
+    )
+    parser.add_argument(
         "--format", nargs="+", choices=FORMATS, metavar="FORMAT", help="markdown, latex, csv; default: see --output"
     )
     parser.add_argument(
@@ -54,7 +59,15 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_logvmamba.plugin import comparison, tables  # late, because they import numpy and SciPy
     from nnunet_logvmamba.plugin.files import replace_text
 
-    found = comparison.compare(args.results, metrics=args.metrics, folds=args.folds, against=args.against)
+    renamed = {}
+    for word in args.names or ():
+        old, sign, new = word.partition("=")
+        if not (old and sign and new):
+            raise UserError(f"--names takes OLD=NEW, not '{word}'")
+        renamed[old] = new
+    found = comparison.compare(
+        args.results, metrics=args.metrics, folds=args.folds, against=args.against, renamed=renamed
+    )
     formats = args.format or (FORMATS if args.output else ("markdown",))
     texts: dict[str, str] = {}
     for name in formats:
