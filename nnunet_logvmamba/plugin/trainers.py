@@ -34,6 +34,7 @@ from nnunet_logvmamba.plugin.plans import (
     is_ours,
     to_our_architecture,
 )
+from nnunet_logvmamba.plugin.run_record import RecordedTrainer
 from nnunet_logvmamba.plugin.surface_scores import write_surface_scores
 
 
@@ -60,7 +61,7 @@ DEFAULT_RECIPE = RECIPES["adam"]
 _CUDA = torch.device("cuda")
 
 
-class RecipeTrainer(nnUNetTrainer):
+class RecipeTrainer(RecordedTrainer):
     """Stock training with a recipe that a name or a configuration can choose; everything else is inherited.
 
     Settings come, in falling order, from the trainer's name, from the configuration's optional key ``logvmamba``

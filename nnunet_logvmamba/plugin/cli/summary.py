@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from nnunet_logvmamba.plugin.counting import count_multiply_adds, count_parameters
 from nnunet_logvmamba.plugin.errors import UserError
 
 if TYPE_CHECKING:
@@ -119,7 +120,6 @@ def summarize(network: nn.Module, channels: int, patch_size: Sequence[int], batc
         batch_size: For ``activation_bytes`` only.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     built_with = getattr(network.decoder, "deep_supervision", False)
     network.train()
@@ -138,13 +138,10 @@ def summarize(network: nn.Module, channels: int, patch_size: Sequence[int], batc
         return hook
 
     hooks = [module.register_forward_hook(note_size(name)) for name, module in network.named_modules() if name]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, channels, *patch_size, device="meta"))
+    counts = count_multiply_adds(network, channels, patch_size)
     for hook in hooks:
         hook.remove()
-    root = type(network).__name__
-    counts = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
-    costs = _Costs(network, {name.removeprefix(f"{root}."): count for name, count in counts.items()}, sizes)
+    costs = _Costs(network, counts, sizes)
     ours = hasattr(network, "settings")
     if not ours:
         rows = _stock_rows(costs)
@@ -152,8 +149,8 @@ def summarize(network: nn.Module, channels: int, patch_size: Sequence[int], batc
         rows = _unet_rows(costs) if hasattr(network.encoder, "mixers") else _swin_rows(costs)
     return Summary(
         rows=rows,
-        parameters=_count(network),
-        multiply_adds=counter.get_total_flops() // 2,
+        parameters=count_parameters(network),
+        multiply_adds=counts[""],
         state_updates=_state_updates(network, sizes) if ours else 0,
         activation_bytes=activation_bytes,
         batch_size=batch_size,
@@ -168,7 +165,7 @@ class _Costs:
 
     def of(self, *names: str) -> tuple[int, int]:
         modules = [self.network.get_submodule(name) for name in names]
-        return sum(map(_count, modules)), sum(self.multiply_adds.get(name, 0) for name in names)
+        return sum(map(count_parameters, modules)), sum(self.multiply_adds.get(name, 0) for name in names)
 
 
 def _unet_rows(costs: _Costs) -> list[Row]:
@@ -292,10 +289,6 @@ def _state_updates(network: nn.Module, sizes: dict[str, tuple[int, ...]]) -> int
             length = prod(sizes[name]) + (0 if block.global_tokens is None else block.global_tokens.num_tokens)
             total += length * ssm.A_log.numel()  # channels of all directions times states
     return total
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _from_preset(name: str) -> tuple[nn.Module, int, Sequence[int], int]:

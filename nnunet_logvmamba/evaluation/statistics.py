@@ -1,0 +1,93 @@
+"""What a difference between two methods amounts to; the tests are SciPy's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+TIE = 1e-6
+"""Differences up to this size count as ties."""
+
+RESAMPLES = 9999
+
+
+def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float, int]:
+    """Mean, its standard error (sample standard deviation over the root of the count) and the count.
+
+    Values that are NaN or infinite are left out. Of one value the standard error is NaN, of none the mean as well.
+    """
+    finite = np.asarray(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    if finite.size == 0:
+        return float("nan"), float("nan"), 0
+    error = float(finite.std(ddof=1) / np.sqrt(finite.size)) if finite.size > 1 else float("nan")
+    return float(finite.mean()), error, int(finite.size)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct a family of p-values for their number, after Holm (1979).
+
+    The smallest of m is multiplied by m, the next by m - 1 and so on; none may be smaller than the one before it, none
+    exceeds 1. NaN (nothing was tested) stays NaN and does not count.
+    """
+    given = np.asarray(p_values, dtype=float)
+    corrected = np.full(given.shape, np.nan)
+    tested = np.flatnonzero(~np.isnan(given))
+    order = tested[np.argsort(given[tested], kind="stable")]
+    factors = len(order) - np.arange(len(order))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(given[order] * factors))
+    return corrected.tolist()
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two methods on the same cases.
+
+    ``difference`` is the mean of first minus second over ``cases`` that both have a value for; ``low`` and ``high``
+    bound its bootstrap confidence interval; ``wins`` are cases where the first is better.
+    """
+
+    cases: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def compare_pairs(differences: Sequence[float], *, higher_is_better: bool, confidence: float = 0.95) -> Paired:
+    """Test paired differences: Wilcoxon's signed-rank test, two-sided, and a BCa bootstrap over the cases.
+
+    Differences that are NaN or infinite are left out. Zeros say nothing about the direction and are dropped by the
+    test; where all are zero, p is 1. Fewer than two cases, or differences that are all equal, have an interval without
+    width or none (NaN). The bootstrap is seeded, so equal input gives equal output.
+
+    Args:
+        differences: First minus second, one per case.
+        higher_is_better: For wins and losses only.
+        confidence: Of the interval.
+    """
+    d = np.asarray(differences, dtype=float)
+    d = d[np.isfinite(d)]
+    wins, losses = int((d > TIE).sum()), int((d < -TIE).sum())
+    if not higher_is_better:
+        wins, losses = losses, wins
+    ties = int(d.size) - wins - losses
+    if d.size == 0:
+        return Paired(0, *(float("nan"),) * 4, 0, 0, 0)
+    mean = float(d.mean())
+    if d.size == 1:
+        return Paired(1, mean, float("nan"), float("nan"), float("nan"), wins, ties, losses)
+    p = float(stats.wilcoxon(d).pvalue) if np.any(d != 0) else 1.0
+    if np.ptp(d) <= TIE:
+        low = high = mean
+    else:
+        generator = np.random.default_rng(0)
+        found = stats.bootstrap(
+            (d,), np.mean, confidence_level=confidence, n_resamples=RESAMPLES, method="BCa", random_state=generator
+        )
+        low, high = map(float, found.confidence_interval)
+    return Paired(int(d.size), mean, low, high, p, wins, ties, losses)

@@ -1,0 +1,87 @@
+"""``logvmamba compare``: the tables of a paper from results folders, with tests that say what is noise."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nnunet_logvmamba.plugin.errors import UserError
+
+FORMATS = ("markdown", "latex", "csv")
+FILES = {"markdown": "comparison.md", "latex": "comparison.tex"}
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add ``compare`` to the sub-commands of ``logvmamba``."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="tables with spread and paired tests from nnU-Net's results folders",
+        description="Compare trained methods (trainers, plans, configurations, each with its folds and seeds) case by "
+        "case. What cannot be compared is refused: other cases, splits, references, spacing or policies.",
+    )
+    parser.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULTS",
+        help="folder of results, of a data set or of a model TRAINER__PLANS__CONFIGURATION; rows keep this order",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="among Dice, IoU, NSD, HD95; default: Dice, and NSD and HD95 where every run has them",
+    )
+    parser.add_argument("--folds", nargs="+", metavar="FOLD", help="default: all that are finished")
+    parser.add_argument("--against", metavar="METHOD", help="test only pairs with this method; default: all pairs")
+    parser.add_argument(
+        "--names", nargs="+", metavar="OLD=NEW", help="other names for rows, e.g. 'window_1=R = 1'; before --against"
+    )
+    parser.add_argument(
+        "--format", nargs="+", choices=FORMATS, metavar="FORMAT", help="markdown, latex, csv; default: see --output"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write comparison.md, comparison.tex, means.csv, pairs.csv and costs.csv there (with --format, those "
+        "alone); without it, Markdown is printed (with --format, that)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print or write the tables.
+
+    Raises:
+        UserError: If the runs cannot be read or compared; nothing is written then.
+    """
+    from nnunet_logvmamba.plugin import comparison, tables  # late, because they import numpy and SciPy
+    from nnunet_logvmamba.plugin.files import replace_text
+
+    renamed = {}
+    for word in args.names or ():
+        old, sign, new = word.partition("=")
+        if not (old and sign and new):
+            raise UserError(f"--names takes OLD=NEW, not '{word}'")
+        renamed[old] = new
+    found = comparison.compare(
+        args.results, metrics=args.metrics, folds=args.folds, against=args.against, renamed=renamed
+    )
+    formats = args.format or (FORMATS if args.output else ("markdown",))
+    texts: dict[str, str] = {}
+    for name in formats:
+        if name == "csv":
+            texts.update(tables.as_csv(found))
+        else:
+            texts[FILES[name]] = {"markdown": tables.as_markdown, "latex": tables.as_latex}[name](found)
+    if args.output is None:
+        print("\n".join(texts.values()), end="")
+        return 0
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        replace_text(args.output / name, text)
+    for metric in found.metrics:
+        print(comparison.conclusion(found, metric))
+    print(f"written to {args.output}: {', '.join(texts)}")
+    return 0

@@ -1,0 +1,22 @@
+"""Writes files in one step, so that nobody ever reads half of one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, or leave what was there if anything goes wrong.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left beside it.
+    """
+    path = path.resolve()  # a link stays a link
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

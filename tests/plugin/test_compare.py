@@ -1,0 +1,524 @@
+"""``logvmamba compare``: numbers worked out by hand, what it refuses, and real trainings."""
+
+import csv
+import json
+import re
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import run_command
+from scipy import stats
+from small_results import DATASET, write_run
+
+from nnunet_logvmamba.evaluation.statistics import holm
+from nnunet_logvmamba.plugin import comparison, tables
+from nnunet_logvmamba.plugin.cli import main
+from nnunet_logvmamba.plugin.errors import UserError
+
+LOG, VSS, STOCK = "nnUNetTrainerLoGVMamba", "nnUNetTrainerVMamba", "nnUNetTrainer"
+NAN, INF = float("nan"), float("inf")
+
+
+def model(trainer: str, configuration: str = "3d_fullres", plans: str = "nnUNetPlans") -> str:
+    return f"{trainer}__{plans}__{configuration}"
+
+
+def scores(seed: int, mean: float, cases: int = 20, prefix: str = "hippocampus") -> dict[str, list[float]]:
+    values = np.random.default_rng(seed).normal(mean, 0.02, (cases, 2)).clip(0, 1).round(3)
+    return {f"{prefix}_{case:03d}": row.tolist() for case, row in enumerate(values)}
+
+
+def refusal(*words: object) -> str:
+    """What the command says when it refuses, after making sure that it is one sentence with exit code 2."""
+    done = run_command(["logvmamba", "compare", *words], check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+def refused(*paths: Path, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        comparison.compare(paths, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    return tmp_path / "results"
+
+
+# Numbers by hand
+
+
+def test_mean_and_standard_error_run_over_folds_and_seeds(results):
+    # Run means: 0.80, 0.84 | 0.82, 0.90; the average of two labels is taken within a run.
+    for (seed, fold), value in {(1, 0): 0.80, (1, 1): 0.84, (2, 0): 0.82, (2, 1): 0.90}.items():
+        dice = {f"case_{fold}_{k}": [value - 0.1, value + 0.1] for k in range(3)}
+        write_run(results, model(f"{LOG}_seed{seed}"), fold, dice)
+        write_run(results, model(f"{VSS}_seed{seed}"), fold, {case: [0.5, 0.5] for case in dice})
+    found = comparison.compare([results])
+    assert [method.name for method in found.methods] == ["LoGVMamba", "VMamba"]
+    assert [run.seed for run in found.methods[0].runs] == [1, 1, 2, 2]
+    score = found.scores["Dice"]["LoGVMamba"]["average"]
+    expected = [0.80, 0.84, 0.82, 0.90]
+    assert score.mean == pytest.approx(0.84)
+    assert score.error == pytest.approx(np.std(expected, ddof=1) / sqrt(4))
+    assert (score.runs, score.scored, score.left_out) == (4, 24, 0)
+    assert found.scores["Dice"]["LoGVMamba"]["Anterior"].mean == pytest.approx(0.74)
+    assert found.scores["Dice"]["LoGVMamba"]["Posterior"].mean == pytest.approx(0.94)
+    assert (found.folds, found.num_cases) == (("0", "1"), 6)
+
+
+def test_pairs_are_tested_case_by_case_with_seeds_averaged(results):
+    data = {name: scores(seed, 0.85) for seed, name in enumerate([f"{LOG}_seed1", f"{LOG}_seed2", STOCK])}
+    for trainer, dice in data.items():
+        write_run(results, model(trainer), 0, dice)
+    found = comparison.compare([results])
+    arrays = {name: np.array(list(dice.values())) for name, dice in data.items()}
+    first = (arrays[f"{LOG}_seed1"] + arrays[f"{LOG}_seed2"]) / 2
+    differences = {"average": (first - arrays[STOCK]).mean(axis=1), "Anterior": (first - arrays[STOCK])[:, 0]}
+    for label, d in differences.items():
+        (pair,) = [p for p in found.pairs if (p.metric, p.label) == ("Dice", label)]
+        assert (pair.first, pair.second) == ("LoGVMamba", "nnUNetTrainer")
+        assert pair.test.difference == pytest.approx(d.mean())
+        assert pair.test.p == pytest.approx(stats.wilcoxon(d).pvalue)
+        assert (pair.test.wins, pair.test.losses) == ((d > 1e-6).sum(), (d < -1e-6).sum())
+
+
+def test_holm_counts_the_pairs_of_the_average_and_those_of_all_classes_apart(results):
+    for seed, trainer in enumerate([LOG, VSS, STOCK]):
+        write_run(results, model(trainer), 0, scores(seed, 0.80 + 0.01 * seed))
+    found = comparison.compare([results])
+    for members in (["average"], ["Anterior", "Posterior"]):
+        pairs = [pair for pair in found.pairs if pair.label in members]
+        assert len(pairs) == 3 * len(members)
+        assert [pair.p_holm for pair in pairs] == pytest.approx(holm([pair.test.p for pair in pairs]))
+    only = comparison.compare([results], against="VMamba")
+    assert {frozenset((pair.first, pair.second)) for pair in only.pairs} == {
+        frozenset(("LoGVMamba", "VMamba")),
+        frozenset(("nnUNetTrainer", "VMamba")),
+    }
+
+
+def test_cases_without_a_mask_are_left_out_and_counted(results):
+    write_run(results, model(LOG), 0, {"a": [0.8, NAN], "b": [0.6, 0.9], "c": [NAN, NAN]})
+    write_run(results, model(VSS), 0, {"a": [0.7, NAN], "b": [0.6, 0.8], "c": [NAN, NAN]})
+    found = comparison.compare([results])
+    log = found.scores["Dice"]["LoGVMamba"]
+    assert (log["Anterior"].mean, log["Anterior"].left_out) == (pytest.approx(0.7), 1)
+    assert (log["Posterior"].mean, log["Posterior"].scored) == (pytest.approx(0.9), 1)
+    assert log["average"].mean == pytest.approx(0.8)
+    (pair,) = [pair for pair in found.pairs if pair.label == "average"]
+    assert pair.test.cases == 2
+    assert pair.test.difference == pytest.approx((0.1 + 0.05) / 2)
+    assert any("left out of the means: LoGVMamba 3, VMamba 3" in note for note in found.notes)
+
+
+def test_surface_metrics_come_from_surface_json_and_lower_distances_win(results):
+    cases = [f"case_{k}" for k in range(8)]
+    for trainer, distance in ((LOG, 1.5), (VSS, 4.0)):
+        tables_of = {
+            case: [{"HD95": distance + k / 10, "NSD": 0.9}, {"HD95": 2.0, "NSD": 0.8}] for k, case in enumerate(cases)
+        }
+        tables_of["case_0"][1] = {"HD95": INF, "NSD": 0.0}
+        tables_of["case_1"][1] = {"HD95": None, "NSD": None}
+        write_run(results, model(trainer), 0, {case: [0.9, 0.8] for case in cases}, surface=tables_of)
+    found = comparison.compare([results])
+    assert found.metrics == ("Dice", "NSD", "HD95")
+    assert found.settings == {"policy": "nnunet", "tolerance": 2.0, "unit": "mm"}
+    log = found.scores["HD95"]["LoGVMamba"]
+    assert log["Anterior"].mean == pytest.approx(1.85)
+    assert (log["Posterior"].mean, log["Posterior"].left_out) == (pytest.approx(2.0), 2)
+    (pair,) = [pair for pair in found.pairs if (pair.metric, pair.label) == ("HD95", "Anterior")]
+    assert (pair.test.wins, pair.test.losses) == (8, 0)
+    assert pair.test.difference == pytest.approx(-2.5)
+    assert "**1.93" in tables.as_markdown(found)
+    assert "LoGVMamba has the best average" in comparison.conclusion(found, "HD95")
+
+
+def test_surface_metrics_are_also_read_from_rows(results):
+    tolerance = {"value": 2.0, "unit": "mm"}
+    for trainer in (LOG, VSS):
+        fold = write_run(results, model(trainer), 0, {"a": [0.9, 0.8]})
+        rows = [
+            {"case": "a", "label": label, "hd95": 3.0, "nsd": None, "dice": 0.1} for label in ("Anterior", "Posterior")
+        ]
+        settings = {
+            "policy": {"name": "nnunet", "source": "x"},
+            "unit": "mm",
+            "hd95": "joined",
+            "spacing": "of each file",
+        }
+        tolerances = {row["label"]: {**tolerance, "source": f"of {trainer}"} for row in rows}
+        content = {**settings, "tolerances": tolerances, "mean": {}, "scores": rows}
+        (fold / "validation" / "surface.json").write_text(json.dumps(content))
+    found = comparison.compare([results])
+    assert found.settings == {
+        "policy": "nnunet",
+        "unit": "mm",
+        "hd95": "joined",
+        "spacing": "of each file",
+        "tolerances": 2.0,
+    }
+    assert found.scores["HD95"]["VMamba"]["Posterior"].mean == 3.0
+    assert found.scores["NSD"]["VMamba"]["Posterior"].left_out == 1
+    assert found.scores["Dice"]["VMamba"]["Posterior"].mean == pytest.approx(0.8), "Dice stays nnU-Net's"
+
+
+def test_surface_metrics_that_only_some_runs_have_are_left_out_and_named(results):
+    dice = {"a": [0.9, 0.8]}
+    write_run(results, model(LOG), 0, dice, surface={"a": [{"HD95": 1.0}, {"HD95": 1.0}]})
+    write_run(results, model(VSS), 0, dice)
+    found = comparison.compare([results])
+    assert found.metrics == ("Dice",)
+    assert f"HD95 is left out, because {model(VSS)}/fold_0 has none (1 such runs)." in found.notes
+    assert f"{model(VSS)}/fold_0 has no HD95" in refused(results, metrics=["HD95"])
+
+
+# What the text says of the numbers
+
+
+def two_methods(results: Path, difference: float, seeds: int, spread: float = 0.0) -> comparison.Comparison:
+    base = scores(0, 0.80, 30)
+    for seed in range(1, seeds + 1):
+        shift = spread * (-1) ** seed
+        for trainer, more in ((LOG, difference + shift), (VSS, -shift)):
+            dice = {case: [round(min(value + more, 1), 3) for value in row] for case, row in base.items()}
+            write_run(results, model(f"{trainer}_seed{seed}"), 0, dice)
+    return comparison.compare([results])
+
+
+def verdict(found: comparison.Comparison) -> str:
+    return next(pair.verdict for pair in found.pairs if pair.label == "average")
+
+
+def test_a_difference_in_every_case_and_every_seed_is_beyond_noise(results):
+    found = two_methods(results, 0.05, seeds=3, spread=0.001)
+    assert verdict(found) == "beyond noise"
+    assert comparison.conclusion(found, "Dice") == (
+        "Dice: LoGVMamba has the best average; it is beyond noise better than VMamba."
+    )
+    assert "†" not in tables.as_markdown(found).split("Each value is")[0]
+
+
+def test_a_difference_that_the_seeds_do_not_bear_out_is_within_noise(results):
+    found = two_methods(results, 0.01, seeds=2, spread=0.05)
+    (pair,) = [pair for pair in found.pairs if pair.label == "average"]
+    assert pair.p_holm < 0.05, "over the cases alone it looks significant"
+    assert verdict(found) == "within noise"
+    assert "these data do not tell them apart" in comparison.conclusion(found, "Dice")
+    assert re.search(r"VMamba \| 0\.\d+ ± 0\.\d+ † \|", tables.as_markdown(found))
+
+
+def test_one_training_each_proves_nothing_about_the_method(results):
+    found = two_methods(results, 0.05, seeds=1)
+    assert verdict(found) == "one training each"
+    assert "may be the luck of that training" in comparison.conclusion(found, "Dice")
+    assert any("has no standard error" in note for note in found.notes)
+
+
+def test_equal_methods_are_both_bold_and_within_noise(results):
+    found = two_methods(results, 0.0, seeds=2)
+    assert verdict(found) == "within noise"
+    page = tables.as_markdown(found)
+    assert len(re.findall(r"\| \w+ \| \*\*0\.\d+", page.split("## Dice per class")[0])) == 2
+
+
+def test_few_cases_are_said_to_prove_nothing(results):
+    for trainer, value in ((LOG, 0.9), (VSS, 0.1)):
+        write_run(results, model(trainer), 0, {case: [value, value] for case in "abcd"})
+    found = comparison.compare([results])
+    assert verdict(found) == "within noise"
+    assert "With 4 cases no p-value can be below 0.125, whatever the methods do." in found.notes
+
+
+def test_trainings_on_all_cases_and_unequal_conditions_are_named(results):
+    record = {"epochs_done": 5, "iterations_per_epoch": 10, "recipe": {"optimizer": "adam", "initial_lr": 0.001}}
+    for trainer, optimizer in ((LOG, "adam"), (VSS, "sgd")):
+        recipe = {"optimizer": optimizer, "initial_lr": 0.001}
+        write_run(results, model(trainer), "all", {"a": [0.9, 0.8]}, record={**record, "recipe": recipe})
+    notes = comparison.compare([results]).notes
+    assert any(note.startswith("Fold all is validated on the cases it was trained on") for note in notes)
+    assert "Not trained alike, recipe: LoGVMamba adam 0.001; VMamba sgd 0.001." in notes
+    assert not any("iterations" in note for note in notes)
+
+
+# Costs
+
+
+def test_costs_are_the_medians_of_the_records(results):
+    for fold, seconds in enumerate((10.0, 12.0, 30.0)):
+        record = {"parameters": 3_080_919, "multiply_adds": 4_200_000_000, "peak_memory_bytes": 2**30}
+        dice = {f"case_{fold}": [0.9, 0.8]}
+        write_run(results, model(LOG), fold, dice, record={**record, "median_seconds_per_epoch": seconds})
+        write_run(results, model(STOCK), fold, dice)
+    found = comparison.compare([results])
+    row = next(line for line in tables.as_markdown(found).splitlines() if line.startswith("| LoGVMamba |"))
+    assert row.endswith("| 3.08 | 4.20 | 12.0 | 1.00 |")
+    stock = next(line for line in tables.as_markdown(found).splitlines() if line.startswith("| nnUNetTrainer |"))
+    assert stock.endswith("| - | - | - | - |")
+    assert "No record of what it cost (written by our trainers only): nnUNetTrainer." in found.notes
+
+
+# Names and folders
+
+
+def test_rows_are_called_by_what_differs(results):
+    for configuration in ("window_1", "window_3"):
+        write_run(results, model(f"{LOG}_seed1", configuration), 0, {"a": [0.9, 0.8]})
+    assert [m.name for m in comparison.compare([results]).methods] == ["window_1", "window_3"]
+    write_run(results, model(VSS, "window_1"), 0, {"a": [0.9, 0.8]})
+    names = [m.name for m in comparison.compare([results]).methods]
+    assert names == ["LoGVMamba window_1", "LoGVMamba window_3", "VMamba window_1"]
+
+
+def test_rows_can_be_renamed(results, capsys):
+    for configuration in ("window_1", "window_3"):
+        write_run(results, model(LOG, configuration), 0, {"a": [0.9, 0.8]})
+    assert main(["compare", str(results), "--names", "window_1=R = 1", "--against", "R = 1"]) == 0
+    page = capsys.readouterr().out
+    assert "| R = 1 |" in page
+    assert "| window_3 |" in page
+    assert "there is no method 'x' to rename; there are window_1, window_3" in refused(results, renamed={"x": "y"})
+    assert "two methods would be called 'window_3'" in refused(results, renamed={"window_1": "window_3"})
+    assert main(["compare", str(results), "--names", "window_1"]) == 2
+    assert "--names takes OLD=NEW, not 'window_1'" in capsys.readouterr().err
+
+
+def test_roots_data_sets_models_and_folds_can_be_named_and_keep_their_order(results):
+    for trainer in (LOG, VSS, STOCK):
+        for fold in (0, 1):
+            write_run(results, model(trainer), fold, {f"case_{fold}": [0.9, 0.8]})
+    dataset = results / DATASET
+    order = [dataset / model(VSS), dataset / model(LOG)]
+    assert [m.name for m in comparison.compare(order).methods] == ["VMamba", "LoGVMamba"]
+    assert len(comparison.compare([dataset]).methods) == 3
+    folds = [dataset / model(trainer) / "fold_1" for trainer in (LOG, VSS)]
+    assert comparison.compare([*folds, folds[0]]).folds == ("1",)
+    assert comparison.compare([results], folds=["0"]).folds == ("0",)
+
+
+def test_regions_get_their_names_and_the_order_of_dataset_json(results):
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3], "eleventh": 11, "second": 2}
+    for trainer in (LOG, VSS):
+        write_run(results, model(trainer), 0, {"a": [0.9, 0.8, 0.7, 0.6, 0.5]}, labels=labels)
+    found = comparison.compare([results])
+    assert found.labels == ("whole", "core", "enhancing", "eleventh", "second")
+    assert found.scores["Dice"]["VMamba"]["core"].mean == pytest.approx(0.8)
+
+
+def test_what_is_not_finished_is_left_out_and_named(results):
+    for trainer in (LOG, VSS):
+        write_run(results, model(trainer), 0, {"a": [0.9, 0.8]})
+    (results / DATASET / model(STOCK) / "fold_0").mkdir(parents=True)
+    assert f"Left out, not finished: {model(STOCK)}/fold_0." in comparison.compare([results]).notes
+
+
+# Formats
+
+
+def test_every_format_is_written_and_says_the_same(results, tmp_path):
+    for seed, trainer in enumerate([f"{LOG}_seed1", f"{LOG}_seed2", f"{VSS}_seed1", f"{VSS}_seed2"]):
+        write_run(results, model(trainer), 0, scores(seed, 0.85))
+    target = tmp_path / "tables"
+    done = run_command(["logvmamba", "compare", results, "--output", target])
+    assert "has the best average" in done.stdout
+    assert sorted(path.name for path in target.iterdir()) == [
+        "comparison.md",
+        "comparison.tex",
+        "costs.csv",
+        "means.csv",
+        "pairs.csv",
+    ]
+    with (target / "means.csv").open() as file:
+        rows = {(row["method"], row["class"]): row for row in csv.DictReader(file)}
+    mean = float(rows["LoGVMamba", "average"]["mean"])
+    markdown, latex = ((target / name).read_text() for name in ("comparison.md", "comparison.tex"))
+    assert f"{mean:.4f} ± " in markdown
+    assert rf"{mean:.4f} $\pm$ " in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
+    assert latex.count(r"\textbf{") == markdown.count("**") // 2
+    with (target / "pairs.csv").open() as file:
+        (pair,) = [row for row in csv.DictReader(file) if row["class"] == "average"]
+    assert float(pair["p"]) == pytest.approx(float(pair["p_holm"]))
+    assert f"{pair['wins']}/{pair['ties']}/{pair['losses']}" in markdown
+
+    printed = run_command(["logvmamba", "compare", results])
+    assert printed.stdout == markdown
+    only = run_command(["logvmamba", "compare", results, "--format", "latex", "--metrics", "IoU", "Dice"])
+    assert only.stdout.count(r"\begin{tabular}") == 5
+
+
+@pytest.mark.parametrize("name", ["a|b_c%d&e#f{h}", "=1+1", "<script>alert(1)"])
+def test_names_from_the_disk_do_no_harm(name, results):
+    for trainer in (name, VSS):
+        write_run(results, model(trainer), 0, {"a": [0.9, 0.8]})
+    found = comparison.compare([results])
+    page, tex, files = tables.as_markdown(found), tables.as_latex(found), tables.as_csv(found)
+    assert "<script" not in page
+    table = [line for line in page.splitlines() if line.startswith("| ")][:3]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table}) == 1, "a bar in a name must not end its cell"
+    first_row = tex.split(r"\midrule")[1].replace("$<$", "").replace("$>$", "").split(r"\\")[0]
+    assert len(re.findall(r"(?<!\\)&", first_row)) == 1
+    assert not re.search(r"(?<!\\)[%#$_{}]", re.sub(r"\\textbf\{([^}]*)\}|\$\^\\dagger\$", r"\1", first_row))
+    assert not any(cell.startswith("=") for row in csv.reader(files["means.csv"].splitlines()) for cell in row)
+
+
+# What is refused
+
+
+def test_runs_on_other_cases_are_refused_and_named(results):
+    write_run(results, model(LOG), 0, scores(0, 0.8, 5))
+    write_run(results, model(VSS), 0, scores(0, 0.8, 4))
+    sentence = refusal(results)
+    assert (
+        f"{model(LOG)}/fold_0 and {model(VSS)}/fold_0 were validated on other cases: hippocampus_004 is only in"
+        in sentence
+    )
+
+
+def test_runs_with_other_training_cases_are_refused(results):
+    for trainer, digest in ((LOG, "aaaa"), (VSS, "bbbb")):
+        write_run(results, model(trainer), 0, scores(0, 0.8), record={"split": {"digest": digest}})
+    assert "validated on the same cases but trained on others (their records name splits aaaa and bbbb)" in refused(
+        results
+    )
+
+
+def test_runs_on_other_folds_are_refused_until_they_are_chosen(results):
+    for trainer, folds in ((LOG, (0, 1)), (VSS, (0,))):
+        for fold in folds:
+            write_run(results, model(trainer), fold, scores(fold, 0.8, prefix=f"fold{fold}"))
+    sentence = refused(results)
+    assert f"{model(LOG)} has folds 0, 1, {model(VSS)} has fold 0; train the missing ones or choose with" in sentence
+    assert comparison.compare([results], folds=["0"]).num_cases == 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"policy": "brats"}, "surface metrics of another policy: nnunet and brats"),
+        ({"tolerance": 1.0}, "surface metrics of another tolerance: 2.0 and 1.0"),
+        ({"unit": "px"}, "surface metrics of another unit: mm and px"),
+        ({"spacing": [1, 1, 1]}, "surface metrics of another spacing: None and [1, 1, 1]"),
+    ],
+)
+def test_runs_scored_by_other_policies_are_refused(settings, words, results):
+    for trainer, extra in ((LOG, {}), (VSS, settings)):
+        surface = {"a": [{"HD95": 1.0}, {"HD95": 1.0}]}
+        write_run(results, model(trainer), 0, {"a": [0.9, 0.8]}, surface=surface, surface_settings=extra)
+    assert words in refused(results)
+
+
+def test_runs_scored_against_other_references_are_refused(results):
+    write_run(results, model(LOG), 0, scores(0, 0.8))
+    write_run(results, model(VSS), 0, scores(0, 0.8), num_reference=8000)
+    sentence = refused(results)
+    assert "scored against other references or at another spacing: case hippocampus_000, label Anterior" in sentence
+    assert "1000 of 100000 voxels in one and 8000 of" in sentence
+
+
+def test_data_of_another_spacing_are_refused(results):
+    write_run(results, model(LOG), 0, scores(0, 0.8))
+    write_run(results, model(VSS), 0, scores(0, 0.8), spacing=[2.0, 1.0, 1.0])
+    assert "planned for data of another spacing: (1.0, 1.0, 1.0) and (2.0, 1.0, 1.0)" in refused(results)
+
+
+def test_runs_with_other_labels_are_refused(results):
+    write_run(results, model(LOG), 0, {"a": [0.9, 0.8]})
+    write_run(results, model(VSS), 0, {"a": [0.9]}, labels={"background": 0, "Anterior": 1})
+    assert "have other labels: Anterior, Posterior and Anterior" in refused(results)
+
+
+def test_two_data_sets_are_refused(results):
+    write_run(results, model(LOG), 0, {"a": [0.9, 0.8]})
+    write_run(results, model(VSS), 0, {"a": [0.9, 0.8]}, dataset="Dataset005_Other")
+    assert "the results are of Dataset004_Hippocampus and Dataset005_Other" in refused(results)
+
+
+def test_one_method_is_no_comparison_and_one_run_counts_once(results, tmp_path):
+    write_run(results, model(LOG), 0, {"a": [0.9, 0.8]})
+    assert "there is only one method, LoGVMamba: a comparison needs two" in refused(results)
+    write_run(tmp_path / "copy", model(LOG), 0, {"a": [0.9, 0.8]})
+    assert "are the same run twice: name one of them" in refused(results, tmp_path / "copy")
+
+
+def test_folders_without_results_are_refused(tmp_path):
+    assert f"{tmp_path / 'none'} is not a folder" in refused(tmp_path / "none")
+    assert f"{tmp_path} holds no trained model" in refused(tmp_path)
+    (tmp_path / DATASET / model(LOG) / "fold_0").mkdir(parents=True)
+    assert "has no validation/summary.json, nor has any other fold" in refused(tmp_path)
+
+
+def test_wishes_that_cannot_be_met_are_refused(results):
+    for trainer in (LOG, VSS):
+        write_run(results, model(trainer), 0, {"a": [0.9, 0.8]})
+    assert "there is no metric 'Dics' in these results; there are Dice, IoU" in refused(results, metrics=["Dics"])
+    assert "there is no metric 'HD95'" in refused(results, metrics=["HD95"])
+    assert "there is no method 'X' to compare with; there are LoGVMamba, VMamba" in refused(results, against="X")
+    assert "there is no fold 7 in what was named" in refused(results, folds=["7"])
+
+
+@pytest.mark.parametrize(
+    "name", ["validation/summary.json", "validation/surface.json", "logvmamba.json", "../plans.json"]
+)
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"metric_per_case": [{}]}', "\xff"])
+def test_damaged_files_are_named(name, text, results):
+    for trainer in (LOG, VSS):
+        fold = write_run(results, model(trainer), 0, {"a": [0.9, 0.8]})
+    path = fold / name
+    path.write_bytes(text.encode("latin-1"))
+    if name == "../plans.json" and text.startswith("{") and text != "{":
+        assert len(comparison.compare([results]).methods) == 2  # nothing in it is needed
+    else:
+        assert str(path.resolve()) in refused(results)
+
+
+def test_nothing_is_written_when_something_is_refused(results, tmp_path):
+    write_run(results, model(LOG), 0, scores(0, 0.8, 5))
+    write_run(results, model(VSS), 0, scores(0, 0.8, 4))
+    refusal(results, "--output", tmp_path / "tables")
+    assert not (tmp_path / "tables").exists()
+
+
+# Real trainings
+
+
+def test_real_trainings_are_compared(own_trained, capsys):
+    own_trained.train("3d_tiny", 0, trainer="nnUNetTrainerNoSSM_1epochs")
+    results = own_trained.folders.results
+    assert main(["compare", str(results)]) == 0
+    page = capsys.readouterr().out
+    for name in ("LoGVMamba", "NoSSM_1epochs"):
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {name} |") and line.count("|") == 7]
+        assert "| - |" not in row, "Dice and four costs"
+    assert "Not trained alike, iterations: LoGVMamba 40; NoSSM_1epochs 10." in page
+    found = comparison.compare([results])
+    assert found.labels == tuple(json.loads((own_trained.model("3d_tiny") / "dataset.json").read_text())["labels"])[1:]
+    for label, mean in zip(found.labels, own_trained.fold("3d_tiny").dice.values()):
+        assert found.scores["Dice"]["LoGVMamba"][label].mean == pytest.approx(mean)
+
+
+@pytest.mark.slow
+def test_seeds_of_one_trainer_are_runs_of_one_method(own_planned):
+    """Two trainings of one seed agree, another seed differs, each has a folder of its own, and compare knows them."""
+    losses = {}
+    for trainer in ("nnUNetTrainerLoGVMamba_1epochs", "nnUNetTrainerStockNetwork_1epochs"):
+        for seed in (1, 2):
+            fold = own_planned.train("3d_tiny", 0, trainer=f"{trainer}_seed{seed}")
+            losses[trainer, seed] = fold.checkpoint["logging"]["train_losses"]
+            assert json.loads((fold.path / "logvmamba.json").read_text())["seed"] == seed
+    again = own_planned.train("3d_tiny", 0, trainer="nnUNetTrainerLoGVMamba_1epochs_seed1")
+    assert again.checkpoint["logging"]["train_losses"] == losses["nnUNetTrainerLoGVMamba_1epochs", 1]
+    assert losses["nnUNetTrainerLoGVMamba_1epochs", 1] != losses["nnUNetTrainerLoGVMamba_1epochs", 2]
+    assert len(list((own_planned.folders.results / own_planned.dataset).iterdir())) == 4
+    found = comparison.compare([own_planned.folders.results])
+    assert [(method.name, [run.seed for run in method.runs]) for method in found.methods] == [
+        ("LoGVMamba_1epochs", [1, 2]),
+        ("StockNetwork_1epochs", [1, 2]),
+    ]

@@ -1,0 +1,325 @@
+"""``logvmamba report``: the page, in a real browser, from real trainings and from files that are wrong."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from browser import Browser, open_browser
+from commands import run_command
+from small_results import DATASET, write_run
+
+from nnunet_logvmamba.plugin import pictures, report
+from nnunet_logvmamba.plugin.cli import main
+from nnunet_logvmamba.plugin.errors import UserError
+
+MODEL_2D = "nnUNetTrainerLoGVMamba__nnUNetPlans__2d"
+NASTY = "<img src=x onerror=\"document.title='caught'\">&\"'"
+
+
+class Tags(HTMLParser):
+    """Elements of a page with their attributes, and its text."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Browser:
+    return open_browser(tmp_path_factory.mktemp("browser"))
+
+
+@pytest.fixture(scope="module")
+def page_3d(trained, tmp_path_factory) -> Path:
+    """The page about a real training, made by the command."""
+    target = tmp_path_factory.mktemp("report") / "report.html"
+    done = trained.run("logvmamba", "report", trained.fold("3d_tiny").path, "--output", target, "--cases", 1)
+    assert str(target) in done.stdout
+    return target
+
+
+def cells(folder: Path, labels: tuple[str, str] = ("interior", "boundary"), cases: int = 4) -> Path:
+    """A finished 2D fold in nnU-Net's format with images of discs: PNG, two classes; the folder of images beside it."""
+    names = [f"cell_{number:05d}" for number in range(cases)]
+    dice = {name: [0.5 + number / 10, float("nan") if number == 0 else 0.8] for number, name in enumerate(names)}
+    listed = {"background": 0, labels[0]: 1, labels[1]: 2}
+    fold = write_run(folder / "results", MODEL_2D, 0, dice, labels=listed)
+    dataset_json = json.loads((fold.parent / "dataset.json").read_text())
+    dataset_json["file_ending"] = ".png"
+    (fold.parent / "dataset.json").write_text(json.dumps(dataset_json))
+    plans = json.loads((fold.parent / "plans.json").read_text())
+    plans |= {"image_reader_writer": "NaturalImage2DIO", "plans_name": "nnUNetPlans"}
+    network = {"network_class_name": "some.UNet", "arch_kwargs": {}, "_kw_requires_import": []}
+    plans["configurations"] = {"2d": {"patch_size": [32, 32], "spacing": [1.0, 1.0], "architecture": network}}
+    (fold.parent / "plans.json").write_text(json.dumps(plans))
+    text = (fold / "validation" / "summary.json").read_text().replace(".nii.gz", ".png")
+    references, images = folder / "references", folder / "images"
+    text = text.replace('"/gt/', f'"{references}/')
+    (fold / "validation" / "summary.json").write_text(text)
+    references.mkdir()
+    images.mkdir()
+    rows, columns = np.mgrid[:40, :60]
+    for number, name in enumerate(names):
+        distance = np.hypot(rows - 20, columns - 20 - 5 * number)
+        truth = (distance < 12).astype(np.uint8) + ((distance < 12) & (distance > 9))
+        prediction = np.roll(truth, 3, axis=1)
+        noise = np.random.default_rng(number).integers(0, 60, truth.shape)
+        for path, array in (
+            (images / f"{name}_0000.png", (truth > 0) * 150 + noise),
+            (references / f"{name}.png", truth),
+            (fold / "validation" / f"{name}.png", prediction),
+        ):
+            sitk.WriteImage(sitk.GetImageFromArray(array.astype(np.uint8)), str(path))
+    return fold
+
+
+def refused(*words: object, **env: str) -> str:
+    done = run_command(["logvmamba", "report", *words], check=False, **env)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+# The page
+
+
+def test_the_page_about_a_training_holds_what_was_asked_of_it(page_3d, trained):
+    page = Tags(page_3d.read_text())
+    dice = trained.fold("3d_tiny").dice
+    for name, mean in zip(("whole tumor", "tumor core", "enhancing tumor"), dice.values()):
+        assert name in page.text
+        assert f"{mean:.4f}" in page.text
+    record = json.loads((trained.fold("3d_tiny").path / "logvmamba.json").read_text())
+    assert record["sessions"][0]["command"] in page.text
+    assert record["versions"]["torch"] in page.text
+    assert '"patch_size"' in page.text, "the whole configuration"
+    assert f"{record['parameters'] / 1e6:.2f} M" in page.text
+    alternatives = [image["alt"] for image in page.all("img")]
+    assert alternatives[:2] == [
+        "loss, Dice, learning rate and seconds against the epoch",
+        "one box per class, one dot per case",
+    ]
+    assert [alternative.split(":")[0] for alternative in alternatives[2:]] == ["Worst 1", "Best 1"]
+
+
+def test_the_page_loads_nothing_and_tells_nothing_of_the_machine(page_3d, trained):
+    text = page_3d.read_text()
+    page = Tags(text)
+    assert page.all("script") == page.all("link") == page.all("iframe") == []
+    assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+    without_pictures = re.sub(r"base64,[^\"]+", "", text)
+    assert not re.search(r"https?:|url\(|@import", without_pictures)
+    assert str(trained.folders.results.parent) not in text
+    (policy,) = [meta["content"] for meta in page.all("meta") if "content" in meta and "default-src" in meta["content"]]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_a_browser_shows_every_picture(page_3d, browser, tmp_path):
+    copy = tmp_path / "measured.html"  # with a script that the page itself would refuse
+    text = re.sub(r"<meta http-equiv[^>]+>", "", page_3d.read_text())
+    script = "document.title = [...document.images].map(i => i.complete + ' ' + i.naturalWidth).join(',')"
+    copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
+    (title,) = re.findall(r"<title>(.*?)</title>", browser.dom(copy))
+    widths = [word.split() for word in title.split(",")]
+    assert len(widths) == 4
+    assert all(complete == "true" and int(width) > 200 for complete, width in widths), title
+
+    shot = sitk.GetArrayFromImage(sitk.ReadImage(str(browser.screenshot(page_3d, tmp_path / "page.png"))))
+    assert shot.shape[:2] == (1800, 1150)
+    assert len(np.unique(shot.reshape(-1, shot.shape[-1]), axis=0)) > 100, "an empty or plain page"
+
+
+def test_two_dimensional_cases_are_shown_with_outlines(tmp_path, browser):
+    fold = cells(tmp_path)
+    assert main(["report", str(fold), "--images", str(tmp_path / "images"), "--cases", "2"]) == 0
+    page = Tags((fold / "report.html").read_text())
+    captions = [image["alt"] for image in page.all("img") if "mean Dice" in image["alt"]]
+    assert [caption.split(",")[0] for caption in captions] == [
+        "Worst 1: cell_00000",
+        "Worst 2: cell_00001",
+        "Best 1: cell_00003",
+        "Best 2: cell_00002",
+    ]
+    assert "3 of 4" in page.text, "one case has no boundary"
+    assert "</html>" in browser.dom(fold / "report.html")
+
+
+def test_names_from_files_are_shown_and_not_obeyed(tmp_path, browser):
+    fold = cells(tmp_path, labels=(NASTY, "</style><script>document.title='caught'</script>"), cases=2)
+    plans = json.loads((fold.parent / "plans.json").read_text())
+    plans["dataset_name"] = "Dataset704_</title><script>document.title='caught'</script>"
+    plans["configurations"]["2d"]["note"] = "</pre><script>document.title='caught'</script>"
+    (fold.parent / "plans.json").write_text(json.dumps(plans))
+    record = {
+        "format": 1,
+        "sessions": [{"command": "nnUNetv2_train '<b onclick=x>'", "first_epoch": 0, "started": "<i>"}],
+    }
+    (fold / "logvmamba.json").write_text(json.dumps(record))
+    assert main(["report", str(fold), "--images", str(tmp_path / "images")]) == 0
+    text = (fold / "report.html").read_text()
+    page = Tags(text)
+    assert page.all("script") == page.all("i")[7:] == []
+    assert all("onclick" not in attributes for _, attributes in page.found)
+    assert [image for image in page.all("img") if "onerror" in image] == []
+    assert NASTY in page.text
+    open_page = tmp_path / "without_policy.html"  # so that it is the escaping that protects
+    open_page.write_text(re.sub(r"<meta http-equiv[^>]+>", "", text))
+    assert "<title>caught" not in browser.dom(open_page)
+
+
+def test_a_case_is_on_the_page_once_even_if_there_are_few(tmp_path):
+    fold = cells(tmp_path, cases=3)
+    page = report.build(fold, num_cases=5, sources=report.Sources(tmp_path / "images"))
+    captions = re.findall(r"<figcaption>(\w+ \d): (\w+),", page)
+    assert captions == [("Worst 1", "cell_00000"), ("Worst 2", "cell_00001"), ("Best 1", "cell_00002")]
+
+
+def test_the_page_says_what_is_not_there(tmp_path):
+    fold = cells(tmp_path)
+    page = report.build(fold)
+    assert "No images were found: name their folder with --images, or set nnUNet_raw." in page
+    assert "No epoch was logged." in page
+    assert "No record was written" in page
+    assert "nnUNetv2_train 4 2d 0 -tr nnUNetTrainerLoGVMamba -p nnUNetPlans" in page
+    assert page.count("<figure>") == 4, "truth and prediction are shown without the image"
+    shutil.rmtree(tmp_path / "references")
+    (fold / "validation" / "cell_00003.png").unlink()
+    page = report.build(fold)
+    assert "The reference of cell_00000 was not found: name its folder with --references." in page
+    assert "The prediction of cell_00003 is not in the folder validation." in page
+
+
+def test_a_training_without_validation_has_a_page_with_its_curves(trained, tmp_path):
+    fold = tmp_path / trained.model("3d_tiny").name / "fold_0"
+    fold.mkdir(parents=True)
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(trained.model("3d_tiny") / name, fold.parent / name)
+    assert "neither a checkpoint nor a log nor a validation" in refused(fold)
+    (log,) = trained.fold("3d_tiny").path.glob("training_log_*.txt")
+    shutil.copy(log, fold / log.name)
+    page = report.build(fold)
+    assert "There is no final validation yet." in page
+    assert page.count("<img") == 1
+
+
+# Pieces
+
+
+def test_curves_are_the_same_from_checkpoint_and_from_text(trained):
+    fold = trained.fold("3d_tiny").path
+    whole, text = report.read_logging(fold), report._logging_of_text(fold)
+    logged = trained.fold("3d_tiny").checkpoint["logging"]
+    assert whole["train_losses"] == logged["train_losses"]
+    for name in ("train_losses", "val_losses", "mean_fg_dice"):
+        assert text[name] == pytest.approx(whole[name], abs=1e-4), name
+    assert text["seconds"] == pytest.approx(whole["seconds"], abs=1e-2)
+    assert text["lrs"] == pytest.approx(whole["lrs"], abs=1e-5)
+
+
+def test_a_checkpoint_that_would_run_code_is_not_read(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"logging": {"train_losses": [1.0]}, "other": Bomb()}, tmp_path / "checkpoint_final.pth")
+    (tmp_path / "training_log_1.txt").write_text("x: Epoch 0\nx: train_loss 0.5\nx: val_loss 0.4\n")
+    assert report.read_logging(tmp_path)["train_losses"] == [0.5]
+    assert not (tmp_path / "ran").exists()
+
+
+def colours(png: bytes, tmp_path: Path) -> np.ndarray:
+    (tmp_path / "picture.png").write_bytes(png)
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "picture.png")))[..., :3]
+
+
+def share(pixels: np.ndarray, colour: str) -> float:
+    wanted = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)])
+    return float((np.abs(pixels.astype(int) - wanted).max(axis=-1) < 60).mean())
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "shown"),
+    [(1, 1, None), (1, 0, pictures.MISSED), (0, 1, pictures.INVENTED), (1, 2, pictures.CONFUSED)],
+)
+def test_errors_are_painted_in_the_colour_of_their_kind(truth, prediction, shown, tmp_path):
+    masks = [np.zeros((20, 24, 28), int) for _ in range(2)]
+    for mask, label in zip(masks, (truth, prediction)):
+        mask[4:16, 4:20, 4:24] = label
+    case = pictures.Case("a", np.zeros((20, 24, 28), np.float32), *masks, (2.0, 1.0, 1.0))
+    pixels = colours(pictures.paint(case), tmp_path)
+    errors = pixels[:, pixels.shape[1] * 3 // 4 :]
+    for colour in pictures.ERRORS.values():
+        assert (share(errors, colour) > 0.1) == (colour == shown), colour
+
+
+def test_planes_go_where_most_is_wrong_and_keep_their_proportions():
+    truth = np.zeros((10, 20, 30), int)
+    truth[:, 5:15, 5:25] = 1
+    prediction = truth.copy()
+    prediction[7] = 0
+    planes = pictures._planes(pictures.Case("a", None, truth, prediction, (5.0, 1.0, 1.0)))
+    assert planes[0].title == "z = 7"
+    assert [plane.truth.shape for plane in planes] == [(20, 30), (10, 30), (10, 20)]
+    assert [plane.aspect for plane in planes] == [1.0, 5.0, 5.0]
+
+
+def test_large_images_are_thinned():
+    masks = np.zeros((100, 5000), int)
+    (plane,) = pictures._planes(pictures.Case("a", masks.astype(float), masks, masks, (1.0, 1.0)))
+    assert max(plane.truth.shape) <= pictures.LONGEST_SIDE
+    assert plane.image.shape == plane.truth.shape
+
+
+# What is refused
+
+
+def test_what_is_no_fold_is_refused(tmp_path):
+    assert "is not the folder of a fold: name TRAINER__PLANS__CONFIGURATION/fold_0" in refused(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_files_are_named_and_nothing_is_written(tmp_path):
+    fold = cells(tmp_path)
+    images = tmp_path / "images"
+    with pytest.raises(UserError, match="there is no channel 4: the images have 1, from 0"):
+        report.build(fold, sources=report.Sources(images, channel=4))
+    wrong = sitk.GetImageFromArray(np.zeros((8, 8), np.uint8))
+    sitk.WriteImage(wrong, str(images / "cell_00000_0000.png"))
+    with pytest.raises(UserError, match=r"cell_00000_0000.png has shape .* and the prediction"):
+        report.build(fold, sources=report.Sources(images))
+    (images / "cell_00000_0000.png").write_text("no image")
+    with pytest.raises(UserError, match=r"cell_00000_0000.png cannot be read"):
+        report.build(fold, sources=report.Sources(images))
+    assert not (fold / "report.html").exists()
+    assert f"{tmp_path / 'none'} is not a folder" in refused(fold, "--images", tmp_path / "none")
+
+
+def test_a_folder_of_images_without_any_is_refused(tmp_path):
+    fold = cells(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no images"):
+        report.build(fold, sources=report.Sources(tmp_path / "empty"))
+
+
+def test_the_fixture_is_what_compare_reads(tmp_path):
+    """Guards the 2D tests above: their fold is one that nnU-Net could have written."""
+    fold = cells(tmp_path)
+    assert fold.parents[1].name == DATASET
+    assert len(report.read_run(fold).cases) == 4
