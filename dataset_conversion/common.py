@@ -639,9 +639,9 @@ def hold_out(cases: Sequence[Case], share: float) -> tuple[list[Case], list[Case
     ordered = _shuffled(groups, lambda name: by_name[name].stratum)
     for stratum in sorted({stratum for stratum, _ in ordered}):
         members = [group for other, group in ordered if other == stratum]
-        wanted = round(share * sum(len(groups[group]) for group in members))
+        wanted = share * sum(len(groups[group]) for group in members)
         for group in reversed(members[1:]):  # small groups first, so that the share is met closely
-            if wanted >= len(groups[group]):
+            if 2 * wanted >= len(groups[group]):
                 chosen.update(groups[group])
                 wanted -= len(groups[group])
     if not chosen or len(chosen) == len(cases):
