@@ -104,11 +104,43 @@ def find_test_cases(folder: Path) -> list[Case]:
     return [Case(name, (images[name],)) for name in sorted(images)]
 
 
+def convert_images(source: Path, out: Path, *, overwrite: bool = False, jobs: int = 1, dry_run: bool = False) -> Path:
+    """Write every scan below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it; labelsTr is passed over.
+
+    Raises:
+        ConversionError: Before anything is written; the text names case and file.
+    """
+    source = common.require_source(source)
+    cases = [
+        Case(common.require_case_name(name, path), (path,))
+        for folder in common.walk_folders(source)
+        if folder.name != "labelsTr"
+        for name, path in volumes.nifti_files(folder).items()
+    ]
+    if not cases:
+        raise ConversionError(f"There are no NIfTI files below {source}.")
+    layout = volumes.Volumes(DESCRIPTION)
+    return common.write_test_images(cases, layout, out, source=source, overwrite=overwrite, jobs=jobs, dry_run=dry_run)
+
+
+def restore(predictions: Path, out: Path, *, overwrite: bool = False, jobs: int = 1, dry_run: bool = False) -> Path:
+    """Write predictions as uint8 under the Decathlon's names; its labels are ours.
+
+    Raises:
+        ConversionError: Before anything is written; the text names the prediction.
+    """
+    names = {path: path.name for path in common.find_predictions(predictions, volumes.FILE_ENDING).values()}
+    restorer = volumes.RestoredVolumes(DESCRIPTION)
+    return common.write_restored(
+        names, restorer, out, source=predictions, overwrite=overwrite, jobs=jobs, dry_run=dry_run
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: convert a Decathlon folder."""
+    """Command line: convert, write scans to predict, or restore predictions."""
     parser = common.make_parser("dataset_conversion.Dataset004_Hippocampus", __doc__, default_id=4)
     arguments = parser.parse_intermixed_args(argv)
-    return common.run_converter(parser, arguments, convert=convert, convert_images=None, restore=None)
+    return common.run_converter(parser, arguments, convert=convert, convert_images=convert_images, restore=restore)
 
 
 if __name__ == "__main__":

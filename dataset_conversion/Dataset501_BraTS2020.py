@@ -1,37 +1,31 @@
-"""BraTS 2020 (brain tumour, four MR channels) as an nnU-Net data set with regions.
+"""BraTS 2020, 2021 or 2023-GLI (brain tumour, four MR channels) as an nnU-Net data set with regions.
 
 Run from a checkout: ``python -m dataset_conversion.Dataset501_BraTS2020 SOURCE``.
 """
 
+import functools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dataset_conversion import common, volumes
-from dataset_conversion.common import Case, ConversionError
+from dataset_conversion.common import Case, ConversionError, Description, Skipped
 
-# Channel order 0000…0003 by file suffix. "_t1" is a prefix of "_t1ce", so whole suffixes are compared.
-MODALITIES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
-MASK_SUFFIX = "seg"
+PROTOCOLS = ("crossval", "paper", "official")
+CHANNELS = ("T1", "T1ce", "T2", "FLAIR")
 # Source label to ours: oedema 2 -> 1, necrotic and non-enhancing core 1 -> 2, enhancing tumour 4 -> 3, so that each
 # region is painted over the larger one around it.
 LABEL_MAP = {0: 0, 1: 2, 2: 1, 4: 3}
-CASE_FOLDER = re.compile(r"BraTS20_Training_(\d{3})")
-UNLABELLED_FOLDER = re.compile(r"BraTS20_Validation_\d{3}")
 # The widely used Kaggle copy names the mask of this one case after the scan it came from.
 ODDLY_NAMED_CASE = "BraTS20_Training_355"
-OTHER_RELEASES = {
-    "BraTS 2017 to 2019": re.compile(r"Brats1[789]_.+"),
-    "BraTS 2021": re.compile(r"BraTS2021_\d{5}"),
-    "BraTS 2023 or later": re.compile(r"BraTS-GLI-\d+-\d+"),
-}
 
-DESCRIPTION = common.Description(
+DESCRIPTION = Description(
     name="BraTS2020",
-    channels=tuple(MODALITIES.values()),
+    channels=CHANNELS,
     labels={"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]},
     regions_class_order=(1, 2, 3),
     label_map=LABEL_MAP,
@@ -44,6 +38,93 @@ DESCRIPTION = common.Description(
 )
 
 
+@dataclass(frozen=True)
+class Release:
+    """How one release names its folders and files.
+
+    Attributes:
+        labelled: Pattern of a training case's folder; its group ``patient`` is one person.
+        unlabelled: Pattern of a validation case's folder, in 2021 and 2023 the same as of a training case.
+        suffixes: File suffixes of T1, T1ce, T2 and FLAIR, in this order, and of the mask. ``_t1`` is a prefix of
+            ``_t1ce``, so whole suffixes are compared.
+        separator: What stands before the suffix.
+        training_cases: Labelled cases of the complete archive.
+    """
+
+    description: Description
+    labelled: re.Pattern[str]
+    unlabelled: re.Pattern[str]
+    suffixes: tuple[str, str, str, str]
+    separator: str
+    training_cases: int
+    mask_suffix: str = "seg"
+
+
+_SUFFIXES = ("t1", "t1ce", "t2", "flair")
+_BRATS2021 = re.compile(r"(?P<patient>BraTS2021_[0-9]{5})")
+_BRATS2023 = re.compile(r"(?P<patient>BraTS-GLI-[0-9]{5})-[0-9]{3}")
+RELEASES = {
+    "2020": Release(
+        DESCRIPTION,
+        re.compile(r"(?P<patient>BraTS20_Training_[0-9]{3})"),
+        re.compile(r"(?P<patient>BraTS20_Validation_[0-9]{3})"),
+        _SUFFIXES,
+        "_",
+        369,
+    ),
+    "2021": Release(
+        replace(
+            DESCRIPTION,
+            name="BraTS2021",
+            release="2021",
+            foreign_values={3: "enhancing tumour is 4 in BraTS 2021, a 3 belongs to BraTS 2023 and later"},
+            reference="https://www.synapse.org/Synapse:syn25829067; Baid et al. 2021, arXiv:2107.02314; "
+            "Menze et al. 2015, doi:10.1109/TMI.2014.2377694; Bakas et al. 2017, doi:10.1038/sdata.2017.117",
+            licence="BraTS 2021 data usage agreement of the organisers; registration required",
+        ),
+        _BRATS2021,
+        _BRATS2021,
+        _SUFFIXES,
+        "_",
+        1251,
+    ),
+    "2023-GLI": Release(
+        replace(
+            DESCRIPTION,
+            name="BraTS2023GLI",
+            release="2023-GLI",
+            label_map={0: 0, 1: 2, 2: 1, 3: 3},
+            foreign_values={
+                4: "enhancing tumour is 3 in BraTS 2023; a 4 belongs to BraTS 2022 and before, or is the resection "
+                "cavity of BraTS 2024"
+            },
+            reference="https://www.synapse.org/Synapse:syn51156910; Baid et al. 2021, arXiv:2107.02314; "
+            "Menze et al. 2015, doi:10.1109/TMI.2014.2377694; Bakas et al. 2017, doi:10.1038/sdata.2017.117",
+            licence="BraTS 2023 data usage agreement of the organisers; registration required",
+            text="Brain tumour segmentation in T1, T1 with contrast, T2 and FLAIR. "
+            "Source labels 2, 1, 3 are 1, 2, 3 here.",
+        ),
+        _BRATS2023,
+        _BRATS2023,
+        ("t1n", "t1c", "t2w", "t2f"),
+        "-",
+        1251,
+    ),
+}
+OTHER_RELEASES = {"BraTS 2017 to 2019": re.compile(r"Brats1[789]_.+")}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies below a source: the release, its labelled and unlabelled cases, and the rest."""
+
+    release: Release
+    labelled: tuple[Case, ...]
+    unlabelled: tuple[Case, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+
+
 def convert(
     source: Path,
     nnunet_raw: Path,
@@ -51,42 +132,83 @@ def convert(
     dataset_id: int = 501,
     overwrite: bool = False,
     *,
+    protocol: str = "crossval",
+    release: str | None = None,
     jobs: int = 1,
     dry_run: bool = False,
 ) -> Path:
-    """Write Dataset501_BraTS2020 from the unpacked archive somewhere below ``source`` and return its folder.
+    """Write Dataset501_BraTS2020 (or _BraTS2021, _BraTS2023GLI) from the archive below ``source``; return its folder.
 
     Labels become 1 oedema, 2 necrotic and non-enhancing core, 3 enhancing tumour, trained as the regions whole tumour,
     tumour core and enhancing tumour; :func:`restore_labels` is the inverse. Source files are never changed.
 
     Args:
-        nnunet_preprocessed: Gets five deterministic folds over the sorted cases, as many folds as cases if there are
-            fewer than five; None writes no folds.
+        nnunet_preprocessed: Gets five deterministic folds over the sorted patients, as many folds as patients if there
+            are fewer than five; None writes no folds.
         overwrite: Replace an existing data set of this name and its folds.
+        protocol: ``crossval`` trains on all labelled cases; ``paper`` holds out a fifth of them for testing (236, 59
+            and 74 of the 369 of 2020); ``official`` adds the unlabelled validation cases for testing.
+        release: ``2020``, ``2021`` or ``2023-GLI``; by default the one that lies there.
         dry_run: Check and report only.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
     """
+    found = find_cases(source, release)
+    cases, tests, skipped = list(found.labelled), [], list(found.skipped)
+    notes = list(found.notes)
+    if len(cases) != found.release.training_cases:
+        notes.append(f"this copy has {len(cases)} of {found.release.training_cases} labelled cases")
+    if protocol == "official":
+        tests = list(found.unlabelled)
+        if not tests:
+            raise ConversionError(
+                f"Protocol official tests on unlabelled validation cases, and there are none below {source}; "
+                "add them or choose another protocol."
+            )
+    elif found.unlabelled:
+        folder = found.unlabelled[0].images[0].parents[1]
+        reason = f"{len(found.unlabelled)} unlabelled case(s) of this release, which --protocol official converts"
+        skipped.append(Skipped(folder, reason))
+    if protocol == "paper":
+        cases, tests = paper_split(cases)
+        notes.append(
+            "the paper's test cases are not published: these are the first of five folds over the sorted patients"
+        )
     return common.write_dataset(
-        find_cases(source),
-        DESCRIPTION,
-        volumes.Volumes(DESCRIPTION),
+        cases,
+        found.release.description,
+        volumes.Volumes(found.release.description),
         source=source,
         dataset_id=dataset_id,
         nnunet_raw=nnunet_raw,
         nnunet_preprocessed=nnunet_preprocessed,
+        test_cases=tests,
+        protocol=protocol,
+        skipped=skipped,
+        notes=notes,
         overwrite=overwrite,
         jobs=jobs,
         dry_run=dry_run,
     )
 
 
+def paper_split(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
+    """Cases to train and validate on, and a fifth to test on: 295 and 74 of BraTS 2020's 369."""
+    group_of = {case.name: case.group or case.name for case in cases}
+    held_out = set(common.make_splits(group_of, group_of.__getitem__)[0]["val"])
+    return (
+        [case for case in cases if case.name not in held_out],
+        [case for case in cases if case.name in held_out],
+    )
+
+
 def convert_images(source: Path, out: Path, *, overwrite: bool = False, jobs: int = 1, dry_run: bool = False) -> Path:
     """Write scans below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects them; masks are not looked at.
 
-    A case is any set of ``<case>_t1``, ``<case>_t1ce``, ``<case>_t2`` and ``<case>_flair`` in one folder, whatever
-    the case is called, so scans of one's own can be predicted.
+    A case is any set of ``<case>_t1``, ``<case>_t1ce``, ``<case>_t2`` and ``<case>_flair`` in one folder, or of
+    ``<case>-t1n``, ``<case>-t1c``, ``<case>-t2w`` and ``<case>-t2f``, whatever the case is called, so scans of one's
+    own can be predicted.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -102,73 +224,181 @@ def convert_images(source: Path, out: Path, *, overwrite: bool = False, jobs: in
     )
 
 
+def restore(
+    predictions: Path,
+    out: Path,
+    release: str | None = None,
+    *,
+    overwrite: bool = False,
+    jobs: int = 1,
+    dry_run: bool = False,
+) -> Path:
+    """Write predictions with the label values of their release, named ``<case>.nii.gz``.
+
+    Args:
+        release: ``2020``, ``2021`` or ``2023-GLI``; by default case names tell, which those of one's own scans do not.
+
+    Raises:
+        ConversionError: Before anything is written; the text names the prediction.
+    """
+    found = common.find_predictions(predictions, volumes.FILE_ENDING)
+    if release is None:
+        release = _release_of_predictions(found)
+    return common.write_restored(
+        {path: path.name for path in found.values()},
+        volumes.RestoredVolumes(RELEASES[release].description),
+        out,
+        source=predictions,
+        overwrite=overwrite,
+        jobs=jobs,
+        dry_run=dry_run,
+    )
+
+
+def _release_of_predictions(found: Mapping[str, Path]) -> str:
+    seen: dict[str, Path] = {}
+    for case, path in found.items():
+        names = [
+            name
+            for name, release in RELEASES.items()
+            if release.labelled.fullmatch(case) or release.unlabelled.fullmatch(case)
+        ]
+        if not names:
+            raise ConversionError(f"The name of prediction {path} tells no release; name one with --release.")
+        seen[names[0]] = path
+    if len(seen) > 1:
+        first, second, *_ = seen.values()
+        raise ConversionError(
+            f"Predictions {first} and {second} belong to different releases ({', '.join(seen)}); "
+            "restore them one release at a time."
+        )
+    return next(iter(seen))
+
+
 def restore_labels(voxels: np.ndarray) -> np.ndarray:
     """Labels of this data set back in BraTS 2020's own values (1 -> 2, 2 -> 1, 3 -> 4); any shape, uint8.
 
     Raises:
         ValueError: If a value is not 0, 1, 2 or 3.
     """
-    return common.remap_labels(voxels, {ours: theirs for theirs, ours in LABEL_MAP.items()})
+    return common.remap_labels(voxels, common.inverse(LABEL_MAP))
 
 
-def find_cases(source: Path) -> list[Case]:
-    """The labelled BraTS 2020 cases below ``source``, sorted by name; says what else was seen and skipped.
+def find_cases(source: Path, wanted: str | None = None) -> Found:
+    """The cases of one release below ``source``, sorted by name.
+
+    Args:
+        wanted: Name of a release; by default the only one that lies there.
 
     Raises:
-        ConversionError: If there are none, one lies there twice, or one lacks a file.
+        ConversionError: If there are none, two releases lie there, one case lies there twice, or one lacks a file.
     """
     source = common.require_source(source)
-    folders: dict[str, Path] = {}
-    others = dict.fromkeys(("unlabelled BraTS 2020", *OTHER_RELEASES), 0)
+    labelled: dict[str, dict[str, Path]] = {name: {} for name in RELEASES}
+    unlabelled: dict[str, dict[str, Path]] = {name: {} for name in RELEASES}
+    strangers: list[Skipped] = []
     for folder in common.walk_folders(source):
-        if CASE_FOLDER.fullmatch(folder.name):
+        for other, pattern in OTHER_RELEASES.items():
+            if pattern.fullmatch(folder.name):
+                strangers.append(Skipped(folder, f"a case of {other}"))
+        for name, release in RELEASES.items():
+            kind = _kind_of(folder, release)
+            if kind is None:
+                continue
+            folders = (labelled if kind == "labelled" else unlabelled)[name]
             if folder.name in folders:
                 raise ConversionError(
                     f"Case {folder.name} lies both in {folders[folder.name]} and in {folder}; give one copy as source."
                 )
             folders[folder.name] = folder
-        elif UNLABELLED_FOLDER.fullmatch(folder.name):
-            others["unlabelled BraTS 2020"] += 1
-        else:
-            for release, pattern in OTHER_RELEASES.items():
-                others[release] += bool(pattern.fullmatch(folder.name))
-    seen = ", ".join(f"{count} of {what}" for what, count in others.items() if count)
-    if not folders:
+    chosen = _choose(wanted, labelled, unlabelled, strangers, source)
+    release = RELEASES[chosen]
+    skipped = [*strangers]
+    for name in RELEASES:
+        if name != chosen:
+            skipped += [
+                Skipped(folder, f"a case of BraTS {name}")
+                for folders in (labelled[name], unlabelled[name])
+                for folder in folders.values()
+            ]
+    notes: list[str] = []
+    cases = [_case(labelled[chosen][name], release, True, skipped, notes) for name in sorted(labelled[chosen])]
+    others = [_case(unlabelled[chosen][name], release, False, skipped, notes) for name in sorted(unlabelled[chosen])]
+    twice = sorted({case.name for case in cases} & {case.name for case in others})
+    if twice:
+        first, second = labelled[chosen][twice[0]], unlabelled[chosen][twice[0]]
+        raise ConversionError(f"Case {twice[0]} lies both in {first} and in {second}; give one copy as source.")
+    return Found(release, tuple(cases), tuple(others), tuple(skipped), tuple(notes))
+
+
+def _kind_of(folder: Path, release: Release) -> str | None:
+    """Whether a folder holds a labelled or an unlabelled case of a release, or None."""
+    if release.labelled is release.unlabelled:  # then only the folder above tells the two apart
+        if not release.labelled.fullmatch(folder.name):
+            return None
+        mask = f"{folder.name}{release.separator}{release.mask_suffix}"
+        if any((folder / f"{mask}{ending}").exists() for ending in volumes.NIFTI_ENDINGS):
+            return "labelled"
+        return "unlabelled" if "validation" in folder.parent.name.lower() else "labelled"
+    if release.labelled.fullmatch(folder.name):
+        return "labelled"
+    return "unlabelled" if release.unlabelled.fullmatch(folder.name) else None
+
+
+def _choose(
+    wanted: str | None,
+    labelled: Mapping[str, Mapping[str, Path]],
+    unlabelled: Mapping[str, Mapping[str, Path]],
+    strangers: Sequence[Skipped],
+    source: Path,
+) -> str:
+    present = [name for name in RELEASES if labelled[name]]
+    if wanted is None and len(present) > 1:
+        first, second = (next(iter(labelled[name].values())) for name in present[:2])
         raise ConversionError(
-            f"No folder named BraTS20_Training_NNN below {source}"
-            + (f", only {seen}, which this command does not convert." if seen else "; is the archive unpacked there?")
+            f"Cases of BraTS {' and '.join(present)} lie below {source}, such as {first} and {second}; "
+            "choose one with --release."
         )
-    if seen:
-        print(f"skipped folders that are no labelled BraTS 2020 case: {seen}")
-    return [_labelled_case(folders[name]) for name in sorted(folders)]
+    if (wanted or (present or [""])[0]) in present:
+        return wanted or present[0]
+    seen = [f"{len(folders)} unlabelled of BraTS {name}" for name, folders in unlabelled.items() if folders]
+    seen += [f"{len(labelled[name])} of BraTS {name}" for name in present]
+    seen += [f"{len(strangers)} of {', '.join(OTHER_RELEASES)}"] if strangers else []
+    which = f"BraTS {wanted}" if wanted else "BraTS 2020, 2021 or 2023-GLI (such as BraTS20_Training_001)"
+    raise ConversionError(
+        f"No folder of a labelled case of {which} below {source}"
+        + (f", only {', '.join(seen)}." if seen else "; is the archive unpacked there?")
+    )
 
 
-def _labelled_case(folder: Path) -> Case:
+def _case(folder: Path, release: Release, labelled: bool, skipped: list[Skipped], notes: list[str]) -> Case:
     name = folder.name
     files = volumes.nifti_files(folder)
-    images = _images(name, folder, files)
-    mask = files.pop(f"{name}_{MASK_SUFFIX}", None)
+    images = _images(name, folder, files, release)
+    mask = files.pop(f"{name}{release.separator}{release.mask_suffix}", None)
     if mask is None and name == ODDLY_NAMED_CASE and len(files) == 1:
         mask = files.popitem()[1]
-        print(f"case {name}: mask taken from {mask.name}")
-    if mask is None:
-        raise ConversionError(f"Case {name} has no mask {name}_{MASK_SUFFIX}.nii.gz (or .nii) in {folder}.")
-    for path in files.values():
-        print(f"skipped {path}: neither a modality nor the mask of case {name}")
-    return Case(name, images, mask)
+        notes.append(f"case {name}: mask taken from {mask.name}")
+    if mask is None and labelled:
+        wanted = f"{name}{release.separator}{release.mask_suffix}"
+        raise ConversionError(f"Case {name} has no mask {wanted}.nii.gz (or .nii) in {folder}.")
+    skipped += [Skipped(path, "neither a modality nor the mask of its case") for path in files.values()]
+    pattern = release.labelled if labelled else release.unlabelled
+    return Case(name, images, mask if labelled else None, group=pattern.fullmatch(name)["patient"])
 
 
-def _images(name: str, folder: Path, files: dict[str, Path]) -> tuple[Path, ...]:
+def _images(name: str, folder: Path, files: dict[str, Path], release: Release) -> tuple[Path, ...]:
     """Take the four modalities of a case out of ``files``, in channel order."""
-    missing = [suffix for suffix in MODALITIES if f"{name}_{suffix}" not in files]
+    stems = [f"{name}{release.separator}{suffix}" for suffix in release.suffixes]
+    missing = [stem for stem in stems if stem not in files]
     if missing:
-        wanted = " and ".join(f"{name}_{suffix}.nii.gz" for suffix in missing)
+        wanted = " and ".join(f"{stem}.nii.gz" for stem in missing)
         raise ConversionError(f"Case {name} lacks {wanted} (or .nii) in {folder}.")
-    return tuple(files.pop(f"{name}_{suffix}") for suffix in MODALITIES)
+    return tuple(files.pop(stem) for stem in stems)
 
 
 def find_scans(source: Path) -> list[Case]:
-    """Every set of four modalities below ``source``, labelled or not, sorted by name.
+    """Every set of four modalities below ``source``, labelled or not, of any release, sorted by name.
 
     Raises:
         ConversionError: If there are none, one name occurs twice, or a modality is missing.
@@ -177,23 +407,38 @@ def find_scans(source: Path) -> list[Case]:
     cases: dict[str, Case] = {}
     for folder in common.walk_folders(source):
         files = volumes.nifti_files(folder)
-        for name in sorted({stem.rpartition("_")[0] for stem in files if stem.rpartition("_")[2] in MODALITIES}):
-            if name in cases:
-                raise ConversionError(
-                    f"Case {name} lies both in {cases[name].images[0].parent} and in {folder}; give one copy as source."
-                )
-            cases[name] = Case(name, _images(name, folder, files))
+        for release in (RELEASES["2020"], RELEASES["2023-GLI"]):  # 2021 names its files as 2020 does
+            parts = [stem.rpartition(release.separator) for stem in files]
+            for name in sorted({name for name, _, suffix in parts if suffix in release.suffixes}):
+                if name in cases:
+                    first = cases[name].images[0].parent
+                    raise ConversionError(f"Case {name} lies both in {first} and in {folder}; give one copy as source.")
+                common.require_case_name(name, folder)
+                cases[name] = Case(name, _images(name, folder, files, release))
     if not cases:
-        wanted = ", ".join(f"<case>_{suffix}.nii.gz" for suffix in MODALITIES)
+        wanted = ", ".join(f"<case>_{suffix}.nii.gz" for suffix in _SUFFIXES)
         raise ConversionError(f"No scans below {source}; a case needs {wanted} in one folder.")
     return [cases[name] for name in sorted(cases)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: convert the labelled cases, or with --images-only the scans to predict."""
-    parser = common.make_parser("dataset_conversion.Dataset501_BraTS2020", __doc__, default_id=501)
+    """Command line: convert, write scans to predict, or restore predictions."""
+    parser = common.make_parser(
+        "dataset_conversion.Dataset501_BraTS2020",
+        __doc__,
+        default_id=501,
+        protocols=PROTOCOLS,
+        default_protocol="crossval",
+    )
+    parser.add_argument("--release", choices=RELEASES, help="by default the one that lies there")
     arguments = parser.parse_intermixed_args(argv)
-    return common.run_converter(parser, arguments, convert=convert, convert_images=convert_images, restore=None)
+    return common.run_converter(
+        parser,
+        arguments,
+        convert=functools.partial(convert, protocol=arguments.protocol, release=arguments.release),
+        convert_images=convert_images,
+        restore=functools.partial(restore, release=arguments.release),
+    )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ MIN_INTERIOR_PIXELS = 16
 PERCENTILES = (1, 99)
 FLAT_RANGE = 0.001
 CASES_TABLE = "cases.csv"
+DEFAULT_GROW_PIXELS = 2
 PROTOCOLS = ("crossval", "paper", "official")
 
 DESCRIPTION = Description(
@@ -351,6 +352,97 @@ def convert(
     )
 
 
+def convert_images(source: Path, out: Path, *, overwrite: bool = False, jobs: int = 1, dry_run: bool = False) -> Path:
+    """Write every picture below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it.
+
+    Channels and intensities are treated as in :func:`convert`; folders ``labels`` and files ``*_label.*`` are passed
+    over.
+
+    Raises:
+        ConversionError: Before anything is written; the text names case and file.
+    """
+    source = common.require_source(source)
+    cases = [
+        Case(common.require_case_name(name, path), (path,))
+        for folder in common.walk_folders(source)
+        if folder.name != "labels" or folder == source
+        for name, path in common.files_by_stem(folder, pictures.picture_stem).items()
+        if not name.endswith("_label")
+    ]
+    if not cases:
+        raise ConversionError(f"There are no pictures below {source}.")
+    return common.write_test_images(cases, Cells(), out, source=source, overwrite=overwrite, jobs=jobs, dry_run=dry_run)
+
+
+def find_instances(classes: np.ndarray, grow_pixels: int = DEFAULT_GROW_PIXELS) -> np.ndarray:
+    """Instances from the three classes: connected pieces of interior, grown back over the boundary.
+
+    Pieces below 16 pixels are dropped. Growing never merges two instances.
+
+    Args:
+        classes: (height, width), 0 background, 1 interior, 2 boundary.
+        grow_pixels: 2 makes up for the boundary; 0 leaves the shrunken pieces that published tables score.
+
+    Returns:
+        Same shape, uint16, or int32 where 16 bits do not suffice; numbered from 1.
+    """
+    pieces, _ = ndimage.label(classes == INTERIOR)
+    sizes = np.bincount(pieces.ravel())
+    pieces[sizes[pieces] < MIN_INTERIOR_PIXELS] = 0
+    instances, _, _ = segmentation.relabel_sequential(pieces)
+    grown = segmentation.expand_labels(instances, grow_pixels) if grow_pixels else instances
+    return grown.astype(np.uint16 if grown.max(initial=0) <= np.iinfo(np.uint16).max else np.int32)
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Predictions as instance maps; what was done stands in each file's description."""
+
+    grow_pixels: int
+
+    def check(self, case: Case) -> Facts:
+        """Read a prediction."""
+        self._read(case)
+        return Facts()
+
+    def write(self, case: Case, target: Path) -> None:
+        """Write the instance map as TIFF."""
+        instances = find_instances(self._read(case), self.grow_pixels)
+        text = f"interior pieces of at least {MIN_INTERIOR_PIXELS} pixels, grown by {self.grow_pixels}"
+        with common.writing(target, case.name):
+            tifffile.imwrite(target, instances, compression="zlib", description=text, metadata=None, software=False)
+
+    def _read(self, case: Case) -> np.ndarray:
+        classes = pictures.read_picture(case.images[0], case.name, indices=True)
+        if classes.ndim != 2:
+            raise ConversionError(
+                f"Prediction {case.images[0]} has {classes.shape[-1]} channels; predictions have one."
+            )
+        common.check_labels(classes, DESCRIPTION, case.name, case.images[0])
+        return classes
+
+
+def restore(
+    predictions: Path,
+    out: Path,
+    grow_pixels: int = DEFAULT_GROW_PIXELS,
+    *,
+    overwrite: bool = False,
+    jobs: int = 1,
+    dry_run: bool = False,
+) -> Path:
+    """Write predictions as instance maps ``<case>_label.tiff``, see :func:`find_instances`.
+
+    Raises:
+        ConversionError: Before anything is written; the text names the prediction.
+    """
+    found = common.find_predictions(predictions, pictures.FILE_ENDING)
+    names = {path: f"{case}_label.tiff" for case, path in found.items()}
+    return common.write_restored(
+        names, Instances(grow_pixels), out, source=predictions, overwrite=overwrite, jobs=jobs, dry_run=dry_run
+    )
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
@@ -359,7 +451,7 @@ def _share(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: convert."""
+    """Command line: convert, write pictures to predict, or restore predictions."""
     parser = common.make_parser(
         "dataset_conversion.Dataset504_NeurIPSCellSeg",
         __doc__,
@@ -371,6 +463,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--test-share", type=_share, default=0.0, help="share of the training set to hold out by group, such as 0.2"
     )
+    parser.add_argument(
+        "--grow",
+        type=int,
+        choices=range(6),
+        default=DEFAULT_GROW_PIXELS,
+        help="with --restore: pixels to grow each instance by; 0 compares with published tables, default 2",
+    )
     arguments = parser.parse_intermixed_args(argv)
     return common.run_converter(
         parser,
@@ -381,8 +480,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             test_groups=arguments.test_groups,
             test_share=arguments.test_share,
         ),
-        convert_images=None,
-        restore=None,
+        convert_images=convert_images,
+        restore=functools.partial(restore, grow_pixels=arguments.grow),
     )
 
 

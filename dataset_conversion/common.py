@@ -639,9 +639,9 @@ def hold_out(cases: Sequence[Case], share: float) -> tuple[list[Case], list[Case
     ordered = _shuffled(groups, lambda name: by_name[name].stratum)
     for stratum in sorted({stratum for stratum, _ in ordered}):
         members = [group for other, group in ordered if other == stratum]
-        wanted = round(share * sum(len(groups[group]) for group in members))
+        wanted = share * sum(len(groups[group]) for group in members)
         for group in reversed(members[1:]):  # small groups first, so that the share is met closely
-            if wanted >= len(groups[group]):
+            if 2 * wanted >= len(groups[group]):
                 chosen.update(groups[group])
                 wanted -= len(groups[group])
     if not chosen or len(chosen) == len(cases):
@@ -821,6 +821,97 @@ def write_test_images(
     return target
 
 
+class Restorer(Protocol):
+    """How predictions are turned into what the data owner expects; sent to the worker processes, so it must pickle."""
+
+    def check(self, case: Case) -> Facts:
+        """Read a prediction; raise a ConversionError that names it if it cannot be restored."""
+
+    def write(self, case: Case, target: Path) -> None:
+        """Write a checked prediction to ``target``."""
+
+
+def find_predictions(predictions: Path, ending: str) -> dict[str, Path]:
+    """The predictions in a folder by case name, sorted; nnU-Net's JSON files and probabilities are passed over.
+
+    Raises:
+        ConversionError: If there are none.
+    """
+    predictions = require_source(predictions)
+    found = {
+        path.name[: -len(ending)]: path
+        for path in sorted(predictions.iterdir())
+        if path.name.endswith(ending) and not path.name.startswith(".")
+    }
+    if not found:
+        raise ConversionError(f"There are no predictions (*{ending}) in {predictions}.")
+    return found
+
+
+def write_restored(
+    names: Mapping[Path, str],
+    restorer: Restorer,
+    target: Path,
+    *,
+    source: Path,
+    overwrite: bool = False,
+    jobs: int = 1,
+    dry_run: bool = False,
+) -> Path:
+    """Check predictions and write them into ``target`` as the data owner wants them.
+
+    Args:
+        names: Prediction to its path in ``target``.
+        source: The folder of the predictions.
+    """
+    target = Path(target)
+    require_apart(source, target)
+    require_free_target(target, overwrite)
+    owners: dict[str, Path] = {}
+    for path, name in names.items():
+        if name in owners:
+            raise ConversionError(f"{owners[name]} and {path} would both become {name}; restore them one by one.")
+        owners[name] = path
+    cases = [Case(path.name, (path,), about={"submit": name}) for path, name in names.items()]
+    check_cases(cases, restorer, jobs)
+    if dry_run:
+        print(f"dry run: {len(cases)} prediction(s) are in order, nothing was written")
+        return target
+    with staged_folder(target, overwrite=overwrite) as folder:
+        for name in owners:
+            with writing(folder / name):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for _ in _each_case(functools.partial(_restore, restorer, folder), cases, jobs, "restore"):
+            pass
+    print(f"{len(cases)} prediction(s) restored: {target}")
+    return target
+
+
+def _restore(restorer: Restorer, folder: Path, case: Case) -> None:
+    restorer.write(case, folder / case.about["submit"])
+
+
+def read_report(nnunet_raw: Path, dataset_id: int) -> dict:
+    """The report that the conversion left in the data set with this id.
+
+    Raises:
+        ConversionError: If there is no such data set, or it has no report that can be read.
+    """
+    prefix = f"Dataset{dataset_id:03d}_"
+    folders = [path for path in sorted(Path(nnunet_raw).glob(f"{prefix}*")) if path.is_dir()]
+    if len(folders) != 1:
+        raise ConversionError(f"There is no data set {prefix}* in {nnunet_raw}; name the id of the conversion with -d.")
+    path = folders[0] / REPORT
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        report["cases"]
+    except FileNotFoundError:
+        raise ConversionError(f"There is no {path}; convert the data set first.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConversionError(f"{path} cannot be read ({error}); convert the data set again.") from None
+    return report
+
+
 def write_cases(cases: Sequence[Case], layout: Layout, dataset: Path, part: str, jobs: int) -> None:
     """Write checked cases into ``images<part>`` and their labels into the folders of the layout."""
     if not cases:
@@ -857,15 +948,16 @@ def make_report(
 ) -> dict:
     """Everything that was converted and left out, without dates or places, so that equal sources give equal reports."""
     labelled = [(case, fact) for case, fact in zip(cases, facts) if case.masks]
-    totals: Counter = Counter()
-    for _, fact in labelled:
-        totals.update(fact.histogram)
+    training, testing = Counter(), Counter()
+    for index, fact in enumerate(facts):
+        (training if index < num_training else testing).update(fact.histogram)
     labels = {}
     for source_value, value in sorted(description.label_map.items(), key=lambda item: item[1]):
         labels[str(value)] = {
             "name": _name_of(value, description.labels),
             "source": source_value,
-            layout.unit: totals[source_value],
+            f"training_{layout.unit}": training[source_value],
+            f"test_{layout.unit}": testing[source_value],
         }
     without = {}
     for label, values in description.labels.items():
@@ -930,10 +1022,13 @@ def print_report(report: Mapping, layout: Layout) -> None:
     """Print the report in short: long lists are cut, the file has them whole."""
     tests = report["test_cases"]
     extra = "".join(f", {count} {what} for testing" for what, count in tests.items() if count)
+    remapped = any(str(label["source"]) != value for value, label in report["labels"].items())
     print(f"{report['data_set']} ({report['release']}, protocol {report['protocol']})")
     print(f"  {report['training_cases']} labelled case(s){extra}, {report['groups']} group(s)")
     for value, label in report["labels"].items():
-        print(f"  source label {label['source']} -> {value}: {label[layout.unit]:,} {layout.unit} ({label['name']})")
+        which = f"source label {label['source']} -> {value}" if remapped else f"label {value}"
+        test = f" and {label[f'test_{layout.unit}']:,} for testing" if tests["labelled"] else ""
+        print(f"  {which}: {label[f'training_{layout.unit}']:,} {layout.unit}{test} ({label['name']})")
     for label, cases in report["cases_without"].items():
         if cases:
             print(f"  without {label}: {len(cases)} case(s), {_some(cases)}")

@@ -66,7 +66,8 @@ def _read_tiff(path: Path) -> np.ndarray:
 def _read_other(path: Path, indices: bool) -> np.ndarray:
     with Image.open(path) as image:
         if image.format == "PNG":
-            header = path.open("rb").read(_PNG_COLOUR_TYPE + 1)
+            with path.open("rb") as file:
+                header = file.read(_PNG_COLOUR_TYPE + 1)
             if header[_PNG_BIT_DEPTH] == 16 and header[_PNG_COLOUR_TYPE] != _PNG_GREY:
                 return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # Pillow would keep 8 of the 16 bits
         if image.mode in ("P", "PA") and not indices or image.mode == "CMYK":

@@ -3,8 +3,8 @@
 import gzip
 import shutil
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
@@ -60,8 +60,13 @@ class Volumes:
                 write_image(path, target)
 
     def write_labels(self, case: Case, dataset: Path, part: str) -> None:
-        """Write the mask in our labels."""
+        """Write the mask in our labels; one that is already as we would write it is copied."""
         target = dataset / f"labels{part}" / f"{case.name}{FILE_ENDING}"
+        identity = all(theirs == ours for theirs, ours in self.description.label_map.items())
+        if identity and _stored_as_we_store(case.mask, case.images[0], case.name):
+            with common.writing(target, case.name):
+                write_image(case.mask, target)
+            return
         write_mask(case.mask, target, self.description.label_map, case.name, grid=case.images[0])
 
     def label_folders(self, part: str) -> tuple[str, ...]:
@@ -159,7 +164,20 @@ def write_image(source: Path, target: Path) -> None:
         shutil.copyfileobj(raw, stream, 1 << 20)
 
 
-def write_mask(source: Path, target: Path, label_map: dict[int, int], case: str, *, grid: Path | None = None) -> None:
+def _stored_as_we_store(mask: Path, image: Path, case: str) -> bool:
+    """Whether a mask is uint8 on exactly the grid of the image, so that it can be copied."""
+    ours, theirs = read_header(mask, case), read_header(image, case)
+    return (
+        ours.GetPixelID() == sitk.sitkUInt8
+        and ours.GetSpacing() == theirs.GetSpacing()
+        and ours.GetOrigin() == theirs.GetOrigin()
+        and ours.GetDirection() == theirs.GetDirection()
+    )
+
+
+def write_mask(
+    source: Path, target: Path, label_map: Mapping[int, int], case: str, *, grid: Path | None = None
+) -> None:
     """Write the mask at ``source`` to ``target`` with other labels, as uint8, on the grid of the image at ``grid``.
 
     Args:
@@ -168,8 +186,30 @@ def write_mask(source: Path, target: Path, label_map: dict[int, int], case: str,
     Raises:
         ConversionError: If the mask cannot be written; the text names case and file.
     """
-    image = sitk.ReadImage(str(source))
-    mask = sitk.GetImageFromArray(common.remap_labels(sitk.GetArrayFromImage(image), label_map))
-    mask.CopyInformation(image if grid is None else sitk.ReadImage(str(grid)))
+    mask = sitk.GetImageFromArray(common.remap_labels(sitk.GetArrayFromImage(sitk.ReadImage(str(source))), label_map))
+    header = read_header(grid or source, case)
+    mask.SetSpacing(header.GetSpacing())
+    mask.SetOrigin(header.GetOrigin())
+    mask.SetDirection(header.GetDirection())
     with common.writing(target, case):
         sitk.WriteImage(mask, str(target), useCompression=True)
+
+
+@dataclass(frozen=True)
+class RestoredVolumes:
+    """Predictions back in the source's label values, uint8, on their own grid.
+
+    Attributes:
+        description: The data set; its ``label_map`` is followed backwards.
+    """
+
+    description: Description
+
+    def check(self, case: Case) -> Facts:
+        """Read a prediction; every label must be one of ours."""
+        backwards = replace(self.description, label_map=common.inverse(self.description.label_map), foreign_values={})
+        return Volumes(backwards).check(replace(case, mask=case.images[0]))
+
+    def write(self, case: Case, target: Path) -> None:
+        """Write the mask in the source's label values."""
+        write_mask(case.images[0], target, common.inverse(self.description.label_map), case.name)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,25 @@ def test_staged_folder_replaces_a_full_target_only_when_told(tmp_path):
         (staged / "new").write_text("x")
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_staged_folder_restores_the_old_contents_if_what_follows_fails(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "old").write_text("precious")
+
+    def fail():
+        assert [path.name for path in target.iterdir()] == ["new"]
+        raise OSError(28, "No space left on device", "splits_final.json")
+
+    def write():
+        with common.staged_folder(target, overwrite=True, then=fail) as staged:
+            (staged / "new").write_text("x")
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (target / "old").read_text() == "precious"
 
 
 def test_staged_file_keeps_the_old_contents_after_an_error(tmp_path):
@@ -145,6 +165,35 @@ def test_no_group_lies_on_both_sides_of_a_fold():
     for fold in common.make_splits(cases, lambda case: (common.trailing_number(case) + 2) // 3):
         sides = [{(common.trailing_number(case) + 2) // 3 for case in fold[side]} for side in ("train", "val")]
         assert not sides[0] & sides[1]
+
+
+def test_every_fold_gets_its_share_of_each_stratum():
+    cases = {f"patient{number:03d}_{phase}": "abcde"[number % 5] for number in range(100) for phase in ("ed", "es")}
+    splits = common.make_splits(cases, lambda case: case[:10], cases.__getitem__)
+    for fold in splits:
+        assert Counter(cases[case] for case in fold["val"]) == dict.fromkeys("abcde", 8)
+        assert not {case[:10] for case in fold["train"]} & {case[:10] for case in fold["val"]}
+
+
+def test_a_held_out_share_takes_whole_groups_of_every_stratum():
+    cases = [
+        common.Case(f"c{number:03d}", (), group=f"g{number // 2:03d}", stratum="ab"[number // 2 % 2])
+        for number in range(80)
+    ]
+    training, testing = common.hold_out(cases, 0.2)
+    assert Counter(case.stratum for case in testing) == {"a": 8, "b": 8}
+    assert not {case.group for case in training} & {case.group for case in testing}
+    assert common.hold_out(cases[::-1], 0.2)[1][::-1] == testing
+    with pytest.raises(ConversionError, match="leaves one side empty"):
+        common.hold_out(cases[:4], 0.1)
+
+
+def test_groups_on_both_sides_are_a_programming_error():
+    cases = [common.Case("a1", (), group="a"), common.Case("a2", (), group="a"), common.Case("b", ())]
+    with pytest.raises(ValueError, match=r"both sides of a split: \['a'\]"):
+        common.require_groups_apart([{"train": ["a1", "b"], "val": ["a2"]}], cases, [])
+    with pytest.raises(ValueError, match=r"both sides"):
+        common.require_groups_apart([], cases[:1], cases[1:2])
 
 
 def test_one_subject_cannot_be_split():

@@ -137,8 +137,8 @@ def test_real_selection_converts_with_folds_by_subject(tmp_path, decathlon_hippo
     done = run_module(module, decathlon_hippocampus, environment=nnunet_variables)
     assert done.returncode == 0, done.stderr
     assert "164 labelled case(s)" in done.stdout
-    assert "source label 1 -> 1: 281,606 voxels" in done.stdout
-    assert "source label 2 -> 2: 259,334 voxels" in done.stdout
+    assert "label 1: 281,606 voxels" in done.stdout
+    assert "label 2: 259,334 voxels" in done.stdout
     target = tmp_path / "nnUNet_raw" / NAME
     for case in ("hippocampus_001", "hippocampus_003", "hippocampus_243"):
         mask = voxels(target / "labelsTr" / f"{case}.nii.gz")
@@ -149,3 +149,14 @@ def test_real_selection_converts_with_folds_by_subject(tmp_path, decathlon_hippo
     assert_no_subject_on_both_sides(splits)
     assert sum(len(fold["val"]) for fold in splits) == 164
     assert {len(fold["val"]) for fold in splits} == {32, 33}
+
+
+def test_own_scans_and_predictions_keep_their_names(tmp_path):
+    folder = source_with(tmp_path, 2, num_unlabelled=1)
+    hippocampus.convert_images(folder, tmp_path / "scans")
+    assert sorted(path.name for path in (tmp_path / "scans").iterdir()) == [
+        f"hippocampus_{number:03d}_0000.nii.gz" for number in (1, 2, 3)
+    ]
+    hippocampus.restore(folder / "labelsTr", tmp_path / "submit")
+    for path in sorted((tmp_path / "submit").iterdir()):
+        assert (voxels(path) == voxels(folder / "labelsTr" / path.name)).all()

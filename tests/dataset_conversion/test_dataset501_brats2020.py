@@ -2,10 +2,7 @@
 
 import ast
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,10 +147,12 @@ def test_cases_are_found_however_deep_and_beside_other_folders(tmp_path, capsys)
     deep = tmp_path / "source" / "archive" / "BraTS2020_TrainingData"
     write(deep, 2, shape=SMALL)
     write(tmp_path / "source" / "validation", 1, shape=SMALL, labelled=False)
-    (tmp_path / "source" / "BraTS2021_00000").mkdir()
+    (tmp_path / "source" / "Brats18_CBICA_AAB_1").mkdir()
     target = brats.convert(tmp_path / "source", tmp_path / "raw")
     assert len(list((target / "labelsTr").iterdir())) == 2
-    assert "skipped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "skipped 1: a case of BraTS 2017 to 2019: Brats18_CBICA_AAB_1" in said
+    assert "1 unlabelled case(s) of this release" in said
 
 
 BAD_CASES = [
@@ -213,10 +212,139 @@ def test_a_modality_given_twice_is_refused(tmp_path):
         brats.convert(tmp_path / "source", tmp_path / "raw")
 
 
-def test_another_release_is_named(tmp_path):
-    (tmp_path / "source" / "BraTS-GLI-00000-000").mkdir(parents=True)
-    with pytest.raises(ConversionError, match="only 1 of BraTS 2023 or later"):
+def test_a_release_that_is_not_converted_is_named(tmp_path):
+    (tmp_path / "source" / "Brats18_CBICA_AAB_1").mkdir(parents=True)
+    with pytest.raises(ConversionError, match="only 1 of BraTS 2017 to 2019"):
         brats.convert(tmp_path / "source", tmp_path / "raw")
+
+
+OTHER_RELEASES = [("2021", "BraTS2021", 4), ("2023-GLI", "BraTS2023GLI", 3)]
+
+
+@pytest.mark.parametrize(("release", "name", "enhancing"), OTHER_RELEASES, ids=["2021", "2023-GLI"])
+def test_later_releases_are_told_by_their_names_and_keep_the_meaning_of_labels(tmp_path, release, name, enhancing):
+    write(tmp_path / "source", 4, shape=SMALL, release=release)
+    target = brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "preprocessed")
+    assert target.name == f"Dataset501_{name}"
+    assert json.loads((target / "dataset.json").read_text())["release"] == release
+    masks = sorted((tmp_path / "source").rglob("*seg.nii.gz"))
+    assert len(masks) == 4
+    for path in masks:
+        theirs, ours = voxels(path), voxels(target / "labelsTr" / path.name.replace("_seg", "").replace("-seg", ""))
+        for before, after in ((0, 0), (2, 1), (1, 2), (enhancing, 3)):
+            assert ((theirs == before) == (ours == after)).all()
+
+
+def test_time_points_of_one_patient_stay_on_one_side(tmp_path):
+    write(tmp_path / "source", 9, shape=SMALL, release="2023-GLI")
+    brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "preprocessed")
+    splits = json.loads((tmp_path / "preprocessed" / "Dataset501_BraTS2023GLI" / "splits_final.json").read_text())
+    assert sorted(len(fold["val"]) for fold in splits) == [1, 2, 2, 2, 2]
+    for fold in splits:
+        train, val = ({case.rpartition("-")[0] for case in fold[side]} for side in ("train", "val"))
+        assert not train & val
+
+
+@pytest.mark.parametrize(
+    ("release", "file", "what"),
+    [("2021", "BraTS2021_00002_seg.nii.gz", "label 3"), ("2023-GLI", "BraTS-GLI-00001-001-seg.nii.gz", "label 4")],
+)
+def test_labels_of_another_release_are_a_conflict(tmp_path, release, file, what):
+    write(tmp_path / "source", 3, shape=SMALL, release=release, traps={2: "illegal_label"})
+    with pytest.raises(ConversionError, match=rf"{file} holds {what}, .*BraTS 202"):
+        brats.convert(tmp_path / "source", tmp_path / "raw")
+
+
+def test_two_releases_in_one_source_need_a_choice(tmp_path):
+    write(tmp_path / "source" / "a", 2, shape=SMALL)
+    write(tmp_path / "source" / "b", 2, shape=SMALL, release="2021")
+    with pytest.raises(ConversionError, match=r"2020 and 2021 .*--release"):
+        brats.convert(tmp_path / "source", tmp_path / "raw")
+    assert brats.convert(tmp_path / "source", tmp_path / "raw", release="2021").name == "Dataset501_BraTS2021"
+    with pytest.raises(ConversionError, match="No folder of a labelled case of BraTS 2023-GLI"):
+        brats.convert(tmp_path / "source", tmp_path / "raw", release="2023-GLI")
+
+
+def test_the_paper_holds_out_236_59_and_74_of_369_cases():
+    cases = [common.Case(f"BraTS20_Training_{number:03d}", ()) for number in range(1, 370)]
+    rest, held_out = brats.paper_split(cases)
+    assert len(held_out) == 74
+    folds = common.make_splits([case.name for case in rest])
+    assert {(len(fold["train"]), len(fold["val"])) for fold in folds} == {(236, 59)}
+    assert not {case.name for case in rest} & {case.name for case in held_out}
+
+
+def test_protocols_choose_what_is_held_out(tmp_path):
+    write(tmp_path / "source" / "training", 6, shape=SMALL)
+    with pytest.raises(ConversionError, match="Protocol official tests on unlabelled validation cases"):
+        brats.convert(tmp_path / "source", tmp_path / "raw", protocol="official")
+    write(tmp_path / "source" / "validation", 2, shape=SMALL, labelled=False)
+    counts = {}
+    for number, protocol in ((501, "crossval"), (502, "paper"), (503, "official")):
+        target = brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "pre", number, protocol=protocol)
+        counts[protocol] = [
+            len(list((target / part).iterdir())) if (target / part).is_dir() else 0
+            for part in ("labelsTr", "imagesTs", "labelsTs")
+        ]
+        report = json.loads((target / common.REPORT).read_text())
+        assert report["protocol"] == protocol
+        assert set(report["cases"]) >= {f"BraTS20_Training_{number:03d}" for number in range(1, 7)}
+    assert counts == {"crossval": [6, 0, 0], "paper": [4, 8, 2], "official": [6, 8, 0]}
+
+
+def test_the_report_tells_counts_labels_gaps_and_what_was_skipped(tmp_path, capsys):
+    cases = write(tmp_path / "source", 3, shape=SMALL, traps={2: "no_enhancing_tumour"})
+    (cases / "BraTS20_Training_001" / "extra.nii.gz").write_bytes(b"")
+    target = brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "preprocessed")
+    report = json.loads((target / common.REPORT).read_text())
+    assert report["training_cases"] == 3
+    assert report["cases_without"] == {
+        "whole tumor": [],
+        "tumor core": [],
+        "enhancing tumor": ["BraTS20_Training_002"],
+    }
+    label = report["labels"]["3"]
+    assert label["source"] == 4
+    assert label["training_voxels"] == sum((voxels(path) == 3).sum() for path in (target / "labelsTr").iterdir())
+    assert report["skipped"] == [
+        {
+            "path": "MICCAI_BraTS2020_TrainingData/BraTS20_Training_001/extra.nii.gz",
+            "reason": "neither a modality nor the mask of its case",
+        }
+    ]
+    assert report["notes"] == ["this copy has 3 of 369 labelled cases"]
+    said = capsys.readouterr().out
+    assert "without enhancing tumor: 1 case(s), BraTS20_Training_002" in said
+    assert f"cite: {report['citation']}" in said
+    assert f"licence: {report['licence']}" in said
+    assert str(tmp_path) not in (target / common.REPORT).read_text()
+
+
+@pytest.mark.parametrize("release", brats.RELEASES)
+def test_restored_predictions_are_the_masks_of_the_source(tmp_path, release):
+    write(tmp_path / "source", 3, shape=SMALL, release=release)
+    target = brats.convert(tmp_path / "source", tmp_path / "raw")
+    (target / "labelsTr" / "dataset.json").write_text("{}")  # as nnU-Net leaves it among predictions
+    brats.restore(target / "labelsTr", tmp_path / "submit")
+    masks = sorted((tmp_path / "source").rglob("*seg.nii.gz"))
+    assert len(masks) == len(list((tmp_path / "submit").iterdir())) == 3
+    for path in masks:
+        restored = tmp_path / "submit" / path.name.replace("_seg", "").replace("-seg", "")
+        assert voxels(restored).dtype == np.uint8
+        assert (voxels(restored) == voxels(path)).all()
+        assert sitk.ReadImage(str(restored)).GetOrigin() == sitk.ReadImage(str(path)).GetOrigin()
+
+
+def test_predictions_of_own_scans_need_the_release(source, tmp_path, run_module):
+    target = brats.convert(source, tmp_path / "raw")
+    shutil.move(target / "labelsTr" / "BraTS20_Training_001.nii.gz", target / "labelsTr" / "mine.nii.gz")
+    refused = run_module(MODULE, "--restore", target / "labelsTr", tmp_path / "submit")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "mine.nii.gz tells no release; name one with --release" in refused.stderr
+    assert not (tmp_path / "submit").exists()
+    done = run_module(MODULE, "--restore", target / "labelsTr", tmp_path / "submit", "--release", "2023-GLI")
+    assert done.returncode == 0, done.stderr
+    assert np.unique(voxels(tmp_path / "submit" / "mine.nii.gz")).tolist() == [0, 1, 2, 3]
 
 
 def test_the_command_refuses_in_one_sentence_what_it_cannot_do(
@@ -280,7 +408,7 @@ def test_a_dry_run_checks_and_writes_nothing(source, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_only_serves_prediction_of_any_scan(tmp_path, run_module):
+def test_images_only_serves_prediction_of_any_scan(tmp_path, run_module, fingerprint):
     validation = write(tmp_path / "validation", 1, shape=SMALL, labelled=False)
     own = tmp_path / "validation" / "own"
     own.mkdir()
@@ -288,6 +416,8 @@ def test_images_only_serves_prediction_of_any_scan(tmp_path, run_module):
         shutil.copy(path, own / path.name.replace("BraTS20_Validation_001", "my_patient"))
     done = run_module(MODULE, tmp_path / "validation", "--images-only", tmp_path / "scans")
     assert done.returncode == 0, done.stderr
+    assert brats.main(["--images-only", str(tmp_path / "validation"), str(tmp_path / "same"), "--jobs", "1"]) == 0
+    assert fingerprint(tmp_path / "same") == fingerprint(tmp_path / "scans")
     assert sorted(path.name for path in (tmp_path / "scans").iterdir()) == [
         f"{case}_{channel:04d}.nii.gz" for case in ("BraTS20_Validation_001", "my_patient") for channel in range(4)
     ]
@@ -305,21 +435,3 @@ def test_converters_do_not_import_the_package():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.split(".")[0] == "nnunet_logvmamba" for name in names), path
-
-
-def test_nnunet_plans_and_preprocesses_the_converted_phantom(tmp_path, nnunet_variables):
-    write(tmp_path / "source", 3)
-    brats.convert(tmp_path / "source", nnunet_variables["nnUNet_raw"], nnunet_variables["nnUNet_preprocessed"])
-    splits = tmp_path / "nnUNet_preprocessed" / NAME / "splits_final.json"
-    before = splits.read_text()
-    command = [Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess"), "-d", "501"]
-    command += ["--verify_dataset_integrity", "-c", "3d_fullres", "-np", "1", "-npfp", "1"]
-    # The planner hands nnUNet_n_proc_DA to torch.set_num_threads, so that the 0 of other tests would not do.
-    environment = os.environ | nnunet_variables | {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    assert "verify_dataset_integrity Done" in done.stdout
-    assert "Warning" not in done.stdout
-    preprocessed = tmp_path / "nnUNet_preprocessed" / NAME
-    assert len(list((preprocessed / "nnUNetPlans_3d_fullres").glob("BraTS20_Training_*.pkl"))) == 3
-    assert splits.read_text() == before

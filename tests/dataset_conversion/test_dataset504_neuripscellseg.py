@@ -1,0 +1,271 @@
+"""The cell converter on generated pictures of every format and on real ones: three classes, instances, groups."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from dataset_conversion import Dataset504_NeurIPSCellSeg as cells
+from dataset_conversion import common, phantoms, pictures
+from dataset_conversion.common import ConversionError
+
+MODULE = "dataset_conversion.Dataset504_NeurIPSCellSeg"
+NAME = "Dataset504_NeurIPSCellSeg"
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Pictures of all six formats."""
+    folder = tmp_path_factory.mktemp("cells") / "download"
+    phantoms.write_cells(folder, 12, num_tuning=2, num_unlabelled=1, groups=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(source, tmp_path_factory):
+    root = tmp_path_factory.mktemp("converted")
+    cells.convert(source, root / "raw", root / "preprocessed")
+    return root
+
+
+def disc(radius, edge=40):
+    y, x = np.mgrid[:edge, :edge]
+    return (y - edge // 2) ** 2 + (x - edge // 2) ** 2 <= radius**2
+
+
+# Classes
+
+
+def test_every_format_becomes_8_bit_rgb_png(source, converted):
+    target = converted / "raw" / NAME
+    assert Counter(path.suffix for path in (source / "Training-labeled" / "images").iterdir()) == {
+        ".png": 4, ".tif": 2, ".bmp": 2, ".tiff": 2, ".jpg": 2,
+    }  # fmt: skip
+    assert names(target / "imagesTr") == [f"cell_{number:05d}_0000.png" for number in range(1, 13)]
+    for path in (target / "imagesTr").iterdir():
+        picture = Image.open(path)
+        assert (picture.mode, picture.size) == ("RGB", (96, 96))
+        assert np.asarray(picture).max() == 255
+
+
+def test_the_boundary_is_the_inner_ring_widened_by_one_pixel():
+    instances = np.zeros((14, 16), np.int32)
+    instances[2:12, 2:14] = 70000
+    expected = np.zeros(instances.shape, np.uint8)
+    expected[1:13, 2:14] = expected[2:12, 1:15] = 2  # the ring and the background beside it, but not at its corners
+    expected[4:10, 4:12] = 1
+    assert (cells.three_classes(instances) == expected).all()
+
+
+def test_touching_cells_are_kept_apart_and_tiny_interiors_vanish():
+    instances = np.zeros((30, 60), np.uint16)
+    instances[5:25, 5:30], instances[5:25, 30:55] = 40000, 7
+    classes = cells.three_classes(instances)
+    assert (classes[8:22, 28:32] == 2).all()
+    assert len(np.unique(cells.find_instances(classes))) == 3
+    # 5 x 5 pixels are left of 9 x 9, 4 x 4 of 8 x 8, and 3 x 5 of 7 x 9, which is one too few.
+    for shape, left in (((9, 9), 25), ((8, 8), 16), ((7, 9), 0)):
+        cell = np.zeros((20, 20), np.uint16)
+        cell[4 : 4 + shape[0], 4 : 4 + shape[1]] = 1
+        assert (cells.three_classes(cell) == 1).sum() == left
+
+
+@pytest.mark.parametrize(("radius", "lost"), [(3, True), (4, True), (5, False), (8, False)])
+def test_small_cells_lose_their_interior_and_are_counted(tmp_path, radius, lost):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray((disc(radius) * 200).astype(np.uint8)).save(tmp_path / "images" / "a.png")
+    tifffile.imwrite(tmp_path / "labels" / "a_label.tiff", disc(radius).astype(np.uint16))
+    case = cells.find_cases(tmp_path).training[0]
+    counts = cells.Cells().check(case).counts
+    assert counts == {"instances": 1, "instances lost in the three classes": int(lost)}
+
+
+def test_growing_restores_what_the_boundary_took():
+    overlaps = {}
+    for radius in (5, 6, 8, 10):
+        truth = disc(radius)
+        for grow in (0, 2):
+            found = cells.find_instances(cells.three_classes(truth.astype(np.uint16)), grow) > 0
+            overlaps[radius, grow] = (found & truth).sum() / (found | truth).sum()
+    assert [round(overlaps[radius, 0], 2) for radius in (5, 6, 8, 10)] == [0.36, 0.47, 0.57, 0.66]
+    assert min(overlaps[radius, 2] for radius in (5, 6, 8, 10)) > 0.9
+
+
+# Intensities
+
+
+def test_channels_are_stretched_between_percentiles_of_their_non_zero_pixels():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(1000, 60000, (50, 50, 3)).astype(np.uint16)
+    picture[:20, :, 0] = 0
+    picture[..., 2] = 0
+    result = cells.rescale(picture)
+    low, high = np.percentile(picture[20:, :, 0], (1, 99))
+    expected = (np.clip(picture[..., 0], low, high) - low) / (high - low) * 255
+    assert np.abs(result[..., 0] - expected)[20:].max() <= 1
+    assert not result[:20, :, 0].any()
+    assert not result[..., 2].any()
+    assert result.dtype == np.uint8
+
+
+def test_a_flat_16_bit_channel_is_cut_and_does_not_wrap():
+    assert np.unique(cells.rescale(np.full((4, 4, 1), 300, np.uint16))).tolist() == [255]
+    assert np.unique(cells.rescale(np.full((4, 4, 1), 7, np.uint16))).tolist() == [7]
+
+
+def test_colour_pictures_of_16_bits_are_not_read_as_8(tmp_path):
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 65535, (8, 9, 4)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tiff", colours)
+    assert (pictures.as_rgb(pictures.read_picture(tmp_path / "a.tiff", "a"), "a", tmp_path) == colours[..., :3]).all()
+    import SimpleITK as sitk
+
+    sitk.WriteImage(sitk.GetImageFromArray(colours[..., :3], isVector=True), str(tmp_path / "b.png"))
+    assert (pictures.read_picture(tmp_path / "b.png", "b") == colours[..., :3]).all()
+
+
+def test_palettes_are_colours_in_pictures_and_indices_in_masks(tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "L").convert("P")
+    image.putpalette([9, 8, 7, 60, 50, 40, 255, 0, 1])
+    image.save(tmp_path / "a.png")
+    assert pictures.read_picture(tmp_path / "a.png", "a")[1, 0].tolist() == [255, 0, 1]
+    assert pictures.read_picture(tmp_path / "a.png", "a", indices=True).tolist() == [[0, 1], [2, 1]]
+
+
+# Instances, groups, protocols
+
+
+def test_instance_maps_keep_their_numbers_and_where_possible_their_bytes(source, converted):
+    folder = converted / "raw" / NAME / "instancesTr"
+    assert names(folder) == [f"cell_{number:05d}.tiff" for number in range(1, 13)]
+    for number in (1, 2):
+        label = source / "Training-labeled" / "labels" / f"cell_{number:05d}_label.tiff"
+        kept = tifffile.imread(folder / f"cell_{number:05d}.tiff")
+        assert (kept == tifffile.imread(label)).all()
+        assert kept.max() == 40000
+        assert (folder / f"cell_{number:05d}.tiff").read_bytes() == label.read_bytes()
+
+
+def test_labels_follow_from_the_instances_that_are_kept(converted):
+    target = converted / "raw" / NAME
+    for path in sorted((target / "labelsTr").iterdir()):
+        instances = tifffile.imread(target / "instancesTr" / f"{path.stem}.tiff")
+        assert Image.open(path).mode == "L"
+        assert (pixels(path) == cells.three_classes(instances)).all()
+
+
+def test_groups_of_the_table_are_on_one_side_and_kinds_are_spread(source, converted):
+    splits = json.loads((converted / "preprocessed" / NAME / "splits_final.json").read_text())
+    cases = json.loads((converted / "raw" / NAME / common.REPORT).read_text())["cases"]
+    assert len(splits) == 5
+    assert cases["cell_00002"]["group"] == cases["cell_00003"]["group"] == "field_001"
+    for fold in splits:
+        train, val = ({cases[case]["group"] for case in fold[side]} for side in ("train", "val"))
+        assert not train & val
+
+
+def test_protocols_and_shares_choose_what_is_held_out(source, tmp_path):
+    def counts(number, **options):
+        target = cells.convert(source, tmp_path / "raw", tmp_path / "pre", number, **options)
+        return [len(names(target / part)) for part in ("imagesTr", "imagesTs", "labelsTs", "instancesTs")]
+
+    assert counts(504, protocol="paper") == [12, 2, 2, 2]
+    assert counts(505, test_share=0.5) == [6, 6, 6, 6]
+    assert counts(506, test_groups=["field_001", "field_003"]) == [8, 4, 4, 4]
+    for options, message in (
+        ({"test_groups": ["field_001"], "protocol": "paper"}, "has its own test set"),
+        ({"test_groups": ["field_001"], "test_share": 0.5}, "choose one"),
+        ({"test_groups": ["nowhere"]}, "Test group nowhere does not exist"),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            counts(507, **options)
+
+
+def test_the_paper_needs_the_tuning_set(tmp_path):
+    phantoms.write_cells(tmp_path / "source", 2, edge=48)
+    with pytest.raises(ConversionError, match="needs the labelled tuning set"):
+        cells.convert(tmp_path / "source", tmp_path / "raw", None, protocol="paper")
+
+
+def test_two_runs_give_identical_bytes_on_one_or_two_cores(source, converted, tmp_path, fingerprint):
+    cells.convert(source, tmp_path / "raw", tmp_path / "preprocessed", jobs=2)
+    assert len(fingerprint(tmp_path)) == 3 * 12 + 3
+    assert fingerprint(tmp_path) == fingerprint(converted)
+
+
+def test_restored_predictions_are_instance_maps_under_the_challenge_names(converted, tmp_path, run_module):
+    target = converted / "raw" / NAME
+    done = run_module(MODULE, "--restore", target / "labelsTr", tmp_path / "submit", "--jobs", 1)
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path / "submit")[0] == "cell_00001_label.tiff"
+    for path in sorted((tmp_path / "submit").iterdir()):
+        truth = tifffile.imread(target / "instancesTr" / f"{path.name.removesuffix('_label.tiff')}.tiff")
+        restored = tifffile.imread(path)
+        classes = pixels(target / "labelsTr" / f"{path.name.removesuffix('_label.tiff')}.png")
+        survivors = np.unique(truth[(classes == 1)])
+        assert len(np.unique(restored)) - 1 == len(survivors)
+        for value in survivors:
+            mine = restored == np.bincount(restored[(truth == value) & (classes == 1)]).argmax()
+            assert (mine & (truth == value)).sum() / (mine | (truth == value)).sum() > 0.8
+        with tifffile.TiffFile(path) as file:
+            assert "grown by 2" in file.pages[0].description
+    cells.restore(target / "labelsTr", tmp_path / "shrunken", 0)
+    assert (tifffile.imread(tmp_path / "shrunken" / "cell_00001_label.tiff") > 0).sum() == (
+        pixels(target / "labelsTr" / "cell_00001.png") == 1
+    ).sum()
+
+
+def test_images_only_takes_pictures_of_any_name_but_no_labels(source, converted, tmp_path):
+    cells.convert_images(source / "Training-labeled", tmp_path / "scans")
+    assert names(tmp_path / "scans") == names(converted / "raw" / NAME / "imagesTr")
+    for name in names(tmp_path / "scans"):
+        assert (tmp_path / "scans" / name).read_bytes() == (converted / "raw" / NAME / "imagesTr" / name).read_bytes()
+
+
+def test_what_is_left_out_is_reported(source, converted):
+    report = json.loads((converted / "raw" / NAME / common.REPORT).read_text())
+    assert {skip["path"]: skip["reason"] for skip in report["skipped"]} == {
+        "Training-unlabeled/images": "1 picture(s) in no folder images beside a folder labels",
+        "Tuning": "the tuning set; --protocol paper tests on it",
+    }
+    # Every generated picture has one cell of radius 3.
+    assert report["counts"] == {"instances": report["counts"]["instances"], "instances lost in the three classes": 12}
+
+
+def test_real_pictures_convert_with_folds_by_group(shared, tmp_path, run_module, nnunet_variables):
+    folder = shared / "data" / "cells"
+    if not folder.is_dir():
+        pytest.skip(f"real data are not here: {folder}")
+    done = run_module(MODULE, folder, "--test-share", 0.2, "--jobs", 2, environment=nnunet_variables)
+    assert done.returncode == 0, done.stderr
+    assert "73 labelled case(s), 17 labelled for testing, 85 group(s)" in done.stdout
+    report = json.loads((tmp_path / "nnUNet_raw" / NAME / common.REPORT).read_text())
+    cases = report["cases"]
+    assert report["counts"] == {"instances": 3215, "instances lost in the three classes": 358}
+    kinds = Counter(case["stratum"] for case in cases.values())
+    held_out = Counter(case["stratum"] for case in cases.values() if case["part"] == "Ts")
+    assert len(kinds) == 6
+    assert all(1 <= held_out[kind] <= 0.25 * count for kind, count in kinds.items())
+    splits = json.loads((tmp_path / "nnUNet_preprocessed" / NAME / "splits_final.json").read_text())
+    for fold in splits:
+        train, val = ({cases[case]["group"] for case in fold[side]} for side in ("train", "val"))
+        assert not train & val
+        assert len({cases[case]["stratum"] for case in fold["val"]}) >= 5
+    sixteen_bit = [
+        name for name, case in cases.items() if case["stratum"] == "fluorescence_16bit" and case["part"] == "Tr"
+    ]
+    picture = pixels(tmp_path / "nnUNet_raw" / NAME / "imagesTr" / f"{sixteen_bit[0]}_0000.png")
+    assert picture.dtype == np.uint8
+    assert picture.max() == 255
