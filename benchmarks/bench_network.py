@@ -167,6 +167,15 @@ def profile(case: NetworkCase, device: str) -> None:
     )
 
 
+def stored(name: str) -> list[dict[str, object]]:
+    """What was measured before, each case with its own circumstances; nothing where there is no such file."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return [{"circumstances": content["circumstances"]} | case for case in content["networks"]]
+
+
 def main() -> None:
     """Measure and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -187,8 +196,8 @@ def main() -> None:
             profile(case, args.device)
         return
     name = f"network_{args.device}{'_quick' * args.quick}"
+    kept = stored(name) if args.case else []
     measurements = [measured(case, args.device) | {"circumstances": circumstances()} for case in chosen]
-    kept = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["networks"] if args.case else []
     again = {found["case"] for found in measurements}
     print(save(name, {"networks": [found for found in kept if found["case"] not in again] + measurements}))
 

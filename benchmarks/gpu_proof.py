@@ -297,6 +297,20 @@ def compiled(setting: Setting) -> dict[str, object]:
     return {"sizes": rows, "graph_breaks": breaks, "graphs": counters["stats"].get("unique_graphs"), "wrong": wrong}
 
 
+def peak_of_two_steps(name: str, case: NetworkCase) -> int:
+    """Most bytes on the GPU in two training steps: weights, gradients, momentum and activations of one network."""
+    import bench_network
+
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call, _ = bench_network.step(name, case, "cuda")
+    call()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def network(setting: Setting, case: NetworkCase) -> dict[str, object]:
     """Seconds per training step and peak memory in mixed precision, beside nnU-Net's networks."""
     import bench_network
@@ -306,14 +320,14 @@ def network(setting: Setting, case: NetworkCase) -> dict[str, object]:
         case = replace(case, features=(8, 16, 16), patch_size=(side,) * len(case.patch_size), batch_size=1)
     steps, rows = {}, {}
     for name in bench_network.builders(case):
-        call, parameters = bench_network.step(name, case, setting.device)
-        rows[name] = {"parameters": parameters, "peak_bytes": peak_on_gpu(call) if setting.device == "cuda" else 0}
-        steps[name] = call
+        peak = peak_of_two_steps(name, case) if setting.device == "cuda" else 0
+        steps[name], parameters = bench_network.step(name, case, setting.device)
+        rows[name] = {"parameters": parameters, "peak_bytes": peak}
     seconds = bench_network.side_by_side(steps, rounds=1 if setting.tiny else 9, device=setting.device)
     for name, row in rows.items():
         row |= {"seconds": seconds[name], "ratio": seconds[name] / seconds["PlainConvUNet"]}
     with torch.profiler.profile() as seen:
-        steps["LoG-VMamba"]()
+        steps["LoG-VMamba" if len(case.patch_size) == 3 else "LoG-VMamba, Swin lineage"]()
     order = "self_cuda_time_total" if setting.device == "cuda" else "self_cpu_time_total"
     profile = seen.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60)
     print(profile)

@@ -83,11 +83,12 @@ def scan_section(results: dict, fast: str) -> str:
 
 def network_section(results: dict) -> str:
     """Tables of the networks."""
-    parts = []
+    parts, last = [], None
     for case in results["networks"]:
         measured_on = circumstances(case if "circumstances" in case else results)
-        if measured_on not in parts:
+        if measured_on != last:
             parts.append(measured_on)
+        last = measured_on
         patch = " × ".join(map(str, case["patch"]))
         head = [f"{case['what'].capitalize()}, {patch}, batch {case['batch']}", "seconds", "times PlainConvUNet"]
         head += ["peak memory, MiB", "parameters"]

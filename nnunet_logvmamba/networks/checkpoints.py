@@ -15,7 +15,6 @@ ours                   first generation                later generation
 References: VMamba (arXiv 2401.10166), checkpoints ``vssmtiny_dp01_ckpt_epoch_292``, ``vmamba_tiny_e292`` and later.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ LEAST_SHARE = 0.95
 _RENAMED = (
     (r"patch_embed\.(?:proj|0)\.(weight|bias)", r"patch_embed.proj.\1"),
     (r"patch_embed\.(?:norm|2)\.(weight|bias)", r"patch_embed.norm.\1"),
-    (r"layers\.(\d+)\.downsample\.(?:norm|1)\.(weight|bias)", r"mergers.\1.norm.\2"),
-    (r"layers\.(\d+)\.downsample\.(?:reduction|2)\.weight", r"mergers.\1.reduction.weight"),
+    (r"layers\.(\d+)\.downsample\.norm\.(weight|bias)", r"mergers.\1.norm.\2"),
+    (r"layers\.(\d+)\.downsample\.reduction\.weight", r"mergers.\1.reduction.weight"),
     (r"layers\.(\d+)\.blocks\.(\d+)\.(?:ln_1|norm)\.(weight|bias)", r"stages.\1.\2.norm.\3"),
 )
 _BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.(?:self_attention|op)\.(.+)")
@@ -81,13 +80,14 @@ def load_vmamba_encoder(encoder: VMambaEncoder, path: Path) -> LoadReport:
     it gave as RGB.
 
     Args:
-        encoder: On any device; changed only if everything is in order.
+        encoder: On any device; changed only if everything is in order. On the meta device this is a check alone.
         path: File with a state dict, or with one under the key ``model`` or ``state_dict``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no such checkpoint, or provides less than ``LEAST_SHARE`` of the encoder's parameters; the
-            message names the file and what does not fit.
+        ValueError: If it is no such checkpoint, has layers that the encoder lacks, or provides less than
+            ``LEAST_SHARE`` of the encoder's parameters or not the whole patch embedding; the message names the file and
+            what does not fit.
     """
     tensors = _read(Path(path))
     own = encoder.state_dict()
@@ -110,11 +110,13 @@ def load_vmamba_encoder(encoder: VMambaEncoder, path: Path) -> LoadReport:
     total = sum(value.numel() for value in own.values())
     missing = tuple(key for key in own if key not in taken)
     share = sum(value.numel() for value in taken.values()) / total
-    if share < LEAST_SHARE:
+    strangers = [key for key in skipped if key.startswith("layers.")]
+    headless = any(key.startswith("patch_embed.") for key in missing)
+    if share < LEAST_SHARE or strangers or headless:
         raise ValueError(
-            f"{path} provides {share:.1%} of the encoder's parameters, and at least {LEAST_SHARE:.0%} are needed "
-            f"({_why(tensors, skipped, missing)}): give a VMamba-Tiny checkpoint of the first generation "
-            "(vssmtiny_dp01_ckpt_epoch_292 or vmamba_tiny_e292)"
+            f"{path} does not fit this encoder ({_why(tensors, skipped, missing)}; it provides {share:.1%} of the "
+            f"parameters, and at least {LEAST_SHARE:.0%} are needed): give a VMamba-Tiny checkpoint of the first "
+            "generation, vssmtiny_dp01_ckpt_epoch_292, which is also passed on as vmamba_tiny_e292"
         )
     with torch.no_grad():
         for key, value in own.items():  # the tensors of a state dict are those of the module
@@ -128,7 +130,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise FileNotFoundError(f"{path} is not a file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # torch raises a dozen kinds, among them IndexError and struct.error
         reason = " ".join(str(error).split(". ")[0].split())[:200]
         raise ValueError(
             f"{path} cannot be read as a file of tensors ({reason}): give the checkpoint as published, or save its "
@@ -163,5 +165,8 @@ def _why(tensors: Mapping[str, Tensor], skipped: Mapping[str, str], missing: tup
         return "its names are not those of VMamba"
     if any(".mlp." in key for key in tensors):
         return "its blocks have an MLP and no gate, which is the later layout; this encoder has the first one"
-    reason = next((f"'{key}': {why}" for key, why in skipped.items() if "shape" in why), None)
-    return reason or f"'{missing[0]}' is not in it"
+    reasons = {key: why for key, why in skipped.items() if key.startswith(("layers.", "patch_embed."))}
+    if reasons:
+        key = min(reasons, key=lambda key: "shape" not in reasons[key])
+        return f"'{key}': {reasons[key]}"
+    return f"'{missing[0]}' is not in it"

@@ -100,6 +100,8 @@ class LoGVMambaSwinUNet(nn.Module):
         ):
             if len(values) != length:
                 raise ValueError(f"{name} has {len(values)} entries; {what}, {length}, is needed")
+        if min(features_per_stage) < 1:
+            raise ValueError(f"features_per_stage is {list(features_per_stage)}; at least 1 each is needed")
         if min(n_blocks_per_stage) < 1:
             raise ValueError(f"n_blocks_per_stage is {list(n_blocks_per_stage)}; at least 1 each is needed")
         if n_blocks_per_stage_decoder < 1:

@@ -63,6 +63,7 @@ KEPT_ARGUMENTS = (
     "nonlin_kwargs",
 )
 SWIN_STAGES = ("n_stages", "features_per_stage", "strides", "n_blocks_per_stage")
+SMALLEST_PADDED = 9  # below, nnU-Net's targets at 1/16 have no pixel
 IMPORTED_ARGUMENTS = ("conv_op", "norm_op", "dropout_op", "nonlin")
 
 
@@ -333,9 +334,10 @@ def add_configuration(
         result["configurations"][new] = entry
     for new in names.values():
         try:
-            check_configuration(result, dataset_json, new)
+            PlansManager(result).get_configuration(new)
         except RuntimeError as error:  # nnU-Net's word for configurations that inherit in a circle
             raise ValueError(f"'{new}' cannot be replaced, because '{base}' is derived from it") from error
+        check_configuration(result, dataset_json, new)
     return result, list(names.values())
 
 
@@ -349,12 +351,17 @@ def check_configuration(plans: dict, dataset_json: dict, name: str) -> None:
     configuration = plans_manager.get_configuration(name)
     channels = determine_num_input_channels(plans_manager, configuration, dataset_json)
     classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
+    settings = configuration.configuration.get(TRAINING_KEY, {})
     try:
         with torch.device("meta"):
             network = build_network(configuration, channels, classes, deep_supervision=True)
             check_patch(network, configuration, channels)
-    except ValueError as error:
-        raise ValueError(f"configuration '{name}' cannot be built: {error}") from error
+        if "pretrained" in settings and configuration.network_arch_class_name == NETWORK_CLASS_NAME:
+            raise ValueError(
+                f"'pretrained' under '{TRAINING_KEY}' is for LoGVMambaSwinUNet: add --network LoGVMambaSwinUNet"
+            )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"configuration '{name}' cannot be built: {str(error).splitlines()[0]}") from error
 
 
 def check_patch(network: nn.Module, configuration: ConfigurationManager, num_input_channels: int) -> None:
@@ -367,8 +374,9 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
     patch_size, strides = list(configuration.patch_size), configuration.pool_op_kernel_sizes
     pads = isinstance(network, LoGVMambaSwinUNet)
     totals = [1 if pads else prod(axis) for axis in zip(*strides)]
-    if len(patch_size) != len(totals) or any(size < 1 or size % total for size, total in zip(patch_size, totals)):
-        needed = f"have {len(totals)} axes of at least 1" if pads else f"be divisible by {totals}, axis by axis"
+    least = SMALLEST_PADDED if pads else 1
+    if len(patch_size) != len(totals) or any(size < least or size % total for size, total in zip(patch_size, totals)):
+        needed = f"have {len(totals)} axes of at least {least}" if pads else f"be divisible by {totals}, axis by axis"
         raise ValueError(f"the patch size {patch_size} must {needed}")
     if configuration.batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, not {configuration.batch_size}")

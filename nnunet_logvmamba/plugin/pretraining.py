@@ -34,10 +34,8 @@ def checkpoint_asked_for(settings: dict) -> Path | None:
         ValueError: If the file is not there; the message names it and who asked for it.
     """
     variable = os.environ.get(VARIABLE, "").strip()
-    if variable == NO_WEIGHTS:
-        return None
     name, asker = (variable, f"the variable {VARIABLE}") if variable else (settings.get("pretrained"), "'pretrained'")
-    if name is None:
+    if name in (None, NO_WEIGHTS):
         return None
     path = Path(name).expanduser()
     if not path.is_file():
@@ -48,9 +46,23 @@ def checkpoint_asked_for(settings: dict) -> Path | None:
     return path
 
 
+def check_checkpoint(encoder: VMambaEncoder, settings: dict) -> None:
+    """Refuse, before a training makes a folder, a checkpoint that is not there or does not fit.
+
+    Args:
+        encoder: On the meta device.
+
+    Raises:
+        ValueError: As ``checkpoint_asked_for`` and ``load_vmamba_encoder`` do.
+    """
+    checkpoint = checkpoint_asked_for(settings)
+    if checkpoint is not None:
+        load_vmamba_encoder(encoder, checkpoint)
+
+
 def start_encoder(
     encoder: VMambaEncoder, checkpoint: Path | None, report_file: Path | None, log: Callable[[str], None]
-) -> bool:
+) -> set[str]:
     """Load an encoder at the start of a training and say so.
 
     Args:
@@ -58,23 +70,21 @@ def start_encoder(
         report_file: Gets what was loaded, or is removed if nothing was; None on all processes but the first.
 
     Returns:
-        True if the encoder is pretrained.
+        Names of the parameters that were loaded.
 
     Raises:
-        RuntimeError: If the checkpoint does not fit; nothing is changed then.
+        ValueError: If the checkpoint does not fit; nothing is changed then.
     """
     if checkpoint is None:
         if report_file is not None:
             report_file.unlink(missing_ok=True)  # of an earlier training in this folder
         log(
-            "ATTENTION: the encoder starts from random weights. The published model starts from ImageNet: name a "
-            f"VMamba-Tiny checkpoint with {VARIABLE}=PATH."
+            "ATTENTION: no pretrained encoder was asked for, so it starts from random weights (or from nnU-Net's "
+            f"-pretrained_weights). The published model starts from ImageNet: name a VMamba-Tiny checkpoint with "
+            f"{VARIABLE}=PATH."
         )
-        return False
-    try:
-        report = load_vmamba_encoder(encoder, checkpoint)
-    except ValueError as error:
-        raise RuntimeError(str(error)) from error
+        return set()
+    report = load_vmamba_encoder(encoder, checkpoint)
     log(
         f"Pretrained encoder {checkpoint.name}: {len(report.loaded)} tensors, {report.share:.1%} of its parameters; "
         f"not used: {', '.join(report.skipped) or 'none'}; not in the file: {', '.join(report.missing) or 'none'}; "
@@ -84,4 +94,14 @@ def start_encoder(
         log(f"Its patch embedding was turned from red, green and blue into {report.adapted_channels} input channel(s).")
     if report_file is not None:
         report_file.write_text(json.dumps({"checkpoint": checkpoint.name, **asdict(report)}, indent=2) + "\n")
-    return True
+    return set(report.loaded)
+
+
+def continue_encoder(report_file: Path, log: Callable[[str], None]) -> set[str]:
+    """Names of the parameters that were loaded when this training began, by the report it left; says so in the log."""
+    if not report_file.is_file():
+        log(f"There is no {report_file.name} beside the checkpoint: this training began without a pretrained encoder.")
+        return set()
+    report = json.loads(report_file.read_text())
+    log(f"This training began with the pretrained encoder {report['checkpoint']}.")
+    return set(report["loaded"])

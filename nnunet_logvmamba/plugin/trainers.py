@@ -53,7 +53,8 @@ RECIPES = {
     "sgd": Recipe("sgd", 1e-2, 3e-5),
 }
 """By the word in a trainer's name: ``adam`` has ten times the paper's learning rate, ``paper`` is the paper's recipe,
-``sgd`` (Nesterov, 0.99) is nnU-Net's. A configuration that names an optimizer gets the recipe of that name."""
+``sgd`` (Nesterov, 0.99) is nnU-Net's. A configuration that names the optimizer of a trainer's default recipe gets
+that one, another optimizer the recipe of its name."""
 
 DEFAULT_RECIPE = RECIPES["adam"]
 """Used where neither the trainer's name nor the configuration names an optimizer; the best one in docs/results.md."""
@@ -100,7 +101,8 @@ class RecipeTrainer(RecordedTrainer):
         if one_head or len(arguments["strides"]) < 3:
             # There are no other outputs to supervise, and nnU-Net would weigh a single one by 0 / 0.
             self.enable_deep_supervision = False
-        self.encoder_is_pretrained = self._continues = False
+        self._continues = False
+        self.pretrained_parameters: set[str] = set()
 
     @classmethod
     def _own_plans(cls, plans: dict, configuration: str) -> dict:
@@ -119,10 +121,8 @@ class RecipeTrainer(RecordedTrainer):
                 check_patch(network, manager, channels)
             if is_ours(manager.configuration["architecture"]):
                 backends.choose(manager.network_arch_init_kwargs.get("backend", "auto"), device)
-            if isinstance(network, LoGVMambaSwinUNet):
-                pretraining.checkpoint_asked_for(settings)
-            elif "pretrained" in settings:
-                raise ValueError(f"'pretrained' under '{TRAINING_KEY}' is for LoGVMambaSwinUNet, not for this network")
+            if isinstance(network, LoGVMambaSwinUNet) and not plans.get("continue_training"):
+                pretraining.check_checkpoint(network.encoder, settings)
         except ValueError as error:
             raise RuntimeError(f"Configuration '{configuration}' cannot be trained: {error}") from error
         return settings
@@ -135,7 +135,7 @@ class RecipeTrainer(RecordedTrainer):
         if cls.named_recipe is not None:
             recipe = RECIPES[cls.named_recipe]
         else:
-            recipe = RECIPES[configured] if "optimizer" in settings else cls.default_recipe
+            recipe = cls.default_recipe if configured == cls.default_recipe.optimizer else RECIPES[configured]
         if recipe.optimizer == configured and cls.named_recipe != "paper":
             recipe = replace(recipe, **{k: settings[k] for k in ("initial_lr", "weight_decay") if k in settings})
         return recipe
@@ -146,6 +146,8 @@ class RecipeTrainer(RecordedTrainer):
         super().initialize()
         if isinstance(self._bare_network(), LoGVMambaSwinUNet):
             self._start_encoder()
+        elif "pretrained" in (self.configuration_manager.configuration.get(TRAINING_KEY) or {}):
+            self.print_to_log_file("'pretrained' is for LoGVMambaSwinUNet and is not used by this network.")
         self.print_to_log_file(
             f"Recipe: {asdict(self.recipe)}, {self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations, "
             f"seed {self.seed}"
@@ -157,24 +159,34 @@ class RecipeTrainer(RecordedTrainer):
 
     def _start_encoder(self):
         report_file = Path(self.output_folder) / pretraining.REPORT
+        log = self.print_to_log_file
         if self._continues:
-            self.encoder_is_pretrained = report_file.is_file()
+            self.pretrained_parameters = pretraining.continue_encoder(report_file, log)
         else:
             settings = check_training_settings(self.configuration_manager.configuration.get(TRAINING_KEY))
-            self.encoder_is_pretrained = pretraining.start_encoder(
-                self._bare_network().encoder,
-                pretraining.checkpoint_asked_for(settings),
-                report_file if self.local_rank == 0 else None,
-                self.print_to_log_file,
+            try:
+                self.pretrained_parameters = pretraining.start_encoder(
+                    self._bare_network().encoder,
+                    pretraining.checkpoint_asked_for(settings),
+                    report_file if self.local_rank == 0 else None,
+                    log,
+                )
+            except ValueError as error:
+                raise RuntimeError(str(error)) from error
+        if self.pretrained_parameters and self.num_epochs <= pretraining.KEPT_EPOCHS:
+            log(
+                f"ATTENTION: a pretrained encoder is kept for {pretraining.KEPT_EPOCHS} epochs and this training has "
+                f"{self.num_epochs}, so the encoder will never learn."
             )
         self.optimizer.register_step_pre_hook(self._keep_pretrained_encoder)
 
     def _keep_pretrained_encoder(self, *_):
         # Neither a learning rate of 0 nor requires_grad would do: nnU-Net's schedule sets the former anew, and DDP
         # waits for the gradients that the latter holds back.
-        if self.encoder_is_pretrained and self.current_epoch < pretraining.KEPT_EPOCHS:
-            for parameter in self._bare_network().encoder.parameters():
-                parameter.grad = None
+        if self.current_epoch < pretraining.KEPT_EPOCHS:
+            for name, parameter in self._bare_network().encoder.named_parameters():
+                if name in self.pretrained_parameters:
+                    parameter.grad = None
 
     def configure_optimizers(self):
         """Give the recipe's optimizer, with and without weight decay, and nnU-Net's polynomial schedule."""

@@ -24,8 +24,8 @@ IN_BLOCK = {  # published name inside a block's mixer: ours
 NAMES = {  # first and later generation
     "embedding": ("patch_embed.proj", "patch_embed.0"),
     "embedding norm": ("patch_embed.norm", "patch_embed.2"),
-    "merging norm": ("downsample.norm", "downsample.1"),
-    "merging": ("downsample.reduction", "downsample.2"),
+    "merging norm": ("downsample.norm", "downsample.norm"),
+    "merging": ("downsample.reduction", "downsample.reduction"),
     "norm": ("ln_1", "norm"),
     "mixer": ("self_attention", "op"),
     "head": ("head", "classifier.head"),
@@ -131,6 +131,17 @@ def later_layout(network: VMambaEncoder) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def deeper(network: VMambaEncoder) -> dict[str, torch.Tensor]:
+    """One block more than the encoder has: what a larger model of the same widths would bring."""
+    tensors = published(network, 0)
+    block = "layers.1.blocks."
+    return tensors | {key.replace(f"{block}1.", f"{block}2."): value for key, value in tensors.items() if block in key}
+
+
+def without_stem(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return tensors | {"patch_embed.proj.weight": tensors["patch_embed.proj.weight"][:, :1]}
+
+
 def poisoned(network: VMambaEncoder) -> dict[str, torch.Tensor]:
     tensors = {key: value.clone() for key, value in published(network, 0).items()}
     tensors["layers.1.blocks.1.self_attention.Ds"][3] = float("nan")
@@ -140,12 +151,17 @@ def poisoned(network: VMambaEncoder) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (later_layout, r"provides .*% of the encoder's parameters.*have an MLP and no gate, which is the later layout"),
+        (later_layout, r"have an MLP and no gate, which is the later layout.*provides .*% of the parameters"),
         (lambda _: published(encoder(widths=(16, 32)), 0), "its shape is .*, that of the encoder"),
+        (deeper, r"'layers.1.blocks.2.ln_1.weight': the encoder has no such layer; it provides 100.0%"),
+        (
+            lambda network: without_stem(published(network, 0)),
+            r"'patch_embed.proj.weight': its shape is \(8, 1, 4, 4\)",
+        ),
         (lambda _: {"conv1.weight": torch.zeros(64, 3, 7, 7)}, "its names are not those of VMamba"),
         (
             lambda network: {k: v for k, v in published(network, 0).items() if not k.startswith("layers.1")},
-            "provides .*% .*'mergers.*|'stages.1",
+            r"\('stages.1.0.norm.weight' is not in it; it provides .*%",
         ),
         (poisoned, r"holds NaN or infinite values in 'layers.1.blocks.1.self_attention.Ds'"),
         (lambda _: {}, "holds no weights"),
@@ -155,7 +171,18 @@ def poisoned(network: VMambaEncoder) -> dict[str, torch.Tensor]:
             r"cannot be read as a file of tensors .*torch.save\({'model'",
         ),
     ],
-    ids=["later layout", "other widths", "another network", "half of it", "NaN", "empty", "no tensor", "no plain file"],
+    ids=[
+        "later layout",
+        "other widths",
+        "more blocks",
+        "other stem",
+        "another network",
+        "half of it",
+        "NaN",
+        "empty",
+        "no tensor",
+        "no plain file",
+    ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence_and_changes_nothing(content, sentence, tmp_path):
     target = different(2)
@@ -168,7 +195,16 @@ def test_what_does_not_fit_is_refused_in_one_sentence_and_changes_nothing(conten
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half of a download", b"<html>not found</html>"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_download_that_broke_off_is_refused(share, tmp_path):
+    path = save(published(encoder(), 0), tmp_path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match="vmamba.pth cannot be read as a file of tensors") as error:
+        load_vmamba_encoder(encoder(), path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half", b"<html>not found</html>", b"Gone", b"Just text", b"."])
 def test_a_file_that_is_no_checkpoint_is_refused(content, tmp_path):
     (tmp_path / "vmamba.pth").write_bytes(content)
     with pytest.raises(ValueError, match="vmamba.pth cannot be read as a file of tensors") as error:

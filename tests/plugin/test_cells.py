@@ -69,7 +69,7 @@ def test_the_training_saw_every_image_as_three_channels_and_knows_its_network(tr
     checkpoint = read_checkpoint(fold / "checkpoint_final.pth")
     assert checkpoint["network_weights"]["encoder.patch_embed.proj.weight"].shape == (8, 3, 4, 4)
     assert np.isfinite(checkpoint["logging"]["train_losses"]).all()
-    assert "ATTENTION: the encoder starts from random weights" in next(fold.glob("training_log*")).read_text()
+    assert "ATTENTION: no pretrained encoder was asked for" in next(fold.glob("training_log*")).read_text()
 
 
 def test_predictions_become_instances_scores_and_a_gallery(trained, tmp_path):

@@ -41,7 +41,15 @@ def plans_file(nnunet_folders) -> Path:
 def make(plans_file):
     """Make a trainer on patches of 16 x 20 pixels; None for ``knobs`` leaves the network as nnU-Net planned it."""
 
-    def make(name: str, base: str = "2d", *, knobs: dict | None = SMALL, settings: dict = SHORT, trainer_class=None):
+    def make(
+        name: str,
+        base: str = "2d",
+        *,
+        knobs: dict | None = SMALL,
+        settings: dict = SHORT,
+        trainer_class=None,
+        continues=False,
+    ):
         content = json.loads(plans_file.read_text())
         dataset = json.loads((plans_file.parent / "dataset.json").read_text())
         configuration = content["configurations"]["small"] = deepcopy(content["configurations"][base])
@@ -50,7 +58,7 @@ def make(plans_file):
         if knobs is not None:
             configuration["architecture"] = plans.to_our_architecture(configuration["architecture"], **knobs)
         configuration[plans.TRAINING_KEY] = settings
-        content["continue_training"] = False
+        content["continue_training"] = continues
         trainer_class = trainer_class or getattr(trainers, name)
         return trainer_class(content, "small", 0, dataset, torch.device("cpu"))
 
@@ -171,10 +179,11 @@ def test_an_encoder_starts_from_the_weights_that_were_asked_for(asker, make, che
         settings["pretrained"] = str(checkpoint)
     trainer = make(LOG, settings=settings)
     trainer.initialize()
-    assert trainer.encoder_is_pretrained
+    assert trainer.pretrained_parameters == set(trainer.network.encoder.state_dict())
     weights = torch.load(checkpoint, weights_only=True)["model"]
     assert torch.equal(trainer.network.encoder.stages[2][1].ssm.D, weights["layers.2.blocks.1.self_attention.Ds"])
     log = Path(trainer.log_file).read_text()
+    assert "this training has 2, so the encoder will never learn" in log
     assert "Pretrained encoder vmamba_tiny_e292.pth" in log
     assert "100.0% of its parameters; not used: head.weight; not in the file: none" in log
     report = json.loads((Path(trainer.output_folder) / pretraining.REPORT).read_text())
@@ -208,6 +217,42 @@ def test_a_pretrained_encoder_is_kept_for_ten_epochs_while_the_decoder_learns(ma
     assert all(parameter.requires_grad for parameter in trainer.network.parameters())
 
 
+@pytest.mark.parametrize("how", ["scaled", "compiled"])
+def test_the_encoder_is_kept_under_a_gradient_scaler_and_in_a_compiled_network_too(how, make, checkpoint, monkeypatch):
+    monkeypatch.setenv(pretraining.VARIABLE, str(checkpoint))
+    trainer = make(LOG)
+    trainer.initialize()
+    before, decoder = encoder_of(trainer), deepcopy(trainer.network.decoder.state_dict())
+    whole = trainer.network
+    if how == "scaled":
+        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    else:
+        trainer.network = torch.compile(whole, backend="eager")
+    trainer.network.train()
+    trainer.train_step(random_batch(trainer))
+    assert equal(before, {key: value.clone() for key, value in whole.encoder.state_dict().items()})
+    assert not equal(decoder, whole.decoder.state_dict())
+
+
+def test_what_the_checkpoint_lacked_learns_at_once(make, checkpoint, monkeypatch):
+    content = torch.load(checkpoint, weights_only=True)
+    del content["model"]["layers.3.blocks.0.self_attention.Ds"]
+    torch.save(content, checkpoint)
+    monkeypatch.setenv(pretraining.VARIABLE, str(checkpoint))
+    trainer = make(LOG)
+    trainer.initialize()
+    trainer.network.train()
+    before = encoder_of(trainer)
+    trainer.train_step(random_batch(trainer))
+    changed = {key for key, value in encoder_of(trainer).items() if not torch.equal(value, before[key])}
+    assert changed == {"stages.3.0.ssm.D"}
+
+
+def test_naming_the_optimizer_of_the_papers_recipe_changes_nothing(make):
+    assert make(LOG, settings={**SHORT, "optimizer": "adam"}).recipe == trainers.RECIPES["paper"]
+    assert make(LOG, settings={**SHORT, "optimizer": "sgd"}).recipe == trainers.RECIPES["sgd"]
+
+
 def test_without_weights_the_log_says_so_aloud_and_the_encoder_learns_at_once(make, checkpoint, monkeypatch, capsys):
     monkeypatch.setenv(pretraining.VARIABLE, str(checkpoint))
     make(LOG).initialize()  # leaves a report that the next training must not inherit
@@ -218,7 +263,7 @@ def test_without_weights_the_log_says_so_aloud_and_the_encoder_learns_at_once(ma
     before = encoder_of(trainer)
     trainer.train_step(random_batch(trainer))
     assert not equal(before, encoder_of(trainer))
-    assert "ATTENTION: the encoder starts from random weights" in capsys.readouterr().out
+    assert "ATTENTION: no pretrained encoder was asked for, so it starts from random weights" in capsys.readouterr().out
     assert not (Path(trainer.output_folder) / pretraining.REPORT).exists()
 
 
@@ -228,12 +273,12 @@ def test_a_continued_training_keeps_the_encoder_without_the_file(make, checkpoin
     writer.initialize()
     saved = str(Path(writer.output_folder) / "checkpoint_latest.pth")
     writer.save_checkpoint(saved)
-    monkeypatch.setenv(pretraining.VARIABLE, "none")
-    reader = make(LOG)
+    checkpoint.unlink()
+    reader = make(LOG, continues=True)
     reader.load_checkpoint(saved)
     reader.network.train()
     before = encoder_of(reader)
-    assert reader.encoder_is_pretrained
+    assert reader.pretrained_parameters == set(before)
     assert equal(before, encoder_of(writer))
     reader.train_step(random_batch(reader))
     assert equal(before, encoder_of(reader))
@@ -259,13 +304,15 @@ def test_weights_that_were_asked_for_and_are_missing_end_the_training_before_a_f
     assert results(nnunet_folders) == []
 
 
-def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(make, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(make, tmp_path, monkeypatch, nnunet_folders):
     torch.save({"model": {"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}}, tmp_path / "resnet50.pth")
     monkeypatch.setenv(pretraining.VARIABLE, str(tmp_path / "resnet50.pth"))
-    trainer = make(LOG)
-    with pytest.raises(RuntimeError, match="resnet50.pth provides 0.0% .*its names are not those of VMamba") as error:
-        trainer.initialize()
+    with pytest.raises(
+        RuntimeError, match=r"resnet50.pth does not fit .*names are not those of VMamba; .* 0.0%"
+    ) as error:
+        make(LOG)
     assert "\n" not in str(error.value)
+    assert results(nnunet_folders) == []
 
 
 def test_a_training_of_the_u_net_lineage_is_not_continued_with_the_other_network(make, tmp_path):
@@ -292,9 +339,10 @@ def test_what_cannot_be_this_network_is_refused(base, knobs, settings, sentence,
     assert results(nnunet_folders) == []
 
 
-def test_pretrained_weights_for_a_network_that_has_no_such_encoder_are_refused(make):
-    with pytest.raises(RuntimeError, match="'pretrained' under 'logvmamba' is for LoGVMambaSwinUNet"):
-        make("nnUNetTrainerLoGVMamba", knobs={}, settings={"pretrained": "vmamba.pth"})
+def test_a_network_without_such_an_encoder_says_that_it_does_not_use_the_weights(make):
+    trainer = make("nnUNetTrainerLoGVMamba", knobs=None, settings={"pretrained": "vmamba.pth"})
+    trainer.initialize()
+    assert "'pretrained' is for LoGVMambaSwinUNet and is not used" in Path(trainer.log_file).read_text()
 
 
 @pytest.mark.parametrize("name", [LOG, "nnUNetTrainerLoGVMamba"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from nnunet_logvmamba.plugin.errors import UserError
 
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         knobs, training = _assignments("--set", args.knobs), _assignments("--train", args.training)
+        if "pretrained" in training:
+            training["pretrained"] = _checkpoint(training["pretrained"])
         path, plans, dataset_json = library.find_plans(args.dataset, args.plans)
         plans, names = library.add_configuration(
             plans,
@@ -84,13 +87,24 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from error
     library.write_plans(path, plans)
     print(f"{path}: wrote {' and '.join(names)}")
-    trainer = "nnUNetTrainerLoGVMamba" + ("Swin" if args.network == "LoGVMambaSwinUNet" else "")
     plans_option = "" if args.plans == "nnUNetPlans" else f" -p {args.plans}"
     for name in names:
-        print(f"nnUNetv2_train {args.dataset} {name} 0 -tr {trainer}{plans_option}")
+        manager = library.PlansManager(plans).get_configuration(name)
+        lineage = "Swin" if manager.network_arch_class_name == library.SWIN_CLASS_NAME else ""
+        print(f"nnUNetv2_train {args.dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{lineage}{plans_option}")
     if knobs.get("seg_heads") == "last":
         print("seg_heads=last has no deep supervision: the stock trainer for it is nnUNetTrainerNoDeepSupervision")
     return 0
+
+
+def _checkpoint(value: object) -> str:
+    """The path that goes into the plans: absolute, so that it holds wherever a training is started from."""
+    if value is None or value == "none":
+        return "none"
+    path = Path(str(value)).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}: name a file, or pretrained=none for no weights")
+    return str(path)
 
 
 def _assignments(option: str, words: list[str]) -> dict:
