@@ -13,7 +13,7 @@ import numpy as np
 
 from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels
 from .parallel import map_cases
-from .policies import POLICIES
+from .policies import BRATS_HD95_MM, BRATS_SHAPE, POLICIES
 from .report import as_text_table, describe, staged_files, write_csv, write_json
 from .scoring import COUNTS, INSTANCE_METRICS, Settings, definitions, score_instances, score_masks
 from .tolerances import Tolerance, tolerance_of
@@ -208,7 +208,16 @@ def evaluate(
         "average": {"name": average, "definition": AVERAGES[average]},
         **_means(rows, columns, names, average),
     }
+    summary["notes"] = _notes(summary, first)
     return Evaluation([{k: v for k, v in row.items() if not k.startswith("_")} for row in rows], columns, summary)
+
+
+def _notes(summary: dict, first: LabelMap) -> list[str]:
+    """Say what a reader of the numbers should not miss."""
+    halves = sum(len(one[kind]) for one in summary["empty_masks"].values() for kind in ("false_positive", "miss"))
+    if summary["policy"]["name"] == "brats" and summary["hd95"] and halves and first.values.shape != BRATS_SHAPE:
+        return [f"HD95 of {halves} half-empty pair(s) is {BRATS_HD95_MM}, a BraTS diagonal; this is another grid"]
+    return []
 
 
 def _described(name: str) -> dict:
@@ -369,6 +378,7 @@ def as_text(summary: dict) -> str:
         f"tolerance of {name}: {one['value']:g} {one['unit']} ({one['source']})"
         for name, one in summary["tolerances"].items()
     ]
+    lines += [f"note: {note}" for note in summary["notes"]]
     given = summary["spacing"]
     lines.append(f"spacing: {given if isinstance(given, str) else ' '.join(map(str, given))}, unit {summary['unit']}")
     return "\n".join(lines)
