@@ -3,10 +3,11 @@
 import importlib
 import inspect
 
+from nnunet_logvmamba.evaluation import folders
 from nnunet_logvmamba.layers import FAMILIES, PLACEMENTS
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
 from nnunet_logvmamba.networks.presets import PRESETS
-from nnunet_logvmamba.plugin import plans, trainers
+from nnunet_logvmamba.plugin import plans, surface_scores, trainers
 
 TRAINERS = (
     "nnUNetTrainerLoGVMamba",
@@ -115,6 +116,11 @@ def test_words_that_plans_may_hold():
         "surface_tolerance",
         "seed",
     )
+
+
+def test_files_of_scores():
+    assert surface_scores.FILE == "surface.json"
+    assert (folders.SCORES, folders.SUMMARY, folders.TABLE) == ("scores.csv", "scores.json", "scores.txt")
 
 
 def test_trainers_in_checkpoints_and_results_folders():

@@ -183,17 +183,20 @@ def read_picture(path: Path) -> np.ndarray:
         raise CaseError(f"{path} cannot be read: {_reason(error)}") from error
 
 
-def check_same_grid(truth: LabelMap, prediction: LabelMap, truth_file: Path, prediction_file: Path) -> None:
+def check_same_grid(
+    truth: LabelMap, prediction: LabelMap, truth_file: Path, prediction_file: Path, *, position: bool = True
+) -> None:
     """Raise CaseError, naming both files, unless both maps have the same shape, spacing and position.
 
-    What only one of the files knows is not compared.
+    What only one of the files knows is not compared, nor is the position if ``position`` is False.
     """
     if truth.values.shape != prediction.values.shape:
         difference = "shape", prediction.values.shape, truth.values.shape
     elif truth.unit == prediction.unit and not np.allclose(truth.spacing, prediction.spacing, rtol=1e-3, atol=1e-5):
         difference = "spacing", _rounded(prediction.spacing), _rounded(truth.spacing)
     elif (
-        truth.position
+        position
+        and truth.position
         and prediction.position
         and (
             len(truth.position) != len(prediction.position)

@@ -164,6 +164,7 @@ def evaluate(
     *,
     tolerances: Mapping[str, float] | float | None = None,
     spacing: Sequence[float] | None = None,
+    position: bool = True,
     average: str = "class-first",
     processes: int = 1,
 ) -> Evaluation:
@@ -176,6 +177,7 @@ def evaluate(
         tolerances: Of NSD, one for all or by label; for the others the published one of the structure, or 2.
         spacing: Voxel size to use in place of the files', one value or one per axis of the array (slices, rows,
             columns), in mm; ones count voxels.
+        position: Refuse files whose origin or direction differ; otherwise voxels are compared as they are stored.
         average: ``class-first`` or ``frame-first``, see ``AVERAGES``.
         processes: How many cases to score at a time.
 
@@ -185,12 +187,12 @@ def evaluate(
     """
     if average not in AVERAGES:
         raise ValueError(f"average must be one of {', '.join(AVERAGES)}, not {average!r}")
-    first, _ = _read_pair(pairs[0], spacing)
+    first, _ = _read_pair(pairs[0], spacing, position)
     names = [INSTANCES] if labels is None else list(labels.values)
     chosen = _tolerances(names, tolerances, first.unit) if "nsd" in settings.metrics else {}
     settings = replace(settings, tolerances={name: tolerance.value for name, tolerance in chosen.items()})
     kind = first.unit, first.values.ndim
-    work = partial(_score_case, labels=labels, settings=settings, spacing=spacing, kind=kind)
+    work = partial(_score_case, labels=labels, settings=settings, spacing=spacing, position=position, kind=kind)
     results = map_cases(work, pairs, processes=processes, text="cases")
     rows = [row for case in results for row in case]
     columns = settings.columns()
@@ -205,6 +207,7 @@ def evaluate(
         "tolerances": {name: vars(tolerance) for name, tolerance in chosen.items()},
         "unit": first.unit,
         "spacing": "of each file" if spacing is None else list(spacing),
+        "position": "the same in truth and prediction" if position else "not compared",
         "average": {"name": average, "definition": AVERAGES[average]},
         **_means(rows, columns, names, average),
     }
@@ -252,19 +255,25 @@ def _with_spacing(read: LabelMap, spacing: Sequence[float] | None, path: Path) -
     return replace(read, spacing=wide, unit="px" if set(wide) == {1.0} else "mm")
 
 
-def _read_pair(pair: Pair, spacing: Sequence[float] | None) -> tuple[LabelMap, LabelMap]:
+def _read_pair(pair: Pair, spacing: Sequence[float] | None, position: bool) -> tuple[LabelMap, LabelMap]:
     """Read truth and prediction; the truth has the spacing to score with."""
     truth, prediction = read_labels(pair.reference), read_labels(pair.prediction)
-    check_same_grid(truth, prediction, pair.reference, pair.prediction)
+    check_same_grid(truth, prediction, pair.reference, pair.prediction, position=position)
     if truth.unit == "px" and prediction.unit == "mm":
         truth = replace(truth, spacing=prediction.spacing, unit="mm")
     return _with_spacing(truth, spacing, pair.reference), prediction
 
 
 def _score_case(
-    pair: Pair, *, labels: Labels | None, settings: Settings, spacing: Sequence[float] | None, kind: tuple[str, int]
+    pair: Pair,
+    *,
+    labels: Labels | None,
+    settings: Settings,
+    spacing: Sequence[float] | None,
+    position: bool,
+    kind: tuple[str, int],
 ) -> list[dict]:
-    truth, prediction = _read_pair(pair, spacing)
+    truth, prediction = _read_pair(pair, spacing, position)
     if (truth.unit, truth.values.ndim) != kind:
         raise CaseError(
             f"{pair.reference} has {truth.values.ndim} axes in {truth.unit}, the first case {kind[1]} in {kind[0]}; "

@@ -550,6 +550,17 @@ def test_predictions_that_lack_cases_are_scored_when_asked_for(volumes):
     assert "cases: 2, 1 more without a prediction" in (out / "scores.txt").read_text()
 
 
+def test_a_lost_origin_can_be_ignored(volumes):
+    read = sitk.ReadImage(str(volumes / "predictions/b.nii.gz"))
+    words = (volumes / "predictions", volumes / "labelsTr", "--metrics", "hd95", "--ignore-position", "--output")
+    assert run(*words, volumes / "before") == 0
+    write_volume(volumes / "predictions/b.nii.gz", sitk.GetArrayFromImage(read), origin=5)
+    assert run(*words, volumes / "after") == 0
+    before, after = read_summary(volumes / "before"), read_summary(volumes / "after")
+    assert before["mean"] == after["mean"]
+    assert after["position"] == "not compared"
+
+
 def test_nnunets_own_summary_stays_when_writing_beside_it(volumes):
     (volumes / "predictions/summary.json").write_text("nnU-Net's")
     words = ("--metrics", "dice", "--output", volumes / "predictions", "--overwrite")
