@@ -3,11 +3,10 @@
 import importlib
 import inspect
 
-from nnunet_logvmamba.evaluation import folders
 from nnunet_logvmamba.layers import FAMILIES, PLACEMENTS
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
 from nnunet_logvmamba.networks.presets import PRESETS
-from nnunet_logvmamba.plugin import plans, surface_scores, trainers
+from nnunet_logvmamba.plugin import plans, trainers
 
 TRAINERS = (
     "nnUNetTrainerLoGVMamba",
@@ -119,7 +118,8 @@ def test_words_that_plans_may_hold():
 
 
 def test_files_of_scores():
-    assert surface_scores.FILE == "surface.json"
+    folders = importlib.import_module("nnunet_logvmamba.evaluation.folders")
+    assert importlib.import_module("nnunet_logvmamba.plugin.surface_scores").FILE == "surface.json"
     assert (folders.SCORES, folders.SUMMARY, folders.TABLE) == ("scores.csv", "scores.json", "scores.txt")
 
 

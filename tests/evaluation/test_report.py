@@ -38,17 +38,21 @@ def test_a_table_is_aligned():
     ]
 
 
+def _write_half(target, *, overwrite):
+    with staged_files(target, overwrite=overwrite) as staged:
+        (staged / "mine.txt").write_text("theirs")
+        raise RuntimeError
+
+
 def test_an_error_leaves_the_target_as_it_was(tmp_path):
     target = tmp_path / "deep" / "out"
-    with pytest.raises(RuntimeError), staged_files(target, overwrite=False) as staged:
-        (staged / "half.csv").write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        _write_half(target, overwrite=False)
     assert list(tmp_path.iterdir()) == []
     target.mkdir(parents=True)
     (target / "mine.txt").write_text("mine")
-    with pytest.raises(RuntimeError), staged_files(target, overwrite=True) as staged:
-        (staged / "mine.txt").write_text("theirs")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        _write_half(target, overwrite=True)
     assert [path.read_text() for path in target.iterdir()] == ["mine"]
 
 
