@@ -126,6 +126,12 @@ def test_words_that_plans_may_hold():
     )
 
 
+def test_files_of_scores():
+    folders = importlib.import_module("nnunet_logvmamba.evaluation.folders")
+    assert importlib.import_module("nnunet_logvmamba.plugin.surface_scores").FILE == "surface.json"
+    assert (folders.SCORES, folders.SUMMARY, folders.TABLE) == ("scores.csv", "scores.json", "scores.txt")
+
+
 def test_trainers_in_checkpoints_and_results_folders():
     for name in TRAINERS:
         for suffix in ("", "_adam", "_paper", "_sgd", "_5epochs", "_seed1", "_adam_5epochs_seed1"):

@@ -48,19 +48,24 @@ def ending_of(path: Path) -> str | None:
 def find_cases(folder: Path, *, endings: Sequence[str] = ENDINGS, suffixes: Sequence[str] = ()) -> dict[str, Path]:
     """Give the files of a folder by case: the name without its ending and without the first of ``suffixes`` it has.
 
+    Where any name has such a suffix, files without one are taken for something else, such as a gallery.
+
     Raises:
         CaseError: If there is no such folder, it holds no such file, or two files are of one case.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CaseError(f"{folder} is not a folder")
-    found: dict[str, Path] = {}
+    files = {}
     for path in sorted(folder.iterdir()):
         ending = ending_of(path)
-        if path.name.startswith(".") or ending not in endings or not path.is_file():
-            continue
-        case = path.name[: -len(ending)]
-        case = next((case.removesuffix(suffix) for suffix in suffixes if case.endswith(suffix)), case)
+        if not path.name.startswith(".") and ending in endings and path.is_file():
+            files[path] = path.name[: -len(ending)]
+    if any(name.endswith(tuple(suffixes)) for name in files.values()):
+        files = {path: name for path, name in files.items() if name.endswith(tuple(suffixes))}
+    found: dict[str, Path] = {}
+    for path, name in files.items():
+        case = next((name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)), name)
         if case in found:
             raise CaseError(f"{folder} holds two files of the case '{case}', {found[case].name} and {path.name}")
         found[case] = path
@@ -178,17 +183,20 @@ def read_picture(path: Path) -> np.ndarray:
         raise CaseError(f"{path} cannot be read: {_reason(error)}") from error
 
 
-def check_same_grid(truth: LabelMap, prediction: LabelMap, truth_file: Path, prediction_file: Path) -> None:
+def check_same_grid(
+    truth: LabelMap, prediction: LabelMap, truth_file: Path, prediction_file: Path, *, position: bool = True
+) -> None:
     """Raise CaseError, naming both files, unless both maps have the same shape, spacing and position.
 
-    What only one of the files knows is not compared.
+    What only one of the files knows is not compared, nor is the position if ``position`` is False.
     """
     if truth.values.shape != prediction.values.shape:
         difference = "shape", prediction.values.shape, truth.values.shape
     elif truth.unit == prediction.unit and not np.allclose(truth.spacing, prediction.spacing, rtol=1e-3, atol=1e-5):
         difference = "spacing", _rounded(prediction.spacing), _rounded(truth.spacing)
     elif (
-        truth.position
+        position
+        and truth.position
         and prediction.position
         and (
             len(truth.position) != len(prediction.position)

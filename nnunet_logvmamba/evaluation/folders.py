@@ -13,7 +13,7 @@ import numpy as np
 
 from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels
 from .parallel import map_cases
-from .policies import POLICIES
+from .policies import BRATS_HD95_MM, BRATS_SHAPE, POLICIES
 from .report import as_text_table, describe, staged_files, write_csv, write_json
 from .scoring import COUNTS, INSTANCE_METRICS, Settings, definitions, score_instances, score_masks
 from .tolerances import Tolerance, tolerance_of
@@ -164,6 +164,7 @@ def evaluate(
     *,
     tolerances: Mapping[str, float] | float | None = None,
     spacing: Sequence[float] | None = None,
+    position: bool = True,
     average: str = "class-first",
     processes: int = 1,
 ) -> Evaluation:
@@ -176,6 +177,7 @@ def evaluate(
         tolerances: Of NSD, one for all or by label; for the others the published one of the structure, or 2.
         spacing: Voxel size to use in place of the files', one value or one per axis of the array (slices, rows,
             columns), in mm; ones count voxels.
+        position: Refuse files whose origin or direction differ; otherwise voxels are compared as they are stored.
         average: ``class-first`` or ``frame-first``, see ``AVERAGES``.
         processes: How many cases to score at a time.
 
@@ -185,12 +187,12 @@ def evaluate(
     """
     if average not in AVERAGES:
         raise ValueError(f"average must be one of {', '.join(AVERAGES)}, not {average!r}")
-    first, _ = _read_pair(pairs[0], spacing)
+    first, _ = _read_pair(pairs[0], spacing, position)
     names = [INSTANCES] if labels is None else list(labels.values)
     chosen = _tolerances(names, tolerances, first.unit) if "nsd" in settings.metrics else {}
     settings = replace(settings, tolerances={name: tolerance.value for name, tolerance in chosen.items()})
     kind = first.unit, first.values.ndim
-    work = partial(_score_case, labels=labels, settings=settings, spacing=spacing, kind=kind)
+    work = partial(_score_case, labels=labels, settings=settings, spacing=spacing, position=position, kind=kind)
     results = map_cases(work, pairs, processes=processes, text="cases")
     rows = [row for case in results for row in case]
     columns = settings.columns()
@@ -205,10 +207,20 @@ def evaluate(
         "tolerances": {name: vars(tolerance) for name, tolerance in chosen.items()},
         "unit": first.unit,
         "spacing": "of each file" if spacing is None else list(spacing),
+        "position": "the same in truth and prediction" if position else "not compared",
         "average": {"name": average, "definition": AVERAGES[average]},
         **_means(rows, columns, names, average),
     }
+    summary["notes"] = _notes(summary, first)
     return Evaluation([{k: v for k, v in row.items() if not k.startswith("_")} for row in rows], columns, summary)
+
+
+def _notes(summary: dict, first: LabelMap) -> list[str]:
+    """Say what a reader of the numbers should not miss."""
+    halves = sum(len(one[kind]) for one in summary["empty_masks"].values() for kind in ("false_positive", "miss"))
+    if summary["policy"]["name"] == "brats" and summary["hd95"] and halves and first.values.shape != BRATS_SHAPE:
+        return [f"HD95 of {halves} half-empty pair(s) is {BRATS_HD95_MM}, a BraTS diagonal; this is another grid"]
+    return []
 
 
 def _described(name: str) -> dict:
@@ -243,19 +255,25 @@ def _with_spacing(read: LabelMap, spacing: Sequence[float] | None, path: Path) -
     return replace(read, spacing=wide, unit="px" if set(wide) == {1.0} else "mm")
 
 
-def _read_pair(pair: Pair, spacing: Sequence[float] | None) -> tuple[LabelMap, LabelMap]:
+def _read_pair(pair: Pair, spacing: Sequence[float] | None, position: bool) -> tuple[LabelMap, LabelMap]:
     """Read truth and prediction; the truth has the spacing to score with."""
     truth, prediction = read_labels(pair.reference), read_labels(pair.prediction)
-    check_same_grid(truth, prediction, pair.reference, pair.prediction)
+    check_same_grid(truth, prediction, pair.reference, pair.prediction, position=position)
     if truth.unit == "px" and prediction.unit == "mm":
         truth = replace(truth, spacing=prediction.spacing, unit="mm")
     return _with_spacing(truth, spacing, pair.reference), prediction
 
 
 def _score_case(
-    pair: Pair, *, labels: Labels | None, settings: Settings, spacing: Sequence[float] | None, kind: tuple[str, int]
+    pair: Pair,
+    *,
+    labels: Labels | None,
+    settings: Settings,
+    spacing: Sequence[float] | None,
+    position: bool,
+    kind: tuple[str, int],
 ) -> list[dict]:
-    truth, prediction = _read_pair(pair, spacing)
+    truth, prediction = _read_pair(pair, spacing, position)
     if (truth.unit, truth.values.ndim) != kind:
         raise CaseError(
             f"{pair.reference} has {truth.values.ndim} axes in {truth.unit}, the first case {kind[1]} in {kind[0]}; "
@@ -369,6 +387,7 @@ def as_text(summary: dict) -> str:
         f"tolerance of {name}: {one['value']:g} {one['unit']} ({one['source']})"
         for name, one in summary["tolerances"].items()
     ]
+    lines += [f"note: {note}" for note in summary["notes"]]
     given = summary["spacing"]
     lines.append(f"spacing: {given if isinstance(given, str) else ' '.join(map(str, given))}, unit {summary['unit']}")
     return "\n".join(lines)

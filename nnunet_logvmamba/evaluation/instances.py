@@ -146,17 +146,14 @@ def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
         ValueError: If the shapes differ.
     """
     check_same_shape(truth, prediction)
-    truths, rows = np.unique(truth, return_inverse=True)
-    predictions, columns = np.unique(prediction, return_inverse=True)
-    truth_sizes, prediction_sizes = np.bincount(rows.ravel()), np.bincount(columns.ravel())
-    pairs, common = np.unique(rows.ravel().astype(np.int64) * len(predictions) + columns.ravel(), return_counts=True)
-    rows, columns = np.divmod(pairs, len(predictions))
-    objects = (truths[rows] != 0) & (predictions[columns] != 0)
-    rows, columns, common = rows[objects], columns[objects], common[objects]
-    iou = common / (truth_sizes[rows] + prediction_sizes[columns] - common)
-    # Background is the first value where it occurs at all; objects count from 0 without it.
-    rows, columns = rows - int(0 in truths), columns - int(0 in predictions)
-    return Overlaps(truths[truths != 0], predictions[predictions != 0], rows, columns, iou)
+    truths, true_sizes = np.unique(truth[truth != 0], return_counts=True)
+    predictions, predicted_sizes = np.unique(prediction[prediction != 0], return_counts=True)
+    both = (truth != 0) & (prediction != 0)
+    rows, columns = np.searchsorted(truths, truth[both]), np.searchsorted(predictions, prediction[both])
+    pairs, common = np.unique(rows * len(predictions) + columns, return_counts=True)
+    rows, columns = np.divmod(pairs, max(1, len(predictions)))
+    iou = common / (true_sizes[rows] + predicted_sizes[columns] - common)
+    return Overlaps(truths, predictions, rows, columns, iou)
 
 
 def match(table: Overlaps, threshold: float = 0.5) -> list[tuple[int, int]]:
@@ -171,7 +168,12 @@ def match(table: Overlaps, threshold: float = 0.5) -> list[tuple[int, int]]:
     if not 0 < threshold <= 1:
         raise ValueError(f"the IoU of a match must be above 0 and at most 1, not {threshold}")
     good = table.iou >= threshold
-    pairs = []
+    # Most instances have one candidate, whose only candidate they are: nothing to assign.
+    per_row = np.bincount(table.rows[good], minlength=len(table.truths))
+    per_column = np.bincount(table.columns[good], minlength=len(table.predictions))
+    alone = good & (per_row[table.rows] == 1) & (per_column[table.columns] == 1)
+    pairs = list(zip(table.truths[table.rows[alone]].tolist(), table.predictions[table.columns[alone]].tolist()))
+    good &= ~alone
     for rows, columns, iou in _components(table.rows[good], table.columns[good], table.iou[good]):
         own_rows, row = np.unique(rows, return_inverse=True)
         own_columns, column = np.unique(columns, return_inverse=True)

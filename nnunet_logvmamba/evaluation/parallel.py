@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from .cases import CaseError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -24,6 +28,9 @@ def map_cases(
 
     The first error ends the work; what waits is not begun. Processes are started afresh, so function and items must be
     picklable; one process means this one.
+
+    Raises:
+        CaseError: If a process was killed.
     """
     from tqdm import tqdm
 
@@ -32,9 +39,13 @@ def map_cases(
     if processes <= 1:
         return [function(item) for item in tqdm(items, **bar)]
     context = _context()
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin) as pool:
         try:
             return list(tqdm(pool.map(function, items), **bar))
+        except BrokenProcessPool as error:
+            raise CaseError(
+                f"one of {processes} processes was killed, perhaps for want of memory: use fewer, with --jobs"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -49,7 +60,8 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its children
     # The processes are the parallelism; torch would otherwise start a thread per core in each of them.
     os.environ["OMP_NUM_THREADS"] = "1"
     if "torch" in sys.modules:

@@ -9,6 +9,9 @@ NAN = float("nan")
 BRATS_HD95_MM = 373.12866
 """Diagonal of the BraTS grid, 240 x 240 x 155 voxels of 1 mm; it means nothing on another grid."""
 
+BRATS_SHAPE = (155, 240, 240)
+"""Slices, rows, columns."""
+
 
 @dataclass(frozen=True)
 class Outcome:

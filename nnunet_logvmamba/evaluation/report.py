@@ -10,7 +10,7 @@ import secrets
 import shutil
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .cases import CaseError
@@ -100,18 +100,18 @@ def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> 
     """
     check_target(folder, overwrite=overwrite)
     folder = folder.absolute()
-    new = next((path for path in (*reversed(folder.parents), folder) if not path.exists()), None)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = folder.parent / f".{folder.name}-{secrets.token_hex(4)}.partial"
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    # Inside the target, which may be all that the user can write to, or another disk than its parent.
+    staged = folder / f".{secrets.token_hex(4)}.partial"
     try:
-        staged.mkdir()
+        staged.mkdir(parents=True)
         yield staged
-        folder.mkdir(exist_ok=True)
         for path in sorted(staged.iterdir(), key=lambda path: (path.name in last, path.name)):
             os.replace(path, folder / path.name)
+        staged.rmdir()
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
-        if new is not None and new != folder and new.is_dir() and not any(path.is_file() for path in new.rglob("*")):
-            shutil.rmtree(new)  # parents that exist for this run only
+        for path in new:
+            with suppress(OSError):  # absent, or no longer empty
+                path.rmdir()
         raise
-    staged.rmdir()

@@ -79,6 +79,7 @@ def _score(trainer: nnUNetTrainer, validation: Path) -> dict:
         folders.labels_of(trainer.dataset_json, "dataset.json"),
         Settings(metrics=METRICS, policy=policy_for(trainer.plans_manager.dataset_name)),
         tolerances=tolerance,
+        position=False,  # nnU-Net takes the image's, and merely warns where the label's is another
         processes=max(1, default_num_processes),
     )
     summary = evaluation.summary

@@ -194,6 +194,8 @@ def test_hd95_policy_and_tolerances_are_the_users(volumes):
     rows = {(row["case"], row["label"]): row for row in read_rows(out)}
     assert float(rows["b", "rare"]["hd95"]) == 373.12866
     assert float(rows["c", "rare"]["dice"]) == 1
+    (note,) = summary["notes"]
+    assert note.startswith("HD95 of 1 half-empty pair(s) is 373.12866, a BraTS diagonal")
 
 
 def test_volume_difference_and_lesions(volumes):
@@ -500,12 +502,63 @@ def test_a_disk_that_fills_up_leaves_no_summary(volumes, monkeypatch, capsys):
     assert not (volumes / "deep").exists()
 
 
+def test_a_process_that_is_killed_ends_the_run_with_a_sentence(volumes, capsys, monkeypatch):
+    words = ["evaluate", volumes / "predictions", volumes / "labelsTr", "--jobs", 2, "--output", volumes / "out"]
+    monkeypatch.setattr(folders, "partial", lambda *_, **__: _die)
+    assert main(list(map(str, words))) == 2
+    assert "one of 2 processes was killed" in capsys.readouterr().err
+    assert not (volumes / "out").exists()
+
+
+def _die(_: object) -> None:
+    os._exit(9)
+
+
+def test_volumes_of_tiff_take_the_spacing_from_the_json_beside_the_prediction(tmp_path):
+    truth, prediction = np.zeros((2, 5, 8, 8), np.uint8)
+    truth[1, 4, 4] = prediction[3, 4, 4] = 1
+    for name, values in (("truth", truth), ("predictions", prediction)):
+        (tmp_path / name).mkdir()
+        imwrite(tmp_path / name / "a.tiff", values)
+    words = (tmp_path / "predictions", tmp_path / "truth", "--metrics", "hd95", "--output")
+    assert run(*words, tmp_path / "pixels") == 0
+    assert read_summary(tmp_path / "pixels")["mean"]["1"]["hd95"]["mean"] == 2
+    (tmp_path / "predictions/a.json").write_text(json.dumps({"spacing": [4, 1, 1]}))
+    assert run(*words, tmp_path / "mm") == 0
+    summary = read_summary(tmp_path / "mm")
+    assert (summary["mean"]["1"]["hd95"]["mean"], summary["unit"]) == (8, "mm")
+
+
+def test_a_single_slice_is_scored_as_the_plane_it_is(tmp_path):
+    truth, prediction = np.zeros((2, 1, 20, 20), np.uint8)
+    truth[0, 5:15, 5:15] = prediction[0, 5:15, 7:17] = 1
+    for name, values in (("truth", truth), ("predictions", prediction)):
+        (tmp_path / name).mkdir()
+        write_volume(tmp_path / name / "a.nii.gz", values, (8, 1, 0.5))
+    out = tmp_path / "out"
+    words = ("--metrics", "hd95", "nsd_umamba", "--output", out)
+    assert run(tmp_path / "predictions", tmp_path / "truth", *words) == 0
+    summary = read_summary(out)
+    assert (summary["mean"]["1"]["hd95"]["mean"], summary["unit"]) == (1, "mm")
+
+
 def test_predictions_that_lack_cases_are_scored_when_asked_for(volumes):
     no_prediction(volumes)
     out = volumes / "out"
     assert run(volumes / "predictions", volumes / "labelsTr", "--predicted-only", "--output", out) == 0
     assert read_summary(out)["cases_not_scored"] == ["b"]
     assert "cases: 2, 1 more without a prediction" in (out / "scores.txt").read_text()
+
+
+def test_a_lost_origin_can_be_ignored(volumes):
+    read = sitk.ReadImage(str(volumes / "predictions/b.nii.gz"))
+    words = (volumes / "predictions", volumes / "labelsTr", "--metrics", "hd95", "--ignore-position", "--output")
+    assert run(*words, volumes / "before") == 0
+    write_volume(volumes / "predictions/b.nii.gz", sitk.GetArrayFromImage(read), origin=5)
+    assert run(*words, volumes / "after") == 0
+    before, after = read_summary(volumes / "before"), read_summary(volumes / "after")
+    assert before["mean"] == after["mean"]
+    assert after["position"] == "not compared"
 
 
 def test_nnunets_own_summary_stays_when_writing_beside_it(volumes):

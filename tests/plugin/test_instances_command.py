@@ -217,6 +217,17 @@ def test_a_gallery_goes_where_it_is_told(cells):
     assert run(cells / "predictions", cells / "other", *words) == 2  # it exists
 
 
+def test_what_was_written_can_be_scored_again(cells):
+    """Though a gallery lies beside the maps."""
+    out, again = cells / "out", cells / "again"
+    assert run(cells / "predictions", out, "--references", cells / "truth", "--images", cells / "images") == 0
+    words = ["evaluate", out, cells / "truth", "--instances", "--output", again, "--jobs", "1"]
+    assert main(list(map(str, words))) == 0
+    first, second = (json.loads((folder / "scores.json").read_text())["mean"] for folder in (out, again))
+    assert second["instances"]["f1"]["mean"] == first["f1"]["mean"]
+    assert second["instances"]["nsd"]["mean"] == first["nsd_foreground"]["mean"]
+
+
 def test_real_cells(shared, tmp_path, run_command):
     (tmp_path / "predictions").mkdir()
     data = shared / "data/cells"

@@ -74,6 +74,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="voxel size in place of the files', one value or one per axis in nnU-Net's order (slices, rows, columns); "
         "1 scores in voxels",
     )
+    parser.add_argument(
+        "--ignore-position",
+        action="store_true",
+        help="compare voxels as they are stored though origin or direction differ",
+    )
     parser.add_argument("--iou", type=share, default=0.5, help="least IoU of matching instances (default: %(default)s)")
     parser.add_argument(
         "--border",
@@ -146,6 +151,7 @@ def _run(args: argparse.Namespace) -> int:
         settings,
         tolerances=tolerances,
         spacing=args.spacing,
+        position=not args.ignore_position,
         average=args.average,
         processes=processes,
     )

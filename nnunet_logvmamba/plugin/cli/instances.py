@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -149,7 +150,7 @@ def _run(args: argparse.Namespace) -> int:
             _draw([(chosen[case], images[case], scores[case]) for case in shown], picture, args.iou)
             if args.gallery is not None:
                 args.gallery.parent.mkdir(parents=True, exist_ok=True)
-                picture.replace(args.gallery)
+                shutil.move(picture, args.gallery)
     print(f"{len(rows)} instance map(s) with {sum(row['predicted'] for row in rows):,} instances: {args.out}")
     if shown:
         print(f"gallery of {len(shown)} case(s): {args.gallery or args.out / 'gallery.png'}")
