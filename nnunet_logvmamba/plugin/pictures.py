@@ -70,7 +70,7 @@ def curves(logging: Mapping[str, Sequence]) -> bytes:
 
 def box_plots(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
     """One panel per metric, one box per class, one dot per case; ``scores`` are metric, class, finite values."""
-    figure = Figure(figsize=(min(13.0, 0.8 + sum(1.4 + 0.75 * len(s) for s in scores.values())), 3.6))
+    figure = Figure(figsize=(min(13.0, 0.8 + sum(1.4 + 0.75 * len(s) for s in scores.values())), 3.0))
     figure.set_layout_engine("constrained")
     widths = [1.4 + 0.75 * len(labels) for labels in scores.values()]
     panels = figure.subplots(1, len(scores), squeeze=False, width_ratios=widths)[0]

@@ -227,9 +227,9 @@ class _Page:
         settings = ", ".join(f"{key} {value}" for key, value in sorted(self.run.settings.items()))
         note = "Mean ± standard deviation over cases; a case without a value (both masks empty, or one of them for a "
         note += "distance) is left out. " + (f"Surface metrics: {settings}." if settings else "")
-        table = f"<table><tr><th>class</th>{head}</tr>{''.join(rows)}</table><p class=note>{_text(note)}</p>"
+        table = f"<table><tr><th>class</th>{head}</tr>{''.join(rows)}</table>"
         plots = _image(pictures.box_plots(finite), "one box per class, one dot per case")
-        return _section("Scores", table + plots)
+        return _section("Scores", f"<div class=pair>{table}{plots}</div><p class=note>{_text(note)}</p>")
 
     def _means_of_cases(self) -> dict[str, float]:
         dice = self.run.scores["Dice"]
@@ -256,7 +256,7 @@ class _Page:
                     if isinstance(found, pictures.Case)
                     else f"<p class=note>{_text(found)}</p>"
                 )
-                parts.append(f"<figure>{shown}<figcaption>{_text(caption)}</figcaption></figure>")
+                parts.append(f"<figure><figcaption>{_text(caption)}</figcaption>{shown}</figure>")
         return _section("Worst and best cases, by Dice", "\n".join(parts))
 
     def _legend(self) -> str:
@@ -460,9 +460,10 @@ section{background:#fff;border:1px solid #e2e6ea;border-radius:8px;padding:16px 
 .cards{display:flex;flex-wrap:wrap;gap:10px}.cards div{background:#fff;border:1px solid #e2e6ea;border-radius:8px;
 padding:10px 16px;min-width:84px}.cards b{display:block;font-size:19px}.cards span{color:#5b6670;font-size:12px}
 table{border-collapse:collapse;margin:0 0 12px}th,td{padding:4px 14px 4px 0;border-bottom:1px solid #e8ebee;
-text-align:right;font-variant-numeric:tabular-nums}th{font-weight:600}th:first-child,td:last-child{text-align:left}
-td:nth-last-child(n):last-child{text-align:right}
-img{max-width:100%;height:auto;display:block}figure{margin:0 0 22px}figcaption{color:#5b6670;font-size:13px}
+text-align:right;font-variant-numeric:tabular-nums}th{font-weight:600}th:first-child{text-align:left}
+.pair{display:flex;flex-wrap:wrap;gap:12px 40px;align-items:flex-start}
+img{max-width:100%;height:auto;display:block}figure{margin:0 0 22px}
+figcaption{font-weight:600;font-size:14px;margin-bottom:4px}
 pre{background:#f1f3f5;padding:12px;border-radius:6px;overflow-x:auto;font-size:13px;white-space:pre-wrap;
 overflow-wrap:anywhere}.note{color:#5b6670;font-size:13px}.legend span{margin-right:16px;white-space:nowrap}
 .legend i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:5px;vertical-align:-1px;

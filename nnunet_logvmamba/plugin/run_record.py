@@ -39,6 +39,7 @@ class RecordedTrainer(nnUNetTrainer):
 
     recipe: Any = None
     seed: int | None = None
+    _split: tuple | None = None
 
     def do_split(self):
         """Give nnU-Net's training and validation cases, and keep them for the record."""
@@ -143,7 +144,6 @@ def _facts(trainer: RecordedTrainer) -> dict:
     configuration = trainer.configuration_manager
     network = trainer.network.module if trainer.is_ddp else trainer.network
     network = getattr(network, "_orig_mod", network)
-    training, validation = trainer._split
     return {
         "format": FORMAT,
         "trainer": type(trainer).__name__,
@@ -160,11 +160,7 @@ def _facts(trainer: RecordedTrainer) -> dict:
         "patch_size": [int(size) for size in configuration.patch_size],
         "batch_size": int(configuration.batch_size),
         "spacing": [float(value) for value in configuration.spacing],
-        "split": {
-            "training_cases": len(training),
-            "validation_cases": len(validation),
-            "digest": split_digest(training, validation),
-        },
+        "split": None if trainer._split is None else _described_split(*trainer._split),
         "parameters": count_parameters(network),
         "multiply_adds": _multiply_adds(trainer),
         "device": {
@@ -186,6 +182,14 @@ def versions() -> dict[str, str | None]:
         **{name: version_of(name) for name in names},
         "cuda": torch.version.cuda,
         "system": platform.system(),
+    }
+
+
+def _described_split(training: Sequence[str], validation: Sequence[str]) -> dict:
+    return {
+        "training_cases": len(training),
+        "validation_cases": len(validation),
+        "digest": split_digest(training, validation),
     }
 
 
