@@ -293,23 +293,31 @@ def require_source(source: Path) -> Path:
 
 
 def walk_folders(source: Path) -> Iterator[Path]:
-    """``source`` and every folder below it, sorted, links followed once, hidden folders left out.
+    """``source`` and every folder below it, sorted, links followed, hidden folders left out.
 
     Raises:
-        OSError: If a folder cannot be listed; its cases would be missed without a word.
+        ConversionError: For a link that leads nowhere, or back to a folder above it; a case behind the first would be
+            missed without a word, and behind the second there is no end.
+        OSError: If a folder cannot be listed, for the same reason.
     """
 
     def refuse(error: OSError) -> None:
         raise error
 
-    seen = set()
-    for folder, names, _ in os.walk(source, followlinks=True, onerror=refuse):
-        identity = os.path.realpath(folder)
-        if identity in seen:
-            names.clear()
-            continue
-        seen.add(identity)
+    top = os.path.realpath(source)
+    above = {os.fspath(source): {top, *map(str, Path(top).parents)}}
+    for folder, names, files in os.walk(source, followlinks=True, onerror=refuse):
         names[:] = sorted(name for name in names if not name.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            if os.path.islink(path) and not os.path.exists(path):
+                raise ConversionError(f"Link {path} leads nowhere or in a circle; remove it or put the file there.")
+        for name in names:
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
+            if real in above[folder]:
+                raise ConversionError(f"Link {path} leads back to {real}, which is above it; remove the link.")
+            above[path] = above[folder] | {real}
         yield Path(folder)
 
 
@@ -330,6 +338,16 @@ def files_by_stem(folder: Path, stem_of: Callable[[Path], str | None]) -> dict[s
             )
         found[stem] = path
     return found
+
+
+def require_folder_name(folder: Path, prefixes: tuple[str, ...], example: str) -> None:
+    """Refuse a folder that was meant to be a case and is not named as one; it would be left out without a word.
+
+    Raises:
+        ConversionError: If the name starts with one of ``prefixes``, whatever the case of its letters.
+    """
+    if folder.name.lower().startswith(prefixes):
+        raise ConversionError(f"Folder {folder} is not named as the data owner names them ({example}); rename it.")
 
 
 def require_case_name(name: str, path: Path) -> str:
@@ -392,10 +410,19 @@ def staged_folder(
         except BaseException:
             shutil.rmtree(target if in_place else staged, ignore_errors=True)
             if replaced is not None:
-                replaced.rename(target)
+                _put_back(replaced, target)
             raise
         if replaced is not None:
             shutil.rmtree(replaced)
+
+
+def _put_back(replaced: Path, target: Path) -> None:
+    try:
+        replaced.rename(target)
+    except OSError as error:
+        raise ConversionError(
+            f"{target} could neither be replaced nor put back ({error.strerror}); its old contents are in {replaced}."
+        ) from error
 
 
 @contextlib.contextmanager
