@@ -311,6 +311,8 @@ def find_cases(source: Path, wanted: str | None = None) -> Found:
                     f"Case {folder.name} lies both in {folders[folder.name]} and in {folder}; give one copy as source."
                 )
             folders[folder.name] = folder
+        if _looks_like_a_case(folder):
+            common.require_folder_name(folder, ("brats20", "brats2021", "brats-gli"), "BraTS20_Training_001")
     chosen = _choose(wanted, labelled, unlabelled, strangers, source)
     release = RELEASES[chosen]
     skipped = [*strangers]
@@ -329,6 +331,12 @@ def find_cases(source: Path, wanted: str | None = None) -> Found:
         first, second = labelled[chosen][twice[0]], unlabelled[chosen][twice[0]]
         raise ConversionError(f"Case {twice[0]} lies both in {first} and in {second}; give one copy as source.")
     return Found(release, tuple(cases), tuple(others), tuple(skipped), tuple(notes))
+
+
+def _looks_like_a_case(folder: Path) -> bool:
+    """Whether a folder that no release knows holds volumes itself, as no folder above the cases does."""
+    known = any(_kind_of(folder, release) for release in RELEASES.values())
+    return not known and any(volumes.nifti_stem(path) is not None for path in folder.iterdir())
 
 
 def _kind_of(folder: Path, release: Release) -> str | None:

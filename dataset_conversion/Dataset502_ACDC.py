@@ -136,6 +136,8 @@ def find_cases(source: Path) -> Found:
                     "give one copy as source."
                 )
             folders[folder.name] = folder
+        else:
+            common.require_folder_name(folder, ("patient",), "patient001")
     if not folders:
         raise ConversionError(f"No folder named patientNNN below {source}; is the archive unpacked there?")
     found: dict[bool, list[Case]] = defaultdict(list)

@@ -19,7 +19,7 @@ PROTOCOLS = ("official", "paper", "crossval")
 GEOMETRIES = ("crop", "full-third")
 FOLDS = ("five", "published")
 PUBLISHED_FOLDS = ((1, 3), (2, 5), (4, 8), (6, 7))
-SEQUENCE_FOLDER = re.compile(r"instrument_dataset_([0-9]{1,2})")
+SEQUENCE_FOLDER = re.compile(r"instrument_dataset_([1-9][0-9]?)")
 FRAME = re.compile(r"frame[0-9]{3,4}")
 CASE_NAME = re.compile(r"(seq|test)([0-9]{1,2})_(frame[0-9]{3,4})")
 TYPE_FOLDER = "TypeSegmentation"
@@ -238,6 +238,7 @@ def find_cases(source: Path) -> Found:
     for folder in common.walk_folders(source):
         match = SEQUENCE_FOLDER.fullmatch(folder.name)
         if match is None:
+            common.require_folder_name(folder, ("instrument_dataset",), "instrument_dataset_1")
             continue
         number = int(match[1])
         if (folder / "instruments_masks").is_dir():
@@ -300,7 +301,12 @@ def _training_sequence(number: int, folder: Path, found: Found) -> None:
     frames = _frames(folder / "left_frames", found)
     if not frames:
         raise ConversionError(f"There are no frames (frameNNN.png) in {folder / 'left_frames'}.")
-    instruments = {path: _frames(path, found) for path in sorted((folder / "ground_truth").iterdir()) if path.is_dir()}
+    instruments = {}
+    for path in sorted((folder / "ground_truth").iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            instruments[path] = _frames(path, found)
+        elif not path.is_dir():
+            found.skipped.append(Skipped(path, "no folder of an instrument"))
     if not instruments:
         raise ConversionError(f"There is no instrument in {folder / 'ground_truth'}; unpack it again.")
     for instrument, masks in instruments.items():

@@ -330,7 +330,7 @@ def convert(
         if strangers:
             raise ConversionError(f"Test group {strangers[0]} does not exist; groups are those of {CASES_TABLE}.")
         tests = [case for case in cases if (case.group or case.name) in test_groups]
-        cases = [case for case in cases if case not in tests]
+        cases = [case for case in cases if (case.group or case.name) not in test_groups]
     elif test_share:
         cases, tests = common.hold_out(cases, test_share)
         notes.append(f"{test_share:g} of the training set held out for testing, by group and modality")

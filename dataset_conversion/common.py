@@ -109,6 +109,10 @@ class Description:
     notice: str = ""
 
 
+# Work, cases and a verb for the progress bar, to the results in order: what `workers` yields.
+EachCase = Callable[[Callable, Sequence[Case], str], Iterator]
+
+
 class Layout(Protocol):
     """How the cases of a data set are read and written; sent to the worker processes, so it must pickle."""
 
@@ -293,23 +297,31 @@ def require_source(source: Path) -> Path:
 
 
 def walk_folders(source: Path) -> Iterator[Path]:
-    """``source`` and every folder below it, sorted, links followed once, hidden folders left out.
+    """``source`` and every folder below it, sorted, links followed, hidden folders left out.
 
     Raises:
-        OSError: If a folder cannot be listed; its cases would be missed without a word.
+        ConversionError: For a link that leads nowhere, or back to a folder above it; a case behind the first would be
+            missed without a word, and behind the second there is no end.
+        OSError: If a folder cannot be listed, for the same reason.
     """
 
     def refuse(error: OSError) -> None:
         raise error
 
-    seen = set()
-    for folder, names, _ in os.walk(source, followlinks=True, onerror=refuse):
-        identity = os.path.realpath(folder)
-        if identity in seen:
-            names.clear()
-            continue
-        seen.add(identity)
+    top = os.path.realpath(source)
+    above = {os.fspath(source): {top, *map(str, Path(top).parents)}}
+    for folder, names, files in os.walk(source, followlinks=True, onerror=refuse):
         names[:] = sorted(name for name in names if not name.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            if os.path.islink(path) and not os.path.exists(path):
+                raise ConversionError(f"Link {path} leads nowhere or in a circle; remove it or put the file there.")
+        for name in names:
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
+            if real in above[folder]:
+                raise ConversionError(f"Link {path} leads back to {real}, which is above it; remove the link.")
+            above[path] = above[folder] | {real}
         yield Path(folder)
 
 
@@ -330,6 +342,16 @@ def files_by_stem(folder: Path, stem_of: Callable[[Path], str | None]) -> dict[s
             )
         found[stem] = path
     return found
+
+
+def require_folder_name(folder: Path, prefixes: tuple[str, ...], example: str) -> None:
+    """Refuse a folder that was meant to be a case and is not named as one; it would be left out without a word.
+
+    Raises:
+        ConversionError: If the name starts with one of ``prefixes``, whatever the case of its letters.
+    """
+    if folder.name.lower().startswith(prefixes):
+        raise ConversionError(f"Folder {folder} is not named as the data owner names them ({example}); rename it.")
 
 
 def require_case_name(name: str, path: Path) -> str:
@@ -392,10 +414,19 @@ def staged_folder(
         except BaseException:
             shutil.rmtree(target if in_place else staged, ignore_errors=True)
             if replaced is not None:
-                replaced.rename(target)
+                _put_back(replaced, target)
             raise
         if replaced is not None:
             shutil.rmtree(replaced)
+
+
+def _put_back(replaced: Path, target: Path) -> None:
+    try:
+        replaced.rename(target)
+    except OSError as error:
+        raise ConversionError(
+            f"{target} could neither be replaced nor put back ({error.strerror}); its old contents are in {replaced}."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -493,13 +524,13 @@ def _check(layout: Layout, case: Case) -> Facts | str:
         return str(error)
 
 
-def check_cases(cases: Sequence[Case], layout: Layout, jobs: int = 1) -> list[Facts]:
+def check_cases(cases: Sequence[Case], layout: Layout, each_case: EachCase) -> list[Facts]:
     """Check all cases; return what was found, in their order.
 
     Raises:
         ConversionError: With the sentence of the first bad case and the names of the others.
     """
-    results = list(_each_case(functools.partial(_check, layout), cases, jobs, "check"))
+    results = list(each_case(functools.partial(_check, layout), cases, "check"))
     problems = {case.name: result for case, result in zip(cases, results) if isinstance(result, str)}
     if problems:
         first, *others = problems
@@ -511,25 +542,35 @@ def check_cases(cases: Sequence[Case], layout: Layout, jobs: int = 1) -> list[Fa
     return results
 
 
-def _each_case(work: Callable, cases: Sequence[Case], jobs: int, verb: str) -> Iterator:
-    """Results of ``work`` for each case, in order; the progress bar shows only on a terminal."""
-    show = functools.partial(tqdm, total=len(cases), desc=verb, unit="case", disable=None)
-    if jobs <= 1 or len(cases) < 2:
-        yield from show(map(work, cases))
-        return
-    # Spawned, not forked: a forked worker would inherit our SIGTERM handler and die noisily when the pool closes.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        min(jobs, len(cases)), context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    )
+@contextlib.contextmanager
+def workers(jobs: int) -> Iterator[EachCase]:
+    """Yield a function that maps work over cases, in order, in ``jobs`` processes that stay for the next call.
+
+    A progress bar shows on a terminal.
+
+    Raises:
+        ConversionError: If a worker dies.
+    """
+    pool = None
+    if jobs > 1:
+        # Spawned, not forked: a forked worker would inherit our SIGTERM handler and die noisily at the end.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(jobs, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+
+    def each_case(work: Callable, cases: Sequence[Case], verb: str) -> Iterator:
+        results = pool.map(work, cases) if pool and len(cases) > 1 else map(work, cases)
+        try:
+            yield from tqdm(results, total=len(cases), desc=verb, unit="case", disable=None)
+        except BrokenProcessPool:
+            raise ConversionError(
+                f"A worker process died during the {verb}, perhaps for lack of memory; try again with --jobs 1."
+            ) from None
+
     try:
-        yield from show(pool.map(work, cases))
-    except BrokenProcessPool:
-        raise ConversionError(
-            f"A worker process died during the {verb}, perhaps for lack of memory; try again with --jobs 1."
-        ) from None
+        yield each_case
     finally:
-        pool.shutdown(cancel_futures=True)
+        if pool:
+            pool.shutdown(cancel_futures=True)
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
@@ -721,16 +762,26 @@ def write_dataset(
     if splits_file and splits_file.exists() and splits_file.read_text() != splits_text and not overwrite:
         raise ConversionError(f"{splits_file} holds other splits; use --overwrite to replace it.")
 
-    facts = check_cases(everything, layout, jobs)
-    report = make_report(
-        name, description, layout, Path(source), everything, facts, len(cases), len(splits), protocol, skipped, notes
-    )
-    print_report(report, layout)
-    if dry_run:
-        print("  dry run: everything is in order, nothing was written")
-        return target
-
     with contextlib.ExitStack() as stack:
+        each_case = stack.enter_context(workers(jobs))
+        facts = check_cases(everything, layout, each_case)
+        report = make_report(
+            name,
+            description,
+            layout,
+            Path(source),
+            everything,
+            facts,
+            len(cases),
+            len(splits),
+            protocol,
+            skipped,
+            notes,
+        )
+        print_report(report, layout)
+        if dry_run:
+            print("  dry run: everything is in order, nothing was written")
+            return target
         publish_splits = lambda: None  # noqa: E731
         if splits_file:
             staged_splits = stack.enter_context(staged_file(splits_file))
@@ -738,8 +789,8 @@ def write_dataset(
                 staged_splits.write_text(splits_text)
             publish_splits = functools.partial(staged_splits.replace, splits_file)
         folder = stack.enter_context(staged_folder(target, overwrite=overwrite, then=publish_splits))
-        write_cases(cases, layout, folder, "Tr", jobs)
-        write_cases(test_cases, layout, folder, "Ts", jobs)
+        write_cases(cases, layout, folder, "Tr", each_case)
+        write_cases(test_cases, layout, folder, "Ts", each_case)
         with writing(folder / "dataset.json"):
             _write_dataset_json(folder, name, description, layout, len(cases))
         with writing(folder / REPORT):
@@ -810,13 +861,14 @@ def write_test_images(
     require_free_target(target, overwrite)
     cases = [replace(case, mask=None) for case in cases]
     _require_unique(cases)
-    check_cases(cases, layout, jobs)
-    if dry_run:
-        print(f"dry run: {len(cases)} case(s) are in order, nothing was written")
-        return target
-    with staged_folder(target, overwrite=overwrite) as folder:
-        for _ in _each_case(functools.partial(layout.write_images, folder=folder), cases, jobs, "write"):
-            pass
+    with workers(jobs) as each_case:
+        check_cases(cases, layout, each_case)
+        if dry_run:
+            print(f"dry run: {len(cases)} case(s) are in order, nothing was written")
+            return target
+        with staged_folder(target, overwrite=overwrite) as folder:
+            for _ in each_case(functools.partial(layout.write_images, folder=folder), cases, "write"):
+                pass
     print(f"{len(cases)} case(s) written for nnUNetv2_predict: {target}")
     return target
 
@@ -873,16 +925,17 @@ def write_restored(
             raise ConversionError(f"{owners[name]} and {path} would both become {name}; restore them one by one.")
         owners[name] = path
     cases = [Case(path.name, (path,), about={"submit": name}) for path, name in names.items()]
-    check_cases(cases, restorer, jobs)
-    if dry_run:
-        print(f"dry run: {len(cases)} prediction(s) are in order, nothing was written")
-        return target
-    with staged_folder(target, overwrite=overwrite) as folder:
-        for name in owners:
-            with writing(folder / name):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        for _ in _each_case(functools.partial(_restore, restorer, folder), cases, jobs, "restore"):
-            pass
+    with workers(jobs) as each_case:
+        check_cases(cases, restorer, each_case)
+        if dry_run:
+            print(f"dry run: {len(cases)} prediction(s) are in order, nothing was written")
+            return target
+        with staged_folder(target, overwrite=overwrite) as folder:
+            for name in owners:
+                with writing(folder / name):
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            for _ in each_case(functools.partial(_restore, restorer, folder), cases, "restore"):
+                pass
     print(f"{len(cases)} prediction(s) restored: {target}")
     return target
 
@@ -912,7 +965,7 @@ def read_report(nnunet_raw: Path, dataset_id: int) -> dict:
     return report
 
 
-def write_cases(cases: Sequence[Case], layout: Layout, dataset: Path, part: str, jobs: int) -> None:
+def write_cases(cases: Sequence[Case], layout: Layout, dataset: Path, part: str, each_case: EachCase) -> None:
     """Write checked cases into ``images<part>`` and their labels into the folders of the layout."""
     if not cases:
         return
@@ -920,7 +973,7 @@ def write_cases(cases: Sequence[Case], layout: Layout, dataset: Path, part: str,
     for folder in sorted(folders):
         with writing(dataset / folder):
             (dataset / folder).mkdir(exist_ok=True)
-    for _ in _each_case(functools.partial(_write_case, layout, dataset, part), cases, jobs, "write"):
+    for _ in each_case(functools.partial(_write_case, layout, dataset, part), cases, "write"):
         pass
 
 

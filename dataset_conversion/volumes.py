@@ -2,7 +2,6 @@
 
 import gzip
 import shutil
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,18 +37,21 @@ class Volumes:
             ConversionError: For the first file that cannot be read, holds NaN or infinity, lies on another grid than
                 the first image, or has an illegal label.
         """
-        reference = read_header(case.images[0], case.name)
+        reference = None
         for path in case.images:
-            check_geometry(reference, read_header(path, case.name), case.name)
-            if not np.isfinite(read_voxels(path, case.name)).all():
+            finite = np.isfinite(read_voxels(path, case.name)).all()  # first, since ITK shouts about broken headers
+            header = read_header(path, case.name)
+            reference = reference or header
+            check_geometry(reference, header, case.name)
+            if not finite:
                 raise ConversionError(
                     f"Case {case.name}: {path} holds NaN or infinite values, which nnU-Net cannot train on; "
                     "replace them in the source file."
                 )
         if case.mask is None:
             return Facts()
-        check_geometry(reference, read_header(case.mask, case.name), case.name)
         voxels = read_voxels(case.mask, case.name)
+        check_geometry(reference, read_header(case.mask, case.name), case.name)
         return Facts(common.check_labels(voxels, self.description, case.name, case.mask))
 
     def write_images(self, case: Case, folder: Path) -> None:
@@ -125,9 +127,14 @@ def read_voxels(path: Path, case: str) -> np.ndarray:
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.name.endswith(".gz") else raw
-        return np.asarray(nibabel.Nifti1Image.from_bytes(raw).dataobj)
-    except (EOFError, OSError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError) as error:
-        raise common.unreadable(path, case, error) from None
+        voxels = np.asarray(nibabel.Nifti1Image.from_bytes(raw).dataobj)
+    except Exception as error:  # gzip, zlib and nibabel have no common error
+        raise common.unreadable(path, case, getattr(error, "strerror", None) or error) from None
+    if voxels.size == 0:
+        raise ConversionError(f"Case {case}: {path} has size {voxels.shape} and so no voxel; fetch the file again.")
+    if voxels.dtype.fields:
+        raise ConversionError(f"Case {case}: {path} holds colours, where one value per voxel is expected.")
+    return voxels
 
 
 def check_geometry(reference: sitk.ImageFileReader, other: sitk.ImageFileReader, case: str) -> None:

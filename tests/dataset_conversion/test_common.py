@@ -1,6 +1,7 @@
 """The pieces that all converters share: staging, folds, label maps, errors."""
 
 import gzip
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_conversion import common, volumes
+from dataset_conversion import Dataset501_BraTS2020 as brats
+from dataset_conversion import Dataset502_ACDC as acdc
+from dataset_conversion import Dataset503_EndoVis2017 as endovis
+from dataset_conversion import Dataset504_NeurIPSCellSeg as cells
+from dataset_conversion import common, phantoms, volumes
 from dataset_conversion.common import ConversionError
 
 
@@ -215,3 +220,64 @@ def test_packing_an_image_keeps_its_bytes_and_adds_no_time_stamp(tmp_path):
     volumes.write_image(source, tmp_path / "second.nii.gz")
     assert gzip.decompress((tmp_path / "first.nii.gz").read_bytes()) == source.read_bytes()
     assert (tmp_path / "first.nii.gz").read_bytes() == (tmp_path / "second.nii.gz").read_bytes()
+
+
+def convert_all(root):
+    """Convert a miniature of every layout, whose sources are made first, into folders below ``root``."""
+    sources = root.parent / "sources"
+    if not sources.exists():
+        phantoms.write_brats2020(sources / "501", 6, shape=(16, 16, 16), release="2023-GLI")
+        phantoms.write_acdc(sources / "502", 5, num_test_patients=1, shape=(16, 16, 2))
+        phantoms.write_endovis2017(sources / "503", 1, sequences=(2, 3), test_sequences=(1,))
+        phantoms.write_cells(sources / "504", 6, num_tuning=1, groups=True, edge=48)
+    for number, converter in ((501, brats), (502, acdc), (503, endovis), (504, cells)):
+        converter.convert(sources / str(number), root / "raw", root / "preprocessed", number)
+
+
+def test_the_order_in_which_a_disk_lists_its_files_changes_nothing(tmp_path, monkeypatch, fingerprint):
+    convert_all(tmp_path / "once")
+    listdir, scandir = os.listdir, os.scandir
+
+    class Backwards:
+        """A listing that can be walked through and closed, as the real one."""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.entries.clear()
+
+        def __init__(self, path="."):
+            with scandir(path) as entries:
+                self.entries = sorted(entries, key=lambda entry: entry.name)
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not self.entries:
+                raise StopIteration
+            return self.entries.pop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", lambda path=".": sorted(listdir(path), reverse=True))
+        patch.setattr(os, "scandir", Backwards)
+        assert os.listdir(tmp_path) == ["sources", "once"]
+        convert_all(tmp_path / "again")
+    assert len(fingerprint(tmp_path / "once")) == 90
+    assert fingerprint(tmp_path / "once") == fingerprint(tmp_path / "again")
+
+
+def test_a_worker_that_dies_is_told_and_nothing_is_written(tmp_path):
+    def lose_a_worker():
+        cases = [common.Case(str(number), ()) for number in range(3)]
+        with common.workers(2) as each_case, common.staged_folder(tmp_path / "target"):
+            list(each_case(die, cases, "check"))
+
+    with pytest.raises(ConversionError, match="worker process died during the check"):
+        lose_a_worker()
+    assert list(tmp_path.iterdir()) == []
+
+
+def die(case):
+    os._exit(1)
