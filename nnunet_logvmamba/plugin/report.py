@@ -158,7 +158,7 @@ class _Page:
         if self.run is None:
             sections.append(_section("Scores", "<p>There is no final validation yet.</p>"))
         else:
-            sections += [self._scores(), self._cases(), self._every_case()]
+            sections += [self._scores(), *([self._cases()] if self.num_cases else []), self._every_case()]
         sections += [self._commands(), self._configuration()]
         return _TEMPLATE.format(
             title=_text(f"{self._title()}, {self.fold.name}"), style=_STYLE, body="\n".join(sections)
@@ -289,7 +289,7 @@ class _Page:
             number = re.sub(r"^Dataset0*(\d+)_.*", r"\1", str(self.plans.get("dataset_name", "ID")))
             fold = self.fold.name.removeprefix("fold_")
             words = f"nnUNetv2_train {number} {configuration} {fold} -tr {trainer} -p {plans}"
-            note = "No record was written (other trainers than ours do not); this is what the folder's name says."
+            note = "There is no record (only our trainers write one); this is what the folder's name says."
             return _section("Commands and versions", f"<pre>{_text(words)}</pre><p class=note>{note}</p>")
         sessions = self.record.get("sessions", [])
         lines = [f"# {s.get('started')}, from epoch {s.get('first_epoch')}\n{s.get('command')}" for s in sessions]
