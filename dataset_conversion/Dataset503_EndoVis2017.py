@@ -91,7 +91,7 @@ class Frames:
             return Facts()
         types, overlapping = read_types(case)
         inside = self.fit(types, mask=True)
-        values, counts = np.unique(inside, return_counts=True)
+        values, counts = common.value_counts(inside)
         histogram = {int(value): int(count) for value, count in zip(values, counts)}
         outside = int(np.count_nonzero(types) - np.count_nonzero(crop(types)))
         return Facts(histogram, {"overlapping pixels": overlapping, "labelled pixels in the black border": outside})
@@ -181,7 +181,7 @@ def read_types(case: Case) -> tuple[np.ndarray, int]:
     claims = np.zeros(types.shape, np.uint8)
     for path in case.mask:
         mask = read_mask(path, case.name)
-        strangers = sorted(set(np.unique(mask).tolist()) - set(PART_VALUES))
+        strangers = sorted(set(common.value_counts(mask)[0].tolist()) - set(PART_VALUES))
         if strangers:
             legal = ", ".join(map(str, PART_VALUES))
             raise ConversionError(

@@ -62,8 +62,8 @@ class Cells:
             )
         classes = three_classes(instances)
         histogram = np.bincount(classes.ravel(), minlength=3).tolist()
-        ids = np.unique(instances[instances > 0])
-        lost = len(ids) - len(np.unique(instances[classes == INTERIOR]))
+        ids = common.value_counts(instances[instances > 0])[0]
+        lost = len(ids) - len(common.value_counts(instances[classes == INTERIOR])[0])
         return Facts(dict(enumerate(histogram)), {"instances": len(ids), "instances lost in the three classes": lost})
 
     def write_images(self, case: Case, folder: Path) -> None:

@@ -35,6 +35,7 @@ REPORT = "conversion_report.json"
 # Names that nnU-Net, SimpleITK and every file system read alike.
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SHOWN = 10
+MAX_COUNTABLE = 65535
 
 
 class ConversionError(Exception):
@@ -493,6 +494,19 @@ def unreadable(path: Path, case: str, reason: object) -> ConversionError:
 # --- checks ---------------------------------------------------------------------------------------------------------
 
 
+def value_counts(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of an array, sorted, and how often each occurs; for masks much faster than sorting their voxels."""
+    if _is_countable(voxels):
+        counts = np.bincount(voxels.ravel().astype(np.intp))
+        values = np.flatnonzero(counts)
+        return values, counts[values]
+    return np.unique(voxels, return_counts=True)
+
+
+def _is_countable(voxels: np.ndarray) -> bool:
+    return voxels.dtype.kind in "ui" and voxels.size > 0 and voxels.min() >= 0 and voxels.max() <= MAX_COUNTABLE
+
+
 def check_labels(voxels: np.ndarray, description: Description, case: str, path: Path) -> dict[int, int]:
     """Count the voxels of every value of a mask.
 
@@ -502,7 +516,7 @@ def check_labels(voxels: np.ndarray, description: Description, case: str, path: 
     Raises:
         ConversionError: For a fraction, a NaN or a value that the data set does not have.
     """
-    values, counts = np.unique(voxels, return_counts=True)
+    values, counts = value_counts(voxels)
     for value in values:
         if not np.isfinite(value) or value != np.rint(value):
             raise ConversionError(f"Case {case}: mask {path} holds {value:g}, but labels are whole numbers.")
@@ -589,15 +603,18 @@ def remap_labels(voxels: np.ndarray, label_map: Mapping[int, int]) -> np.ndarray
         ValueError: If a value has no image.
     """
     voxels = np.asarray(voxels)
+    values, _ = value_counts(voxels)
+    strangers = [value for value in values.tolist() if value not in label_map]
+    if strangers:
+        raise ValueError(f"Label values {strangers[:5]} are not among {sorted(label_map)}")
+    if _is_countable(voxels):
+        table = np.zeros(int(voxels.max()) + 1, np.uint8)
+        for value in values.tolist():
+            table[value] = label_map[value]
+        return table[voxels]
     result = np.zeros(voxels.shape, np.uint8)
-    known = np.zeros(voxels.shape, bool)
     for value, image in label_map.items():
-        hit = voxels == value
-        result[hit] = image
-        known |= hit
-    if not known.all():
-        strangers = np.unique(voxels[~known])[:5].tolist()
-        raise ValueError(f"Label values {strangers} are not among {sorted(label_map)}")
+        result[voxels == value] = image
     return result
 
 

@@ -39,7 +39,8 @@ class Volumes:
         """
         reference = None
         for path in case.images:
-            finite = np.isfinite(read_voxels(path, case.name)).all()  # first, since ITK shouts about broken headers
+            voxels = read_voxels(path, case.name)  # first, since ITK shouts about broken headers
+            finite = voxels.dtype.kind in "bui" or np.isfinite(voxels).all()
             header = read_header(path, case.name)
             reference = reference or header
             check_geometry(reference, header, case.name)

@@ -5,6 +5,8 @@ import csv
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
+from PIL import Image
 from scipy import ndimage
 
 from dataset_conversion import phantoms
@@ -132,6 +134,98 @@ def test_hippocampus_phantom_has_the_decathlon_layout(tmp_path):
     assert all(np.unique(voxels(folder / "labelsTr" / name)).tolist() == [0, 1, 2] for name in names)
 
 
+@pytest.mark.parametrize(("release", "enhancing"), [("2021", 4), ("2023-GLI", 3)])
+def test_later_brats_phantoms_have_their_own_names_and_labels(tmp_path, release, enhancing):
+    folder = phantoms.write_brats2020(tmp_path / "source", 2, shape=SMALL, release=release)
+    case = "BraTS2021_00002" if release == "2021" else "BraTS-GLI-00001-001"
+    suffixes = (
+        ("_t1", "_t1ce", "_t2", "_flair", "_seg") if release == "2021" else ("-t1n", "-t1c", "-t2w", "-t2f", "-seg")
+    )
+    assert {path.name for path in (folder / case).iterdir()} == {f"{case}{suffix}.nii.gz" for suffix in suffixes}
+    assert np.unique(voxels(folder / case / f"{case}{suffixes[-1]}.nii.gz")).tolist() == [0, 1, 2, enhancing]
+
+
+def test_heart_phantom_has_two_labelled_phases_and_a_series(tmp_path):
+    folder = phantoms.write_acdc(tmp_path / "source", 2, num_test_patients=1, test_masks=False, shape=(24, 20, 3))
+    assert folder == tmp_path / "source" / "database"
+    assert sorted(path.name for path in (folder / "training" / "patient002").iterdir()) == [
+        "Info.cfg",
+        "MANDATORY_CITATION.md",
+        "patient002_4d.nii.gz",
+        "patient002_frame03.nii.gz",
+        "patient002_frame03_gt.nii.gz",
+        "patient002_frame11.nii.gz",
+        "patient002_frame11_gt.nii.gz",
+    ]
+    assert "ED: 11" in (folder / "training" / "patient002" / "Info.cfg").read_text()
+    assert not list((folder / "testing").rglob("*_gt*"))
+    assert sitk.ReadImage(str(folder / "training" / "patient002" / "patient002_4d.nii.gz")).GetDimension() == 4
+    relaxed, contracted = (
+        (voxels(folder / "training" / "patient002" / f"patient002_frame{frame}_gt.nii.gz") == 3).sum()
+        for frame in (11, "03")
+    )
+    assert relaxed > contracted > 0
+
+
+def test_video_phantom_has_black_borders_part_codes_and_crossing_instruments(tmp_path):
+    folder = phantoms.write_endovis2017(tmp_path / "source", 1, sequences=(2, 7), test_sequences=(9,))
+    sequence = folder / "instrument_1_4_training" / "instrument_dataset_2"
+    frame = np.asarray(Image.open(sequence / "left_frames" / "frame000.png"))
+    assert frame.shape == (1080, 1920, 3)
+    assert not frame[:28].any()
+    assert not frame[:, 1600:].any()
+    masks = [np.asarray(Image.open(path)) for path in sorted((sequence / "ground_truth").rglob("*.png"))]
+    assert [mask.shape for mask in masks] == [(1080, 1920, 3)] * 3
+    assert {value for mask in masks for value in np.unique(mask).tolist()} == {0, 10, 20, 30}
+    assert ((masks[0] > 0) & (masks[1] > 0)).any()
+    test = folder / "instrument_2017_test" / "instrument_dataset_9"
+    assert set(np.unique(np.asarray(Image.open(test / "PartsSegmentation" / "frame225.png")))) == {0, 30, 100, 255}
+    assert np.asarray(Image.open(test / "TypeSegmentation" / "frame225.png")).max() <= 7
+
+
+def test_cell_phantom_has_large_numbers_small_and_touching_cells(tmp_path):
+    folder = phantoms.write_cells(tmp_path / "source", 6, num_unlabelled=1, edge=64)
+    assert folder == tmp_path / "source" / "Training-labeled"
+    assert len({path.suffix for path in (folder / "images").iterdir()}) == 5
+    labels = [tifffile.imread(path) for path in sorted((folder / "labels").iterdir())]
+    assert {label.dtype for label in labels} == {np.dtype(np.uint16), np.dtype(np.int32)}
+    for label in labels:
+        assert label.max() == 40000
+        assert (label == 1).sum() == 29, "a disc of radius 3"
+        large = ndimage.binary_dilation(label == 40000)
+        assert ((label > 0) & (label != 40000) & large).any(), "two cells touch"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda target: phantoms.write_acdc(target, 1, shape=(16, 16, 2)),
+        lambda target: phantoms.write_endovis2017(target, 1, sequences=(3,)),
+        lambda target: phantoms.write_cells(target, 6, edge=48, groups=True),
+    ],
+    ids=["acdc", "endovis2017", "cells"],
+)
+def test_other_layouts_are_written_alike_twice(tmp_path, fingerprint, write):
+    write(tmp_path / "first")
+    write(tmp_path / "again")
+    assert len(fingerprint(tmp_path / "first")) > 3
+    assert fingerprint(tmp_path / "first") == fingerprint(tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "message"),
+    [
+        ("acdc", {"num_patients": 0}, "0 cases"),
+        ("endovis2017", {"frames_per_sequence": 1, "sequences": (9,)}, "sequences 1 to 8"),
+        ("cells", {"num_pictures": 1, "edge": 8}, "8 pixels"),
+    ],
+)
+def test_other_layouts_refuse_arguments_out_of_range(tmp_path, layout, options, message):
+    with pytest.raises(ConversionError, match=message):
+        phantoms.LAYOUTS[layout](tmp_path / "source", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -156,3 +250,30 @@ def test_command_writes_a_source_and_refuses_a_full_target(tmp_path, run_module)
     assert again.returncode == 2
     assert "is not empty" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "num_files"),
+    [
+        (("brats2023", "--cases", "1", "--shape", "16", "16", "16", "--unlabelled"), 4),
+        (("acdc", "--cases", "1", "--test-cases", "1", "--shape", "16", "16", "2", "--seed", "3"), 14),
+        (("cells", "--cases", "2", "--test-cases", "1"), 6),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_command_writes_every_layout(tmp_path, arguments, num_files):
+    layout, *options = arguments
+    assert phantoms.main([layout, str(tmp_path / "source"), *options]) == 0
+    assert len([path for path in (tmp_path / "source").rglob("*") if path.is_file()]) == num_files
+
+
+@pytest.mark.parametrize(
+    "arguments", [("cells", "--shape", "16", "16", "16"), ("acdc", "--unlabelled"), ("brats2020", "--test-cases", "1")]
+)
+def test_command_knows_which_options_go_together(tmp_path, capsys, arguments):
+    layout, *options = arguments
+    with pytest.raises(SystemExit) as end:
+        phantoms.main([layout, str(tmp_path / "source"), *options])
+    assert end.value.code == 2
+    assert f"{options[0]}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
