@@ -98,7 +98,7 @@ def paint(case: Case) -> bytes:
     shapes = [_extent(plane) for plane in planes]
     width = 2.7
     heights = [min(2.0, max(0.35, height / length)) * width for height, length in shapes]
-    figure = Figure(figsize=(4 * width + 0.3, sum(heights) + 0.3), layout="constrained")
+    figure = Figure(figsize=(4 * width + 0.3, sum(heights) + 0.45), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     grid = figure.subplots(len(planes), 4, squeeze=False, height_ratios=heights)
     flat = case.truth.ndim == 2
