@@ -286,7 +286,7 @@ def test_the_optimizer_is_that_of_the_recipe(recipe, kind, make):
 
 @pytest.mark.parametrize("family", families())
 def test_matrices_and_kernels_are_decayed_and_nothing_else(family, make):
-    trainer = make(family)
+    trainer = make(family, "2d" if family.endswith("Swin") else "3d_fullres")
     trainer.initialize()
     decayed, kept = ({id(p) for p in group["params"]} for group in trainer.optimizer.param_groups)
     names = {id(p): name for name, p in trainer.network.named_parameters()}
