@@ -508,7 +508,7 @@ def test_real_trainings_are_compared(own_trained, capsys):
 def test_seeds_of_one_trainer_are_runs_of_one_method(own_planned):
     """Two trainings of one seed agree, another seed differs, each has a folder of its own, and compare knows them."""
     losses = {}
-    for trainer in ("nnUNetTrainerLoGVMamba_1epochs", "nnUNetTrainerStockNetwork_1epochs"):
+    for trainer in ("nnUNetTrainerLoGVMamba_1epochs", "nnUNetTrainerNoSSM_1epochs"):
         for seed in (1, 2):
             fold = own_planned.train("3d_tiny", 0, trainer=f"{trainer}_seed{seed}")
             losses[trainer, seed] = fold.checkpoint["logging"]["train_losses"]
@@ -520,5 +520,5 @@ def test_seeds_of_one_trainer_are_runs_of_one_method(own_planned):
     found = comparison.compare([own_planned.folders.results])
     assert [(method.name, [run.seed for run in method.runs]) for method in found.methods] == [
         ("LoGVMamba_1epochs", [1, 2]),
-        ("StockNetwork_1epochs", [1, 2]),
+        ("NoSSM_1epochs", [1, 2]),
     ]
