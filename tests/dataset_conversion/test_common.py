@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -279,6 +280,27 @@ def test_the_order_in_which_a_disk_lists_its_files_changes_nothing(tmp_path, mon
         convert_all(tmp_path / "again")
     assert len(fingerprint(tmp_path / "once")) == 90
     assert fingerprint(tmp_path / "once") == fingerprint(tmp_path / "again")
+
+
+def test_a_progress_bar_shows_on_a_terminal(tmp_path):
+    phantoms.write_brats2020(tmp_path / "source", 2, shape=(16, 16, 16))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "dataset_conversion.Dataset501_BraTS2020", tmp_path / "source", "--jobs", "1"]
+    variables = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        timeout=120,
+    )
+    os.close(theirs)
+    shown = os.read(ours, 10000).decode()
+    os.close(ours)
+    assert done.returncode == 0, shown
+    assert "check: 100%" in shown
+    assert "write: 100%" in shown
 
 
 def test_a_worker_that_dies_is_told_and_nothing_is_written(tmp_path):

@@ -437,6 +437,17 @@ def test_a_failing_disk_leaves_the_old_data_set(moment, pristine, targets, capfd
     assert everything_below(*targets) == before
 
 
+@pytest.mark.parametrize("after", [0, 2, 7])
+def test_an_interrupted_conversion_leaves_the_old_data_set(after, pristine, targets, capfd, monkeypatch):
+    fail = failing(KeyboardInterrupt, after)
+    fail.original = shutil.copyfile
+    before = everything_below(*targets)
+    monkeypatch.setattr(shutil, "copyfile", lambda *args, **kwargs: fail(*args, **kwargs))
+    code = brats.main([str(pristine / "brats"), "--overwrite", "--jobs", "1"])
+    assert (code, capfd.readouterr().err.count("\n")) == (130, 1)
+    assert everything_below(*targets) == before
+
+
 def test_contents_that_cannot_be_put_back_are_not_lost(pristine, targets, capfd, monkeypatch):
     raw, _ = targets
 
