@@ -1,11 +1,14 @@
 """The pieces that all converters share: staging, folds, label maps, errors."""
 
+import fcntl
 import gzip
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter
 from pathlib import Path
@@ -285,6 +288,7 @@ def test_the_order_in_which_a_disk_lists_its_files_changes_nothing(tmp_path, mon
 def test_a_progress_bar_shows_on_a_terminal(tmp_path):
     phantoms.write_brats2020(tmp_path / "source", 2, shape=(16, 16, 16))
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a terminal without width shows none
     command = [sys.executable, "-m", "dataset_conversion.Dataset501_BraTS2020", tmp_path / "source", "--jobs", "1"]
     variables = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
     done = subprocess.run(
