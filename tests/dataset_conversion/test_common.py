@@ -197,11 +197,11 @@ def test_a_held_out_share_takes_whole_groups_of_every_stratum():
         common.hold_out(cases[:4], 0.1)
 
 
-def test_groups_on_both_sides_are_a_programming_error():
+def test_a_group_on_both_sides_of_a_split_is_refused():
     cases = [common.Case("a1", (), group="a"), common.Case("a2", (), group="a"), common.Case("b", ())]
-    with pytest.raises(ValueError, match=r"both sides of a split: \['a'\]"):
+    with pytest.raises(ConversionError, match="Group a lies on both sides"):
         common.require_groups_apart([{"train": ["a1", "b"], "val": ["a2"]}], cases, [])
-    with pytest.raises(ValueError, match=r"both sides"):
+    with pytest.raises(ConversionError, match="Group a lies on both sides"):
         common.require_groups_apart([], cases[:1], cases[1:2])
 
 

@@ -107,6 +107,14 @@ def copied(to):
     return copy
 
 
+def copied_as_tuning(path):
+    """A tuning set of other pictures that shares its groups with the training set."""
+    shutil.copytree(path, path.with_name("Tuning"))
+    for file in [*path.with_name("Tuning").glob("*/cell_*")]:
+        file.rename(file.with_name(file.name.replace("cell", "other")))
+    replaced("cell", "other")(path.with_name("Tuning") / "cases.csv")
+
+
 def written(content):
     return lambda path: path.write_bytes(content)
 
@@ -327,6 +335,7 @@ FAULTS = [
     ),
     Fault("table of other pictures", "cells", TABLE, replaced("cell_00001.tif", "cell_00009.tif"), "cases.csv does"),
     Fault("table names one twice", "cells", TABLE, replaced("cell_00001.tif", "cell_00002.png"), "00002.png twice"),
+    Fault("group in both sets", "cells", TRAINING, copied_as_tuning, "Group field_000", ("--protocol", "paper")),
     Fault("no tuning set", "cells", CELL, lambda path: None, "needs the labelled tuning", ("--protocol", "paper")),
 ]
 
