@@ -23,40 +23,50 @@ from scipy import ndimage
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 JOBS = (1, 2)
-# Cases (BraTS), patients with two frames (ACDC), frames (EndoVis), pictures (cells).
-NUM_CASES, NUM_CASES_QUICK = 24, 2
+DISTINCT = 4  # so many are generated; the others are links to them, since a converter cannot tell
 
 
-def write_brats(folder: Path, num_cases: int) -> None:
-    """Four modalities of 240 x 240 x 155 voxels in 16 bits, a sixth of them brain, and a mask."""
+def write_brats(folder: Path, quick: bool) -> None:
+    """40 cases: four modalities of 240 x 240 x 155 voxels in 16 bits, a sixth of them brain, and a mask."""
     z, y, x = np.ogrid[:155, :240, :240]
     brain = ((z - 75) / 65) ** 2 + ((y - 120) / 80) ** 2 + ((x - 120) / 65) ** 2 < 1
     tumour = np.select([((z - 80) ** 2 + (y - 110) ** 2 + (x - 140) ** 2) < r**2 for r in (9, 15, 24)], [1, 4, 2])
-    for number in range(1, num_cases + 1):
-        rng = np.random.default_rng(number)
+    for number in range(1, 3 if quick else 41):
         name = f"BraTS20_Training_{number:03d}"
         case = folder / "MICCAI_BraTS2020_TrainingData" / name
         case.mkdir(parents=True)
-        for suffix in ("t1", "t1ce", "t2", "flair"):
-            voxels = np.where(brain, 400 + 40 * rng.standard_normal(brain.shape, dtype=np.float32), 0)
-            write_volume(voxels.astype(np.int16), case / f"{name}_{suffix}.nii.gz")
-        write_volume(tumour.astype(np.uint8), case / f"{name}_seg.nii.gz")
+        for suffix in ("t1", "t1ce", "t2", "flair", "seg"):
+            path = case / f"{name}_{suffix}.nii.gz"
+            if number > DISTINCT:
+                link(path, number, name)
+            elif suffix == "seg":
+                write_volume(tumour.astype(np.uint8), path)
+            else:
+                noise = np.random.default_rng(number).standard_normal(brain.shape, dtype=np.float32)
+                write_volume(np.where(brain, 400 + 40 * noise, 0).astype(np.int16), path)
 
 
-def write_acdc(folder: Path, num_cases: int) -> None:
-    """Two frames of 256 x 216 x 10 voxels per patient, with masks."""
+def link(path: Path, number: int, name: str) -> None:
+    """Make ``path`` another name of the file that one of the first cases has in its place."""
+    first = name.replace(f"{number:03d}", f"{(number - 1) % DISTINCT + 1:03d}")
+    os.link(str(path).replace(name, first), path)
+
+
+def write_acdc(folder: Path, quick: bool) -> None:
+    """100 + 50 patients, two frames of 256 x 216 x 10 voxels each, with masks, as many as the real archive has."""
     _, y, x = np.ogrid[:10, :216, :256]
     radius = np.hypot(y - 108, x - 128) + np.zeros((10, 1, 1))
     mask = np.select([radius < 20, radius < 30, np.hypot(y - 108, x - 95) < 25], [3, 2, 1]).astype(np.uint8)
-    for number in range(1, 4 * num_cases + 1):
-        rng = np.random.default_rng(number)
-        patient = folder / "training" / f"patient{number:03d}"
+    for number in (1, 2, 3, 101) if quick else range(1, 151):
+        part = "training" if number <= 100 else "testing"
+        patient = folder / part / f"patient{number:03d}"
         patient.mkdir(parents=True)
         group = ("NOR", "MINF", "DCM", "HCM", "RV")[number % 5]
         (patient / "Info.cfg").write_text(f"ED: 1\nES: 10\nGroup: {group}\n")
         for frame in (1, 10):
             name = f"patient{number:03d}_frame{frame:02d}"
-            write_volume(rng.integers(0, 250, mask.shape, dtype=np.int16), patient / f"{name}.nii.gz")
+            voxels = np.random.default_rng([number, frame]).integers(0, 250, mask.shape, dtype=np.int16)
+            write_volume(voxels, patient / f"{name}.nii.gz")
             write_volume(mask, patient / f"{name}_gt.nii.gz")
 
 
@@ -65,12 +75,12 @@ def write_volume(voxels: np.ndarray, path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path), useCompression=True)
 
 
-def write_endovis(folder: Path, num_cases: int) -> None:
-    """Frames of 1080 x 1920 pixels in colour with three instruments each."""
+def write_endovis(folder: Path, quick: bool) -> None:
+    """48 frames of 1080 x 1920 pixels in colour with three instruments each."""
     instruments = ("Large_Needle_Driver_Left_labels", "Large_Needle_Driver_Right_labels", "Prograsp_Forceps_labels")
-    for number in range(1, 3):
+    for number in (1, 2):
         sequence = folder / f"instrument_dataset_{number}"
-        for index in range(num_cases):
+        for index in range(2 if quick else 24):
             rng = np.random.default_rng([number, index])
             frame = np.zeros((1080, 1920, 3), np.uint8)
             texture = ndimage.zoom(rng.uniform(40, 200, (128, 160, 3)), (8, 8, 1), order=1)
@@ -82,16 +92,15 @@ def write_endovis(folder: Path, num_cases: int) -> None:
                 write_png(mask, sequence / "ground_truth" / instrument / f"frame{index:03d}.png")
 
 
-def write_cells(folder: Path, num_cases: int) -> None:
-    """Pictures of 1024 x 1024 pixels, 16 bits, with 400 cells."""
+def write_cells(folder: Path, quick: bool) -> None:
+    """32 pictures of 1024 x 1024 pixels, 16 bits, with 400 cells each."""
     y, x = np.mgrid[:1024, :1024]
     cell = ((y % 51 - 25) ** 2 + (x % 51 - 25) ** 2) < 20**2
     instances = np.where(cell, 1 + 21 * (y // 51) + x // 51, 0).astype(np.uint16)
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
-    for number in range(2 * num_cases):
-        rng = np.random.default_rng(number)
-        picture = 300 + 900 * cell + rng.integers(0, 60, cell.shape)
+    for number in range(4 if quick else 32):
+        picture = 300 + 900 * cell + np.random.default_rng(number).integers(0, 60, cell.shape)
         tifffile.imwrite(folder / "images" / f"cell_{number:05d}.tif", picture.astype(np.uint16))
         tifffile.imwrite(folder / "labels" / f"cell_{number:05d}_label.tiff", instances)
 
@@ -104,7 +113,7 @@ def write_png(pixels: np.ndarray, path: Path) -> None:
 
 SOURCES = {
     "BraTS 2020": (write_brats, "Dataset501_BraTS2020", ()),
-    "ACDC": (write_acdc, "Dataset502_ACDC", ("--protocol", "crossval")),
+    "ACDC": (write_acdc, "Dataset502_ACDC", ()),
     "EndoVis 2017": (write_endovis, "Dataset503_EndoVis2017", ("--protocol", "crossval")),
     "NeurIPS cells": (write_cells, "Dataset504_NeurIPSCellSeg", ()),
 }
@@ -125,11 +134,11 @@ def convert(source: Path, target: Path, module: str, options: tuple[str, ...], j
         sys.exit(f"bench_conversion: {' '.join(command)} failed: {done.stderr}")
 
 
-def measured(name: str, folder: Path, num_cases: int) -> dict[str, object]:
+def measured(name: str, folder: Path, quick: bool) -> dict[str, object]:
     """Seconds of one converter for each number of jobs."""
     write, module, options = SOURCES[name]
     source = folder / module
-    write(source, num_cases)
+    write(source, quick)
     files = [path for path in source.rglob("*") if path.is_file()]
     candidates = {
         str(jobs): functools.partial(convert, source, folder / "target", module, options, jobs) for jobs in JOBS
@@ -156,7 +165,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         results = []
         for name in SOURCES:
-            results.append(measured(name, Path(folder), NUM_CASES_QUICK if arguments.quick else NUM_CASES))
+            results.append(measured(name, Path(folder), arguments.quick))
             row = results[-1]
             print(f"{name}: {row['seconds']['1']:.1f} s, {row['seconds']['2']:.1f} s, {row['speedup']:.2f}")
     print(save(f"conversion_cpu{'_quick' * arguments.quick}", {"conversions": results}))

@@ -101,6 +101,18 @@ def network_section(results: dict) -> str:
     return "\n\n".join(parts)
 
 
+def conversion_section(results: dict) -> str:
+    """Seconds of the converters with one worker process and with two."""
+    head = ["Converter", "files", "MiB", "`--jobs 1`, s", "`--jobs 2`, s", "times as fast"]
+    rows = [
+        [row["data_set"], f"{row['files']:,}", f"{row['bytes'] / 2**20:,.0f}"]
+        + [f"{row['seconds'][jobs]:.3g}" for jobs in ("1", "2")]
+        + [f"{row['speedup']:.2f}"]
+        for row in results["conversions"]
+    ]
+    return f"{circumstances(results)}\n\n{table(head, rows)}"
+
+
 def gpu_scan_section(results: dict) -> str:
     """Seconds, floors and memory of the scan on a GPU, beside mamba-ssm where it was there."""
     copied, exponentials = (results["ceilings"][name] / 1e12 for name in ("bytes_per_s", "exponentials_per_s"))
@@ -193,6 +205,9 @@ def page(stored: dict[str, dict]) -> str:
     if "network_cpu" in stored:
         parts += ["## Whole networks, CPU", "`python benchmarks/bench_network.py`"]
         parts.append(network_section(stored["network_cpu"]))
+    if "conversion_cpu" in stored:
+        parts += ["## Data set converters, CPU", "`python benchmarks/bench_conversion.py`; generated sources."]
+        parts.append(conversion_section(stored["conversion_cpu"]))
     parts += ["## GPU", "`bash benchmarks/gpu_proof.sh`"]
     on_gpu = {name: results for name, results in stored.items() if name.startswith("gpu_")}
     if not on_gpu:

@@ -833,13 +833,16 @@ def _require_unique(cases: Sequence[Case]) -> None:
 def require_groups_apart(
     splits: Sequence[Mapping[str, Sequence[str]]], cases: Sequence[Case], test_cases: Sequence[Case]
 ) -> None:
-    """Raise a ValueError if a group lies on both sides of a fold, or among training and test cases; never a user's."""
+    """Raise a ConversionError if a group lies on both sides of a fold, or among training and test cases."""
     group_of = {case.name: case.group or case.name for case in cases}
     sides = [({group_of[case] for case in fold["train"]}, {group_of[case] for case in fold["val"]}) for fold in splits]
     sides.append((set(group_of.values()), {case.group or case.name for case in test_cases}))
     for first, second in sides:
         if first & second:
-            raise ValueError(f"Groups on both sides of a split: {sorted(first & second)}")
+            raise ConversionError(
+                f"Group {sorted(first & second)[0]} lies on both sides of a split; rename one of its two parts if they "
+                "are not related."
+            )
 
 
 def _write_dataset_json(folder: Path, name: str, description: Description, layout: Layout, num_training: int) -> None:

@@ -107,6 +107,14 @@ def copied(to):
     return copy
 
 
+def copied_as_tuning(path):
+    """A tuning set of other pictures that shares its groups with the training set."""
+    shutil.copytree(path, path.with_name("Tuning"))
+    for file in [*path.with_name("Tuning").glob("*/cell_*")]:
+        file.rename(file.with_name(file.name.replace("cell", "other")))
+    replaced("cell", "other")(path.with_name("Tuning") / "cases.csv")
+
+
 def written(content):
     return lambda path: path.write_bytes(content)
 
@@ -327,6 +335,7 @@ FAULTS = [
     ),
     Fault("table of other pictures", "cells", TABLE, replaced("cell_00001.tif", "cell_00009.tif"), "cases.csv does"),
     Fault("table names one twice", "cells", TABLE, replaced("cell_00001.tif", "cell_00002.png"), "00002.png twice"),
+    Fault("group in both sets", "cells", TRAINING, copied_as_tuning, "Group field_000", ("--protocol", "paper")),
     Fault("no tuning set", "cells", CELL, lambda path: None, "needs the labelled tuning", ("--protocol", "paper")),
 ]
 
@@ -434,6 +443,17 @@ def test_a_failing_disk_leaves_the_old_data_set(moment, pristine, targets, capfd
         patch.setattr(owner, function, lambda *args, **kwargs: fail(*args, **kwargs))
         code = CONVERTERS[converter].main([str(pristine / converter), "--overwrite", "--jobs", "1"])
     assert_refused(capfd, code, says)
+    assert everything_below(*targets) == before
+
+
+@pytest.mark.parametrize("after", [0, 2, 7])
+def test_an_interrupted_conversion_leaves_the_old_data_set(after, pristine, targets, capfd, monkeypatch):
+    fail = failing(KeyboardInterrupt, after)
+    fail.original = shutil.copyfile
+    before = everything_below(*targets)
+    monkeypatch.setattr(shutil, "copyfile", lambda *args, **kwargs: fail(*args, **kwargs))
+    code = brats.main([str(pristine / "brats"), "--overwrite", "--jobs", "1"])
+    assert (code, capfd.readouterr().err.count("\n")) == (130, 1)
     assert everything_below(*targets) == before
 
 

@@ -36,6 +36,14 @@ def converted(source, tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def thirds(source, tmp_path_factory):
+    """The same source in the other geometry and with the published folds."""
+    root = tmp_path_factory.mktemp("thirds")
+    endovis.convert(source, root / "raw", root / "preprocessed", geometry="full-third", folds="published")
+    return root
+
+
 def frame_of(source, case):
     number, name = case.removeprefix("seq").split("_")
     archive = "instrument_1_4_training" if int(number) <= 4 else "instrument_5_8_training"
@@ -90,8 +98,8 @@ def test_overlapping_instruments_are_counted(source, converted):
     assert report["labels"]["4"]["training_pixels"] > 0
 
 
-def test_a_third_of_the_full_frame_is_the_mean_in_frames_and_the_middle_in_masks(source, tmp_path):
-    target = endovis.convert(source, tmp_path / "raw", tmp_path / "pre", geometry="full-third", protocol="crossval")
+def test_a_third_of_the_full_frame_is_the_mean_in_frames_and_the_middle_in_masks(source, converted, thirds):
+    target = thirds / "raw" / NAME
     folder, name = frame_of(source, "seq2_frame000")
     full, small = pixels(folder / "left_frames" / name), pixels(target / "imagesTr" / "seq2_frame000_0000.png")
     assert small.shape == (360, 640, 3)
@@ -99,17 +107,15 @@ def test_a_third_of_the_full_frame_is_the_mean_in_frames_and_the_middle_in_masks
         block = full[3 * row : 3 * row + 3, 3 * column : 3 * column + 3].reshape(9, 3)
         assert (small[row, column] == np.rint(block.mean(0))).all()
     mask = pixels(target / "labelsTr" / "seq2_frame000.png")
-    cropped = endovis.convert(source, tmp_path / "raw", tmp_path / "pre", 504, protocol="crossval")
     whole = np.zeros((1080, 1920), np.uint8)
-    endovis.crop(whole)[...] = pixels(cropped / "labelsTr" / "seq2_frame000.png")
+    endovis.crop(whole)[...] = pixels(converted / "raw" / NAME / "labelsTr" / "seq2_frame000.png")
     assert (mask == whole[1::3, 1::3]).all()
 
 
-def test_folds_hold_whole_sequences(source, converted, tmp_path):
+def test_folds_hold_whole_sequences(converted, thirds):
     splits = json.loads((converted / "preprocessed" / NAME / "splits_final.json").read_text())
     assert [len(fold["val"]) for fold in splits] == [2, 2, 2, 1, 1]
-    endovis.convert(source, tmp_path / "raw", tmp_path / "pre", protocol="crossval", folds="published")
-    published = json.loads((tmp_path / "pre" / NAME / "splits_final.json").read_text())
+    published = json.loads((thirds / "preprocessed" / NAME / "splits_final.json").read_text())
     assert [[case[:4] for case in fold["val"]] for fold in published] == [
         ["seq1", "seq3"],
         ["seq2", "seq5"],
@@ -138,9 +144,9 @@ def test_two_runs_give_identical_bytes_on_one_or_two_cores(source, converted, tm
 
 
 @pytest.mark.parametrize("geometry", endovis.GEOMETRIES)
-def test_restored_predictions_are_masks_of_the_full_frame(source, tmp_path, geometry):
-    target = endovis.convert(source, tmp_path / "raw", tmp_path / "pre", geometry=geometry)
-    endovis.restore(target / "labelsTs", tmp_path / "submit")
+def test_restored_predictions_are_masks_of_the_full_frame(source, converted, thirds, tmp_path, geometry):
+    root = converted if geometry == "crop" else thirds
+    endovis.restore(root / "raw" / NAME / "labelsTs", tmp_path / "submit")
     for number, level in ((1, ""), (10, "gt")):
         truth = pixels(
             source / "instrument_2017_test" / f"instrument_dataset_{number}" / level / "TypeSegmentation/frame225.png"
