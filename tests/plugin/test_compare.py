@@ -489,6 +489,7 @@ def test_nothing_is_written_when_something_is_refused(results, tmp_path):
 # Real trainings
 
 
+@pytest.mark.slow
 def test_real_trainings_are_compared(own_trained, capsys):
     own_trained.train("3d_tiny", 0, trainer="nnUNetTrainerNoSSM_1epochs")
     results = own_trained.folders.results

@@ -107,6 +107,7 @@ def test_the_record_tells_the_split(record, trained):
     }
 
 
+@pytest.mark.slow
 def test_a_repeated_validation_leaves_the_record_alone(own_trained):
     fold = own_trained.fold("3d_tiny").path
     before = (fold / RECORD_NAME).read_bytes()
