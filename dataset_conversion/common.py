@@ -198,13 +198,26 @@ def positive(text: str) -> int:
 
 
 def make_parser(
-    module: str, description: str, *, default_id: int, protocols: Sequence[str] = (), default_protocol: str = ""
+    module: str,
+    description: str,
+    *,
+    default_id: int,
+    protocols: Sequence[str] = (),
+    default_protocol: str = "",
+    restore_looks_up_names: bool = False,
 ) -> argparse.ArgumentParser:
-    """Parser with the options that every converter has; the first line of ``description`` says what it converts."""
+    """Parser with the options that every converter has; the first line of ``description`` says what it converts.
+
+    Args:
+        restore_looks_up_names: Whether ``--restore`` reads the report of the converted data set, which ``-d`` names.
+    """
+    which_id = ", the latter with the -d of the conversion, whose report knows the names" * restore_looks_up_names
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
-        epilog="--images-only and --restore stand in for a conversion: they take two folders and need no -d.",
+        epilog="--images-only and --restore stand in for a conversion and take two folders"
+        + (which_id or "; they need no -d")
+        + ".",
     )
     parser.add_argument("source", type=Path, nargs="?", help="folder below which the archive was unpacked")
     parser.add_argument(
@@ -289,12 +302,16 @@ def run_converter(
 
 
 def require_source(source: Path) -> Path:
-    """``source`` as it stands, if it is a folder that can be read; a ConversionError otherwise."""
+    """``source`` with its full name, links followed, so that the folders it lies in can be told; it must be a folder.
+
+    Raises:
+        ConversionError: If it is none.
+    """
     source = Path(source)
     if not source.is_dir():
         state = "is a file, not a folder; unpack it first" if source.exists() else "does not exist"
         raise ConversionError(f"Source {source} {state}.")
-    return source
+    return source.resolve()
 
 
 def walk_folders(source: Path) -> Iterator[Path]:
@@ -1084,8 +1101,11 @@ def _name_of(value: int, labels: Mapping[str, int | list[int]]) -> str:
 
 
 def _relative(path: Path, source: Path) -> str:
-    path, source = Path(os.path.abspath(path)), Path(os.path.abspath(source))
-    return path.relative_to(source).as_posix() if path.is_relative_to(source) else path.name
+    path = Path(os.path.abspath(path))
+    for above in (os.path.abspath(source), os.path.realpath(source)):
+        if path.is_relative_to(above):
+            return path.relative_to(above).as_posix()
+    return path.name
 
 
 def print_report(report: Mapping, layout: Layout) -> None:

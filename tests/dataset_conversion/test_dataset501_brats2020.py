@@ -212,6 +212,20 @@ def test_a_modality_given_twice_is_refused(tmp_path):
         brats.convert(tmp_path / "source", tmp_path / "raw")
 
 
+def test_validation_cases_are_told_by_their_folder_even_from_inside_it(tmp_path, monkeypatch):
+    write(tmp_path / "source", 2, shape=SMALL, release="2021", labelled=False)
+    monkeypatch.chdir(tmp_path / "source" / "BraTS2021_Validation_Data")
+    with pytest.raises(ConversionError, match=r"only 2 unlabelled of BraTS 2021\."):
+        brats.find_cases(".")
+
+
+def test_a_source_may_be_a_link_and_the_report_does_not_tell(source, tmp_path, fingerprint):
+    (tmp_path / "link").symlink_to(source)
+    brats.convert(source, tmp_path / "plain")
+    brats.convert(tmp_path / "link", tmp_path / "linked")
+    assert fingerprint(tmp_path / "linked") == fingerprint(tmp_path / "plain")
+
+
 def test_a_release_that_is_not_converted_is_named(tmp_path):
     (tmp_path / "source" / "Brats18_CBICA_AAB_1").mkdir(parents=True)
     with pytest.raises(ConversionError, match="only 1 of BraTS 2017 to 2019"):
