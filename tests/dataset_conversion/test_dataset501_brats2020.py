@@ -226,6 +226,15 @@ def test_a_source_may_be_a_link_and_the_report_does_not_tell(source, tmp_path, f
     assert fingerprint(tmp_path / "linked") == fingerprint(tmp_path / "plain")
 
 
+def test_a_validation_scan_of_a_training_patient_is_refused(tmp_path):
+    """Time points of one patient on both sides, as the names of 2023 allow."""
+    write(tmp_path / "source" / "training", 3, shape=SMALL, release="2023-GLI")
+    write(tmp_path / "source" / "validation", 1, shape=SMALL, release="2023-GLI", labelled=False, first_number=4)
+    with pytest.raises(ConversionError, match=r"BraTS-GLI-00002-000 .*BraTS-GLI-00002-001 .*group BraTS-GLI-00002"):
+        brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "pre", protocol="official")
+    assert not (tmp_path / "raw").exists()
+
+
 def test_a_release_that_is_not_converted_is_named(tmp_path):
     (tmp_path / "source" / "Brats18_CBICA_AAB_1").mkdir(parents=True)
     with pytest.raises(ConversionError, match="only 1 of BraTS 2017 to 2019"):
