@@ -92,8 +92,10 @@ def as_rgb(picture: np.ndarray, case: str, path: Path) -> np.ndarray:
         (height, width, 3), dtype of ``picture``, uint8 for bool.
 
     Raises:
-        ConversionError: For two channels, of which one would be lost, and for NaN or infinite values.
+        ConversionError: For complex, NaN or infinite values, and for two channels, of which one would be lost.
     """
+    if picture.dtype.kind not in "buif":
+        raise ConversionError(f"Case {case}: {path} holds {picture.dtype} values; export it with real numbers.")
     if not np.isfinite(picture).all():
         raise ConversionError(f"Case {case}: {path} holds NaN or infinite values; replace them in the source file.")
     if picture.ndim == 3 and picture.shape[-1] == 2:

@@ -332,6 +332,7 @@ FAULTS = [
     Fault("text as label", "cells", LABEL, as_text, "cell_00001_label.tiff cannot be read"),
     Fault("two pages", "cells", CELL, tiff(lambda p: np.stack([p, p])), "cell_00001.tif holds 2 pages"),
     Fault("label of two pages", "cells", LABEL, tiff(lambda p: np.stack([p, p])), "_label.tiff holds 2 pages"),
+    Fault("complex picture", "cells", CELL, tiff(lambda p: p.astype(np.complex64)), "01.tif holds complex64 values"),
     Fault("NaN in a picture", "cells", CELL, tiff(pixel(np.nan, np.float32)), "cell_00001.tif holds NaN"),
     Fault("transposed label", "cells", LABEL, tiff(lambda p: p[:40].T.copy()), "cell_00001_label.tiff has 48 x 40"),
     Fault("fractional instances", "cells", LABEL, tiff(pixel(1.5, np.float32)), "_label.tiff holds fractions"),

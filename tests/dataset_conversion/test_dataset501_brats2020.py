@@ -233,6 +233,12 @@ def test_a_validation_scan_of_a_training_patient_is_refused(tmp_path):
     with pytest.raises(ConversionError, match=r"BraTS-GLI-00002-000 .*BraTS-GLI-00002-001 .*group BraTS-GLI-00002"):
         brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "pre", protocol="official")
     assert not (tmp_path / "raw").exists()
+    shutil.rmtree(tmp_path / "source" / "validation")
+    write(tmp_path / "source" / "validation", 2, shape=SMALL, release="2023-GLI", labelled=False, first_number=5)
+    target = brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "pre", protocol="official")
+    cases = json.loads((target / common.REPORT).read_text())["cases"].values()
+    training, testing = ({case["group"] for case in cases if case["part"] == part} for part in ("Tr", "Ts"))
+    assert (training, testing) == ({"BraTS-GLI-00001", "BraTS-GLI-00002"}, {"BraTS-GLI-00003"})
 
 
 def test_a_release_that_is_not_converted_is_named(tmp_path):
