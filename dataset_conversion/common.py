@@ -417,12 +417,12 @@ def require_outside(source: Path, target: Path) -> None:
         )
 
 
-def require_writable(folder: Path) -> None:
-    """Raise a ConversionError unless something can be written in ``folder``, or in the part of its path that exists.
+def require_writable(target: Path) -> None:
+    """Raise a ConversionError unless something can be written beside ``target``, or in what exists of the path to it.
 
     What a user may do is only known once it was tried: an empty folder is made and removed.
     """
-    folder = Path(folder).absolute()
+    folder = Path(target).resolve().parent
     while not folder.exists():
         folder = folder.parent
     with writing(folder):
@@ -839,7 +839,7 @@ def write_dataset(
     for written in (target, splits_file) if splits_file else (target,):
         require_outside(source, written)
         if not dry_run:
-            require_writable(written.parent)
+            require_writable(written)
     everything = [*cases, *test_cases]
     _require_unique(everything)
     by_name = {case.name: case for case in cases}
@@ -967,7 +967,7 @@ def write_test_images(
     require_outside(source, target)
     require_free_target(target, overwrite)
     if not dry_run:
-        require_writable(target.parent)
+        require_writable(target)
     cases = [replace(case, mask=None) for case in cases]
     _require_unique(cases)
     with workers(jobs) as each_case:
@@ -1029,7 +1029,7 @@ def write_restored(
     require_apart(source, target)
     require_free_target(target, overwrite)
     if not dry_run:
-        require_writable(target.parent)
+        require_writable(target)
     owners: dict[str, Path] = {}
     for path, name in names.items():
         if name in owners:
