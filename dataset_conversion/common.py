@@ -909,26 +909,19 @@ def _require_unique(cases: Sequence[Case]) -> None:
 def require_groups_apart(
     splits: Sequence[Mapping[str, Sequence[str]]], cases: Sequence[Case], test_cases: Sequence[Case]
 ) -> None:
-    """Make sure that no group lies on both sides of a fold, or among training and test cases.
-
-    Raises:
-        ValueError: For a fold, which no source can cause.
-        ConversionError: For a source that has one group in its training and its test part.
-    """
-    group_of = {case.name: case.group or case.name for case in cases}
-    for fold in splits:
-        train, val = ({group_of[case] for case in fold[side]} for side in ("train", "val"))
-        if train & val:
-            raise ValueError(f"Groups on both sides of a split: {sorted(train & val)}")
-    trained = {group: case for case, group in reversed(group_of.items())}
-    for case in test_cases:
-        group = case.group or case.name
-        if group in trained:
-            raise ConversionError(
-                f"Case {trained[group]} to train on and case {case.name} to test on both belong to group {group}, so "
-                "that the test would not be on unseen data; take one of them out of the source, rename the group if "
-                "two are called alike, or choose another protocol."
-            )
+    """Raise a ConversionError if a group lies on both sides of a fold, or among training and test cases."""
+    group_of = {case.name: case.group or case.name for case in (*cases, *test_cases)}
+    sides = [(fold["train"], fold["val"]) for fold in splits]
+    sides.append(([case.name for case in cases], [case.name for case in test_cases]))
+    for first, second in sides:
+        case_of = {group_of[case]: case for case in reversed(first)}
+        for case in second:
+            if group_of[case] in case_of:
+                raise ConversionError(
+                    f"Group {group_of[case]} lies on both sides of a split, with case {case_of[group_of[case]]} and "
+                    f"with case {case}; take one of them out of the source, rename the group if two are called alike, "
+                    "or choose another protocol."
+                )
 
 
 def _write_dataset_json(folder: Path, name: str, description: Description, layout: Layout, num_training: int) -> None:

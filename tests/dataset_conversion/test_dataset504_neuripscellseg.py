@@ -282,7 +282,7 @@ def test_a_group_in_the_tables_of_both_parts_is_refused_naming_both_pictures(tmp
         for number, path in enumerate(sorted((folder.parent / "Tuning" / "images").iterdir()), 1)
     )
     (folder.parent / "Tuning" / "cases.csv").write_text(table)
-    with pytest.raises(ConversionError, match=r"cell_00002 .*tuning_cell_00001 .*group field_001.*; "):
+    with pytest.raises(ConversionError, match=r"Group field_001 .* cell_00002 .* tuning_cell_00001; "):
         cells.convert(folder.parent, tmp_path / "raw", tmp_path / "pre", protocol="paper")
     assert not (tmp_path / "raw").exists()
     (folder.parent / "Tuning" / "cases.csv").write_text(table.replace("field", "well"))
