@@ -136,7 +136,7 @@ def find_cases(source: Path) -> Found:
                     "give one copy as source."
                 )
             folders[folder.name] = folder
-        else:
+        elif (folder / "Info.cfg").exists() or volumes.nifti_files(folder):
             common.require_folder_name(folder, ("patient",), "patient001")
     if not folders:
         raise ConversionError(f"No folder named patientNNN below {source}; is the archive unpacked there?")
@@ -197,7 +197,7 @@ def read_info(path: Path, *, need_group: bool = True) -> dict[str, str]:
         ConversionError: If it cannot be read, or ED, ES or Group is missing or makes no sense.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise ConversionError(f"There is no {path}, which tells the end-diastolic and end-systolic frame.") from None
     except UnicodeDecodeError as error:
@@ -262,7 +262,8 @@ def restore(
         for case, path in theirs.items():
             if "submit" not in known.get(case, {}):
                 raise ConversionError(
-                    f"Prediction {path} belongs to no case of data set {dataset_id}, so its phase is unknown."
+                    f"Prediction {path} belongs to no case of data set {dataset_id}, so its phase is unknown; "
+                    "name with -d a conversion that has this patient, as --protocol official has 101 to 150."
                 )
             names[path] = known[case]["submit"]
     return common.write_restored(
@@ -284,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default_id=502,
         protocols=PROTOCOLS,
         default_protocol="official",
+        restore_looks_up_names=True,
     )
     arguments = parser.parse_intermixed_args(argv)
     return common.run_converter(

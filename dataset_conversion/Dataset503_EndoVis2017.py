@@ -23,7 +23,12 @@ SEQUENCE_FOLDER = re.compile(r"instrument_dataset_([1-9][0-9]?)")
 FRAME = re.compile(r"frame[0-9]{3,4}")
 CASE_NAME = re.compile(r"(seq|test)([0-9]{1,2})_(frame[0-9]{3,4})")
 TYPE_FOLDER = "TypeSegmentation"
+TRAINING_ARCHIVE = re.compile(r"instrument_.*_training", re.IGNORECASE)
+# Folders whose pictures are masks, or frames of the other camera.
+NO_FRAMES = re.compile(r"right_frames|ground_truth|gt|(Binary|Parts?|Type)Segmentation(Rescaled)?")
 TRAINING_SEQUENCES, TEST_SEQUENCES = 8, 10
+# Test sequences 1 to 8 go on where the training sequences of the same number end.
+FIRST_TEST_FRAME = 225
 TRAINING_FRAMES, TEST_FRAMES = 1800, 1200
 
 # Frames have black borders; the picture itself starts at (TOP, LEFT).
@@ -238,7 +243,8 @@ def find_cases(source: Path) -> Found:
     for folder in common.walk_folders(source):
         match = SEQUENCE_FOLDER.fullmatch(folder.name)
         if match is None:
-            common.require_folder_name(folder, ("instrument_dataset",), "instrument_dataset_1")
+            if any((folder / part).is_dir() for part in ("left_frames", "ground_truth", "gt", TYPE_FOLDER)):
+                common.require_folder_name(folder, ("instrument_dataset",), "instrument_dataset_1")
             continue
         number = int(match[1])
         if (folder / "instruments_masks").is_dir():
@@ -250,7 +256,7 @@ def find_cases(source: Path) -> Found:
         if (folder / "ground_truth").is_dir():
             gathered = _keep(training, number, folder, "training sequence")
         elif (folder / "left_frames").is_dir():
-            if "train" in str(folder.relative_to(source).parent).lower():
+            if any(TRAINING_ARCHIVE.fullmatch(part) for part in folder.parent.parts):
                 raise ConversionError(f"Training sequence {folder} has no folder ground_truth; unpack it again.")
             gathered = _keep(frames, number, folder / "left_frames", "test sequence")
         for candidate in (folder / TYPE_FOLDER, folder / "gt" / TYPE_FOLDER):
@@ -337,6 +343,12 @@ def _testing_sequences(frames: dict[int, Path], masks: dict[int, Path], found: F
             has, lacks = (frames, masks) if alone[0] in pictures_here else (masks, frames)
             raise ConversionError(
                 f"Test frame {has[number] / f'{alone[0]}.png'} has no partner in {lacks[number]}; unpack both archives."
+            )
+        first = next(iter(pictures_here), None)
+        if number <= TRAINING_SEQUENCES and first and int(first.removeprefix("frame")) < FIRST_TEST_FRAME:
+            raise ConversionError(
+                f"Test sequence {number} starts with {pictures_here[first]}, where the organisers' start with frame "
+                f"{FIRST_TEST_FRAME}; if it is the training sequence, put its folder ground_truth beside left_frames."
             )
         for name, path in pictures_here.items():
             case = Case(f"test{number}_{name}", (path,), labels.get(name), group=f"test sequence {number}")
@@ -445,7 +457,7 @@ def convert_images(
     cases = []
     for folder in common.walk_folders(source):
         within = Path(source.name, folder.relative_to(source)).parts
-        if any(part in ("right_frames", "ground_truth", "gt") or part.endswith("Segmentation") for part in within):
+        if any(NO_FRAMES.fullmatch(part) for part in within):
             continue
         sequence = SEQUENCE_FOLDER.fullmatch(folder.parent.name) if folder.name == "left_frames" else None
         for name, path in common.files_by_stem(folder, pictures.picture_stem).items():

@@ -5,6 +5,7 @@ Run from a checkout: ``python -m dataset_conversion.Dataset504_NeurIPSCellSeg SO
 
 import csv
 import functools
+import re
 import shutil
 import sys
 from collections.abc import Collection, Sequence
@@ -26,6 +27,12 @@ FLAT_RANGE = 0.001
 CASES_TABLE = "cases.csv"
 DEFAULT_GROW_PIXELS = 2
 PROTOCOLS = ("crossval", "paper", "official")
+# Folders of the challenge's archive; the last one on the way down to a set tells what it is.
+PART_FOLDER = re.compile(r"(training|tuning|testing|hidden)([-_ ].*)?", re.IGNORECASE)
+CHALLENGE_FOLDER = "Training-labeled"
+TRAINING_PICTURES, TUNING_PICTURES = 1000, 101
+# The tuning set counts its pictures from 1 again, so that its cases need names of their own.
+TUNING_PREFIX = "tuning_"
 
 DESCRIPTION = Description(
     name="NeurIPSCellSeg",
@@ -50,6 +57,7 @@ class Cells:
     def check(self, case: Case) -> Facts:
         """Read picture and instance map; count pixels per class, instances, and instances without any interior."""
         picture = pictures.as_rgb(pictures.read_picture(case.images[0], case.name), case.name, case.images[0])
+        rescale(picture)
         if case.mask is None:
             return Facts()
         instances = read_instances(case.mask, case.name)
@@ -178,13 +186,15 @@ class Found:
     tuning: tuple[Case, ...]
     skipped: tuple[Skipped, ...]
     grouped: bool
+    notes: tuple[str, ...] = ()
 
 
 def find_cases(source: Path) -> Found:
     """The labelled pictures below ``source``: folders ``images`` and ``labels`` beside each other.
 
-    A pair below a folder with "tun" in its name is the tuning set. Groups and modalities come from ``cases.csv``
-    beside the two folders, where there is one; otherwise every picture is a group of its own.
+    A pair in or below a folder ``Tuning`` is the tuning set, whose cases are called ``tuning_<picture>``; one below
+    ``Testing`` or ``Hidden`` is left alone. Groups and modalities come from ``cases.csv`` beside the two folders, where
+    there is one; otherwise every picture is a group of its own.
 
     Raises:
         ConversionError: If there are none, several training sets, or a picture or label without its partner.
@@ -193,20 +203,25 @@ def find_cases(source: Path) -> Found:
     training, tuning, skipped = [], [], []
     pairs = [folder for folder in common.walk_folders(source) if _is_pair(folder)]
     for folder in pairs:
-        where = str(folder.relative_to(source)).lower()
-        if "tun" in where:
+        part = _part_of(folder, source)
+        if part == "tuning":
             tuning.append(folder)
-        elif "test" in where or "hidden" in where:
-            skipped.append(Skipped(folder, "a test set, which this command leaves alone"))
-        else:
+        elif part == "training":
             training.append(folder)
+        else:
+            skipped.append(Skipped(folder, "a test set, which this command leaves alone"))
     if not training:
-        raise ConversionError(f"No folder below {source} holds the folders images and labels of a training set.")
+        held_out = [*((folder, "tuning") for folder in tuning), *((skip.path, "test") for skip in skipped)]
+        raise ConversionError(
+            f"No folder below {source} holds the folders images and labels of a training set"
+            + "".join(f"; by its name {folder} is the {what} set" for folder, what in held_out[: common.SHOWN])
+            + "."
+        )
     for what, folders in (("training", training), ("tuning", tuning)):
         if len(folders) > 1:
             raise ConversionError(f"Both {folders[0]} and {folders[1]} look like the {what} set; give one as source.")
     cases, more = _cases_of(training[0])
-    held, rest = _cases_of(tuning[0]) if tuning else ((), ())
+    held, rest = _cases_of(tuning[0], TUNING_PREFIX) if tuning else ((), ())
     used = {folder / name for folder in pairs for name in ("images", "labels")}
     for folder in common.walk_folders(source):
         if folder not in used:
@@ -214,14 +229,31 @@ def find_cases(source: Path) -> Found:
             if count:
                 skipped.append(Skipped(folder, f"{count} picture(s) in no folder images beside a folder labels"))
     grouped = (training[0] / CASES_TABLE).is_file()
-    return Found(tuple(cases), tuple(held), (*skipped, *more, *rest), grouped)
+    notes = []
+    if training[0].name == CHALLENGE_FOLDER and not grouped:
+        for what, count, expected in (
+            ("training", len(cases), TRAINING_PICTURES),
+            ("tuning", len(held), TUNING_PICTURES),
+        ):
+            if count and count != expected:
+                notes.append(f"this copy has {count} of {expected} {what} pictures")
+    return Found(tuple(cases), tuple(held), (*skipped, *more, *rest), grouped, tuple(notes))
+
+
+def _part_of(folder: Path, source: Path) -> str:
+    """What a set is by the names of its folder and those above it, up to the source: training where none tells."""
+    for name in reversed((source.name, *folder.relative_to(source).parts)):
+        match = PART_FOLDER.fullmatch(name)
+        if match:
+            return match[1].lower()
+    return "training"
 
 
 def _is_pair(folder: Path) -> bool:
     return (folder / "images").is_dir() and (folder / "labels").is_dir()
 
 
-def _cases_of(folder: Path) -> tuple[list[Case], list[Skipped]]:
+def _cases_of(folder: Path, prefix: str = "") -> tuple[list[Case], list[Skipped]]:
     images, labels = (common.files_by_stem(folder / name, pictures.picture_stem) for name in ("images", "labels"))
     table = read_table(folder / CASES_TABLE) if (folder / CASES_TABLE).exists() else None
     wanted = {f"{name}_label": name for name in images}
@@ -241,9 +273,9 @@ def _cases_of(folder: Path) -> tuple[list[Case], list[Skipped]]:
     for name, path in images.items():
         row = table[name] if table else {}
         group, stratum = row.get("group") or None, row.get("modality") or ""
-        cases.append(
-            Case(common.require_case_name(name, path), (path,), labels[f"{name}_label"], group=group, stratum=stratum)
-        )
+        case = f"{prefix}{common.require_case_name(name, path)}"
+        about = {"submit": f"{name}_label.tiff"} if prefix else {}
+        cases.append(Case(case, (path,), labels[f"{name}_label"], group=group, stratum=stratum, about=about))
     used = {*images.values(), *labels.values()}
     skipped = [
         Skipped(path, "neither a picture nor a label")
@@ -313,6 +345,7 @@ def convert(
     found = find_cases(source)
     cases, tests, skipped = list(found.training), [], list(found.skipped)
     notes = ["groups from cases.csv" if found.grouped else "no groups are published: every picture is its own group"]
+    notes += found.notes
     if (test_groups or test_share) and protocol != "crossval":
         raise ConversionError(f"Protocol {protocol} has its own test set; leave out --test-groups and --test-share.")
     if test_groups and test_share:
@@ -433,11 +466,13 @@ def restore(
 ) -> Path:
     """Write predictions as instance maps ``<case>_label.tiff``, see :func:`find_instances`.
 
+    Cases of the tuning set lose their prefix.
+
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
     found = common.find_predictions(predictions, pictures.FILE_ENDING)
-    names = {path: f"{case}_label.tiff" for case, path in found.items()}
+    names = {path: f"{case.removeprefix(TUNING_PREFIX)}_label.tiff" for case, path in found.items()}
     return common.write_restored(
         names, Instances(grow_pixels), out, source=predictions, overwrite=overwrite, jobs=jobs, dry_run=dry_run
     )

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import errno
 import functools
+import io
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import secrets
 import shutil
 import signal
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -146,6 +148,8 @@ def run(command: Callable[[], object]) -> int:
     Returns:
         Exit code: 0, 2 for an error of the user's or the disk's, 130 when interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         command()
@@ -153,7 +157,9 @@ def run(command: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        where = f"{final_path(error.filename)}: " if isinstance(error.filename, (str, Path)) else ""
+        remedy = "check that it exists and that you may read and write there"
+        print(f"error: {where}{error.strerror or error}; {remedy}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted; what had been written was removed again.", file=sys.stderr)
@@ -198,13 +204,26 @@ def positive(text: str) -> int:
 
 
 def make_parser(
-    module: str, description: str, *, default_id: int, protocols: Sequence[str] = (), default_protocol: str = ""
+    module: str,
+    description: str,
+    *,
+    default_id: int,
+    protocols: Sequence[str] = (),
+    default_protocol: str = "",
+    restore_looks_up_names: bool = False,
 ) -> argparse.ArgumentParser:
-    """Parser with the options that every converter has; the first line of ``description`` says what it converts."""
+    """Parser with the options that every converter has; the first line of ``description`` says what it converts.
+
+    Args:
+        restore_looks_up_names: Whether ``--restore`` reads the report of the converted data set, which ``-d`` names.
+    """
+    which_id = ", the latter with the -d of the conversion, whose report knows the names" * restore_looks_up_names
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
-        epilog="--images-only and --restore stand in for a conversion: they take two folders and need no -d.",
+        epilog="--images-only and --restore stand in for a conversion and take two folders"
+        + (which_id or "; they need no -d")
+        + ".",
     )
     parser.add_argument("source", type=Path, nargs="?", help="folder below which the archive was unpacked")
     parser.add_argument(
@@ -289,12 +308,16 @@ def run_converter(
 
 
 def require_source(source: Path) -> Path:
-    """``source`` as it stands, if it is a folder that can be read; a ConversionError otherwise."""
+    """``source`` with its full name, links followed, so that the folders it lies in can be told; it must be a folder.
+
+    Raises:
+        ConversionError: If it is none.
+    """
     source = Path(source)
     if not source.is_dir():
         state = "is a file, not a folder; unpack it first" if source.exists() else "does not exist"
         raise ConversionError(f"Source {source} {state}.")
-    return source
+    return source.resolve()
 
 
 def walk_folders(source: Path) -> Iterator[Path]:
@@ -384,6 +407,28 @@ def require_apart(source: Path, target: Path) -> None:
         raise ConversionError(f"Source {source} lies inside the target {target}; choose another target.")
 
 
+def require_outside(source: Path, target: Path) -> None:
+    """Raise a ConversionError if ``target`` lies in ``source``: the next run would take what is written for scans."""
+    source, target = Path(source).resolve(), Path(target).resolve()
+    if source in target.parents:
+        raise ConversionError(
+            f"Target {target} lies inside the source {source}, so that the next run would read it; choose another "
+            "target, or name the folder of the archive alone as source."
+        )
+
+
+def require_writable(target: Path) -> None:
+    """Raise a ConversionError unless something can be written beside ``target``, or in what exists of the path to it.
+
+    What a user may do is only known once it was tried: an empty folder is made and removed.
+    """
+    folder = Path(target).resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    with writing(folder):
+        tempfile.TemporaryDirectory(prefix=".writable-", dir=folder).cleanup()
+
+
 @contextlib.contextmanager
 def staged_folder(
     target: Path, *, overwrite: bool = False, then: Callable[[], object] = lambda: None
@@ -391,25 +436,29 @@ def staged_folder(
     """Yield an empty folder beside ``target`` that takes its place once the block ends well.
 
     If the block, the exchange or ``then`` raises, the staged folder and every parent made for it are removed and
-    ``target`` is as it was. The staged name starts with a dot, so that nnU-Net never takes it for a data set.
+    ``target`` is as it was. The staged name starts with a dot, so that nnU-Net never takes it for a data set. Where
+    ``target`` is a link, the folder that it leads to is replaced. Old contents that cannot be removed in the end are a
+    warning, since the new ones are in place.
 
     Args:
         then: Called when ``target`` is in place and its old contents are still at hand.
 
     Raises:
-        ConversionError: If ``target`` is not empty and not ``overwrite``.
+        ConversionError: If ``target`` is not empty and not ``overwrite``, or cannot be written.
     """
-    target = Path(target).absolute()
+    target = Path(target).resolve()
     require_free_target(target, overwrite)
     with _made_parents(target):
         staged, replaced = _sibling(target, "partial"), None
         in_place = False
         try:
-            staged.mkdir()
+            with writing(target):
+                staged.mkdir()
             yield staged
-            if target.exists():
-                replaced = target.rename(_sibling(target, "replaced"))
-            staged.rename(target)
+            with writing(target):
+                if target.exists():
+                    replaced = target.rename(_sibling(target, "replaced"))
+                staged.rename(target)
             in_place = True
             then()
         except BaseException:
@@ -418,7 +467,18 @@ def staged_folder(
                 _put_back(replaced, target)
             raise
         if replaced is not None:
-            shutil.rmtree(replaced)
+            _remove(replaced, target)
+
+
+def _remove(replaced: Path, target: Path) -> None:
+    try:
+        shutil.rmtree(replaced)
+    except OSError as error:
+        print(
+            f"warning: {replaced} could not be removed ({error.strerror or error}); it holds the old contents of "
+            f"{target}, remove it by hand.",
+            file=sys.stderr,
+        )
 
 
 def _put_back(replaced: Path, target: Path) -> None:
@@ -439,7 +499,8 @@ def staged_file(target: Path) -> Iterator[Path]:
         try:
             yield staged
             if staged.exists():
-                staged.replace(target)
+                with writing(target):
+                    staged.replace(target)
         finally:
             staged.unlink(missing_ok=True)
 
@@ -458,7 +519,8 @@ def _made_parents(target: Path) -> Iterator[None]:
     """Make the parents of ``target``; take back those that we made if the block raises."""
     missing = [parent for parent in target.parents if not parent.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         for parent in missing:
@@ -577,7 +639,8 @@ def workers(jobs: int) -> Iterator[EachCase]:
             yield from tqdm(results, total=len(cases), desc=verb, unit="case", disable=None)
         except BrokenProcessPool:
             raise ConversionError(
-                f"A worker process died during the {verb}, perhaps for lack of memory; try again with --jobs 1."
+                f"A worker process died during the {verb}, perhaps for lack of memory, or because a script uses "
+                "several jobs outside of if __name__ == '__main__'; try again with --jobs 1."
             ) from None
 
     try:
@@ -766,9 +829,17 @@ def write_dataset(
     name = f"Dataset{dataset_id:03d}_{description.name}"
     target = Path(nnunet_raw).absolute() / name
     splits_file = Path(nnunet_preprocessed).absolute() / name / "splits_final.json" if nnunet_preprocessed else None
+    if nnunet_preprocessed and Path(nnunet_raw).resolve() == Path(nnunet_preprocessed).resolve():
+        raise ConversionError(
+            f"nnUNet_raw and nnUNet_preprocessed are the same folder {nnunet_raw}; give each a folder of its own."
+        )
     require_apart(source, target)
     require_free_target(target, overwrite)
     require_free_id(name, (target.parent, splits_file.parents[1] if splits_file else None))
+    for written in (target, splits_file) if splits_file else (target,):
+        require_outside(source, written)
+        if not dry_run:
+            require_writable(written)
     everything = [*cases, *test_cases]
     _require_unique(everything)
     by_name = {case.name: case for case in cases}
@@ -776,7 +847,7 @@ def write_dataset(
         splits = make_splits(by_name, lambda case: by_name[case].group or case, lambda case: by_name[case].stratum)
     require_groups_apart(splits, cases, test_cases)
     splits_text = json.dumps(splits, indent=2) + "\n"
-    if splits_file and splits_file.exists() and splits_file.read_text() != splits_text and not overwrite:
+    if splits_file and not overwrite and splits_file.exists() and splits_file.read_bytes() != splits_text.encode():
         raise ConversionError(f"{splits_file} holds other splits; use --overwrite to replace it.")
 
     with contextlib.ExitStack() as stack:
@@ -804,7 +875,7 @@ def write_dataset(
             staged_splits = stack.enter_context(staged_file(splits_file))
             with writing(splits_file):
                 staged_splits.write_text(splits_text)
-            publish_splits = functools.partial(staged_splits.replace, splits_file)
+            publish_splits = functools.partial(_publish, staged_splits, splits_file)
         folder = stack.enter_context(staged_folder(target, overwrite=overwrite, then=publish_splits))
         write_cases(cases, layout, folder, "Tr", each_case)
         write_cases(test_cases, layout, folder, "Ts", each_case)
@@ -818,6 +889,11 @@ def write_dataset(
         print(f"  {len(splits)} folds (validation cases {sizes}): {splits_file}")
     print_notice(description)
     return target
+
+
+def _publish(staged: Path, target: Path) -> None:
+    with writing(target):
+        staged.replace(target)
 
 
 def _require_unique(cases: Sequence[Case]) -> None:
@@ -834,15 +910,18 @@ def require_groups_apart(
     splits: Sequence[Mapping[str, Sequence[str]]], cases: Sequence[Case], test_cases: Sequence[Case]
 ) -> None:
     """Raise a ConversionError if a group lies on both sides of a fold, or among training and test cases."""
-    group_of = {case.name: case.group or case.name for case in cases}
-    sides = [({group_of[case] for case in fold["train"]}, {group_of[case] for case in fold["val"]}) for fold in splits]
-    sides.append((set(group_of.values()), {case.group or case.name for case in test_cases}))
+    group_of = {case.name: case.group or case.name for case in (*cases, *test_cases)}
+    sides = [(fold["train"], fold["val"]) for fold in splits]
+    sides.append(([case.name for case in cases], [case.name for case in test_cases]))
     for first, second in sides:
-        if first & second:
-            raise ConversionError(
-                f"Group {sorted(first & second)[0]} lies on both sides of a split; rename one of its two parts if they "
-                "are not related."
-            )
+        case_of = {group_of[case]: case for case in reversed(first)}
+        for case in second:
+            if group_of[case] in case_of:
+                raise ConversionError(
+                    f"Group {group_of[case]} lies on both sides of a split, with case {case_of[group_of[case]]} and "
+                    f"with case {case}; take one of them out of the source, rename the group if two are called alike, "
+                    "or choose another protocol."
+                )
 
 
 def _write_dataset_json(folder: Path, name: str, description: Description, layout: Layout, num_training: int) -> None:
@@ -878,7 +957,10 @@ def write_test_images(
     """Check unlabelled cases and write them into ``target`` under the names that ``nnUNetv2_predict -i`` expects."""
     target = Path(target)
     require_apart(source, target)
+    require_outside(source, target)
     require_free_target(target, overwrite)
+    if not dry_run:
+        require_writable(target)
     cases = [replace(case, mask=None) for case in cases]
     _require_unique(cases)
     with workers(jobs) as each_case:
@@ -939,6 +1021,8 @@ def write_restored(
     target = Path(target)
     require_apart(source, target)
     require_free_target(target, overwrite)
+    if not dry_run:
+        require_writable(target)
     owners: dict[str, Path] = {}
     for path, name in names.items():
         if name in owners:
@@ -977,7 +1061,9 @@ def read_report(nnunet_raw: Path, dataset_id: int) -> dict:
     path = folders[0] / REPORT
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        report["cases"]
+        cases = report["cases"]
+        if not isinstance(cases, dict) or not all(isinstance(case, dict) for case in cases.values()):
+            raise TypeError("its cases are no table of facts")
     except FileNotFoundError:
         raise ConversionError(f"There is no {path}; convert the data set first.") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -1059,7 +1145,7 @@ def make_report(
         "labels": labels,
         "cases_without": without,
         "counts": dict(sorted(counts.items())),
-        "notes": list(notes),
+        "notes": [printable(note) for note in notes],
         "skipped": [{"path": _relative(skip.path, source), "reason": skip.reason} for skip in skipped],
         "cases": {
             case.name: {
@@ -1087,8 +1173,16 @@ def _name_of(value: int, labels: Mapping[str, int | list[int]]) -> str:
 
 
 def _relative(path: Path, source: Path) -> str:
-    path, source = Path(os.path.abspath(path)), Path(os.path.abspath(source))
-    return path.relative_to(source).as_posix() if path.is_relative_to(source) else path.name
+    path = Path(os.path.abspath(path))
+    for above in (os.path.abspath(source), os.path.realpath(source)):
+        if path.is_relative_to(above):
+            return printable(path.relative_to(above).as_posix())
+    return printable(path.name)
+
+
+def printable(name: str) -> str:
+    """A file name with the bytes that are no UTF-8 written out, as in ``caf\\xe9.txt``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def print_report(report: Mapping, layout: Layout) -> None:

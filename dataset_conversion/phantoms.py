@@ -576,7 +576,7 @@ def write_cells(
     one whose number is above 32767; every second label map is stored as int32.
 
     Args:
-        num_tuning: Labelled pictures in ``Tuning``.
+        num_tuning: Labelled pictures in ``Tuning``, counted from 1 again.
         num_unlabelled: Pictures in ``Training-unlabeled``.
         groups: Write a ``cases.csv`` in which pairs of neighbours are one group.
         edge: Pixels along both axes, 48 or more.
@@ -590,11 +590,11 @@ def write_cells(
     with common.staged_folder(target) as staged:
         number, rows = 0, []
         for part, count in parts:
-            for _ in range(count):
+            for index in range(1, count + 1):
                 number += 1
                 kind, ending = CELL_KINDS[number % len(CELL_KINDS)].split(".")
                 picture, instances = microscopy_picture(np.random.default_rng([seed, number, edge]), edge)
-                name = f"cell_{number:05d}"
+                name = f"cell_{index if part == 'Tuning' else number:05d}"
                 _save_cells(picture, kind, staged / part / "images" / f"{name}.{ending}")
                 if part != "Training-unlabeled":
                     path = staged / part / "labels" / f"{name}_label.tiff"

@@ -14,7 +14,8 @@ from dataset_conversion.common import ConversionError
 TIFF_ENDINGS = (".tif", ".tiff")
 PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", *TIFF_ENDINGS)
 FILE_ENDING = ".png"
-_PNG_BIT_DEPTH, _PNG_COLOUR_TYPE, _PNG_GREY = 24, 25, 0
+_PNG_BIT_DEPTH, _PNG_COLOUR_TYPE, _PNG_GREY, _PNG_GREY_ALPHA = 24, 25, 0, 4
+_TIFF_ALPHA = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA}
 
 Image.MAX_IMAGE_PIXELS = None  # whole-slide images are larger than Pillow's guard against decompression bombs
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said once, by us
@@ -27,6 +28,9 @@ def picture_stem(path: Path) -> str | None:
 
 def read_picture(path: Path, case: str, *, indices: bool = False) -> np.ndarray:
     """The picture at ``path``, (height, width) or (height, width, channels), in the dtype it is stored in.
+
+    Pages of a TIFF that are declared to be channels, as microscopes write them, are channels. Transparency beside grey
+    is left out.
 
     Args:
         indices: Give the indices of a palette, as in a mask, rather than its colours.
@@ -60,7 +64,10 @@ def _read_tiff(path: Path) -> np.ndarray:
         if len(file.series) > 1 or series.axes.replace("S", "").replace("C", "") != "YX" or len(channels) > 1:
             raise _Pages(f"{len(file.pages)} pages (axes {series.axes}, shape {series.shape})")
         picture = series.asarray()
-        return np.moveaxis(picture, series.axes.index(channels[0]), -1) if channels else picture
+        if channels:
+            picture = np.moveaxis(picture, series.axes.index(channels[0]), -1)
+        has_alpha = channels == ["S"] and set(file.pages[0].extrasamples) & _TIFF_ALPHA
+        return picture[..., 0] if has_alpha and picture.shape[-1] == 2 else picture
 
 
 def _read_other(path: Path, indices: bool) -> np.ndarray:
@@ -69,24 +76,36 @@ def _read_other(path: Path, indices: bool) -> np.ndarray:
             with path.open("rb") as file:
                 header = file.read(_PNG_COLOUR_TYPE + 1)
             if header[_PNG_BIT_DEPTH] == 16 and header[_PNG_COLOUR_TYPE] != _PNG_GREY:
-                return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # Pillow would keep 8 of the 16 bits
+                picture = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # Pillow would keep 8 of the 16 bits
+                return picture[..., 0] if header[_PNG_COLOUR_TYPE] == _PNG_GREY_ALPHA else picture
         if image.mode in ("P", "PA") and not indices or image.mode == "CMYK":
             image = image.convert("RGB")
+        if image.mode == "LA":
+            image = image.getchannel("L")
         return np.asarray(image)
 
 
 def as_rgb(picture: np.ndarray, case: str, path: Path) -> np.ndarray:
-    """Three channels: grey is repeated, more than three lose the others, as transparency does.
+    """Three channels: grey is repeated, more than three lose the others, as transparency does; one bit is 0 or 255.
 
     Returns:
-        (height, width, 3), dtype of ``picture``.
+        (height, width, 3), dtype of ``picture``, uint8 for bool.
 
     Raises:
-        ConversionError: For NaN or infinite values.
+        ConversionError: For complex, NaN or infinite values, and for two channels, of which one would be lost.
     """
+    if picture.dtype.kind not in "buif":
+        raise ConversionError(f"Case {case}: {path} holds {picture.dtype} values; export it with real numbers.")
     if not np.isfinite(picture).all():
         raise ConversionError(f"Case {case}: {path} holds NaN or infinite values; replace them in the source file.")
-    if picture.ndim == 2 or picture.shape[-1] <= 2:
+    if picture.ndim == 3 and picture.shape[-1] == 2:
+        raise ConversionError(
+            f"Case {case}: {path} holds 2 channels, where grey or three colours are expected; export the one that is "
+            "meant, or both as colours."
+        )
+    if picture.dtype == bool:
+        picture = picture.astype(np.uint8) * 255
+    if picture.ndim == 2 or picture.shape[-1] == 1:
         grey = picture if picture.ndim == 2 else picture[..., 0]
         return np.repeat(grey[..., None], 3, axis=-1)
     return picture[..., :3]

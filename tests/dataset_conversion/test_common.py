@@ -92,6 +92,37 @@ def test_staged_folder_restores_the_old_contents_if_what_follows_fails(tmp_path)
     assert (target / "old").read_text() == "precious"
 
 
+def test_a_target_that_is_a_link_is_replaced_where_it_leads(tmp_path):
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "old").write_text("x")
+    (tmp_path / "link").symlink_to(real)
+    with common.staged_folder(tmp_path / "link", overwrite=True) as staged:
+        (staged / "new").write_text("x")
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in real.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_old_contents_that_cannot_be_removed_are_a_warning_once_the_new_ones_are_there(tmp_path, monkeypatch, capsys):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "old").write_text("x")
+
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch, common.staged_folder(target, overwrite=True) as staged:
+        (staged / "new").write_text("x")
+        patch.setattr("shutil.rmtree", refuse)
+    (kept,) = tmp_path.glob(".target.replaced-*")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert capsys.readouterr().err == (
+        f"warning: {kept} could not be removed (Permission denied); it holds the old contents of {target}, "
+        "remove it by hand.\n"
+    )
+
+
 def test_staged_file_keeps_the_old_contents_after_an_error(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
@@ -137,7 +168,9 @@ def test_run_says_one_sentence_about_a_full_disk_or_a_forbidden_folder(capsys):
         raise PermissionError(13, "Permission denied", "/some/folder")
 
     assert common.run(command) == 2
-    assert capsys.readouterr().err == "error: Permission denied: /some/folder\n"
+    assert capsys.readouterr().err == (
+        "error: /some/folder: Permission denied; check that it exists and that you may read and write there.\n"
+    )
 
 
 def test_run_does_not_hide_programming_errors():
@@ -313,10 +346,81 @@ def test_a_worker_that_dies_is_told_and_nothing_is_written(tmp_path):
         with common.workers(2) as each_case, common.staged_folder(tmp_path / "target"):
             list(each_case(die, cases, "check"))
 
-    with pytest.raises(ConversionError, match="worker process died during the check"):
+    with pytest.raises(ConversionError, match=r"worker process died during the check.*__main__.*--jobs 1\."):
         lose_a_worker()
     assert list(tmp_path.iterdir()) == []
 
 
 def die(case):
     os._exit(1)
+
+
+# Where source and target must not be
+
+
+@pytest.fixture
+def hearts(tmp_path):
+    phantoms.write_acdc(tmp_path / "hearts", 2, num_test_patients=1, shape=(16, 16, 2))
+    return tmp_path / "hearts"
+
+
+def test_a_target_inside_the_source_is_refused_since_the_next_run_would_read_it(hearts, tmp_path, fingerprint):
+    before = fingerprint(tmp_path)
+    with pytest.raises(ConversionError, match=rf"Target {hearts}/out lies inside the source {hearts}"):
+        acdc.convert_images(hearts, hearts / "out")
+    for raw, preprocessed in ((hearts / "raw", tmp_path / "pre"), (tmp_path / "raw", hearts / "pre")):
+        with pytest.raises(ConversionError, match=rf"Target {hearts}/(raw|pre)/.* lies inside the source {hearts}"):
+            acdc.convert(hearts, raw, preprocessed)
+    assert fingerprint(tmp_path) == before
+
+
+def test_one_folder_cannot_be_both_roots(hearts, tmp_path):
+    with pytest.raises(ConversionError, match="nnUNet_raw and nnUNet_preprocessed are the same folder"):
+        acdc.convert(hearts, tmp_path / "both", tmp_path / "both" / ".." / "both")
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize("root", ["nnUNet_raw", "nnUNet_preprocessed", "out"])
+def test_a_root_that_cannot_be_written_is_named_before_any_case_is_read(hearts, tmp_path, monkeypatch, capfd, root):
+    """Below a pseudo file system nobody can make a folder, whoever runs the test."""
+    if not Path("/proc/self").exists():
+        pytest.skip("there is no /proc here")
+    folders = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "out")} | {root: "/proc/no"}
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setenv(name, folders[name])
+    monkeypatch.setattr(volumes.Volumes, "check", lambda *arguments: pytest.fail("a case was read"))
+    arguments = ["--images-only", str(hearts), folders["out"]] if root == "out" else [str(hearts)]
+    assert acdc.main([*arguments, "--jobs", "1"]) == 2
+    errors = capfd.readouterr().err
+    assert errors.startswith("error: /proc cannot be written (")
+    assert "partial" not in errors
+    assert errors.endswith("or choose another target.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["hearts"]
+
+
+def test_names_that_are_not_utf_8_are_reported_with_their_bytes(tmp_path, capfd, monkeypatch):
+    folder = phantoms.write_cells(tmp_path / "source", 3, edge=48)
+    try:
+        Path(os.fsdecode(os.fsencode(folder / "images") + b"/caf\xe9.txt")).touch()
+        os.rename(os.fsencode(folder.parent), os.fsencode(tmp_path) + b"/sourc\xe9")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))
+    for name in ("raw", "preprocessed"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(root / name))
+    assert cells.main([os.fsdecode(os.fsencode(tmp_path) + b"/sourc\xe9"), "--jobs", "1"]) == 0
+    said, errors = capfd.readouterr()
+    assert errors == ""
+    assert r"neither a picture nor a label: Training-labeled/images/caf\xe9.txt" in said
+    (report,) = (root / "raw").glob(f"*/{common.REPORT}")
+    assert r"images/caf\\xe9.txt" in report.read_text(encoding="utf-8")
+
+
+def test_old_splits_that_are_no_text_are_replaced_only_when_told(hearts, tmp_path):
+    splits = tmp_path / "pre" / "Dataset502_ACDC" / "splits_final.json"
+    splits.parent.mkdir(parents=True)
+    splits.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConversionError, match="holds other splits; use --overwrite"):
+        acdc.convert(hearts, tmp_path / "raw", tmp_path / "pre")
+    acdc.convert(hearts, tmp_path / "raw", tmp_path / "pre", overwrite=True)
+    assert splits.read_bytes().startswith(b"[")

@@ -8,6 +8,8 @@ import errno
 import hashlib
 import os
 import shutil
+import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,6 +168,20 @@ def no_voxels(path):
     path.unlink()
 
 
+def png_without_pixels(path):
+    """A PNG of width 0, its checksum in order."""
+    content = bytearray(path.read_bytes())
+    content[16:20] = bytes(4)
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(bytes(content))
+
+
+def tiff_without_pixels(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tifffile says that this is unusual
+        tifffile.imwrite(path, np.zeros((0, 40), np.uint8))
+
+
 def picture(change):
     """Change the pixels of a PNG."""
 
@@ -216,12 +232,12 @@ FAULTS = [
     Fault("empty volume", "brats", T2, empty, "002_t2.nii.gz cannot be read"),
     Fault("text as volume", "brats", T2, as_text, "002_t2.nii.gz cannot be read"),
     Fault("flipped byte", "brats", T2, flip_a_byte, "002_t2.nii.gz cannot be read"),
-    Fault("volume without voxels", "brats", T2, no_voxels, "002_t2.nii"),
+    Fault("volume without voxels", "brats", T2, no_voxels, "002_t2.nii has size (0,) and so no voxel"),
     Fault("missing modality", "brats", T2, remove, "lacks BraTS20_Training_002_t2.nii.gz"),
     Fault("missing mask", "brats", SEG, remove, "no mask BraTS20_Training_002_seg.nii.gz"),
     Fault("misspelt modality", "brats", T2, renamed("BraTS20_Training_002_T2.nii.gz"), "lacks BraTS20_Training_002_t2"),
     Fault("folder as volume", "brats", T2, into_folder, "lacks BraTS20_Training_002_t2.nii.gz"),
-    Fault("circular link", "brats", T2, circle, "Link"),
+    Fault("circular link", "brats", T2, circle, "002_t2.nii.gz leads nowhere or in a circle"),
     Fault("dangling link", "brats", SEG, nowhere, "002_seg.nii.gz leads nowhere"),
     Fault("circular link as case", "brats", f"{BRATS}/../name_mapping.csv", circle, "name_mapping.csv leads nowhere"),
     Fault("link to the folder above", "brats", T2, linked(".."), "BraTS20_Training_002/link leads back to"),
@@ -233,6 +249,8 @@ FAULTS = [
     Fault("case twice", "brats", BRATS, copied("../copy/BraTS20_Training_002"), "BraTS20_Training_002 lies both in"),
     Fault("case of 2021 beside", "brats", BRATS, copied("../more/BraTS2021_00001"), "choose one with --release"),
     Fault("case named without digits", "brats", BRATS, renamed("BraTS20_Training_two"), "BraTS20_Training_two is not"),
+    Fault("modality with an umlaut", "brats", T2, renamed("BraTS20_Training_002_tä2.nii.gz"), "lacks BraTS20_Training"),
+    Fault("modality in Latin-1", "brats", T2, renamed(os.fsdecode(b"t\xe92.nii.gz")), "lacks BraTS20_Training_002_t2"),
     Fault("case in other digits", "brats", BRATS, renamed("BraTS20_Training_٠٠٢"), "BraTS20_Training_٠٠٢ is not named"),
     Fault("swapped axes", "brats", T2, volume(lambda v: sitk.PermuteAxes(v, (1, 0, 2))), "size of"),
     Fault("other spacing", "brats", T2, volume(lambda v: v.SetSpacing((1, 1, 2))), "spacing of"),
@@ -272,6 +290,8 @@ FAULTS = [
     Fault("patient of the other part", "acdc", PATIENT, copied("../testing/patient003"), "patient003 lies in testing"),
     Fault("patient 151", "acdc", TEST_PATIENT, renamed("patient151"), "patient151 has a number out of range"),
     Fault("patient 1", "acdc", PATIENT, renamed("patient1"), "patient1 is not named"),
+    Fault("heart without voxels", "acdc", f"{FRAME}.nii.gz", no_voxels, "frame09.nii has size (0,) and so no voxel"),
+    Fault("frame with an umlaut", "acdc", f"{FRAME}.nii.gz", renamed("främé09.nii.gz"), "no patient001_frame09.nii.gz"),
     Fault("patient in other digits", "acdc", PATIENT, renamed("patient００１"), "patient００１ is not named"),
     Fault("test part only", "acdc", "database/training", remove, "None of the patients 001 to 100"),
     Fault("no test part", "acdc", "database/testing", remove, "tests on patients 101 to 150"),
@@ -281,6 +301,9 @@ FAULTS = [
     Fault("frame without mask", "endovis", f"{DRIVER}/frame000.png", remove, "frame000.png has no partner"),
     Fault("mask without frame", "endovis", f"{DRIVER}/frame000.png", copied("frame001.png"), "frame001.png has no"),
     Fault("frame in other digits", "endovis", PICTURE, renamed("frame０００.png"), "There are no frames"),
+    Fault("frame with an umlaut", "endovis", PICTURE, renamed("främe000.png"), "There are no frames"),
+    Fault("frame without pixels", "endovis", PICTURE, png_without_pixels, "frame000.png cannot be read"),
+    Fault("instrument with an umlaut", "endovis", DRIVER, renamed("Schöre"), "Schöre names no known instrument"),
     Fault("truncated frame", "endovis", PICTURE, halve, "frame000.png cannot be read"),
     Fault("text as frame", "endovis", PICTURE, as_text, "frame000.png cannot be read"),
     Fault("folder as frame", "endovis", PICTURE, into_folder, "There are no frames"),
@@ -317,6 +340,7 @@ FAULTS = [
     Fault("text as label", "cells", LABEL, as_text, "cell_00001_label.tiff cannot be read"),
     Fault("two pages", "cells", CELL, tiff(lambda p: np.stack([p, p])), "cell_00001.tif holds 2 pages"),
     Fault("label of two pages", "cells", LABEL, tiff(lambda p: np.stack([p, p])), "_label.tiff holds 2 pages"),
+    Fault("complex picture", "cells", CELL, tiff(lambda p: p.astype(np.complex64)), "01.tif holds complex64 values"),
     Fault("NaN in a picture", "cells", CELL, tiff(pixel(np.nan, np.float32)), "cell_00001.tif holds NaN"),
     Fault("transposed label", "cells", LABEL, tiff(lambda p: p[:40].T.copy()), "cell_00001_label.tiff has 48 x 40"),
     Fault("fractional instances", "cells", LABEL, tiff(pixel(1.5, np.float32)), "_label.tiff holds fractions"),
@@ -324,6 +348,10 @@ FAULTS = [
     Fault("instance of 40 bits", "cells", LABEL, tiff(pixel(1 << 40, np.int64)), "numbers instances from 0 to 1099"),
     Fault("coloured label", "cells", LABEL, tiff(lambda p: np.stack([p.astype(np.uint8)] * 3, -1)), "has 3 channels"),
     Fault("picture of another name", "cells", CELL, renamed("zelle_ä.tif"), "no label zelle_ä_label.tiff"),
+    Fault("picture in Latin-1", "cells", RGBA, renamed(os.fsdecode(b"cell_\xe9.png")), "has no label cell_"),
+    Fault("PNG without pixels", "cells", RGBA, png_without_pixels, "cell_00002.png cannot be read"),
+    Fault("TIFF without pixels", "cells", CELL, tiff_without_pixels, "cell_00001.tif"),
+    Fault("label without pixels", "cells", LABEL, tiff_without_pixels, "cell_00001_label.tiff"),
     Fault("circular picture", "cells", CELL, circle, "cell_00001.tif leads nowhere"),
     Fault("two training sets", "cells", TRAINING, copied("again"), "look like the training set"),
     Fault("no labels folder", "cells", f"{TRAINING}/labels", remove, "holds the folders images and labels"),
@@ -578,7 +606,17 @@ def test_a_prediction_with_a_strange_label_is_refused(name, predictions, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", None], ids=["cut", "other", "binary", "gone"])
+REPORTS = {
+    "cut": b"{",
+    "other": b"[]",
+    "binary": b"\xff",
+    "gone": None,
+    "list": b'{"cases": []}',
+    "text": b'{"cases": {"a": 1}}',
+}
+
+
+@pytest.mark.parametrize("content", REPORTS.values(), ids=REPORTS)
 def test_a_report_that_cannot_be_read_is_named(content, predictions, tmp_path, capfd, monkeypatch):
     raw, files = predictions
     shutil.copytree(raw / "Dataset502_ACDC", tmp_path / "raw" / "Dataset502_ACDC")

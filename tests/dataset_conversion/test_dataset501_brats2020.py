@@ -212,6 +212,35 @@ def test_a_modality_given_twice_is_refused(tmp_path):
         brats.convert(tmp_path / "source", tmp_path / "raw")
 
 
+def test_validation_cases_are_told_by_their_folder_even_from_inside_it(tmp_path, monkeypatch):
+    write(tmp_path / "source", 2, shape=SMALL, release="2021", labelled=False)
+    monkeypatch.chdir(tmp_path / "source" / "BraTS2021_Validation_Data")
+    with pytest.raises(ConversionError, match=r"only 2 unlabelled of BraTS 2021\."):
+        brats.find_cases(".")
+
+
+def test_a_source_may_be_a_link_and_the_report_does_not_tell(source, tmp_path, fingerprint):
+    (tmp_path / "link").symlink_to(source)
+    brats.convert(source, tmp_path / "plain")
+    brats.convert(tmp_path / "link", tmp_path / "linked")
+    assert fingerprint(tmp_path / "linked") == fingerprint(tmp_path / "plain")
+
+
+def test_a_validation_scan_of_a_training_patient_is_refused(tmp_path):
+    """Time points of one patient on both sides, as the names of 2023 allow."""
+    write(tmp_path / "source" / "training", 3, shape=SMALL, release="2023-GLI")
+    write(tmp_path / "source" / "validation", 1, shape=SMALL, release="2023-GLI", labelled=False, first_number=4)
+    with pytest.raises(ConversionError, match=r"Group BraTS-GLI-00002 .* BraTS-GLI-00002-000 .* BraTS-GLI-00002-001; "):
+        brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "pre", protocol="official")
+    assert not (tmp_path / "raw").exists()
+    shutil.rmtree(tmp_path / "source" / "validation")
+    write(tmp_path / "source" / "validation", 2, shape=SMALL, release="2023-GLI", labelled=False, first_number=5)
+    target = brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "pre", protocol="official")
+    cases = json.loads((target / common.REPORT).read_text())["cases"].values()
+    training, testing = ({case["group"] for case in cases if case["part"] == part} for part in ("Tr", "Ts"))
+    assert (training, testing) == ({"BraTS-GLI-00001", "BraTS-GLI-00002"}, {"BraTS-GLI-00003"})
+
+
 def test_a_release_that_is_not_converted_is_named(tmp_path):
     (tmp_path / "source" / "Brats18_CBICA_AAB_1").mkdir(parents=True)
     with pytest.raises(ConversionError, match="only 1 of BraTS 2017 to 2019"):

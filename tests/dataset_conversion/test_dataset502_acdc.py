@@ -1,6 +1,7 @@
 """The ACDC converter on generated hearts: phases from Info.cfg, whole patients in folds, names for the submission."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -145,6 +146,40 @@ def test_a_prediction_of_no_known_case_is_refused_and_of_an_own_scan_keeps_its_n
     (predictions / "patient149_frame01.nii.gz").write_bytes(mask)
     with pytest.raises(ConversionError, match=r"patient149_frame01\.nii\.gz belongs to no case"):
         acdc.restore(predictions, tmp_path / "again", tmp_path / "raw")
+
+
+def test_restoring_test_patients_needs_a_conversion_that_has_them(source, tmp_path, capsys):
+    acdc.convert(source, tmp_path / "raw", tmp_path / "pre", protocol="crossval")
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    mask = tmp_path / "raw" / NAME / "labelsTr" / "patient001_frame01.nii.gz"
+    (predictions / "patient101_frame03.nii.gz").write_bytes(mask.read_bytes())
+    with pytest.raises(ConversionError, match="patient101_frame03.* name with -d a conversion .* --protocol official"):
+        acdc.restore(predictions, tmp_path / "submit", tmp_path / "raw")
+    with pytest.raises(SystemExit):
+        acdc.main(["--help"])
+    assert "with the -d of the conversion" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_byte_order_mark_in_the_info_is_no_part_of_the_first_key(source):
+    path = source / "database" / "training" / "patient001" / "Info.cfg"
+    before = path.read_bytes()
+    assert before.startswith(b"ED:")
+    try:
+        path.write_bytes(b"\xef\xbb\xbf" + before)
+        assert acdc.read_info(path)["ED"] == "1"
+    finally:
+        path.write_bytes(before)
+
+
+def test_only_a_folder_with_a_heart_in_it_must_be_named_as_a_patient(source, tmp_path):
+    root = tmp_path / "patients"
+    shutil.copytree(source, root / "patients_of_2017")
+    (root / "patient_lists").mkdir()
+    assert len(acdc.find_cases(root).training) == 10
+    shutil.copy(source / "database" / "training" / "patient001" / "Info.cfg", root / "patient_lists")
+    with pytest.raises(ConversionError, match="patient_lists is not named"):
+        acdc.find_cases(root)
 
 
 def test_images_only_takes_stacks_but_no_masks_and_no_series(source, tmp_path):

@@ -172,6 +172,55 @@ def test_frames_without_masks_are_named_by_sequence_for_prediction(source, tmp_p
     assert (pixels(tmp_path / "test" / "test1_frame225_0000.png") == endovis.crop(pixels(frame))).all()
 
 
+def test_scans_to_predict_are_found_below_the_complete_archive(source, tmp_path):
+    """Beside masks of every kind, pictures of types for viewing included."""
+    assert any(source.rglob("TypeSegmentationRescaled/*.png"))
+    endovis.convert_images(source, tmp_path / "scans")
+    assert names(tmp_path / "scans") == [
+        "test10_frame225_0000.png",
+        "test1_frame000_0000.png",
+        "test1_frame225_0000.png",
+        *(f"test{number}_frame000_0000.png" for number in range(2, 9)),
+    ]
+
+
+def make_sequence(folder, first_frame, ground_truth=True):
+    """Empty files where :func:`endovis.find_cases`, which reads none, looks for them."""
+    for part in ("left_frames", *(["ground_truth/Left_Large_Needle_Driver_labels"] if ground_truth else [])):
+        (folder / part).mkdir(parents=True)
+        (folder / part / f"frame{first_frame:03d}.png").touch()
+
+
+@pytest.mark.parametrize("below", ["", "instrument_1_4_training"])
+def test_a_training_sequence_without_its_masks_is_no_test_sequence_whatever_the_source(tmp_path, below):
+    archive = tmp_path / "instrument_1_4_training"
+    make_sequence(archive / "instrument_dataset_1", 0)
+    make_sequence(archive / "instrument_dataset_3", 225, ground_truth=False)
+    with pytest.raises(ConversionError, match=r"instrument_dataset_3 has no folder ground_truth"):
+        endovis.find_cases(tmp_path / below)
+
+
+def test_a_test_sequence_that_starts_like_a_training_sequence_is_refused(tmp_path):
+    make_sequence(tmp_path / "a" / "instrument_dataset_1", 0)
+    make_sequence(tmp_path / "b" / "instrument_dataset_3", 224, ground_truth=False)
+    with pytest.raises(ConversionError, match=r"instrument_dataset_3/left_frames/frame224\.png, .* ground_truth"):
+        endovis.find_cases(tmp_path)
+
+
+def test_the_words_train_and_test_in_other_folders_mean_nothing(tmp_path):
+    make_sequence(tmp_path / "train_and_test" / "instrument_1_4_training" / "instrument_dataset_1", 0)
+    make_sequence(tmp_path / "train_and_test" / "instrument_1_8_testing" / "instrument_dataset_1", 225, False)
+    make_sequence(tmp_path / "train_and_test" / "instrument_9_10_testing" / "instrument_dataset_9", 0, False)
+    found = endovis.find_cases(tmp_path)
+    assert [case.name for case in found.training] == ["seq1_frame000"]
+    assert [case.name for case in found.testing] == ["test1_frame225", "test9_frame000"]
+
+
+def test_a_source_may_be_called_like_its_sequences(tmp_path):
+    make_sequence(tmp_path / "instrument_datasets" / "instrument_dataset_1", 0)
+    assert len(endovis.find_cases(tmp_path / "instrument_datasets").training) == 1
+
+
 def test_test_frames_without_their_archive_of_masks_give_images_only(tmp_path, capsys):
     phantoms.write_endovis2017(tmp_path / "source", 1, sequences=(1, 2), test_sequences=(3,), test_masks=False)
     target = endovis.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "pre")

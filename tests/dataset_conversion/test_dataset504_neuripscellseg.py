@@ -144,6 +144,53 @@ def test_palettes_are_colours_in_pictures_and_indices_in_masks(tmp_path):
     assert pictures.read_picture(tmp_path / "a.png", "a", indices=True).tolist() == [[0, 1], [2, 1]]
 
 
+def test_one_bit_pictures_are_black_and_white(tmp_path):
+    flags = disc(8)
+    Image.fromarray(flags).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "b.tif", flags)
+    assert pictures.read_picture(tmp_path / "a.png", "a").dtype == bool
+    cells.convert_images(tmp_path, tmp_path.parent / "scans")
+    for name in ("a_0000.png", "b_0000.png"):
+        assert (pixels(tmp_path.parent / "scans" / name) == flags[..., None] * 255).all()
+
+
+def two_channels(shape):
+    return np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("imagej.tif", lambda path: tifffile.imwrite(path, two_channels((2, 30, 40)), imagej=True)),
+        ("ome.ome.tif", lambda path: tifffile.imwrite(path, two_channels((2, 30, 40)), metadata={"axes": "CYX"})),
+        ("samples.tiff", lambda path: tifffile.imwrite(path, two_channels((30, 40, 2)), planarconfig="contig")),
+    ],
+)
+def test_two_channels_are_refused_since_one_would_be_lost(tmp_path, name, write):
+    source = tmp_path / "source"
+    source.mkdir()
+    write(source / name)
+    with pytest.raises(ConversionError, match=rf"{name} holds 2 (channels|pages).*; export"):
+        cells.convert_images(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_transparency_beside_grey_is_left_out(tmp_path):
+    grey = two_channels((30, 40))
+    both = np.dstack([grey, np.full_like(grey, 255)])
+    Image.fromarray(both, "LA").save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "b.tif", both, photometric="minisblack", extrasamples=["unassalpha"])
+    for name in ("a.png", "b.tif"):
+        assert (pictures.read_picture(tmp_path / name, "a") == grey).all()
+
+
+def test_pages_that_are_declared_to_be_three_channels_are_the_channels(tmp_path):
+    pages = two_channels((4, 30, 40))
+    tifffile.imwrite(tmp_path / "a.tif", pages, imagej=True, metadata={"axes": "CYX"})
+    picture = pictures.as_rgb(pictures.read_picture(tmp_path / "a.tif", "a"), "a", tmp_path / "a.tif")
+    assert (picture == np.moveaxis(pages[:3], 0, -1)).all()
+
+
 # Instances, groups, protocols
 
 
@@ -191,6 +238,69 @@ def test_protocols_and_shares_choose_what_is_held_out(source, tmp_path):
     ):
         with pytest.raises(ConversionError, match=message):
             counts(507, **options)
+
+
+def test_tuning_pictures_may_have_the_numbers_of_training_pictures(source, tmp_path):
+    assert names(source / "Tuning" / "labels") == ["cell_00001_label.tiff", "cell_00002_label.tiff"]
+    target = cells.convert(source, tmp_path / "raw", tmp_path / "pre", protocol="official")
+    assert names(target / "labelsTs") == ["tuning_cell_00001.png", "tuning_cell_00002.png"]
+    theirs = tifffile.imread(source / "Tuning" / "labels" / "cell_00001_label.tiff")
+    assert (tifffile.imread(target / "instancesTs" / "tuning_cell_00001.tiff") == theirs).all()
+    report = json.loads((target / common.REPORT).read_text())
+    assert report["cases"]["tuning_cell_00001"]["submit"] == "cell_00001_label.tiff"
+    cells.restore(target / "labelsTs", tmp_path / "submit")
+    assert names(tmp_path / "submit") == names(source / "Tuning" / "labels")
+
+
+def make_set(folder):
+    for part, name in (("images", "a.png"), ("labels", "a_label.tiff")):
+        (folder / part).mkdir(parents=True)
+        (folder / part / name).touch()
+
+
+def test_sets_are_told_by_whole_folder_names(tmp_path):
+    make_set(tmp_path / "latest" / "fortune" / "Training-labeled")
+    assert [case.name for case in cells.find_cases(tmp_path).training] == ["a"]
+    make_set(tmp_path / "latest" / "Tuning")
+    make_set(tmp_path / "latest" / "Testing" / "Hidden")
+    found = cells.find_cases(tmp_path)
+    assert [case.name for case in found.tuning] == ["tuning_a"]
+    assert [skip.path for skip in found.skipped] == [tmp_path / "latest" / "Testing" / "Hidden"]
+
+
+@pytest.mark.parametrize("name", ["Tuning", "Testing", "Hidden"])
+def test_a_source_that_is_a_held_out_set_is_not_trained_on(tmp_path, name):
+    make_set(tmp_path / name)
+    with pytest.raises(ConversionError, match=rf"of a training set; by its name {tmp_path / name} is the "):
+        cells.find_cases(tmp_path / name)
+
+
+def test_a_group_in_the_tables_of_both_parts_is_refused_naming_both_pictures(tmp_path):
+    folder = phantoms.write_cells(tmp_path / "source", 4, num_tuning=2, groups=True, edge=48)
+    table = "image,group\n" + "".join(
+        f"{path.name},field_{number:03d}\n"
+        for number, path in enumerate(sorted((folder.parent / "Tuning" / "images").iterdir()), 1)
+    )
+    (folder.parent / "Tuning" / "cases.csv").write_text(table)
+    with pytest.raises(ConversionError, match=r"Group field_001 .* cell_00002 .* tuning_cell_00001; "):
+        cells.convert(folder.parent, tmp_path / "raw", tmp_path / "pre", protocol="paper")
+    assert not (tmp_path / "raw").exists()
+    (folder.parent / "Tuning" / "cases.csv").write_text(table.replace("field", "well"))
+    target = cells.convert(folder.parent, tmp_path / "raw", tmp_path / "pre", protocol="paper")
+    cases = json.loads((target / common.REPORT).read_text())["cases"].values()
+    training, testing = ({case["group"] for case in cases if case["part"] == part} for part in ("Tr", "Ts"))
+    assert not training & testing
+    assert testing == {"well_001", "well_002"}
+
+
+def test_only_the_challenge_itself_is_expected_to_be_complete(source, tmp_path):
+    phantoms.write_cells(tmp_path / "source", 3, num_tuning=1, edge=48)
+    target = cells.convert(tmp_path / "source", tmp_path / "raw", None, protocol="paper")
+    notes = json.loads((target / common.REPORT).read_text())["notes"]
+    assert "this copy has 3 of 1000 training pictures" in notes
+    assert "this copy has 1 of 101 tuning pictures" in notes
+    make_set(tmp_path / "own")
+    assert cells.find_cases(tmp_path / "own").notes == ()
 
 
 def test_the_paper_needs_the_tuning_set(tmp_path):
