@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="among Dice, IoU, NSD, HD95; default: Dice, and NSD and HD95 where every run has them",
+        help="among Dice, IoU, NSD, HD95, nsd_umamba; default: Dice, and NSD and HD95 where every run has them",
     )
     parser.add_argument("--folds", nargs="+", metavar="FOLD", help="default: all that are finished")
     parser.add_argument("--against", metavar="METHOD", help="test only pairs with this method; default: all pairs")
