@@ -16,6 +16,7 @@ from small_results import DATASET, write_run
 from nnunet_logvmamba.evaluation.statistics import holm
 from nnunet_logvmamba.plugin import comparison, tables
 from nnunet_logvmamba.plugin.cli import main
+from nnunet_logvmamba.plugin.cli.compare import OWN
 from nnunet_logvmamba.plugin.errors import UserError
 
 LOG, VSS, STOCK = "nnUNetTrainerLoGVMamba", "nnUNetTrainerVMamba", "nnUNetTrainer"
@@ -568,7 +569,7 @@ def test_wishes_that_cannot_be_met_are_refused(results):
 
 
 @pytest.mark.parametrize(
-    "name", ["validation/summary.json", "validation/surface.json", "logvmamba.json", "../plans.json"]
+    "name", ["validation/summary.json", "validation/surface.json", "logvmamba.json", "../plans.json", "../dataset.json"]
 )
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"metric_per_case": [{}]}', "\xff"])
 def test_damaged_files_are_named(name, text, results):
@@ -587,6 +588,22 @@ def test_nothing_is_written_when_something_is_refused(results, tmp_path):
     write_run(results, model(VSS), 0, scores(0, 0.8, 4))
     refusal(results, "--output", tmp_path / "tables")
     assert not (tmp_path / "tables").exists()
+
+
+def test_tables_of_an_older_comparison_do_not_stay_beside_new_ones(results, tmp_path, capsys):
+    for trainer in (LOG, VSS):
+        write_run(results, model(trainer), 0, {"a": [0.9, 0.8]})
+    target = tmp_path / "tables"
+    assert main(["compare", str(results), "--output", str(target)]) == 0
+    assert sorted(path.name for path in target.iterdir()) == sorted(OWN)
+    (target / "mine.txt").write_text("mine")
+    assert main(["compare", str(results), "--output", str(target), "--format", "latex"]) == 0
+    assert sorted(path.name for path in target.iterdir()) == ["comparison.tex", "mine.txt"]
+    (target / "comparison.md").mkdir()
+    before = (target / "comparison.tex").read_text()
+    assert main(["compare", str(results), "--output", str(target), "--names", "VMamba=X"]) == 2
+    assert "comparison.md is in the way: it is no file" in capsys.readouterr().err
+    assert (target / "comparison.tex").read_text() == before
 
 
 # Real trainings
