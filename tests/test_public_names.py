@@ -78,6 +78,33 @@ SWIN_NETWORK_ARGUMENTS = [
     "checkpointing",
     "backend",
 ]
+RECORD_KEYS = (
+    "format",
+    "trainer",
+    "network",
+    "dataset",
+    "plans",
+    "configuration",
+    "fold",
+    "seed",
+    "recipe",
+    "epochs",
+    "iterations_per_epoch",
+    "validation_iterations_per_epoch",
+    "patch_size",
+    "batch_size",
+    "spacing",
+    "split",
+    "parameters",
+    "multiply_adds",
+    "device",
+    "versions",
+    "sessions",
+    "peak_memory_bytes",
+    "epochs_done",
+    "median_seconds_per_epoch",
+    "seconds_per_epoch",
+)
 
 
 def test_dotted_path_of_the_network_in_plans():
@@ -130,6 +157,12 @@ def test_files_of_scores():
     folders = importlib.import_module("nnunet_logvmamba.evaluation.folders")
     assert importlib.import_module("nnunet_logvmamba.plugin.surface_scores").FILE == "surface.json"
     assert (folders.SCORES, folders.SUMMARY, folders.TABLE) == ("scores.csv", "scores.json", "scores.txt")
+
+
+def test_record_of_a_training():
+    run_record = importlib.import_module("nnunet_logvmamba.plugin.run_record")
+    assert (run_record.RECORD_NAME, run_record.FORMAT) == ("logvmamba.json", 1)
+    assert tuple(run_record.KEYS) == RECORD_KEYS
 
 
 def test_trainers_in_checkpoints_and_results_folders():

@@ -25,6 +25,9 @@ AVERAGES = {
     "class-first": "mean over the cases of each label, then over the labels",
     "frame-first": "mean over the labels that are in the truth or the prediction of a case, then over the cases",
 }
+FOUND = "found in the files, for want of dataset.json"
+"""Where labels are from that nobody named."""
+
 INSTANCES = "instances"
 """The one label of instance maps."""
 
@@ -150,7 +153,7 @@ def find_labels(pairs: Sequence[Pair], *, processes: int = 1) -> Labels:
         raise CaseError(f"the files hold {len(found)} labels; if they are instance maps, add --instances")
     if not found:
         raise CaseError("the files hold nothing but background, and there is no dataset.json: name it: --dataset-json")
-    return Labels({str(value): (value,) for value in found}, None, "found in the files, for want of dataset.json")
+    return Labels({str(value): (value,) for value in found}, None, FOUND)
 
 
 def _values_of(pair: Pair) -> set[int]:
@@ -375,6 +378,8 @@ def as_text(summary: dict) -> str:
         rows.append([f"all, {summary['average']['name']}", *(_mean_cell(summary["overall"][c]) for c in columns)])
     lines = [as_text_table(header, rows), "", "mean ± standard deviation over cases (cases behind the mean)"]
     lines.append(f"cases: {len(summary['cases'])}" + _more(summary.get("cases_not_scored"), "without a prediction"))
+    if summary["labels_from"] == FOUND:
+        lines.append(f"labels: {', '.join(summary['labels'])}, {FOUND}")
     lines.append(f"average: {summary['average']['definition']}")
     lines.append(f"empty masks: policy {summary['policy']['name']} ({summary['policy']['source']})")
     lines += [

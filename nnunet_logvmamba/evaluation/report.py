@@ -42,7 +42,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequenc
 
 def write_json(path: Path, content: object) -> None:
     """Write indented JSON that any reader takes: NaN and infinity become null."""
-    path.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(as_json(content), encoding="utf-8")
+
+
+def as_json(content: object) -> str:
+    """Give what ``write_json`` writes."""
+    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
 
 
 def _finite(content: object) -> object:
@@ -93,10 +98,12 @@ def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> 
 
     Args:
         overwrite: Replace files of the same name; otherwise the target must be absent or empty.
-        last: Names of files that move after all others, such as the summary.
+        last: Names of files that move after all others, such as the summary. Older ones leave before anything moves,
+            also where no new one takes their place, so that they never stand beside scores that are not theirs.
 
     Raises:
-        CaseError: If the target is a file, or not empty while ``overwrite`` is False.
+        CaseError: If the target is a file, or not empty while ``overwrite`` is False; if it cannot be written to, or
+            what is to be replaced is no file.
     """
     check_target(folder, overwrite=overwrite)
     folder = folder.absolute()
@@ -104,14 +111,41 @@ def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> 
     # Inside the target, which may be all that the user can write to, or another disk than its parent.
     staged = folder / f".{secrets.token_hex(4)}.partial"
     try:
-        staged.mkdir(parents=True)
+        try:
+            staged.mkdir(parents=True)
+        except OSError as error:
+            raise CaseError(f"{folder} cannot be written to ({error.strerror}); name another folder") from error
         yield staged
-        for path in sorted(staged.iterdir(), key=lambda path: (path.name in last, path.name)):
-            os.replace(path, folder / path.name)
-        staged.rmdir()
+        _move_all(staged, folder, last)
+        shutil.rmtree(staged)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         for path in new:
             with suppress(OSError):  # absent, or no longer empty
                 path.rmdir()
+        raise
+
+
+def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:
+    """Move all files of one folder to another, or put back what was there before."""
+    names = sorted((path.name for path in staged.iterdir()), key=lambda name: (name in last, name))
+    leaving = [*last, *(name for name in names if name not in last)]
+    for target in (folder / name for name in leaving):
+        if os.path.lexists(target) and not target.is_file():
+            raise CaseError(f"{target} is in the way: it is no file; move it, or name another folder")
+    before = staged / ".before"
+    before.mkdir()
+    moved = []
+    try:
+        for name in leaving:
+            if (folder / name).is_file():
+                os.replace(folder / name, before / name)
+        for name in names:
+            os.replace(staged / name, folder / name)
+            moved.append(name)
+    except BaseException:
+        for name in moved:
+            (folder / name).unlink()
+        for path in before.iterdir():
+            os.replace(path, folder / path.name)
         raise

@@ -61,9 +61,10 @@ class Paired:
 def compare_pairs(differences: Sequence[float], *, higher_is_better: bool, confidence: float = 0.95) -> Paired:
     """Test paired differences: Wilcoxon's signed-rank test, two-sided, and a BCa bootstrap over the cases.
 
-    Differences that are NaN or infinite are left out. Zeros say nothing about the direction and are dropped by the
-    test; where all are zero, p is 1. Fewer than two cases, or differences that are all equal, have an interval without
-    width or none (NaN). The bootstrap is seeded, so equal input gives equal output.
+    Differences that are NaN or infinite are left out, those up to ``TIE`` count as zero throughout. Zeros say nothing
+    about the direction and are dropped by the test; where all are zero, p is 1. Fewer than two cases, or differences
+    that are all equal, have an interval without width or none (NaN). The bootstrap is seeded, so equal input gives
+    equal output.
 
     Args:
         differences: First minus second, one per case.
@@ -72,7 +73,8 @@ def compare_pairs(differences: Sequence[float], *, higher_is_better: bool, confi
     """
     d = np.asarray(differences, dtype=float)
     d = d[np.isfinite(d)]
-    wins, losses = int((d > TIE).sum()), int((d < -TIE).sum())
+    d = np.where(np.abs(d) <= TIE, 0, d)
+    wins, losses = int((d > 0).sum()), int((d < 0).sum())
     if not higher_is_better:
         wins, losses = losses, wins
     ties = int(d.size) - wins - losses

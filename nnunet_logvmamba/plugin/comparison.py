@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import isfinite, nan, sqrt
@@ -11,12 +11,14 @@ from statistics import median
 
 import numpy as np
 
-from nnunet_logvmamba.evaluation.statistics import Paired, compare_pairs, holm, mean_and_standard_error
+from nnunet_logvmamba.evaluation.statistics import TIE, Paired, compare_pairs, holm, mean_and_standard_error
 from nnunet_logvmamba.plugin.errors import UserError
 from nnunet_logvmamba.plugin.results import HIGHER_IS_BETTER, USUAL_METRICS, Run, find_folds, is_finished, read_run
 
 AVERAGE = "average"
 SIGNIFICANT = 0.05
+SURFACE_METRICS = frozenset(("HD95", "NSD", "nsd_umamba"))
+"""Those that policy, tolerance and unit belong to."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,27 @@ class Pair:
     def verdict(self) -> str:
         """Whether the difference is more than noise, in three words at most."""
         test = self.test
-        on_cases = test.p == test.p and self.p_holm < SIGNIFICANT and not test.low <= 0 <= test.high
-        if not on_cases:
+        excludes_zero = isfinite(test.low) and isfinite(test.high) and not test.low <= 0 <= test.high
+        if not (self.p_holm < SIGNIFICANT and excludes_zero and abs(test.difference) > TIE):
             return "within noise"
         if not isfinite(self.run_error):
             return "one training each"
         return "beyond noise" if abs(test.difference) > 2 * self.run_error else "within noise"
 
+    @property
+    def ordered(self) -> tuple[str, str]:
+        """The method that is better on the cases that both have, then the other."""
+        better = (self.test.difference > 0) == HIGHER_IS_BETTER[self.metric]
+        return (self.first, self.second) if better else (self.second, self.first)
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the tables hold. ``scores`` are metric, then method, then label or ``AVERAGE``."""
+    """Everything the tables hold. ``scores`` are metric, then method, then label or ``AVERAGE``.
+
+    ``same_cases`` says, per metric and label or ``AVERAGE``, whether all methods have a value for the same cases. Where
+    they do not, a method that fails in its hardest cases may have the better mean, so the means name no best one.
+    """
 
     dataset: str
     methods: tuple[Method, ...]
@@ -89,6 +101,7 @@ class Comparison:
     num_cases: int
     settings: dict[str, object]
     scores: dict[str, dict[str, dict[str, Score]]]
+    same_cases: dict[str, dict[str, bool]]
     pairs: tuple[Pair, ...]
     notes: tuple[str, ...]
 
@@ -122,10 +135,10 @@ def compare(
     )
     if len(methods) < 2:
         raise UserError(f"there is only one method, {methods[0].name}: a comparison needs two")
-    _refuse_what_cannot_be_compared(methods)
+    chosen, more = _metrics(runs, metrics)
+    _refuse_what_cannot_be_compared(methods, chosen)
     if against is not None and against not in names.values():
         raise UserError(f"there is no method '{against}' to compare with; there are {', '.join(names.values())}")
-    chosen, more = _metrics(runs, metrics)
     labels = runs[0].labels
     scores = {metric: {method.name: _scores(method, metric, labels) for method in methods} for metric in chosen}
     pairs = [pair for metric in chosen for pair in _pairs(methods, metric, labels, against)]
@@ -137,8 +150,9 @@ def compare(
         labels=labels,
         folds=fold_names,
         num_cases=sum(len(run.cases) for run in methods[0].runs if run.seed == methods[0].runs[0].seed),
-        settings=runs[0].settings,
+        settings=runs[0].settings if SURFACE_METRICS & set(chosen) else {},
         scores=scores,
+        same_cases={metric: _same_cases(methods, metric, labels) for metric in chosen},
         pairs=tuple(pairs),
         notes=(),
     )
@@ -148,10 +162,18 @@ def compare(
 def _read(paths: Sequence[Path], wanted: Sequence[str] | None) -> tuple[list[Run], list[str]]:
     folders = find_folds(paths)
     if wanted is not None:
+        there = {folder.name.removeprefix("fold_") for folder in folders}
+        lacking = [fold for fold in wanted if fold not in there]
+        if lacking:
+            raise UserError(
+                f"there is no fold {' or '.join(lacking)} in what was named: train it, or do not ask for it"
+            )
         folders = [folder for folder in folders if folder.name.removeprefix("fold_") in wanted]
-        if not folders:
-            raise UserError(f"there is no fold {' or '.join(wanted)} in what was named")
     unfinished = [folder for folder in folders if not is_finished(folder)]
+    finished = {folder.name.removeprefix("fold_") for folder in folders if folder not in unfinished}
+    lacking = [fold for fold in wanted or () if fold not in finished]
+    if lacking and finished:
+        raise UserError(f"fold {' or '.join(lacking)} is finished nowhere: finish it, or leave it out of --folds")
     runs = [read_run(folder) for folder in folders if folder not in unfinished]
     if not runs:
         raise UserError(
@@ -214,7 +236,7 @@ def _cost(runs: Sequence[Run]) -> Cost:
 # --- What cannot be compared ------------------------------------------------------------------------------------------
 
 
-def _refuse_what_cannot_be_compared(methods: Sequence[Method]) -> None:
+def _refuse_what_cannot_be_compared(methods: Sequence[Method], metrics: Sequence[str]) -> None:
     trainings: dict[tuple, dict[str, Run]] = {}
     for method in methods:
         for run in method.runs:
@@ -229,6 +251,8 @@ def _refuse_what_cannot_be_compared(methods: Sequence[Method]) -> None:
             )
         for fold, run in other.items():
             _refuse_other_cases(first[fold], run)
+            if SURFACE_METRICS & set(metrics):
+                _refuse_other_settings(first[fold], run)
 
 
 def _refuse_other_cases(one: Run, two: Run) -> None:
@@ -255,14 +279,18 @@ def _refuse_other_cases(one: Run, two: Run) -> None:
                 f"{both} were scored against other references or at another spacing: case {case}, label {label} has "
                 f"{reference} of {image} voxels in one and {there[0]} of {there[1]} in the other; validate both again"
             )
-    if one.spacing is not None and two.spacing is not None and not np.allclose(one.spacing, two.spacing):
+    known = one.spacing is not None and two.spacing is not None
+    if known and (len(one.spacing) != len(two.spacing) or not np.allclose(one.spacing, two.spacing)):
         raise UserError(f"{both} were planned for data of another spacing: {one.spacing} and {two.spacing}")
+
+
+def _refuse_other_settings(one: Run, two: Run) -> None:
     if one.settings and two.settings and one.settings != two.settings:
         keys = sorted(one.settings.keys() | two.settings.keys())
         key = next(key for key in keys if one.settings.get(key) != two.settings.get(key))
         raise UserError(
-            f"{both} have surface metrics of another {key}: {one.settings.get(key)} and {two.settings.get(key)}; "
-            f"validate both again with the same"
+            f"{one.name} and {two.name} have surface metrics of another {key}: {one.settings.get(key)} and "
+            f"{two.settings.get(key)}; validate both again with the same, or compare other --metrics, e.g. Dice"
         )
 
 
@@ -312,6 +340,18 @@ def _scores(method: Method, metric: str, labels: Sequence[str]) -> dict[str, Sco
     return scores
 
 
+def _same_cases(methods: Sequence[Method], metric: str, labels: Sequence[str]) -> dict[str, bool]:
+    """Per label and for the average, whether all runs of a fold have a value for the same cases."""
+    same = {}
+    for label in labels:
+        by_fold: dict[str, set[bytes]] = {}
+        for method in methods:
+            for run in method.runs:
+                by_fold.setdefault(run.fold, set()).add(np.isfinite(_values(run, metric, label)).tobytes())
+        same[label] = all(len(found) == 1 for found in by_fold.values())
+    return {**same, AVERAGE: all(same.values())}
+
+
 def _mean_over_seeds(method: Method, metric: str, labels: Sequence[str]) -> dict[str, np.ndarray]:
     """Per fold, values by label and case: (labels, cases)."""
     tables: dict[str, list[np.ndarray]] = {}
@@ -334,12 +374,12 @@ def _pairs(methods: Sequence[Method], metric: str, labels: Sequence[str], agains
             continue
         here, there = (_mean_over_seeds(method, metric, labels) for method in (first, second))
         differences = np.concatenate([here[fold] - there[fold] for fold in here], axis=1)
+        common = {fold: np.isfinite(here[fold] - there[fold]) for fold in here}
         for index, label in enumerate((*labels, AVERAGE)):
             values = _mean(differences, axis=0) if label == AVERAGE else differences[index]
             test = compare_pairs(values, higher_is_better=HIGHER_IS_BETTER[metric])
-            found.append(
-                Pair(first.name, second.name, metric, label, test, nan, _run_error(first, second, metric, label))
-            )
+            error = _run_error(first, second, metric, labels, label, common)
+            found.append(Pair(first.name, second.name, metric, label, test, nan, error))
     corrected: dict[int, float] = {}
     for family in ([pair.label == AVERAGE for pair in found], [pair.label != AVERAGE for pair in found]):
         members = [index for index, belongs in enumerate(family) if belongs]
@@ -347,16 +387,23 @@ def _pairs(methods: Sequence[Method], metric: str, labels: Sequence[str], agains
     return [replace(pair, p_holm=corrected[index]) for index, pair in enumerate(found)]
 
 
-def _run_error(first: Method, second: Method, metric: str, label: str) -> float:
-    """Standard error of the difference between two methods from run to run.
+def _run_error(
+    first: Method, second: Method, metric: str, labels: Sequence[str], label: str, common: Mapping[str, np.ndarray]
+) -> float:
+    """Standard error of the difference between two methods from run to run, on the cases that both have.
 
     With several folds, of the differences fold by fold, seeds averaged; with one, from the spread over seeds of both.
+
+    Args:
+        common: Per fold, where both have a value: (labels, cases).
     """
-    labels = first.runs[0].labels
+    rows = [index for index, name in enumerate(labels) if label in (name, AVERAGE)]
     by_fold: list[dict[str, list[float]]] = [{}, {}]
     for table, method in zip(by_fold, (first, second)):
         for run in method.runs:
-            table.setdefault(run.fold, []).append(_run_means(run, metric, labels)[label])
+            values = np.stack([_values(run, metric, labels[row]) for row in rows])
+            means = _mean(np.where(common[run.fold][rows], values, nan), axis=1)
+            table.setdefault(run.fold, []).append(float(_mean(means, axis=0)))
     if len(by_fold[0]) > 1:
         differences = [np.mean(by_fold[0][fold]) - np.mean(by_fold[1][fold]) for fold in by_fold[0]]
         return mean_and_standard_error(differences)[1]
@@ -419,17 +466,49 @@ _CIRCUMSTANCES = {
 
 
 def conclusion(comparison: Comparison, metric: str) -> str:
-    """One or two sentences: which method is best on average, and from which ones the data cannot tell it."""
-    scores = comparison.scores[metric]
-    known = {name: labels[AVERAGE].mean for name, labels in scores.items() if isfinite(labels[AVERAGE].mean)}
+    """One or two sentences: which method is best on average, and from which ones the data cannot tell it.
+
+    Where the averages cover different cases, no method is called the best; the pairs are, on the cases that both have.
+    """
+    scores = {name: labels[AVERAGE] for name, labels in comparison.scores[metric].items()}
+    known = {name: score.mean for name, score in scores.items() if isfinite(score.mean)}
     if not known:
         return f"{metric}: no case has a value."
+    pairs = [pair for pair in comparison.pairs if (pair.metric, pair.label) == (metric, AVERAGE)]
+    if not comparison.same_cases[metric][AVERAGE]:
+        counts = ", ".join(
+            f"{name} {score.scored} of {score.scored + score.left_out}" for name, score in scores.items()
+        )
+        verdicts = _verdicts(pairs)
+        parts = [f"{better} is {_in_words(found)}" for better, found in verdicts.items() if _in_words(found)]
+        return (
+            f"{metric}: the averages cover different cases (values: {counts}), so none is called the best; on the "
+            f"cases that both have, {'; '.join(parts) or 'no pair differs beyond noise'}."
+        )
     best = (max if HIGHER_IS_BETTER[metric] else min)(known, key=known.__getitem__)
-    verdicts: dict[str, list[str]] = {}
-    for pair in comparison.pairs:
-        if (pair.metric, pair.label) == (metric, AVERAGE) and best in (pair.first, pair.second):
-            other = pair.second if pair.first == best else pair.first
-            verdicts.setdefault(pair.verdict, []).append(other)
+    pairs = [pair for pair in pairs if best in (pair.first, pair.second)]
+    verdicts = _verdicts(pairs)
+    parts = [words] if (words := _in_words(verdicts.pop(best, {}))) else []
+    within = [_other(pair, best) for pair in pairs if pair.verdict == "within noise"]
+    if within:
+        parts.append(f"within noise of {_and(within)}: these data do not tell them apart")
+    worse = [name for name, found in verdicts.items() if _in_words(found)]
+    if worse:
+        parts.append(f"worse than {_and(worse)} case by case, since the average counts classes and not cases")
+    return f"{metric}: {best} has the best average" + (f"; it is {'; '.join(parts)}." if parts else ".")
+
+
+def _verdicts(pairs: Iterable[Pair]) -> dict[str, dict[str, list[str]]]:
+    """By the method that is better case by case: verdicts, and whom they are about."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for pair in pairs:
+        better, other = pair.ordered
+        found.setdefault(better, {}).setdefault(pair.verdict, []).append(other)
+    return found
+
+
+def _in_words(verdicts: Mapping[str, Sequence[str]]) -> str:
+    """What a method is, but for what is within noise; empty if nothing."""
     parts = []
     if "beyond noise" in verdicts:
         parts.append(f"beyond noise better than {_and(verdicts['beyond noise'])}")
@@ -438,19 +517,21 @@ def conclusion(comparison: Comparison, metric: str) -> str:
             f"better on these cases than {_and(verdicts['one training each'])}, which with one training each may be "
             f"the luck of that training"
         )
-    if "within noise" in verdicts:
-        parts.append(f"within noise of {_and(verdicts['within noise'])}: these data do not tell them apart")
-    return f"{metric}: {best} has the best average" + (f"; it is {'; '.join(parts)}." if parts else ".")
+    return "; ".join(parts)
+
+
+def _other(pair: Pair, name: str) -> str:
+    return pair.second if pair.first == name else pair.first
 
 
 def indistinguishable(comparison: Comparison, metric: str, label: str, best: str) -> set[str]:
-    """Methods whose difference from ``best`` was tested and is not beyond noise."""
+    """Methods whose difference from ``best`` was tested, and ``best`` is not beyond noise better."""
     return {
-        pair.second if pair.first == best else pair.first
+        _other(pair, best)
         for pair in comparison.pairs
         if (pair.metric, pair.label) == (metric, label)
         and best in (pair.first, pair.second)
-        and pair.verdict != "beyond noise"
+        and (pair.verdict != "beyond noise" or pair.ordered[0] != best)
     }
 
 

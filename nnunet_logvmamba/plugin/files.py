@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -10,13 +11,16 @@ def replace_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8, or leave what was there if anything goes wrong.
 
     Raises:
-        OSError: If it cannot be written; nothing is left beside it.
+        OSError: If it cannot be written, with the name that was asked for; nothing is left beside it.
     """
     path = path.resolve()  # a link stays a link
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise

@@ -28,10 +28,11 @@ from nnunet_logvmamba.plugin.results import (
     case_of,
     is_finished,
     label_names,
+    read_dataset_json,
     read_json,
     read_run,
 )
-from nnunet_logvmamba.plugin.run_record import read_record
+from nnunet_logvmamba.plugin.run_record import name_alone, read_record
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
@@ -66,7 +67,7 @@ def build(fold: Path, *, num_cases: int = 3, sources: Sources | None = None) -> 
     if not fold.is_dir() or not re.fullmatch(r"fold_(\d+|all)", fold.name) or fold.parent.name.count("__") != 2:
         raise UserError(f"{fold} is not the folder of a fold: name TRAINER__PLANS__CONFIGURATION/fold_0 or the like")
     fold = fold.resolve()
-    plans, dataset_json = read_json(fold.parent / "plans.json"), read_json(fold.parent / "dataset.json")
+    plans, dataset_json = read_json(fold.parent / "plans.json"), read_dataset_json(fold.parent)
     try:
         record = read_record(fold)
     except ValueError as error:
@@ -83,16 +84,21 @@ def build(fold: Path, *, num_cases: int = 3, sources: Sources | None = None) -> 
 
 
 def read_logging(fold: Path) -> dict[str, list]:
-    """Give what was logged per epoch, from the newest checkpoint, else from nnU-Net's text logs; empty without any.
+    """Give what was logged per epoch, from a checkpoint or nnU-Net's text logs, which has more; empty without any.
 
     Keys are nnU-Net's (``train_losses``, ``val_losses``, ``mean_fg_dice``, ``ema_fg_dice``, ``lrs``) and ``seconds``.
     """
+    text = _logging_of_text(fold)
     for name in CHECKPOINTS:
         if (fold / name).is_file():
             logging = _logging_of_checkpoint(fold / name)
             if logging is not None:
-                return logging
-    return _logging_of_text(fold)
+                return logging if _num_epochs(logging) >= _num_epochs(text) else text
+    return text
+
+
+def _num_epochs(logging: Mapping[str, Sequence]) -> int:
+    return sum(isfinite(loss) for loss in logging.get("train_losses", []))
 
 
 def _logging_of_checkpoint(path: Path) -> dict[str, list] | None:
@@ -124,6 +130,8 @@ def _logging_of_text(fold: Path) -> dict[str, list]:
             begun = re.search(r": Epoch (\d+)\s*$", line)
             if begun:
                 epoch = int(begun[1])
+                # What follows in an older log was never reached again, or belongs to an earlier training.
+                epochs = {earlier: values for earlier, values in epochs.items() if earlier < epoch}
                 epochs[epoch] = {}
             for name, pattern in _LINES.items():
                 value = re.search(pattern, line)
@@ -325,10 +333,19 @@ class _Page:
             resolved = PlansManager(self.plans).get_configuration(name).configuration
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"{self.fold.parent / 'plans.json'} has no configuration '{name}' ({error})") from error
-        whole = json.dumps(resolved, indent=2, default=str)
+        whole = json.dumps(_without_folders(resolved), indent=2, default=str)
         body = f"<table>{''.join(rows)}</table>" if rows else ""
         body += f"<details><summary>the whole configuration {_text(name)}</summary><pre>{_text(whole)}</pre></details>"
         return _section("Configuration", body)
+
+
+def _without_folders(content: object) -> object:
+    """The same, with absolute paths reduced to their last names: a page may be mailed."""
+    if isinstance(content, Mapping):
+        return {key: _without_folders(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_folders(value) for value in content]
+    return name_alone(content) if isinstance(content, str) else content
 
 
 def _ignored(dataset_json: dict) -> list[int]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_logvmamba.evaluation.cases import CaseError
+from nnunet_logvmamba.evaluation.folders import labels_of
 from nnunet_logvmamba.plugin.errors import UserError
 
 SUMMARY, SURFACE = "summary.json", "surface.json"
@@ -119,6 +121,24 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def read_dataset_json(model: Path) -> dict:
+    """Read ``dataset.json`` of a trained model.
+
+    Raises:
+        UserError: If it is missing, damaged, or lacks labels or file ending as nnU-Net has them.
+    """
+    path = model / "dataset.json"
+    content = read_json(path)
+    try:
+        labels_of(content, str(path))
+    except CaseError as error:
+        raise UserError(f"{error}: copy it anew from nnUNet_preprocessed") from error
+    ending, channels = content.get("file_ending"), content.get("channel_names", {})
+    if not isinstance(ending, str) or not ending or not isinstance(channels, dict):
+        raise UserError(f"{path} has no 'file_ending' or other 'channel_names' than nnU-Net's: copy it anew")
+    return content
+
+
 def read_run(fold: Path) -> Run:
     """Read a finished fold.
 
@@ -129,8 +149,8 @@ def read_run(fold: Path) -> Run:
 
     model = fold.parent
     trainer, plans, configuration = model.name.split("__")
-    dataset_json, plans_json = read_json(model / "dataset.json"), read_json(model / "plans.json")
-    ending, names = dataset_json.get("file_ending", ""), label_names(dataset_json)
+    dataset_json, plans_json = read_dataset_json(model), read_json(model / "plans.json")
+    ending, names = dataset_json["file_ending"], label_names(dataset_json)
     summary_file = fold / "validation" / SUMMARY
     summary = read_json(summary_file)
     scores: dict[str, dict[str, dict[str, float]]] = {}
@@ -157,6 +177,10 @@ def read_run(fold: Path) -> Run:
     except ValueError as error:
         raise UserError(str(error)) from error
     spacing = plans_json.get("original_median_spacing_after_transp")
+    try:
+        spacing = None if spacing is None else tuple(map(float, spacing))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{model / 'plans.json'} has a spacing that is none ({spacing!r}): copy it anew") from error
     return Run(
         folder=fold,
         dataset=plans_json.get("dataset_name", model.parent.name),
@@ -170,7 +194,7 @@ def read_run(fold: Path) -> Run:
         voxels=voxels,
         settings=settings,
         record=record,
-        spacing=None if spacing is None else tuple(map(float, spacing)),
+        spacing=spacing,
     )
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from math import isfinite
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from statistics import median
 from typing import Any
@@ -27,6 +28,38 @@ RECORD_NAME = "logvmamba.json"
 """Lies in the folder of a fold; read by ``logvmamba compare`` and ``logvmamba report``."""
 
 FORMAT = 1
+
+_WORD, _WHOLE, _NUMBER = (str,), (int,), (int, float)
+KEYS = {
+    "format": _WHOLE,
+    "trainer": _WORD,
+    "network": _WORD,
+    "dataset": _WORD,
+    "plans": _WORD,
+    "configuration": _WORD,
+    "fold": (int, str),
+    "seed": _WHOLE,
+    "recipe": (dict,),
+    "epochs": _WHOLE,
+    "iterations_per_epoch": _WHOLE,
+    "validation_iterations_per_epoch": _WHOLE,
+    "patch_size": (list,),
+    "batch_size": _WHOLE,
+    "spacing": (list,),
+    "split": (dict,),
+    "parameters": _WHOLE,
+    "multiply_adds": _WHOLE,
+    "device": (dict,),
+    "versions": (dict,),
+    "sessions": (list,),
+    "peak_memory_bytes": _WHOLE,
+    "epochs_done": _WHOLE,
+    "median_seconds_per_epoch": _NUMBER,
+    "seconds_per_epoch": (list,),
+}
+"""What a record holds, in this order, and of which types; any of it may be absent or null but lists and versions."""
+
+_NEVER_NULL = ("patch_size", "spacing", "sessions", "seconds_per_epoch", "versions")
 
 
 class RecordedTrainer(nnUNetTrainer):
@@ -60,6 +93,19 @@ class RecordedTrainer(nnUNetTrainer):
             self._write_record()
 
     def _write_record(self) -> None:
+        try:
+            self._update_record()
+            replace_text(Path(self.output_folder) / RECORD_NAME, json.dumps(self._record, indent=1) + "\n")
+        except Exception as error:  # whatever it is, it is not worth a training
+            reason = (
+                error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+            )
+            self.print_to_log_file(
+                f"{RECORD_NAME} could not be written ({reason}): the training goes on, but logvmamba compare and "
+                f"report will not know what it cost."
+            )
+
+    def _update_record(self) -> None:
         starts, ends = (self.logger.get_value(f"epoch_{which}_timestamps", None) for which in ("start", "end"))
         seconds = [round(end - start, 3) for start, end in zip(starts, ends)]
         peak = peak_memory_bytes(self.device)
@@ -70,13 +116,6 @@ class RecordedTrainer(nnUNetTrainer):
             median_seconds_per_epoch=round(median(seconds), 3) if seconds else None,
             seconds_per_epoch=seconds,
         )
-        try:
-            replace_text(Path(self.output_folder) / RECORD_NAME, json.dumps(self._record, indent=1) + "\n")
-        except OSError as error:
-            self.print_to_log_file(
-                f"{RECORD_NAME} could not be written ({error.strerror or error}): the training goes on, but logvmamba "
-                f"compare and report will not know what it cost."
-            )
 
 
 def read_record(fold: Path) -> dict | None:
@@ -94,18 +133,35 @@ def read_record(fold: Path) -> dict | None:
         raise ValueError(f"{path} is not valid JSON ({error}): remove it, or copy it anew") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path} is not a record of format {FORMAT}: remove it, or update this package")
+    for key, value in record.items():
+        if not _fits(key, value):
+            raise ValueError(f"{path} is damaged, '{key}' cannot be {value!r:.40}: remove it, or copy it anew")
     return record
+
+
+def _fits(key: str, value: object) -> bool:
+    types = KEYS.get(key)
+    if types is None:
+        return True  # of a newer version
+    if value is None:
+        return key not in _NEVER_NULL
+    if not isinstance(value, types) or isinstance(value, bool):
+        return False
+    if isinstance(value, float):
+        return isfinite(value)
+    return key != "sessions" or all(isinstance(session, dict) for session in value)
 
 
 def without_paths(words: Sequence[str]) -> str:
     """Join the words of a command line, absolute paths and those of options (``--x=/a/b``) reduced to the last name."""
-    return shlex.join(_name_alone(word) for word in words)
+    return shlex.join(name_alone(word) for word in words)
 
 
-def _name_alone(word: str) -> str:
+def name_alone(word: str) -> str:
+    """Reduce an absolute path, or that of an option, to its last name; any other word stays as it is."""
     option, sign, value = word.partition("=")
     if sign and option.startswith("-"):
-        return f"{option}={_name_alone(value)}"
+        return f"{option}={name_alone(value)}"
     for kind in (PurePosixPath, PureWindowsPath):
         if kind(word).is_absolute():
             return kind(word).name or word
@@ -206,9 +262,11 @@ def _multiply_adds(trainer: RecordedTrainer) -> int | None:
         counts = count_multiply_adds(
             network.eval(), trainer.num_input_channels, trainer.configuration_manager.patch_size
         )
-    except (RuntimeError, ValueError, NotImplementedError) as error:  # a network that cannot run without data
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        trainer.print_to_log_file(f"The multiply-adds of this network could not be counted: {reason}")
+    except Exception as error:  # a network of the user that cannot run without data may raise anything
+        reason = f"{str(error).strip().splitlines()[0]} " if str(error).strip() else ""
+        trainer.print_to_log_file(
+            f"The multiply-adds of this network could not be counted: {reason}({type(error).__name__})"
+        )
         return None
     return counts[""]
 

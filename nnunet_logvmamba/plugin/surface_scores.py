@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nnunetv2.configuration import default_num_processes
 
+from nnunet_logvmamba.plugin.files import replace_text
 from nnunet_logvmamba.plugin.plans import TRAINING_KEY, check_training_settings
 
 if TYPE_CHECKING:
@@ -18,17 +19,20 @@ FILE = "surface.json"
 SETTING = "surface_tolerance"
 DEFAULT_TOLERANCE = 2.0
 METRICS = ("hd95", "nsd")
+METRICS_2D = (*METRICS, "nsd_umamba")
 
 
 def write_surface_scores(trainer: nnUNetTrainer) -> Path | None:
     """Score HD95 and NSD of what a trainer has predicted for its validation cases, and write ``surface.json``.
 
+    Pictures are also scored by ``nsd_umamba``.
+
     Predictions are those in ``validation`` of the fold, truths nnU-Net's ``gt_segmentations``; both at the resolution
     and geometry of the data set. The tolerance is ``surface_tolerance`` under ``logvmamba`` in the configuration, else
     2 mm (2 pixels for pictures); policy and HD95 are those of ``logvmamba evaluate``.
 
-    A validation must not be lost for its surfaces: where the files cannot be scored, the log says why and no file is
-    written, nor is an older one left. nnU-Net's ``summary.json`` is never touched.
+    A validation must not be lost for its surfaces: where the files cannot be scored or the scores not written, the log
+    says why and no file is left, neither half of one nor an older one. nnU-Net's ``summary.json`` is never touched.
 
     Returns:
         The file, or None on ranks above 0 and where there is nothing to score.
@@ -36,19 +40,18 @@ def write_surface_scores(trainer: nnUNetTrainer) -> Path | None:
     if trainer.local_rank != 0:
         return None
     from nnunet_logvmamba.evaluation.cases import CaseError  # late, since only the end of a training needs them
-    from nnunet_logvmamba.evaluation.report import write_json
+    from nnunet_logvmamba.evaluation.report import as_json
 
     target = Path(trainer.output_folder) / "validation" / FILE
-    target.unlink(missing_ok=True)
     try:
+        target.unlink(missing_ok=True)
         content = _score(trainer, target.parent)
-    except CaseError as error:
-        trainer.print_to_log_file(f"No {target.name}, surfaces cannot be scored: {error}", also_print_to_console=True)
+        replace_text(target, as_json(content))
+    except (CaseError, OSError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        trainer.print_to_log_file(f"No {target.name}, surfaces cannot be scored: {reason}", also_print_to_console=True)
         return None
-    partial = target.with_name(f".{target.name}.partial")
-    write_json(partial, content)
-    partial.replace(target)
-    means = ", ".join(_in_words(metric, content) for metric in METRICS)
+    means = ", ".join(_in_words(metric, content) for metric in content["metrics"])
     trainer.print_to_log_file(f"Surfaces ({target.name}): {means}", also_print_to_console=True)
     return target
 
@@ -63,6 +66,7 @@ def _in_words(metric: str, content: dict) -> str:
 
 def _score(trainer: nnUNetTrainer, validation: Path) -> dict:
     from nnunet_logvmamba.evaluation import folders
+    from nnunet_logvmamba.evaluation.cases import read_labels
     from nnunet_logvmamba.evaluation.policies import policy_for
     from nnunet_logvmamba.evaluation.scoring import Settings
 
@@ -74,10 +78,11 @@ def _score(trainer: nnUNetTrainer, validation: Path) -> dict:
         endings=(trainer.dataset_json["file_ending"],),
         predicted_only=True,
     )
+    flat = read_labels(pairs[0].reference).values.ndim == 2
     evaluation = folders.evaluate(
         pairs,
         folders.labels_of(trainer.dataset_json, "dataset.json"),
-        Settings(metrics=METRICS, policy=policy_for(trainer.plans_manager.dataset_name)),
+        Settings(metrics=METRICS_2D if flat else METRICS, policy=policy_for(trainer.plans_manager.dataset_name)),
         tolerances=tolerance,
         position=False,  # nnU-Net takes the image's, and merely warns where the label's is another
         processes=max(1, default_num_processes),

@@ -23,7 +23,8 @@ from nnunet_logvmamba.plugin.results import HIGHER_IS_BETTER
 NOT_BEYOND_NOISE = "†"
 DEFINITION = (
     "Each value is the mean over the cases of a run, then mean ± standard error over runs (folds and seeds); the "
-    "average is over classes within a run. Best in bold; † marks what is not beyond noise of the best."
+    "average is over classes within a run. Best in bold; † marks what is not beyond noise of the best. (7 of 16): so "
+    "many values there were. Where the methods have values for different cases, nothing is bold."
 )
 TESTS = (
     "Difference: first minus second, mean over cases, seeds averaged per case. Interval: 95 %, BCa bootstrap over "
@@ -171,13 +172,14 @@ def _class_table(comparison: Comparison, metric: str) -> Table:
 def _score_column(comparison: Comparison, metric: str, label: str) -> list[Cell]:
     scores = {method.name: comparison.scores[metric][method.name][label] for method in comparison.methods}
     means = {name: score.mean for name, score in scores.items() if isfinite(score.mean)}
-    best = (max if HIGHER_IS_BETTER[metric] else min)(means, key=means.__getitem__) if means else None
+    same = comparison.same_cases[metric][label]
+    best = (max if HIGHER_IS_BETTER[metric] else min)(means, key=means.__getitem__) if means and same else None
     close = indistinguishable(comparison, metric, label, best) if best is not None else set()
     return [
         Cell(
             _score(score, metric),
             # What reads the same is as good, so that no order of rows decides.
-            best=name in means and _rounded(score.mean, metric) == _rounded(means[best], metric),
+            best=best is not None and name in means and _rounded(score.mean, metric) == _rounded(means[best], metric),
             close=name in close and name != best,
         )
         for name, score in scores.items()
@@ -239,7 +241,9 @@ def _signed(value: float, metric: str) -> str:
 def _score(score: Score, metric: str) -> str:
     if not isfinite(score.mean):
         return "-"
-    return _rounded(score.mean, metric) + (f" ± {_rounded(score.error, metric)}" if isfinite(score.error) else "")
+    error = f" ± {_rounded(score.error, metric)}" if isfinite(score.error) else ""
+    count = f" ({score.scored} of {score.scored + score.left_out})" if score.left_out else ""
+    return f"{_rounded(score.mean, metric)}{error}{count}"
 
 
 def _p(value: float) -> str:

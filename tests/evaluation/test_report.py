@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 
 import pytest
 
@@ -66,3 +67,45 @@ def test_a_target_in_use_is_refused_and_replaced_only_by_name(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"mine.txt": "mine", "scores.csv": "new"}
     with pytest.raises(CaseError, match="is a file"), staged_files(tmp_path / "mine.txt", overwrite=True):
         pass
+
+
+def _write_scores(target, text):
+    with staged_files(target, overwrite=True, last=("scores.json",)) as staged:
+        for name in ("scores.csv", "scores.json", "scores.txt"):
+            (staged / name).write_text(text)
+
+
+def test_a_target_that_is_no_file_is_named_and_nothing_is_replaced(tmp_path):
+    (tmp_path / "scores.csv").write_text("old")
+    (tmp_path / "scores.json").write_text("old")
+    (tmp_path / "scores.txt").mkdir()
+    with pytest.raises(CaseError, match=r"scores\.txt is in the way: it is no file"):
+        _write_scores(tmp_path, "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.csv", "scores.json", "scores.txt"]
+    assert [(tmp_path / name).read_text() for name in ("scores.csv", "scores.json")] == ["old", "old"]
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_a_move_that_fails_on_its_way_leaves_all_old_files(moves, tmp_path, monkeypatch):
+    _write_scores(tmp_path, "old")
+    replace, calls = os.replace, []
+
+    def fail(source, target):
+        calls.append(target)
+        if len(calls) == moves + 1:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        _write_scores(tmp_path, "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("scores.csv", "scores.json", "scores.txt"), "old"
+    )
+
+
+def test_an_old_summary_does_not_stay_beside_new_scores(tmp_path):
+    _write_scores(tmp_path, "old")
+    with staged_files(tmp_path, overwrite=True, last=("scores.json",)) as staged:
+        (staged / "scores.csv").write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "scores.txt"}

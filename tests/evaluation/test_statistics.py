@@ -75,6 +75,11 @@ def test_equal_methods_do_not_differ():
     assert (found.p, found.low, found.high, found.ties) == (1.0, 0.0, 0.0, 8)
 
 
+def test_what_counts_as_a_tie_does_not_decide_a_test():
+    found = compare_pairs(np.linspace(1e-9, 9e-7, 20), higher_is_better=True)
+    assert (found.difference, found.low, found.high, found.p, found.ties) == (0, 0, 0, 1, 20)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_cases_test_nothing(count):
     found = compare_pairs([0.1] * count, higher_is_better=True)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from small_results import DATASET, write_run
 from nnunet_logvmamba.evaluation.statistics import holm
 from nnunet_logvmamba.plugin import comparison, tables
 from nnunet_logvmamba.plugin.cli import main
+from nnunet_logvmamba.plugin.cli.compare import OWN
 from nnunet_logvmamba.plugin.errors import UserError
 
 LOG, VSS, STOCK = "nnUNetTrainerLoGVMamba", "nnUNetTrainerVMamba", "nnUNetTrainer"
@@ -229,6 +231,86 @@ def test_equal_methods_are_both_bold_and_within_noise(results):
     assert len(re.findall(r"\| \w+ \| \*\*0\.\d+", page.split("## Dice per class")[0])) == 2
 
 
+def one_that_misses(results: Path, cases: int, worse: float, seeds: int) -> comparison.Comparison:
+    """Two methods in HD95; ``Misses`` has no value in the hardest cases, and is worse in all others."""
+    for seed in range(1, seeds + 1):
+        for trainer, misses in (("nnUNetTrainerGood", False), ("nnUNetTrainerMisses", True)):
+            surface = {}
+            for k in range(cases):
+                distance = (None if misses else 60.0) if k < 4 else 2.0 + k / 100 + worse * misses + seed / 1000
+                surface[f"case_{k}"] = [{"HD95": distance}, {"HD95": distance}]
+            name = model(f"{trainer}_seed{seed}")
+            write_run(results, name, 0, {case: [0.9, 0.8] for case in surface}, surface=surface)
+    return comparison.compare([results], metrics=["HD95"])
+
+
+def test_a_method_that_misses_the_hardest_cases_is_not_the_best(results):
+    found = one_that_misses(results, cases=20, worse=0.5, seeds=2)
+    assert found.scores["HD95"]["Misses"]["average"].mean < found.scores["HD95"]["Good"]["average"].mean
+    assert comparison.conclusion(found, "HD95") == (
+        "HD95: the averages cover different cases (values: Good 80 of 80, Misses 64 of 80), so none is called the "
+        "best; on the cases that both have, Good is beyond noise better than Misses."
+    )
+    page = tables.as_markdown(found).split("Each value is")[0]
+    assert "(64 of 80) |" in page
+    assert "**" not in page
+    assert "†" not in page
+    assert r"\textbf" not in tables.as_latex(found)
+
+
+def test_a_class_that_a_method_never_finds_does_not_make_it_the_best(results):
+    for trainer, far in ((LOG, 40.0), (VSS, None)):
+        surface = {case: [{"HD95": 2.0}, {"HD95": far}] for case in "abcdefgh"}
+        write_run(results, model(trainer), 0, {case: [0.9, 0.8] for case in surface}, surface=surface)
+    found = comparison.compare([results], metrics=["HD95"])
+    rows = [line for line in tables.as_markdown(found).splitlines() if re.match(r"\| (LoG)?VMamba \|", line)]
+    assert rows == [
+        "| LoGVMamba | 21.00 |",
+        "| VMamba | 2.00 (8 of 16) |",
+        "| LoGVMamba | **2.00** | 40.00 | 21.00 |",
+        "| VMamba | **2.00** † | - | 2.00 (8 of 16) |",
+    ]
+    assert "no pair differs beyond noise" in comparison.conclusion(found, "HD95")
+
+
+def test_what_all_methods_lack_is_counted_in_the_cell_and_the_best_stays_bold(results):
+    for trainer, value in ((LOG, 0.9), (VSS, 0.7)):
+        write_run(results, model(trainer), 0, {"a": [value, NAN], "b": [value, 0.8]})
+    page = tables.as_markdown(comparison.compare([results]))
+    assert "| LoGVMamba | **0.9000** | **0.8000 (1 of 2)** | **0.8500 (3 of 4)** |" in page
+
+
+def test_the_best_average_is_not_called_better_where_the_cases_say_the_opposite(results):
+    # Posterior is in one case only, and half of the average: there VMamba is far better, in all others a little worse.
+    for seed in (1, 2):
+        for trainer, anterior, posterior in ((LOG, 0.81, 0.5), (VSS, 0.80, 0.65)):
+            dice = {f"case_{k:02d}": [anterior, NAN if k else posterior] for k in range(40)}
+            write_run(results, model(f"{trainer}_seed{seed}"), 0, dice)
+    found = comparison.compare([results])
+    (pair,) = [pair for pair in found.pairs if pair.label == "average"]
+    assert (pair.verdict, pair.ordered) == ("beyond noise", ("LoGVMamba", "VMamba"))
+    assert comparison.conclusion(found, "Dice") == (
+        "Dice: VMamba has the best average; it is worse than LoGVMamba case by case, since the average counts classes "
+        "and not cases."
+    )
+    assert re.search(r"\| LoGVMamba \| 0\.6550 ± 0\.0000 \(82 of 160\) † \|", tables.as_markdown(found))
+
+
+def test_differences_that_count_as_ties_are_never_beyond_noise(results):
+    for seed in (1, 2):
+        for trainer, more in ((LOG, 3e-9), (VSS, 0.0)):
+            dice = {f"case_{k:02d}": [0.8 + k / 1000 + more * (1 + k / 50), 0.7] for k in range(20)}
+            write_run(results, model(f"{trainer}_seed{seed}"), 0, dice)
+    assert {pair.verdict for pair in comparison.compare([results]).pairs} == {"within noise"}
+
+
+def test_an_interval_without_bounds_excludes_nothing(results):
+    found = two_methods(results, 0.05, seeds=3, spread=0.001)
+    (pair,) = [pair for pair in found.pairs if pair.label == "average"]
+    assert pair.verdict == "beyond noise"
+    assert replace(pair, test=replace(pair.test, low=NAN, high=NAN)).verdict == "within noise"
+
+
 def test_few_cases_are_said_to_prove_nothing(results):
     for trainer, value in ((LOG, 0.9), (VSS, 0.1)):
         write_run(results, model(trainer), 0, {case: [value, value] for case in "abcd"})
@@ -399,6 +481,14 @@ def test_runs_on_other_folds_are_refused_until_they_are_chosen(results):
     assert comparison.compare([results], folds=["0"]).num_cases == 20
 
 
+def test_wanted_folds_that_nobody_has_are_refused(results):
+    for trainer in (LOG, VSS):
+        write_run(results, model(trainer), 0, scores(0, 0.8))
+    assert "there is no fold 1 in what was named" in refused(results, folds=["0", "1"])
+    (results / DATASET / model(LOG) / "fold_1").mkdir()
+    assert "fold 1 is finished nowhere" in refused(results, folds=["0", "1"])
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -415,6 +505,16 @@ def test_runs_scored_by_other_policies_are_refused(settings, words, results):
     assert words in refused(results)
 
 
+def test_surface_settings_do_not_matter_where_no_surface_is_compared(results):
+    for trainer, policy in ((LOG, "nnunet"), (VSS, "brats")):
+        surface = {"a": [{"HD95": 1.0}, {"HD95": 1.0}]}
+        settings = {"policy": policy}
+        write_run(results, model(trainer), 0, {"a": [0.9, 0.8]}, surface=surface, surface_settings=settings)
+    assert "or compare other --metrics, e.g. Dice" in refused(results)
+    found = comparison.compare([results], metrics=["Dice"])
+    assert "Surface metrics" not in tables.as_markdown(found)
+
+
 def test_runs_scored_against_other_references_are_refused(results):
     write_run(results, model(LOG), 0, scores(0, 0.8))
     write_run(results, model(VSS), 0, scores(0, 0.8), num_reference=8000)
@@ -427,6 +527,10 @@ def test_data_of_another_spacing_are_refused(results):
     write_run(results, model(LOG), 0, scores(0, 0.8))
     write_run(results, model(VSS), 0, scores(0, 0.8), spacing=[2.0, 1.0, 1.0])
     assert "planned for data of another spacing: (1.0, 1.0, 1.0) and (2.0, 1.0, 1.0)" in refused(results)
+    write_run(results, model(STOCK), 0, scores(0, 0.8), spacing=[1.0, 1.0])
+    assert "another spacing: (1.0, 1.0, 1.0) and (1.0, 1.0)" in refused(
+        *(results / DATASET / model(trainer) for trainer in (LOG, STOCK))
+    )
 
 
 def test_runs_with_other_labels_are_refused(results):
@@ -465,7 +569,7 @@ def test_wishes_that_cannot_be_met_are_refused(results):
 
 
 @pytest.mark.parametrize(
-    "name", ["validation/summary.json", "validation/surface.json", "logvmamba.json", "../plans.json"]
+    "name", ["validation/summary.json", "validation/surface.json", "logvmamba.json", "../plans.json", "../dataset.json"]
 )
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"metric_per_case": [{}]}', "\xff"])
 def test_damaged_files_are_named(name, text, results):
@@ -484,6 +588,22 @@ def test_nothing_is_written_when_something_is_refused(results, tmp_path):
     write_run(results, model(VSS), 0, scores(0, 0.8, 4))
     refusal(results, "--output", tmp_path / "tables")
     assert not (tmp_path / "tables").exists()
+
+
+def test_tables_of_an_older_comparison_do_not_stay_beside_new_ones(results, tmp_path, capsys):
+    for trainer in (LOG, VSS):
+        write_run(results, model(trainer), 0, {"a": [0.9, 0.8]})
+    target = tmp_path / "tables"
+    assert main(["compare", str(results), "--output", str(target)]) == 0
+    assert sorted(path.name for path in target.iterdir()) == sorted(OWN)
+    (target / "mine.txt").write_text("mine")
+    assert main(["compare", str(results), "--output", str(target), "--format", "latex"]) == 0
+    assert sorted(path.name for path in target.iterdir()) == ["comparison.tex", "mine.txt"]
+    (target / "comparison.md").mkdir()
+    before = (target / "comparison.tex").read_text()
+    assert main(["compare", str(results), "--output", str(target), "--names", "VMamba=X"]) == 2
+    assert "comparison.md is in the way: it is no file" in capsys.readouterr().err
+    assert (target / "comparison.tex").read_text() == before
 
 
 # Real trainings

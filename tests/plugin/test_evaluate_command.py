@@ -213,13 +213,17 @@ def test_volume_difference_and_lesions(volumes):
     assert summary["mean"]["rare"]["lesions_false"]["sum"] == 1
 
 
-def test_without_dataset_json_the_values_that_occur_are_the_labels(volumes):
+def test_without_dataset_json_the_values_that_occur_are_the_labels(volumes, capsys):
     (volumes / "predictions/dataset.json").unlink()
     out = volumes / "out"
     assert run(volumes / "predictions", volumes / "labelsTr", "--metrics", "dice", "--output", out) == 0
     summary = read_summary(out)
     assert summary["labels"] == {"1": [1], "2": [2], "3": [3]}
     assert "found in the files" in summary["labels_from"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("labels:")] == [
+        "labels: 1, 2, 3, found in the files, for want of dataset.json"
+    ]
 
 
 def test_dataset_json_is_found_above_the_references_and_names_the_policy(volumes):

@@ -1,6 +1,7 @@
 """``logvmamba report``: the page, in a real browser, from real trainings and from files that are wrong."""
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -175,7 +176,9 @@ def test_names_from_files_are_shown_and_not_obeyed(tmp_path, browser):
     assert main(["report", str(fold), "--images", str(tmp_path / "images")]) == 0
     text = (fold / "report.html").read_text()
     page = Tags(text)
-    assert page.all("script") == page.all("i")[7:] == []
+    assert page.all("script") == []
+    assert len(page.all("i")) == 5, "swatches of two labels and three errors"
+    assert len(page.all("b")) == 2, "cards"
     assert all("onclick" not in attributes for _, attributes in page.found)
     assert [image for image in page.all("img") if "onerror" in image] == []
     assert NASTY in page.text
@@ -243,6 +246,48 @@ def test_a_checkpoint_that_would_run_code_is_not_read(tmp_path):
     (tmp_path / "training_log_1.txt").write_text("x: Epoch 0\nx: train_loss 0.5\nx: val_loss 0.4\n")
     assert report.read_logging(tmp_path)["train_losses"] == [0.5]
     assert not (tmp_path / "ran").exists()
+
+
+def test_curves_come_from_the_text_where_it_is_ahead_of_the_checkpoint(tmp_path):
+    torch.save({"logging": {"train_losses": [1.0, 0.9]}}, tmp_path / "checkpoint_latest.pth")
+    lines = [f"x: Epoch {epoch}\nx: train_loss {1 - epoch / 10:.1f}\n" for epoch in range(4)]
+    (tmp_path / "training_log_1.txt").write_text("".join(lines[:2]) + "x: Epoch 2\n")
+    assert report.read_logging(tmp_path)["train_losses"] == [1.0, 0.9]
+    (tmp_path / "training_log_1.txt").write_text("".join(lines))
+    assert report.read_logging(tmp_path)["train_losses"] == [1.0, 0.9, 0.8, 0.7]
+
+
+def test_epochs_of_an_earlier_training_are_not_taken_for_those_of_this_one(tmp_path):
+    lines = [f"x: Epoch {epoch}\nx: train_loss 0.5\n" for epoch in range(4)]
+    (tmp_path / "training_log_1.txt").write_text("".join(lines))
+    os.utime(tmp_path / "training_log_1.txt", (1, 1))
+    (tmp_path / "training_log_2.txt").write_text("x: Epoch 0\nx: train_loss 0.4\n")
+    assert report.read_logging(tmp_path)["train_losses"] == [0.4]
+
+
+def test_the_configuration_tells_no_folder_of_the_machine(tmp_path):
+    fold = cells(tmp_path)
+    plans = json.loads((fold.parent / "plans.json").read_text())
+    plans["configurations"]["2d"]["logvmamba"] = {"pretrained": "/home/somebody/weights/vmamba.pth", "seed": 1}
+    (fold.parent / "plans.json").write_text(json.dumps(plans))
+    page = report.build(fold)
+    assert "vmamba.pth" in page
+    assert "somebody" not in page
+
+
+@pytest.mark.parametrize("text", ["{}", '{"labels": {"background": 0, "a": 1}}', '{"labels": {"a": "x"}}', "[]"])
+def test_a_dataset_json_that_is_none_is_named(text, tmp_path):
+    fold = cells(tmp_path)
+    (fold.parent / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(fold.parent / "dataset.json"))):
+        report.build(fold)
+
+
+def test_an_output_without_a_folder_is_refused(tmp_path, capsys):
+    fold = cells(tmp_path)
+    for target, words in ((tmp_path / "no/a.html", f"there is no folder {tmp_path / 'no'}"), (tmp_path, "is a folder")):
+        assert main(["report", str(fold), "--output", str(target)]) == 2
+        assert words in capsys.readouterr().err
 
 
 def colours(png: bytes, tmp_path: Path) -> np.ndarray:

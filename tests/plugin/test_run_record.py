@@ -172,15 +172,57 @@ def test_a_record_that_cannot_be_written_is_said_in_the_log_and_training_goes_on
     assert [path.name for path in fold_of(trainer).iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_network_that_cannot_be_counted_is_said_in_the_log_and_training_goes_on(make, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, AssertionError, AttributeError, IndexError])
+def test_a_network_that_cannot_be_counted_is_said_in_the_log_and_training_goes_on(error, make, monkeypatch):
     def refuse(*_):
-        raise RuntimeError("this network looks at its data\nand more")
+        raise error("this network looks at its data\nand more")
 
     monkeypatch.setattr(run_record, "count_multiply_adds", refuse)
     trainer = make(TRAINER, num_epochs=1)
-    trainer.run_training()
+    trainer.on_train_start()
     assert read_record(fold_of(trainer))["multiply_adds"] is None
-    assert "could not be counted: this network looks at its data" in Path(trainer.log_file).read_text()
+    reason = f"could not be counted: this network looks at its data ({error.__name__})"
+    assert reason in Path(trainer.log_file).read_text()
+
+
+def test_whatever_a_record_fails_of_is_said_in_the_log_and_training_goes_on(make, monkeypatch):
+    def refuse(device):
+        raise TypeError("no such device")
+
+    monkeypatch.setattr(run_record, "peak_memory_bytes", refuse)
+    trainer = make(TRAINER, num_epochs=1)
+    trainer.on_train_start()
+    assert f"{RECORD_NAME} could not be written (TypeError: no such device)" in Path(trainer.log_file).read_text()
+
+
+def test_a_record_holds_the_keys_that_are_promised(make):
+    trainer = make(TRAINER, num_epochs=1)
+    trainer.on_train_start()
+    assert list(read_record(fold_of(trainer))) == list(run_record.KEYS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("parameters", "x"),
+        ("multiply_adds", [1]),
+        ("median_seconds_per_epoch", float("nan")),
+        ("sessions", 5),
+        ("sessions", [5]),
+        ("sessions", None),
+        ("recipe", "adam"),
+        ("split", ["a"]),
+        ("device", "cpu"),
+        ("versions", None),
+        ("patch_size", 16),
+        ("epochs_done", True),
+    ],
+)
+def test_a_record_with_values_of_another_type_is_refused(key, value, tmp_path):
+    (tmp_path / RECORD_NAME).write_text(json.dumps({"format": 1, "parameters": 3, key: value}))
+    with pytest.raises(ValueError, match=f"{re.escape(RECORD_NAME)} is damaged, '{key}' cannot be ") as caught:
+        read_record(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}'])

@@ -121,6 +121,38 @@ def test_a_validation_is_not_lost_for_its_surfaces(finished):
     assert not written.exists()  # an older one would pass for the new one
 
 
+def test_pictures_also_have_the_nsd_of_published_tables(finished):
+    surfaces = json.loads(write_surface_scores(finished).read_text())
+    assert list(surfaces["metrics"]) == ["hd95", "nsd", "nsd_umamba"]
+    assert surfaces["mean"]["cell"]["nsd"]["mean"] < surfaces["mean"]["cell"]["nsd_umamba"]["mean"] < 1
+    assert "mean nsd_umamba" in finished.log[-1]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
+def test_a_validation_is_not_lost_for_a_full_disk_or_memory(error, finished, monkeypatch):
+    write_text = Path.write_text
+
+    def fail(self, *args, **kwargs):
+        if "surface.json" not in self.name:
+            return write_text(self, *args, **kwargs)
+        write_text(self, "{")
+        raise error
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    assert write_surface_scores(finished) is None
+    assert "No surface.json" in finished.log[-1]
+    assert ("No space left on device" if isinstance(error, OSError) else "MemoryError") in finished.log[-1]
+    assert [
+        path.name for path in (Path(finished.output_folder) / "validation").iterdir() if path.suffix != ".png"
+    ] == []
+
+
+def test_a_target_that_cannot_be_replaced_is_said_in_the_log(finished):
+    (Path(finished.output_folder) / "validation/surface.json").mkdir()
+    assert write_surface_scores(finished) is None
+    assert "No surface.json" in finished.log[-1]
+
+
 @pytest.mark.parametrize("value", [-1, "2", None, True, float("inf"), [2]])
 def test_a_tolerance_must_be_a_number(value):
     with pytest.raises(ValueError, match="'surface_tolerance' under 'logvmamba' must be a number of at least 0"):

@@ -9,6 +9,8 @@ from nnunet_logvmamba.plugin.errors import UserError
 
 FORMATS = ("markdown", "latex", "csv")
 FILES = {"markdown": "comparison.md", "latex": "comparison.tex"}
+OWN = (*FILES.values(), "means.csv", "pairs.csv", "costs.csv")
+"""All that may be written; older ones leave, so that no table stands beside those of another comparison."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -30,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="among Dice, IoU, NSD, HD95; default: Dice, and NSD and HD95 where every run has them",
+        help="among Dice, IoU, NSD, HD95, nsd_umamba; default: Dice, and NSD and HD95 where every run has them",
     )
     parser.add_argument("--folds", nargs="+", metavar="FOLD", help="default: all that are finished")
     parser.add_argument("--against", metavar="METHOD", help="test only pairs with this method; default: all pairs")
@@ -56,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If the runs cannot be read or compared; nothing is written then.
     """
+    from nnunet_logvmamba.evaluation.cases import CaseError
+    from nnunet_logvmamba.evaluation.report import staged_files
     from nnunet_logvmamba.plugin import comparison, tables  # late, because they import numpy and SciPy
-    from nnunet_logvmamba.plugin.files import replace_text
 
     renamed = {}
     for word in args.names or ():
@@ -78,9 +81,12 @@ def run(args: argparse.Namespace) -> int:
     if args.output is None:
         print("\n".join(texts.values()), end="")
         return 0
-    args.output.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        replace_text(args.output / name, text)
+    try:
+        with staged_files(args.output, overwrite=True, last=OWN) as staged:
+            for name, text in texts.items():
+                (staged / name).write_text(text, encoding="utf-8")
+    except CaseError as error:
+        raise UserError(str(error)) from error
     for metric in found.metrics:
         print(comparison.conclusion(found, metric))
     print(f"written to {args.output}: {', '.join(texts)}")

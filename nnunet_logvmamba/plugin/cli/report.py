@@ -42,9 +42,13 @@ def run(args: argparse.Namespace) -> int:
     for folder in (args.images, args.references):
         if folder is not None and not folder.is_dir():
             raise UserError(f"{folder} is not a folder")
+    target = args.output or args.run_folder / "report.html"
+    if target.is_dir():
+        raise UserError(f"{target} is a folder: name a file with --output")
+    if args.output is not None and not target.parent.is_dir():
+        raise UserError(f"there is no folder {target.parent} for {target.name}: make it, or name another --output")
     sources = report.Sources(args.images, args.references, args.channel)
     page = report.build(args.run_folder, num_cases=args.cases, sources=sources)
-    target = args.output or args.run_folder / "report.html"
     replace_text(target, page)
     print(f"{target}: {len(page) / 1e6:.1f} MB")
     return 0
