@@ -615,9 +615,14 @@ def test_real_trainings_are_compared(own_trained, capsys):
     results = own_trained.folders.results
     assert main(["compare", str(results)]) == 0
     page = capsys.readouterr().out
-    for name in ("LoGVMamba", "NoSSM_1epochs"):
-        (row,) = [line for line in page.splitlines() if line.startswith(f"| {name} |") and line.count("|") == 7]
-        assert "| - |" not in row, "Dice and four costs"
+    lines = page.partition("## Average over classes, and cost")[2].partition("\n## ")[0].strip().splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    assert head[0] == "method"
+    assert {title.split()[0] for title in head[1:4]} == {"Dice", "HD95", "NSD"}
+    assert {row[0] for row in rows} == {"LoGVMamba", "NoSSM_1epochs"}
+    for row in rows:
+        assert len(row) == len(head) == 8
+        assert "-" not in (row[1], *row[4:]), "Dice and four costs"
     assert "Not trained alike, iterations: LoGVMamba 40; NoSSM_1epochs 10." in page
     found = comparison.compare([results])
     assert found.labels == tuple(json.loads((own_trained.model("3d_tiny") / "dataset.json").read_text())["labels"])[1:]
