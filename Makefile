@@ -2,9 +2,14 @@
 VENV ?= .venv
 PYTHON ?= python3
 DEVICE ?= cpu
+# Test files are shared out among so many processes.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.nnunet_logvmamba_installed
+# A file stays in one process, so that what its tests have in common is made once; their order stays, long files last
+# would leave one process idle.
+SHARED_OUT := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What an installation depends on: these files, and where this checkout is (the installation is an editable one).
 STATE = $$(cat pyproject.toml constraints.txt nnunet_logvmamba/plugin/nnunet_logvmamba.pth \
 	nnunet_logvmamba/plugin/environment.py | cksum) $(CURDIR)
@@ -38,10 +43,10 @@ install:
 	echo "$(STATE)" > "$(STAMP)"
 
 test: install
-	"$(BIN)/python" -m pytest -m "not slow"
+	"$(BIN)/python" -m pytest $(SHARED_OUT) -m "not slow"
 
 test-all: install
-	"$(BIN)/python" -m pytest
+	"$(BIN)/python" -m pytest $(SHARED_OUT)
 
 demo: install
 	"$(BIN)/python" benchmarks/demo.py --device $(DEVICE)

@@ -135,8 +135,9 @@ class Workplace:
     def __init__(self, args: argparse.Namespace, data: Data):
         self.args, self.data = args, data
         self.folder = args.folder.resolve() / args.data
-        budget = f"{args.epochs}x{args.iterations}"
-        self.results = self.folder / f"results_{budget}"
+        narrow = f"_narrow{args.narrow}" if args.narrow > 1 else ""
+        self.results = self.folder / f"results_{args.epochs}x{args.iterations}{narrow}"
+        self.planned = f"{data.configuration}{narrow}"
         set_aside = [name for name in os.environ if name.startswith("nnUNet_") or name == "OMP_THREAD_LIMIT"]
         ours = {
             "nnUNet_raw": str(self.folder / "raw"),
@@ -181,6 +182,26 @@ class Workplace:
             if not self.args.dry_run:
                 done.touch()
 
+    def narrow(self) -> None:
+        """Add a configuration with fewer channels to the plans, in nnU-Net's own format, for its network and ours."""
+        if self.planned == self.data.configuration or self.args.dry_run:
+            return
+        plans = json.loads(self.plans_file.read_text())
+        if self.planned in plans["configurations"]:
+            return
+        architecture = plans["configurations"][self.data.configuration]["architecture"]
+        before = architecture["arch_kwargs"]["features_per_stage"]
+        after = [max(1, channels // self.args.narrow) for channels in before]
+        architecture = architecture | {"arch_kwargs": architecture["arch_kwargs"] | {"features_per_stage": after}}
+        plans["configurations"][self.planned] = {
+            "inherits_from": self.data.configuration,
+            "architecture": architecture,
+        }
+        staged = self.plans_file.with_suffix(".new")
+        staged.write_text(json.dumps(plans, indent=4))
+        staged.replace(self.plans_file)
+        print(f"\ntables: configuration {self.planned} has {after} channels where nnU-Net planned {before}", flush=True)
+
     def configure(self, row: Row) -> None:
         """Write the row's configuration with this budget."""
         args, size = self.args, row.patch_size or self.data.patch_size
@@ -189,7 +210,7 @@ class Workplace:
             "num_iterations_per_epoch": args.iterations,
             "num_val_iterations_per_epoch": max(1, args.iterations // 10),
         }
-        command = ["logvmamba", "plans", "-d", self.data.number, "-c", self.data.configuration]
+        command = ["logvmamba", "plans", "-d", self.data.number, "-c", self.planned]
         command += ["--name", row.configuration, "--overwrite", "--batch-size", str(self.data.batch_size)]
         command += ["--patch-size", *map(str, size)]
         knobs = [
@@ -235,6 +256,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--iterations", type=int, default=25, help="per epoch, default: %(default)s")
+    parser.add_argument(
+        "--narrow", type=int, default=1, metavar="N", help="divide the channels of every stage by N; default: 1"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     args = parser.parse_args()
@@ -244,8 +268,8 @@ def _arguments() -> argparse.Namespace:
     strangers = [name for name in args.tables if name not in TABLES]
     if strangers:
         parser.error(f"there is no table '{strangers[0]}'; there are {', '.join(TABLES)}, 6, 7, 8 and all")
-    if min(args.epochs, args.iterations) < 1 or min([*args.seeds, *args.folds]) < 0:
-        parser.error("--epochs and --iterations take numbers from 1 on, --seeds and --folds from 0 on")
+    if min(args.epochs, args.iterations, args.narrow) < 1 or min([*args.seeds, *args.folds]) < 0:
+        parser.error("--epochs, --iterations and --narrow take numbers from 1 on, --seeds and --folds from 0 on")
     args.source = args.source or ROOT.parent / "shared" / "data" / args.data
     if not args.source.is_dir():
         parser.error(f"there is no folder {args.source}: name the data with --source")
@@ -261,6 +285,7 @@ def main() -> int:
     data = DATA[args.data]
     workplace = Workplace(args, data)
     workplace.prepare()
+    workplace.narrow()
     tables = {name: rows_of(name, data) for name in args.tables}
     for table, rows in tables.items():
         missing = [

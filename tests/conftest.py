@@ -7,8 +7,10 @@ import random
 from pathlib import Path
 
 # Before numpy and torch are loaded. nnU-Net augments in the training process (0 workers), so that two cores suffice.
+# Threads that wait sleep, since other processes of the tests want the cores.
 for _name, _value in {
     "OMP_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "PASSIVE",
     "nnUNet_n_proc_DA": "0",
     "nnUNet_def_n_proc": "1",
     "MPLBACKEND": "Agg",

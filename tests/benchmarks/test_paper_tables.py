@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -113,7 +114,8 @@ def test_a_dry_run_prints_commands_that_exist_and_touches_nothing(table, source,
     ("words", "sentence"),
     [
         (("9",), "there is no table '9'; there are components, placement, directions, window, squeeze, input, 6, 7, 8"),
-        (("6", "--epochs", "0"), "--epochs and --iterations take numbers from 1 on"),
+        (("6", "--epochs", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
+        (("6", "--narrow", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
         (("6", "--source", "/nowhere/at/all"), "there is no folder /nowhere/at/all: name the data with --source"),
     ],
 )
@@ -150,8 +152,12 @@ def test_a_table_is_made_for_real_and_a_second_call_trains_nothing(shared, tmp_p
             shutil.copy(path, source / part / path.name)
     folder = tmp_path / "tables"
     words = ("placement", "--source", source, "--folder", folder, "--seeds", "1", "--epochs", "1", "--iterations", "2")
+    words += ("--narrow", "4")
     first = run(*words)
-    tables = folder / "hippocampus" / "results_1x2" / "tables" / "placement"
+    tables = folder / "hippocampus" / "results_1x2_narrow4" / "tables" / "placement"
+    plan = json.loads(next((tables.parents[1]).rglob("plans.json")).read_text())["configurations"]
+    planned, used = (plan[name]["architecture"]["arch_kwargs"] for name in ("3d_fullres", "base"))
+    assert used["features_per_stage"] == [channels // 4 for channels in planned["features_per_stage"]]
     page = (tables / "comparison.md").read_text()
     rows = [line for line in page.split("## Dice per class")[0].splitlines() if line.startswith("| ")][2:]
     assert [row.split("|")[1].strip() for row in rows] == ["head", "middle", "split", "interleaved"]
