@@ -55,10 +55,10 @@ DATA = {
         "4",
         "Dataset004_Hippocampus",
         "3d_fullres",
-        (24, 40, 24),
+        (40, 56, 40),
         2,
         16,
-        ((16, 24, 16), (40, 56, 40)),
+        ((16, 24, 16), (24, 40, 24)),
     ),
     "cells": Data(
         "dataset_conversion.Dataset504_NeurIPSCellSeg",
