@@ -158,7 +158,7 @@ def compare(
         labels=labels,
         folds=fold_names,
         num_cases=sum(len(run.cases) for run in methods[0].runs if run.seed == methods[0].runs[0].seed),
-        settings={kind: runs[0].settings[kind] for kind in _kinds(chosen)},
+        settings={kind: runs[0].settings.get(kind, {}) for kind in _kinds(chosen)},
         scores=scores,
         same_cases={metric: _same_cases(methods, metric, labels[metric]) for metric in chosen},
         pairs=tuple(pairs),
@@ -293,7 +293,7 @@ def _refuse_other_cases(one: Run, two: Run) -> None:
 
 
 def _refuse_other_settings(one: Run, two: Run, kind: str) -> None:
-    here, there = one.settings[kind], two.settings[kind]
+    here, there = (run.settings.get(kind, {}) for run in (one, two))
     if here and there and here != there:
         key = next(key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key))
         raise UserError(
