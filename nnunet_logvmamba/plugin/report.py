@@ -184,9 +184,8 @@ class _Page:
         if self.run is not None:
             for metric in USUAL_METRICS:
                 if metric in self.run.scores:
-                    mean = mean_and_standard_error([self._mean(metric, label) for label in self.run.labels_of(metric)])[
-                        0
-                    ]
+                    means = [self._mean(metric, label) for label in self.run.labels_of(metric)]
+                    mean = mean_and_standard_error(means)[0]
                     cards.append((f"mean {metric}{self._unit(metric)}", _number(mean, metric)))
             cards.append(("cases", str(len(self.run.cases))))
         losses = self.logging.get("train_losses") or []
