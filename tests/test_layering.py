@@ -69,6 +69,7 @@ def test_converters_know_nothing_of_the_package():
         ("nnunet_logvmamba.networks", {"nnunetv2", "numba", "triton", "mamba_ssm"}),
         ("nnunet_logvmamba.evaluation.overlap", {"nnunetv2", "torchvision"}),
         ("nnunet_logvmamba.evaluation.instances", {"torch", "monai", "nnunetv2"}),
+        ("nnunet_logvmamba.evaluation.cells", {"torch", "monai", "nnunetv2"}),
         ("nnunet_logvmamba.evaluation.folders", {"torch", "monai", "nnunetv2"}),
         ("nnunet_logvmamba.evaluation.report", {"torch", "monai", "nnunetv2"}),
         ("nnunet_logvmamba.evaluation.surface", {"nnunetv2"}),  # MONAI itself imports torchvision where it can

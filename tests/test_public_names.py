@@ -156,6 +156,7 @@ def test_words_that_plans_may_hold():
 def test_files_of_scores():
     folders = importlib.import_module("nnunet_logvmamba.evaluation.folders")
     assert importlib.import_module("nnunet_logvmamba.plugin.surface_scores").FILE == "surface.json"
+    assert importlib.import_module("nnunet_logvmamba.plugin.instance_scores").FILE == "instances.json"
     assert (folders.SCORES, folders.SUMMARY, folders.TABLE) == ("scores.csv", "scores.json", "scores.txt")
 
 

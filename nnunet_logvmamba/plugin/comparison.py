@@ -13,12 +13,19 @@ import numpy as np
 
 from nnunet_logvmamba.evaluation.statistics import TIE, Paired, compare_pairs, holm, mean_and_standard_error
 from nnunet_logvmamba.plugin.errors import UserError
-from nnunet_logvmamba.plugin.results import HIGHER_IS_BETTER, USUAL_METRICS, Run, find_folds, is_finished, read_run
+from nnunet_logvmamba.plugin.results import (
+    HIGHER_IS_BETTER,
+    INSTANCE,
+    USUAL_METRICS,
+    Run,
+    find_folds,
+    is_finished,
+    read_run,
+    source_of,
+)
 
 AVERAGE = "average"
 SIGNIFICANT = 0.05
-SURFACE_METRICS = frozenset(("HD95", "NSD", "nsd_umamba"))
-"""Those that policy, tolerance and unit belong to."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ class Pair:
 class Comparison:
     """Everything the tables hold. ``scores`` are metric, then method, then label or ``AVERAGE``.
 
+    ``labels`` are those of each metric. ``settings`` are those of our own metrics, by kind (``surface``, ``instance``).
     ``same_cases`` says, per metric and label or ``AVERAGE``, whether all methods have a value for the same cases. Where
     they do not, a method that fails in its hardest cases may have the better mean, so the means name no best one.
     """
@@ -96,10 +104,10 @@ class Comparison:
     dataset: str
     methods: tuple[Method, ...]
     metrics: tuple[str, ...]
-    labels: tuple[str, ...]
+    labels: dict[str, tuple[str, ...]]
     folds: tuple[str, ...]
     num_cases: int
-    settings: dict[str, object]
+    settings: dict[str, dict[str, object]]
     scores: dict[str, dict[str, dict[str, Score]]]
     same_cases: dict[str, dict[str, bool]]
     pairs: tuple[Pair, ...]
@@ -118,7 +126,7 @@ def compare(
 
     Args:
         paths: Results roots, data sets, models ``TRAINER__PLANS__CONFIGURATION`` or folds. Methods keep their order.
-        metrics: Those to compare; Dice, and HD95 and NSD where every run has them, by default.
+        metrics: Those to compare; by default Dice, and NSD, HD95, F1 and object IoU where every run has them.
         folds: Those to compare; all that are finished by default.
         against: Name of a method; only pairs with it are tested. All pairs by default.
         renamed: Other names for methods, by those that they would have.
@@ -139,9 +147,9 @@ def compare(
     _refuse_what_cannot_be_compared(methods, chosen)
     if against is not None and against not in names.values():
         raise UserError(f"there is no method '{against}' to compare with; there are {', '.join(names.values())}")
-    labels = runs[0].labels
-    scores = {metric: {method.name: _scores(method, metric, labels) for method in methods} for metric in chosen}
-    pairs = [pair for metric in chosen for pair in _pairs(methods, metric, labels, against)]
+    labels = {metric: runs[0].labels_of(metric) for metric in chosen}
+    scores = {metric: {method.name: _scores(method, metric, labels[metric]) for method in methods} for metric in chosen}
+    pairs = [pair for metric in chosen for pair in _pairs(methods, metric, labels[metric], against)]
     fold_names = tuple(dict.fromkeys(run.fold for run in runs))
     comparison = Comparison(
         dataset=runs[0].dataset,
@@ -150,9 +158,9 @@ def compare(
         labels=labels,
         folds=fold_names,
         num_cases=sum(len(run.cases) for run in methods[0].runs if run.seed == methods[0].runs[0].seed),
-        settings=runs[0].settings if SURFACE_METRICS & set(chosen) else {},
+        settings={kind: runs[0].settings.get(kind, {}) for kind in _kinds(chosen)},
         scores=scores,
-        same_cases={metric: _same_cases(methods, metric, labels) for metric in chosen},
+        same_cases={metric: _same_cases(methods, metric, labels[metric]) for metric in chosen},
         pairs=tuple(pairs),
         notes=(),
     )
@@ -251,8 +259,8 @@ def _refuse_what_cannot_be_compared(methods: Sequence[Method], metrics: Sequence
             )
         for fold, run in other.items():
             _refuse_other_cases(first[fold], run)
-            if SURFACE_METRICS & set(metrics):
-                _refuse_other_settings(first[fold], run)
+            for kind in _kinds(metrics):
+                _refuse_other_settings(first[fold], run, kind)
 
 
 def _refuse_other_cases(one: Run, two: Run) -> None:
@@ -284,14 +292,20 @@ def _refuse_other_cases(one: Run, two: Run) -> None:
         raise UserError(f"{both} were planned for data of another spacing: {one.spacing} and {two.spacing}")
 
 
-def _refuse_other_settings(one: Run, two: Run) -> None:
-    if one.settings and two.settings and one.settings != two.settings:
-        keys = sorted(one.settings.keys() | two.settings.keys())
-        key = next(key for key in keys if one.settings.get(key) != two.settings.get(key))
+def _refuse_other_settings(one: Run, two: Run, kind: str) -> None:
+    here, there = (run.settings.get(kind, {}) for run in (one, two))
+    if here and there and here != there:
+        key = next(key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key))
         raise UserError(
-            f"{one.name} and {two.name} have surface metrics of another {key}: {one.settings.get(key)} and "
-            f"{two.settings.get(key)}; validate both again with the same, or compare other --metrics, e.g. Dice"
+            f"{one.name} and {two.name} have {kind} metrics of another {key}: {here.get(key)} and {there.get(key)}; "
+            f"validate both again with the same, or compare other --metrics, e.g. Dice"
         )
+
+
+def _kinds(metrics: Iterable[str]) -> list[str]:
+    """Kinds of our own metrics among these."""
+    sources = [source_of(metric) for metric in metrics]
+    return list(dict.fromkeys(source.kind for source in sources if source is not None))
 
 
 def _listed(folds: dict[str, Run]) -> str:
@@ -305,7 +319,9 @@ def _metrics(runs: Sequence[Run], wanted: Sequence[str] | None) -> tuple[tuple[s
             lacking = [run.name for run in runs if metric not in run.scores]
             if metric not in HIGHER_IS_BETTER or len(lacking) == len(runs):
                 raise UserError(f"there is no metric '{metric}' in these results; there are {', '.join(everywhere)}")
-            raise UserError(f"{lacking[0]} has no {metric} (validation/surface.json): validate again, or leave it out")
+            source = source_of(metric)
+            where = f" (validation/{source.file})" if source else ""
+            raise UserError(f"{lacking[0]} has no {metric}{where}: validate again, or leave it out")
     notes = []
     for metric in USUAL_METRICS:
         lacking = [run.name for run in runs if metric not in run.scores]
@@ -428,7 +444,8 @@ def _notes(comparison: Comparison) -> list[str]:
         left_out = {name: labels[AVERAGE].left_out for name, labels in comparison.scores[metric].items()}
         if any(left_out.values()):
             counts = ", ".join(f"{name} {count}" for name, count in left_out.items())
-            notes.append(f"{metric}: values that do not exist (an empty mask) are left out of the means: {counts}.")
+            reason = "no cell, true or predicted" if source_of(metric) is INSTANCE else "an empty mask"
+            notes.append(f"{metric}: values that do not exist ({reason}) are left out of the means: {counts}.")
     if comparison.num_cases < 6:
         least = 2 / 2**comparison.num_cases
         notes.append(f"With {comparison.num_cases} cases no p-value can be below {least:.3g}, whatever the methods do.")
@@ -494,7 +511,8 @@ def conclusion(comparison: Comparison, metric: str) -> str:
         parts.append(f"within noise of {_and(within)}: these data do not tell them apart")
     worse = [name for name, found in verdicts.items() if _in_words(found)]
     if worse:
-        parts.append(f"worse than {_and(worse)} case by case, since the average counts classes and not cases")
+        counted = "classes" if len(comparison.labels[metric]) > 1 else "runs"
+        parts.append(f"worse than {_and(worse)} case by case, since the average counts {counted} and not cases")
     return f"{metric}: {best} has the best average" + (f"; it is {'; '.join(parts)}." if parts else ".")
 
 

@@ -23,6 +23,7 @@ from nnunet_logvmamba.plugin import pictures
 from nnunet_logvmamba.plugin.errors import UserError
 from nnunet_logvmamba.plugin.results import (
     SUMMARY,
+    SURFACE,
     USUAL_METRICS,
     Run,
     case_of,
@@ -183,7 +184,8 @@ class _Page:
         if self.run is not None:
             for metric in USUAL_METRICS:
                 if metric in self.run.scores:
-                    mean = mean_and_standard_error([self._mean(metric, label) for label in self.run.labels])[0]
+                    means = [self._mean(metric, label) for label in self.run.labels_of(metric)]
+                    mean = mean_and_standard_error(means)[0]
                     cards.append((f"mean {metric}{self._unit(metric)}", _number(mean, metric)))
             cards.append(("cases", str(len(self.run.cases))))
         losses = self.logging.get("train_losses") or []
@@ -205,7 +207,7 @@ class _Page:
         return mean_and_standard_error(list(self.run.scores[metric].get(label, {}).values()))[0]
 
     def _unit(self, metric: str) -> str:
-        unit = self.run.settings.get("unit") if metric.startswith("HD") else None
+        unit = self.run.settings.get(SURFACE.kind, {}).get("unit") if metric.startswith("HD") else None
         return f" ({unit})" if isinstance(unit, str) else ""
 
     def _curves(self) -> str:
@@ -219,25 +221,28 @@ class _Page:
         finite = {
             metric: {
                 label: [value for value in self.run.scores[metric].get(label, {}).values() if isfinite(value)]
-                for label in self.run.labels
+                for label in self.run.labels_of(metric)
             }
             for metric in metrics
         }
         head = "".join(f"<th>{_text(metric + self._unit(metric))}</th><th>scored</th>" for metric in metrics)
         rows = []
-        for label in self.run.labels:
-            cells = "".join(
-                f"<td>{_spread(finite[metric][label], metric)}</td>"
-                f"<td>{len(finite[metric][label])} of {len(self.run.cases)}</td>"
-                for metric in metrics
-            )
+        for label in dict.fromkeys(label for metric in metrics for label in self.run.labels_of(metric)):
+            cells = "".join(self._cells_of(finite[metric], metric, label) for metric in metrics)
             rows.append(f"<tr><th scope=row>{_text(label)}</th>{cells}</tr>")
-        settings = ", ".join(f"{key} {value}" for key, value in sorted(self.run.settings.items()))
         note = "Mean ± standard deviation over cases; a case without a value (both masks empty, or one of them for a "
-        note += "distance) is left out. " + (f"Surface metrics: {settings}." if settings else "")
+        note += "distance) is left out."
+        for kind, settings in self.run.settings.items():
+            words = ", ".join(f"{key} {value}" for key, value in sorted(settings.items()))
+            note += f" {kind.capitalize()} metrics: {words}." if words else ""
         table = f"<table><tr><th>class</th>{head}</tr>{''.join(rows)}</table>"
         plots = _image(pictures.box_plots(finite), "one box per class, one dot per case")
         return _section("Scores", f"<div class=pair>{table}{plots}</div><p class=note>{_text(note)}</p>")
+
+    def _cells_of(self, finite: Mapping[str, Sequence[float]], metric: str, label: str) -> str:
+        if label not in finite:
+            return "<td></td><td></td>"
+        return f"<td>{_spread(finite[label], metric)}</td><td>{len(finite[label])} of {len(self.run.cases)}</td>"
 
     def _means_of_cases(self) -> dict[str, float]:
         dice = self.run.scores["Dice"]
@@ -279,13 +284,15 @@ class _Page:
     def _every_case(self) -> str:
         means = self._means_of_cases()
         metrics = [metric for metric in USUAL_METRICS if metric in self.run.scores]
-        head = "".join(f"<th>{_text(f'{metric} {label}')}</th>" for metric in metrics for label in self.run.labels)
+        head = "".join(
+            f"<th>{_text(f'{metric} {label}')}</th>" for metric in metrics for label in self.run.labels_of(metric)
+        )
         rows = []
         for case in sorted(means, key=lambda case: (means[case] if isfinite(means[case]) else 2, case)):
             cells = "".join(
                 f"<td>{_number(self.run.scores[metric].get(label, {}).get(case, nan), metric)}</td>"
                 for metric in metrics
-                for label in self.run.labels
+                for label in self.run.labels_of(metric)
             )
             rows.append(f"<tr><th scope=row>{_text(case)}</th><td>{_number(means[case], 'Dice')}</td>{cells}</tr>")
         table = f"<table><tr><th>case</th><th>mean Dice</th>{head}</tr>{''.join(rows)}</table>"

@@ -5,21 +5,54 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_logvmamba.evaluation.cases import CaseError
-from nnunet_logvmamba.evaluation.folders import labels_of
+from nnunet_logvmamba.evaluation.folders import INSTANCES, labels_of
 from nnunet_logvmamba.plugin.errors import UserError
 
-SUMMARY, SURFACE = "summary.json", "surface.json"
-HIGHER_IS_BETTER = {"Dice": True, "IoU": True, "NSD": True, "nsd_umamba": True, "HD95": False}
-"""Metrics that can be compared, in the order of the tables, and which way is better."""
+SUMMARY = "summary.json"
+HIGHER_IS_BETTER = {
+    "Dice": True,
+    "IoU": True,
+    "NSD": True,
+    "nsd_umamba": True,
+    "HD95": False,
+    "F1": True,
+    "object_iou": True,
+    "average_precision": True,
+}
+"""Metrics that can be compared, and which way is better."""
 
-USUAL_METRICS = ("Dice", "NSD", "HD95")
+USUAL_METRICS = ("Dice", "NSD", "HD95", "F1", "object_iou")
+"""Those of the tables where nobody chooses, in their order."""
 
-_METRICS = {"hd95": "HD95", "nsd": "NSD", "nsd_umamba": "nsd_umamba"}
+
+@dataclass(frozen=True)
+class Source:
+    """A file of ours in the folder ``validation``: its metrics by their names in it, and what they are called."""
+
+    kind: str
+    file: str
+    metrics: Mapping[str, str]
+
+
+SURFACE = Source("surface", "surface.json", {"hd95": "HD95", "nsd": "NSD", "nsd_umamba": "nsd_umamba"})
+INSTANCE = Source(
+    "instance",
+    "instances.json",
+    {"f1": "F1", "object_iou": "object_iou", "average_precision": "average_precision"},
+)
+SOURCES = (SURFACE, INSTANCE)
+
+
+def source_of(metric: str) -> Source | None:
+    """Give the file of ours that a metric comes from; None for those of nnU-Net's summary."""
+    return next((source for source in SOURCES if metric in source.metrics.values()), None)
+
+
 _SETTINGS = re.compile(r"policy|tolerance|unit|hd95|nsd|spacing")
 
 
@@ -28,7 +61,8 @@ class Run:
     """One fold of one training, with the scores of its final validation.
 
     ``scores`` are metric, then label, then case. ``voxels`` are, per label and case, the reference's voxels and those
-    of the whole image. ``settings`` are those of the surface metrics, policy and tolerance among them.
+    of the whole image. ``settings`` are those of our own metrics by kind: policy and tolerance of the surface metrics,
+    how instances are recovered and matched for those of instances. ``labels`` are those of the data set.
     """
 
     folder: Path
@@ -41,9 +75,13 @@ class Run:
     cases: tuple[str, ...]
     scores: dict[str, dict[str, dict[str, float]]]
     voxels: dict[tuple[str, str], tuple[int, int]]
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, dict[str, object]] = field(default_factory=dict)
     record: dict | None = None
     spacing: tuple[float, ...] | None = None
+
+    def labels_of(self, metric: str) -> tuple[str, ...]:
+        """What a metric has values for: the labels of the data set, or its instances as one."""
+        return (INSTANCES,) if source_of(metric) is INSTANCE else self.labels
 
     @property
     def seed(self) -> int | None:
@@ -171,7 +209,11 @@ def read_run(fold: Path) -> Run:
         raise UserError(f"{summary_file} is not what nnU-Net 2.8 writes ({error!r}): validate again") from error
     if not cases:
         raise UserError(f"{summary_file} holds no case: validate again with nnUNetv2_train … --val")
-    settings = _add_surface(fold / "validation" / SURFACE, scores, names, tuple(cases))
+    settings = {}
+    for source in SOURCES:
+        path = fold / "validation" / source.file
+        if path.is_file():
+            settings[source.kind] = _add_scores(source, path, scores, names, tuple(cases))
     try:
         record = read_record(fold)
     except ValueError as error:
@@ -198,18 +240,23 @@ def read_run(fold: Path) -> Run:
     )
 
 
-def _add_surface(path: Path, scores: dict, names: dict[tuple[int, ...], str], cases: tuple[str, ...]) -> dict:
-    """Add the surface metrics, where there are any, and give their settings."""
-    if not path.is_file():
-        return {}
-    surface = read_json(path)
+def _add_scores(
+    source: Source, path: Path, scores: dict, names: dict[tuple[int, ...], str], cases: tuple[str, ...]
+) -> dict:
+    """Add the metrics of a file of ours, and give their settings."""
+    content = read_json(path)
     there = set()
     try:
-        for case, key, metrics in _surface_rows(surface):
+        for case, key, metrics in _rows(content):
             there.add(case)
-            found = {_METRICS[name.lower()]: value for name, value in metrics.items() if name.lower() in _METRICS}
-            _store(scores, found, name_of(key, names), case)
-        settings = {key: _plain(value) for key, value in surface.items() if _SETTINGS.match(key.lower())}
+            found = {
+                source.metrics[name.lower()]: value for name, value in metrics.items() if name.lower() in source.metrics
+            }
+            _store(scores, found, INSTANCES if source is INSTANCE else name_of(key, names), case)
+        if source is INSTANCE:
+            settings = dict(content["settings"].items())
+        else:
+            settings = {key: _plain(value) for key, value in content.items() if _SETTINGS.match(key.lower())}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error!r}): validate again, or remove it") from error
     if there != set(cases):
@@ -218,13 +265,13 @@ def _add_surface(path: Path, scores: dict, names: dict[tuple[int, ...], str], ca
     return settings
 
 
-def _surface_rows(surface: dict) -> Iterator[tuple[str, str, dict]]:
+def _rows(content: dict) -> Iterator[tuple[str, str, dict]]:
     """Case, label and metrics; from one row per case and label, or from nnU-Net's nested form."""
-    if "scores" in surface:
-        for row in surface["scores"]:
+    if "scores" in content:
+        for row in content["scores"]:
             yield row["case"], row["label"], {name: row[name] for name in row if name not in ("case", "label")}
         return
-    for entry in surface["metric_per_case"]:
+    for entry in content["metric_per_case"]:
         for key, metrics in entry["metrics"].items():
             yield entry["case"], key, metrics
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from nnunetv2.configuration import default_num_processes
 
-from nnunet_logvmamba.plugin.files import replace_text
 from nnunet_logvmamba.plugin.plans import TRAINING_KEY, check_training_settings
+from nnunet_logvmamba.plugin.validation_scores import mean_in_words, write_scores
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -31,36 +31,18 @@ def write_surface_scores(trainer: nnUNetTrainer) -> Path | None:
     and geometry of the data set. The tolerance is ``surface_tolerance`` under ``logvmamba`` in the configuration, else
     2 mm (2 pixels for pictures); policy and HD95 are those of ``logvmamba evaluate``.
 
-    A validation must not be lost for its surfaces: where the files cannot be scored or the scores not written, the log
-    says why and no file is left, neither half of one nor an older one. nnU-Net's ``summary.json`` is never touched.
+    Failures end nothing: see :func:`.validation_scores.write_scores`.
 
     Returns:
         The file, or None on ranks above 0 and where there is nothing to score.
     """
-    if trainer.local_rank != 0:
-        return None
-    from nnunet_logvmamba.evaluation.cases import CaseError  # late, since only the end of a training needs them
-    from nnunet_logvmamba.evaluation.report import as_json
-
-    target = Path(trainer.output_folder) / "validation" / FILE
-    try:
-        target.unlink(missing_ok=True)
-        content = _score(trainer, target.parent)
-        replace_text(target, as_json(content))
-    except (CaseError, OSError, MemoryError) as error:
-        reason = str(error) or type(error).__name__
-        trainer.print_to_log_file(f"No {target.name}, surfaces cannot be scored: {reason}", also_print_to_console=True)
-        return None
-    means = ", ".join(_in_words(metric, content) for metric in content["metrics"])
-    trainer.print_to_log_file(f"Surfaces ({target.name}): {means}", also_print_to_console=True)
-    return target
+    return write_scores(trainer, FILE, "surfaces", _score, _in_words)
 
 
-def _in_words(metric: str, content: dict) -> str:
-    mean = content["overall"][metric]["mean"]
-    unit = content["metrics"][metric]["unit"]
-    return (
-        f"mean {metric} undefined" if mean is None else f"mean {metric} {mean:.4f}{'' if unit == '1' else f' {unit}'}"
+def _in_words(content: dict) -> str:
+    return ", ".join(
+        mean_in_words(metric, content["overall"][metric]["mean"], about["unit"])
+        for metric, about in content["metrics"].items()
     )
 
 

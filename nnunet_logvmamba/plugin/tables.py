@@ -131,25 +131,28 @@ def _subject(comparison: Comparison) -> str:
     folds = ", ".join(comparison.folds)
     runs = ", ".join(f"{method.name} {len(method.runs)}" for method in comparison.methods)
     text = f"{comparison.num_cases} cases in fold{'s' if len(comparison.folds) > 1 else ''} {folds}; runs: {runs}."
-    settings = ", ".join(f"{key} {_word(value)}" for key, value in sorted(comparison.settings.items()))
-    text += f" Surface metrics: {settings}." if settings else ""
+    for kind, settings in comparison.settings.items():
+        words = ", ".join(f"{key} {_word(value)}" for key, value in sorted(settings.items()))
+        text += f" {kind.capitalize()} metrics: {words}." if words else ""
     return _plain(f"{text} Dice and IoU as in nnU-Net's summary.json: both masks empty is left out.")
 
 
 def _word(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_word(entry)}" for key, entry in value.items())
+    if value is None or isinstance(value, bool):
+        return {None: "none", False: "no", True: "yes"}[value]
     return str(value)
 
 
 def _tables(comparison: Comparison) -> list[Table]:
-    tables = [_main_table(comparison)]
-    if len(comparison.labels) > 1:
-        tables += [_class_table(comparison, metric) for metric in comparison.metrics]
+    by_class = [metric for metric in comparison.metrics if len(comparison.labels[metric]) > 1]
+    tables = [_main_table(comparison, "Average over classes" if by_class else "Average over cases")]
+    tables += [_class_table(comparison, metric) for metric in by_class]
     return [*tables, *(_pair_table(comparison, metric) for metric in comparison.metrics)]
 
 
-def _main_table(comparison: Comparison) -> Table:
+def _main_table(comparison: Comparison, title: str) -> Table:
     costs = [column for column in _COSTS if any(column.read(m.cost) is not None for m in comparison.methods)]
     columns = [_score_column(comparison, metric, AVERAGE) for metric in comparison.metrics]
     rows = [
@@ -157,11 +160,11 @@ def _main_table(comparison: Comparison) -> Table:
         for index, method in enumerate(comparison.methods)
     ]
     head = ("method", *(f"{metric} {_arrow(metric)}" for metric in comparison.metrics), *(c.title for c in costs))
-    return Table("Average over classes, and cost" if costs else "Average over classes", head, tuple(rows))
+    return Table(f"{title}, and cost" if costs else title, head, tuple(rows))
 
 
 def _class_table(comparison: Comparison, metric: str) -> Table:
-    labels = (*comparison.labels, AVERAGE)
+    labels = (*comparison.labels[metric], AVERAGE)
     columns = [_score_column(comparison, metric, label) for label in labels]
     rows = [
         (Cell(method.name), *(column[index] for column in columns)) for index, method in enumerate(comparison.methods)
@@ -189,7 +192,8 @@ def _score_column(comparison: Comparison, metric: str, label: str) -> list[Cell]
 def _pair_table(comparison: Comparison, metric: str) -> Table:
     head = ("pair", "difference", "95 % interval", "p", "p (Holm)", "win/tie/loss", "cases", "verdict")
     pairs = [pair for pair in comparison.pairs if (pair.metric, pair.label) == (metric, AVERAGE)]
-    return Table(f"{metric}, average over classes: pairs", head, tuple(_pair_row(pair) for pair in pairs))
+    subject = f"{metric}, average over classes" if len(comparison.labels[metric]) > 1 else metric
+    return Table(f"{subject}: pairs", head, tuple(_pair_row(pair) for pair in pairs))
 
 
 def _pair_row(pair: Pair) -> tuple[Cell, ...]:

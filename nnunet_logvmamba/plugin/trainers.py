@@ -25,6 +25,7 @@ from torch import nn
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet
 from nnunet_logvmamba.ops import backends
 from nnunet_logvmamba.plugin import pretraining
+from nnunet_logvmamba.plugin.instance_scores import write_instance_scores
 from nnunet_logvmamba.plugin.plans import (
     SWIN_CLASS_NAME,
     TRAINING_KEY,
@@ -222,9 +223,10 @@ class RecipeTrainer(RecordedTrainer):
         super().on_train_epoch_start()
 
     def perform_actual_validation(self, save_probabilities: bool = False):
-        """Validate as nnU-Net does, then score the surfaces of what was predicted: ``validation/surface.json``."""
+        """Validate as nnU-Net does, then write ``surface.json`` and, for cells, ``instances.json`` beside its file."""
         super().perform_actual_validation(save_probabilities)
         write_surface_scores(self)
+        write_instance_scores(self)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Load a checkpoint of this very trainer and network.

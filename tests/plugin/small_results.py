@@ -24,6 +24,8 @@ def write_run(
     labels: Mapping[str, int | list[int]] = LABELS,
     surface: Mapping[str, Sequence[Mapping[str, float | None]]] | None = None,
     surface_settings: Mapping[str, object] | None = None,
+    instances: Mapping[str, Mapping[str, float | None]] | None = None,
+    instance_settings: Mapping[str, object] | None = None,
     record: Mapping[str, object] | None = None,
     spacing: Sequence[float] = SPACING,
     num_reference: int = NUM_REFERENCE,
@@ -35,6 +37,7 @@ def write_run(
         model: ``TRAINER__PLANS__CONFIGURATION``.
         dice: Per case, one value for each foreground label; NaN where both masks are empty. Steps of 0.001.
         surface: Per case, one table of surface metrics for each foreground label.
+        instances: Per case, its scores of instances.
         record: What ``logvmamba.json`` shall hold; no such file by default.
     """
     folder = results / dataset / model / f"fold_{fold}"
@@ -61,6 +64,10 @@ def write_run(
         ]
         settings = {"policy": "nnunet", "tolerance": 2.0, "unit": "mm", **(surface_settings or {})}
         (validation / "surface.json").write_text(json.dumps({"metric_per_case": per_case, **settings}))
+    if instances is not None:
+        rows = [{"case": case, "label": "instances", **table} for case, table in instances.items()]
+        settings = {"grow_px": 2, "iou": 0.5, "tile_px": None, "watershed": False, **(instance_settings or {})}
+        (validation / "instances.json").write_text(json.dumps({"settings": settings, "scores": rows}))
     if record is not None:
         (folder / "logvmamba.json").write_text(json.dumps({"format": 1, **record}))
     return folder

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,38 @@ def test_the_training_saw_every_image_as_three_channels_and_knows_its_network(tr
     assert checkpoint["network_weights"]["encoder.patch_embed.proj.weight"].shape == (8, 3, 4, 4)
     assert np.isfinite(checkpoint["logging"]["train_losses"]).all()
     assert "ATTENTION: no pretrained encoder was asked for" in next(fold.glob("training_log*")).read_text()
+
+
+def test_the_training_scored_its_instances_and_they_are_compared(trained, tmp_path):
+    model = trained.results / NAME / f"{TRAINER}__nnUNetPlans__2d_small"
+    validation = model / "fold_0" / "validation"
+    content = json.loads((validation / "instances.json").read_text())
+    summary = json.loads((validation / "summary.json").read_text())
+    cases = [Path(entry["prediction_file"]).stem for entry in summary["metric_per_case"]]
+    assert content["cases"] == sorted(cases)
+    out = tmp_path / "out"
+    references = trained.raw / NAME / "instancesTr"
+    run_command(["logvmamba", "instances", validation, out, "--references", references, "--predicted-only"])
+    command = json.loads((out / "scores.json").read_text())
+    for key in ("settings", "definitions", "mean", "cases"):
+        assert content[key] == command[key], key
+    with (out / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [[row["case"], row["tp"], row["fp"], row["fn"]] for row in rows] == [
+        [row["case"], str(row["tp"]), str(row["fp"]), str(row["fn"])] for row in content["scores"]
+    ]
+    (log,) = (model / "fold_0").glob("training_log_*.txt")
+    assert "Instances (instances.json): mean f1" in log.read_text()
+    # The same fold under another trainer's name, with scores that stand out, is a method to compare with.
+    other = tmp_path / NAME / "nnUNetTrainerVMambaSwin__nnUNetPlans__2d_small"
+    shutil.copytree(model, other)
+    copied = other / "fold_0" / "validation" / "instances.json"
+    for row in content["scores"]:
+        row["f1"] = 0.75
+    copied.write_text(json.dumps(content))
+    page = run_command(["logvmamba", "compare", model, other, "--metrics", "F1"]).stdout
+    assert re.search(r"\| VMambaSwin \| \*\*0\.7500", page)
+    assert "F1: pairs" in page
 
 
 def test_predictions_become_instances_scores_and_a_gallery(trained, tmp_path):

@@ -132,7 +132,7 @@ def test_surface_metrics_come_from_surface_json_and_lower_distances_win(results)
         write_run(results, model(trainer), 0, {case: [0.9, 0.8] for case in cases}, surface=tables_of)
     found = comparison.compare([results])
     assert found.metrics == ("Dice", "NSD", "HD95")
-    assert found.settings == {"policy": "nnunet", "tolerance": 2.0, "unit": "mm"}
+    assert found.settings == {"surface": {"policy": "nnunet", "tolerance": 2.0, "unit": "mm"}}
     log = found.scores["HD95"]["LoGVMamba"]
     assert log["Anterior"].mean == pytest.approx(1.85)
     assert (log["Posterior"].mean, log["Posterior"].left_out) == (pytest.approx(2.0), 2)
@@ -160,7 +160,7 @@ def test_surface_metrics_are_also_read_from_rows(results):
         content = {**settings, "tolerances": tolerances, "mean": {}, "scores": rows}
         (fold / "validation" / "surface.json").write_text(json.dumps(content))
     found = comparison.compare([results])
-    assert found.settings == {
+    assert found.settings["surface"] == {
         "policy": "nnunet",
         "unit": "mm",
         "hd95": "joined",
@@ -180,6 +180,122 @@ def test_surface_metrics_that_only_some_runs_have_are_left_out_and_named(results
     assert found.metrics == ("Dice",)
     assert f"HD95 is left out, because {model(VSS)}/fold_0 has none (1 such runs)." in found.notes
     assert f"{model(VSS)}/fold_0 has no HD95" in refused(results, metrics=["HD95"])
+
+
+CELLS = {"background": 0, "interior": 1, "boundary": 2}
+
+
+def cells(results: Path, trainer: str, f1: dict[str, float | None], fold: int = 0, **options) -> Path:
+    """A fold whose images have these F1; object IoU follows from it, as it does from the same counts."""
+    instances = {
+        case: {"f1": value, "object_iou": value and value / (2 - value), "average_precision": value and value / 4}
+        for case, value in f1.items()
+    }
+    dice = {case: [0.9, 0.5] for case in f1}
+    return write_run(results, model(trainer, "2d"), fold, dice, labels=CELLS, instances=instances, **options)
+
+
+def test_scores_of_instances_are_compared_as_one_class(results):
+    f1 = {f"cell_{k}": 0.6 + k / 100 for k in range(8)}
+    for seed in (1, 2):
+        cells(results, f"{LOG}_seed{seed}", {case: value + 0.1 + seed / 1000 for case, value in f1.items()})
+        cells(results, f"{VSS}_seed{seed}", {case: value + seed / 1000 for case, value in f1.items()})
+    found = comparison.compare([results])
+    assert found.metrics == ("Dice", "F1", "object_iou")
+    assert found.labels == {
+        "Dice": ("interior", "boundary"),
+        "F1": ("instances",),
+        "object_iou": ("instances",),
+    }
+    # 0.60, 0.61, ... 0.67 with 0.001 and 0.002 more: the means of the two seeds are 0.636 and 0.637.
+    score = found.scores["F1"]["VMamba"]["average"]
+    assert (score.mean, score.error) == (pytest.approx(0.6365), pytest.approx(0.0005))
+    assert (score.runs, score.scored, score.left_out) == (2, 16, 0)
+    (pair,) = [pair for pair in found.pairs if (pair.metric, pair.label) == ("F1", "average")]
+    assert (pair.test.difference, pair.test.wins) == (pytest.approx(0.1), 8)
+    assert (pair.test.p, pair.p_holm) == (2 / 2**8, 2 / 2**8), "one pair, so nothing to correct"
+    assert comparison.conclusion(found, "F1") == (
+        "F1: LoGVMamba has the best average; it is beyond noise better than VMamba."
+    )
+    page = tables.as_markdown(found)
+    assert re.findall("^## (.*)$", page, re.MULTILINE) == [
+        "Average over classes",
+        "Dice per class ↑",
+        "Dice, average over classes: pairs",
+        "F1: pairs",
+        "object_iou: pairs",
+        "To be kept in mind",
+    ]
+    assert "| method | Dice ↑ | F1 ↑ | object_iou ↑ |" in page
+    assert "| **0.7365 ± 0.0005** |" in page
+    assert "Instance metrics: grow_px 2, iou 0.5, tile_px none, watershed no." in page
+    assert r"object\_iou: pairs" in tables.as_latex(found)
+    rows = list(csv.DictReader(tables.as_csv(found)["means.csv"].splitlines()))
+    assert {row["class"] for row in rows if row["metric"] == "F1"} == {"instances", "average"}
+
+
+def test_instances_alone_have_no_classes_to_average(results):
+    for trainer, value in ((LOG, 0.8), (VSS, 0.6)):
+        cells(results, trainer, {"a": value, "b": value})
+    page = run_command(["logvmamba", "compare", results, "--metrics", "F1", "object_iou", "average_precision"]).stdout
+    assert "## Average over cases" in page
+    assert "over classes" not in page.split("Each value is")[0]
+    assert "| LoGVMamba | **0.8000** | **0.6667** | **0.2000** |" in page
+    found = comparison.compare([results], metrics=["Dice"])
+    assert found.settings == {}
+
+
+def test_an_image_without_cells_is_left_out_and_counted(results):
+    for trainer, value in ((LOG, 0.8), (VSS, 0.6)):
+        cells(results, trainer, {"a": value, "b": value, "empty": None})
+    found = comparison.compare([results])
+    score = found.scores["F1"]["LoGVMamba"]["average"]
+    assert (score.mean, score.scored, score.left_out) == (pytest.approx(0.8), 2, 1)
+    assert "F1: values that do not exist (no cell, true or predicted) are left out of the means: LoGVMamba 1, " in (
+        "\n".join(found.notes)
+    )
+    assert "| **0.8000 (2 of 3)** |" in tables.as_markdown(found)
+
+
+def test_instances_that_only_some_runs_have_are_left_out_and_named(results):
+    cells(results, LOG, {"a": 0.8})
+    write_run(results, model(VSS, "2d"), 0, {"a": [0.9, 0.5]}, labels=CELLS)
+    found = comparison.compare([results])
+    assert found.metrics == ("Dice",)
+    name = f"{model(VSS, '2d')}/fold_0"
+    assert f"F1 is left out, because {name} has none (1 such runs)." in found.notes
+    assert f"{name} has no F1 (validation/instances.json): validate again" in refused(results, metrics=["F1"])
+
+
+def test_instances_recovered_otherwise_are_refused(results):
+    cells(results, LOG, {"a": 0.8})
+    cells(results, VSS, {"a": 0.8}, instance_settings={"grow_px": 0})
+    assert "have instance metrics of another grow_px: 2 and 0; validate both again" in refused(results)
+    assert comparison.compare([results], metrics=["Dice"]).metrics == ("Dice",)
+
+
+def test_instances_of_other_cases_are_refused(results):
+    cells(results, LOG, {"a": 0.8})
+    fold = cells(results, VSS, {"a": 0.8})
+    file = fold / "validation" / "instances.json"
+    file.write_text(file.read_text().replace('"case": "a"', '"case": "b"'))
+    assert "instances.json and summary.json beside it have other cases (a): validate again" in refused(results)
+
+
+def test_the_average_of_one_class_counts_runs(results):
+    # Fold 1 has one image, and half of the average: there VMamba is far better, in all others a little worse.
+    for trainer, many, one in ((LOG, 0.81, 0.5), (VSS, 0.80, 0.65)):
+        for seed in (1, 2):
+            cells(results, f"{trainer}_seed{seed}", {f"cell_{k:02d}": many for k in range(40)})
+            cells(results, f"{trainer}_seed{seed}", {"other": one}, fold=1)
+    found = comparison.compare([results], metrics=["F1"])
+    (pair,) = [pair for pair in found.pairs if pair.label == "average"]
+    pair = replace(pair, test=replace(pair.test, low=0.001), p_holm=0.001, run_error=0.001)
+    words = comparison.conclusion(replace(found, pairs=(pair,)), "F1")
+    assert words == (
+        "F1: VMamba has the best average; it is worse than LoGVMamba case by case, since the average counts runs and "
+        "not cases."
+    )
 
 
 # What the text says of the numbers
@@ -390,7 +506,7 @@ def test_regions_get_their_names_and_the_order_of_dataset_json(results):
     for trainer in (LOG, VSS):
         write_run(results, model(trainer), 0, {"a": [0.9, 0.8, 0.7, 0.6, 0.5]}, labels=labels)
     found = comparison.compare([results])
-    assert found.labels == ("whole", "core", "enhancing", "eleventh", "second")
+    assert found.labels["Dice"] == ("whole", "core", "enhancing", "eleventh", "second")
     assert found.scores["Dice"]["VMamba"]["core"].mean == pytest.approx(0.8)
 
 
@@ -569,7 +685,15 @@ def test_wishes_that_cannot_be_met_are_refused(results):
 
 
 @pytest.mark.parametrize(
-    "name", ["validation/summary.json", "validation/surface.json", "logvmamba.json", "../plans.json", "../dataset.json"]
+    "name",
+    [
+        "validation/summary.json",
+        "validation/surface.json",
+        "validation/instances.json",
+        "logvmamba.json",
+        "../plans.json",
+        "../dataset.json",
+    ],
 )
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"metric_per_case": [{}]}', "\xff"])
 def test_damaged_files_are_named(name, text, results):
@@ -625,8 +749,11 @@ def test_real_trainings_are_compared(own_trained, capsys):
         assert "-" not in (row[1], *row[4:]), "Dice and four costs"
     assert "Not trained alike, iterations: LoGVMamba 40; NoSSM_1epochs 10." in page
     found = comparison.compare([results])
-    assert found.labels == tuple(json.loads((own_trained.model("3d_tiny") / "dataset.json").read_text())["labels"])[1:]
-    for label, mean in zip(found.labels, own_trained.fold("3d_tiny").dice.values()):
+    assert (
+        found.labels["Dice"]
+        == tuple(json.loads((own_trained.model("3d_tiny") / "dataset.json").read_text())["labels"])[1:]
+    )
+    for label, mean in zip(found.labels["Dice"], own_trained.fold("3d_tiny").dice.values()):
         assert found.scores["Dice"]["LoGVMamba"][label].mean == pytest.approx(mean)
 
 

@@ -56,12 +56,13 @@ def page_3d(trained, tmp_path_factory) -> Path:
     return target
 
 
-def cells(folder: Path, labels: tuple[str, str] = ("interior", "boundary"), cases: int = 4) -> Path:
+def cells(folder: Path, labels: tuple[str, str] = ("interior", "boundary"), cases: int = 4, f1=None) -> Path:
     """A finished 2D fold in nnU-Net's format with images of discs: PNG, two classes; the folder of images beside it."""
     names = [f"cell_{number:05d}" for number in range(cases)]
     dice = {name: [0.5 + number / 10, float("nan") if number == 0 else 0.8] for number, name in enumerate(names)}
     listed = {"background": 0, labels[0]: 1, labels[1]: 2}
-    fold = write_run(folder / "results", MODEL_2D, 0, dice, labels=listed)
+    instances = f1 and {name: {"f1": value, "object_iou": 0.25} for name, value in zip(names, f1)}
+    fold = write_run(folder / "results", MODEL_2D, 0, dice, labels=listed, instances=instances)
     dataset_json = json.loads((fold.parent / "dataset.json").read_text())
     dataset_json["file_ending"] = ".png"
     (fold.parent / "dataset.json").write_text(json.dumps(dataset_json))
@@ -160,6 +161,21 @@ def test_two_dimensional_cases_are_shown_with_outlines(tmp_path, browser):
     ]
     assert "3 of 4" in page.text, "one case has no boundary"
     assert "</html>" in browser.dom(fold / "report.html")
+
+
+def test_instances_are_one_more_class_with_metrics_of_its_own(tmp_path):
+    page = report.build(cells(tmp_path, f1=[0.1, 0.2, 0.6, None]), num_cases=0)
+    rows = re.findall(r"<tr><th scope=row>(interior|boundary|instances)</th>(.*?)</tr>", page)
+    values = {name: re.findall("<td>(.*?)</td>", row) for name, row in rows}
+    assert values == {
+        "interior": ["0.6500 ± 0.1291", "4 of 4", "", "", "", ""],
+        "boundary": ["0.8000 ± 0.0000", "3 of 4", "", "", "", ""],
+        "instances": ["", "", "0.3000 ± 0.2646", "3 of 4", "0.2500 ± 0.0000", "4 of 4"],
+    }
+    assert "<b>0.3000</b><span>mean F1</span>" in page
+    assert "<th>F1 instances</th><th>object_iou instances</th>" in page, "every case"
+    assert re.search("<th scope=row>cell_00002</th>.*<td>0.6000</td><td>0.2500</td></tr>", page)
+    assert "Instance metrics: grow_px 2, iou 0.5, tile_px None, watershed False." in page
 
 
 def test_names_from_files_are_shown_and_not_obeyed(tmp_path, browser):

@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "compare",
         help="tables with spread and paired tests from nnU-Net's results folders",
         description="Compare trained methods (trainers, plans, configurations, each with its folds and seeds) case by "
-        "case. What cannot be compared is refused: other cases, splits, references, spacing or policies.",
+        "case. What cannot be compared is refused: other cases, splits, references, spacing, policies or settings.",
     )
     parser.add_argument(
         "results",
@@ -32,7 +32,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="among Dice, IoU, NSD, HD95, nsd_umamba; default: Dice, and NSD and HD95 where every run has them",
+        help="among Dice, IoU, NSD, HD95, nsd_umamba and, for cells, F1, object_iou, average_precision; default: Dice, "
+        "and NSD, HD95, F1 and object_iou where every run has them",
     )
     parser.add_argument("--folds", nargs="+", metavar="FOLD", help="default: all that are finished")
     parser.add_argument("--against", metavar="METHOD", help="test only pairs with this method; default: all pairs")

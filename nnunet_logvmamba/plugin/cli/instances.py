@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.plugin.cli.options import at_least, share
 from nnunet_logvmamba.plugin.errors import UserError
 
+if TYPE_CHECKING:
+    from nnunet_logvmamba.evaluation.cells import CellCase, CellSettings
+
 IMAGE_SUFFIXES = ("_0000",)
-LABEL_SUFFIXES = ("_label",)
 SCORES, SUMMARY = "scores.csv", "scores.json"
 
 
@@ -87,16 +89,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files of the same name in OUT")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One case and its files."""
-
-    case: str
-    prediction: Path
-    reference: Path | None
-    target: Path
-
-
 def run(args: argparse.Namespace) -> int:
     """Write the instance maps, and scores and gallery where asked for.
 
@@ -113,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, CaseError, check_pairs, find_cases
+    from nnunet_logvmamba.evaluation.cells import LABEL_SUFFIXES, CellCase, CellSettings, recover_and_score
     from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
     from nnunet_logvmamba.evaluation.report import staged_files
 
@@ -136,15 +129,27 @@ def _run(args: argparse.Namespace) -> int:
         if case not in images:
             raise CaseError(f"{args.images} holds no image of the case '{case}'")
 
+    settings = CellSettings(
+        grow=args.grow,
+        min_size=args.min_size,
+        fill_holes=args.fill_holes,
+        watershed=args.watershed,
+        iou=args.iou,
+        border=args.border,
+        tile=args.tile,
+        tolerance=args.tolerance,
+    )
     with staged_files(args.out, overwrite=args.overwrite, last=(SCORES, SUMMARY)) as staged:
-        jobs = [
-            Job(case, path, references.get(case), staged / f"{case}_label.tiff") for case, path in predictions.items()
+        cases = [
+            CellCase(case, path, references.get(case), staged / f"{case}_label.tiff")
+            for case, path in predictions.items()
         ]
-        rows = map_cases(partial(_do_case, args), jobs, processes=args.jobs or default_processes(), text="instances")
+        do_case = partial(recover_and_score, settings)
+        rows = map_cases(do_case, cases, processes=args.jobs or default_processes(), text="instances")
         if references:
-            print(_write_scores(args, rows, unscored, staged))
+            print(_write_scores(settings, rows, unscored, staged))
         if shown:
-            chosen = {job.case: job for job in jobs}
+            chosen = {case.case: case for case in cases}
             scores = {row["case"]: row for row in rows}
             picture = staged / "gallery.png"
             _draw([(chosen[case], images[case], scores[case]) for case in shown], picture, args.iou)
@@ -162,98 +167,34 @@ def _spread(cases: list[str], number: int) -> list[str]:
     return [cases[int(index * step)] for index in range(min(number, len(cases)))]
 
 
-def _do_case(args: argparse.Namespace, job: Job) -> dict:
-    """Recover, write and score one case; give its row."""
-    import numpy as np
-    from tifffile import imwrite
-
-    from nnunet_logvmamba.evaluation.cases import CaseError, check_same_grid, read_labels
-    from nnunet_logvmamba.evaluation.instances import recover_instances
-    from nnunet_logvmamba.evaluation.scoring import instance_scores, semantic_scores
-
-    classes = read_labels(job.prediction)
-    try:
-        instances = recover_instances(
-            classes.values,
-            grow=args.grow,
-            min_size=args.min_size,
-            fill_holes=args.fill_holes,
-            watershed=args.watershed,
-        )
-    except ValueError as error:
-        raise CaseError(f"{job.prediction}: {error}") from error
-    number = int(instances.max())
-    row = {"case": job.case, "label": "instances", "predicted": number}
-    if job.reference is not None:
-        truth = read_labels(job.reference)
-        check_same_grid(truth, classes, job.reference, job.prediction)
-        row["true"] = len(np.unique(truth.values[truth.values > 0]))
-        row |= instance_scores(truth.values, instances, iou=args.iou, border=args.border, tile=args.tile)
-        row |= semantic_scores(truth.values, instances, classes=classes.values, tolerance_px=args.tolerance)
-    dtype = np.uint16 if number <= np.iinfo(np.uint16).max else np.int32
-    imwrite(job.target, instances.astype(dtype), compression="zlib")
-    return row
-
-
-def _write_scores(args: argparse.Namespace, rows: list[dict], unscored: list[str], folder: Path) -> str:
+def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str], folder: Path) -> str:
     """Write the table and the summary, and give the summary as text."""
-    from nnunet_logvmamba.evaluation.report import as_text_table, describe, write_csv, write_json
+    from nnunet_logvmamba.evaluation.cells import summarize
+    from nnunet_logvmamba.evaluation.report import as_text_table, write_csv, write_json
 
-    definitions = _definitions(args)
-    means = {name: describe([row[name] for row in rows]) for name in definitions}
+    summary = summarize(settings, rows)
     write_csv(folder / SCORES, rows, list(rows[0]))
-    write_json(
-        folder / SUMMARY,
-        {
-            "settings": {
-                "grow_px": args.grow,
-                "min_size_px": args.min_size,
-                "fill_holes": args.fill_holes,
-                "watershed": args.watershed,
-                "iou": args.iou,
-                "border_px": args.border,
-                "tile_px": args.tile,
-                "tolerance_px": args.tolerance,
-            },
-            "definitions": definitions,
-            "average": "mean of per-image values; images in which a score is undefined are left out and counted",
-            "mean": means,
-            "cases": [row["case"] for row in rows],
-            "cases_not_scored": unscored,
-        },
-    )
-    table = [[name, one["mean"], one["std"], one["cases"], one["cases_left_out"]] for name, one in means.items()]
-    recipe = f"grow {args.grow:g} px, IoU {args.iou:g}, instances within {args.border} px of the border left out"
+    write_json(folder / SUMMARY, {**summary, "cases_not_scored": unscored})
+    table = [
+        [name, one["mean"], one["std"], one["cases"], one["cases_left_out"]] for name, one in summary["mean"].items()
+    ]
+    recipe = f"grow {settings.grow:g} px, IoU {settings.iou:g}"
+    recipe += f", instances within {settings.border} px of the border left out"
     return f"{as_text_table(['score', 'mean', 'std', 'images', 'left out'], table)}\n{recipe}\n"
 
 
-def _definitions(args: argparse.Namespace) -> dict[str, str]:
-    """Say for every score what it is, with this run's settings."""
-    from nnunet_logvmamba.evaluation.scoring import INSTANCE_METRICS, instance_definitions
-
-    matched = instance_definitions(args.iou, args.border, args.tile)
-    near = f"share of both outlines, by length, within {args.tolerance:g} px of the other"
-    return {
-        **{name: matched[name] for name in INSTANCE_METRICS},
-        "dice_foreground": "Dice of all true instances and all predicted instances",
-        "nsd_foreground": f"{near}; all true instances against all predicted instances",
-        "dice_interior": "Dice of all true instances and the predicted interior class",
-        "nsd_interior": f"{near}; all true instances against the predicted interior class",
-    }
-
-
-def _draw(cases: list[tuple[Job, Path, dict]], path: Path, iou: float) -> None:
+def _draw(cases: list[tuple[CellCase, Path, dict]], path: Path, iou: float) -> None:
     from nnunet_logvmamba.evaluation.cases import CaseError, read_labels, read_picture
     from nnunet_logvmamba.evaluation.gallery import Exhibit, draw_gallery
 
     exhibits = []
-    for job, image_file, row in cases:
-        image, instances = read_picture(image_file), read_labels(job.target).values
+    for case, image_file, row in cases:
+        image, instances = read_picture(image_file), read_labels(case.target).values
         if image.ndim not in (2, 3) or image.shape[:2] != instances.shape:
             raise CaseError(
-                f"{image_file} has the shape {image.shape} but its prediction {job.prediction} {instances.shape}"
+                f"{image_file} has the shape {image.shape} but its prediction {case.prediction} {instances.shape}"
             )
-        truth = read_labels(job.reference).values if job.reference else None
+        truth = read_labels(case.reference).values if case.reference else None
         scores = "" if truth is None else f"F1 {row['f1']:.2f} (TP {row['tp']}, FP {row['fp']}, FN {row['fn']})"
-        exhibits.append(Exhibit(job.case, image, instances, truth, scores))
+        exhibits.append(Exhibit(case.case, image, instances, truth, scores))
     draw_gallery(exhibits, path, iou=iou)

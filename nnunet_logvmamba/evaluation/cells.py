@@ -1,0 +1,130 @@
+"""Three-class predictions of cells, scored case by case against true instance maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .cases import CaseError, check_same_grid, read_labels
+from .folders import INSTANCES
+from .instances import recover_instances
+from .report import describe
+from .scoring import INSTANCE_METRICS, instance_definitions, instance_scores, semantic_scores
+
+LABEL_SUFFIXES = ("_label",)
+"""Of the names of instance maps, not part of the case."""
+
+
+@dataclass(frozen=True)
+class CellSettings:
+    """How instances are recovered from classes, and how they are matched with the true ones.
+
+    Attributes:
+        grow: Pixels by which each piece of interior is widened.
+        min_size: Pieces of fewer pixels are dropped before that.
+        fill_holes: Fill what a piece encloses.
+        watershed: Cut pieces at their waists.
+        iou: Least IoU of a match.
+        border: Instances within so many pixels of the border are left out.
+        tile: Match within squares of so many pixels, None for whole images.
+        tolerance: Of the surface Dice, in pixels.
+    """
+
+    grow: float = 2
+    min_size: int = 16
+    fill_holes: bool = False
+    watershed: bool = False
+    iou: float = 0.5
+    border: int = 2
+    tile: int | None = None
+    tolerance: float = 2
+
+    def as_written(self) -> dict[str, object]:
+        """Give the settings under the names that they have in files of scores."""
+        return {
+            "grow_px": self.grow,
+            "min_size_px": self.min_size,
+            "fill_holes": self.fill_holes,
+            "watershed": self.watershed,
+            "iou": self.iou,
+            "border_px": self.border,
+            "tile_px": self.tile,
+            "tolerance_px": self.tolerance,
+        }
+
+    def definitions(self) -> dict[str, str]:
+        """Say for every score what it is under these settings."""
+        matched = instance_definitions(self.iou, self.border, self.tile)
+        near = f"share of both outlines, by length, within {self.tolerance:g} px of the other"
+        return {
+            **{name: matched[name] for name in INSTANCE_METRICS},
+            "dice_foreground": "Dice of all true instances and all predicted instances",
+            "nsd_foreground": f"{near}; all true instances against all predicted instances",
+            "dice_interior": "Dice of all true instances and the predicted interior class",
+            "nsd_interior": f"{near}; all true instances against the predicted interior class",
+        }
+
+
+@dataclass(frozen=True)
+class CellCase:
+    """One case and its files: three classes, the true instance map if there is one, and where to write the recovered.
+
+    Without ``target``, nothing is written.
+    """
+
+    case: str
+    prediction: Path
+    reference: Path | None = None
+    target: Path | None = None
+
+
+def recover_and_score(settings: CellSettings, case: CellCase) -> dict:
+    """Recover the instances of one case, write them where asked for, and give the case's row of scores.
+
+    Returns:
+        ``case``, ``label`` and the number of ``predicted`` instances; with a reference also that of the ``true`` ones
+        and the scores of :func:`.scoring.instance_scores` and :func:`.scoring.semantic_scores`.
+
+    Raises:
+        CaseError: If a file cannot be read, holds other classes, or the two do not fit.
+    """
+    classes = read_labels(case.prediction)
+    try:
+        instances = recover_instances(
+            classes.values,
+            grow=settings.grow,
+            min_size=settings.min_size,
+            fill_holes=settings.fill_holes,
+            watershed=settings.watershed,
+        )
+    except ValueError as error:
+        raise CaseError(f"{case.prediction}: {error}") from error
+    number = int(instances.max())
+    row = {"case": case.case, "label": INSTANCES, "predicted": number}
+    if case.reference is not None:
+        truth = read_labels(case.reference)
+        check_same_grid(truth, classes, case.reference, case.prediction)
+        row["true"] = len(np.unique(truth.values[truth.values > 0]))
+        row |= instance_scores(truth.values, instances, iou=settings.iou, border=settings.border, tile=settings.tile)
+        row |= semantic_scores(truth.values, instances, classes=classes.values, tolerance_px=settings.tolerance)
+    if case.target is not None:
+        from tifffile import imwrite
+
+        dtype = np.uint16 if number <= np.iinfo(np.uint16).max else np.int32
+        imwrite(case.target, instances.astype(dtype), compression="zlib")
+    return row
+
+
+def summarize(settings: CellSettings, rows: Sequence[dict]) -> dict:
+    """Give the summary of rows with scores: settings, definitions, means with their counts, cases."""
+    definitions = settings.definitions()
+    return {
+        "settings": settings.as_written(),
+        "definitions": definitions,
+        "average": "mean of per-image values; images in which a score is undefined are left out and counted",
+        "mean": {name: describe([row[name] for row in rows]) for name in definitions},
+        "cases": [row["case"] for row in rows],
+    }
