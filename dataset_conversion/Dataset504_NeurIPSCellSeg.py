@@ -164,7 +164,19 @@ def read_instances(path: Path, case: str) -> np.ndarray:
         raise ConversionError(
             f"Case {case}: {path} numbers instances from {low} to {high}; allowed are 0 to {np.iinfo(np.int32).max}."
         )
+    if _is_mask(instances):
+        raise ConversionError(
+            f"Case {case}: {path} gives all its separate cells the number {high}, as a mask does; an instance map "
+            "numbers every cell."
+        )
     return instances.astype(np.uint16 if high <= np.iinfo(np.uint16).max else np.int32)
+
+
+def _is_mask(instances: np.ndarray) -> bool:
+    """Whether a map has the type or the only value of a mask, and foreground in several pieces."""
+    if instances.dtype != bool and common.value_counts(instances)[0].tolist() not in ([0, 255], [255]):
+        return False
+    return ndimage.label(instances, np.ones((3, 3)))[1] > 1
 
 
 def _stored_as_we_store(path: Path) -> bool:

@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,6 +37,8 @@ MAX_FOLDS = 5
 REPORT = "conversion_report.json"
 # Names that nnU-Net, SimpleITK and every file system read alike.
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Archives packed on a Mac hold their folders a second time in here, without the files.
+MACOS_FOLDER = "__MACOSX"
 SHOWN = 10
 MAX_COUNTABLE = 65535
 
@@ -142,15 +145,19 @@ class Layout(Protocol):
 def run(command: Callable[[], object]) -> int:
     """Run a command and turn what a user can put right into one sentence on stderr.
 
-    A polite kill (SIGTERM) unwinds like Ctrl-C, so that staged folders are removed. Programming errors keep their
-    traceback.
+    A polite kill (SIGTERM) or a terminal that is closed (SIGHUP, unless nohup has it ignored) unwinds like Ctrl-C, so
+    that staged folders are removed. Programming errors keep their traceback.
 
     Returns:
         Exit code: 0, 2 for an error of the user's or the disk's, 130 when interrupted.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = {
+        which: signal.signal(which, _interrupt)
+        for which in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(which) != signal.SIG_IGN
+    }
     try:
         command()
     except ConversionError as error:
@@ -165,7 +172,8 @@ def run(command: Callable[[], object]) -> int:
         print("error: interrupted; what had been written was removed again.", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for which, handler in previous.items():
+            signal.signal(which, handler)
     return 0
 
 
@@ -321,7 +329,7 @@ def require_source(source: Path) -> Path:
 
 
 def walk_folders(source: Path) -> Iterator[Path]:
-    """``source`` and every folder below it, sorted, links followed, hidden folders left out.
+    """``source`` and every folder below it, sorted, links followed, hidden folders and macOS's ``__MACOSX`` left out.
 
     Raises:
         ConversionError: For a link that leads nowhere, or back to a folder above it; a case behind the first would be
@@ -335,7 +343,7 @@ def walk_folders(source: Path) -> Iterator[Path]:
     top = os.path.realpath(source)
     above = {os.fspath(source): {top, *map(str, Path(top).parents)}}
     for folder, names, files in os.walk(source, followlinks=True, onerror=refuse):
-        names[:] = sorted(name for name in names if not name.startswith("."))
+        names[:] = sorted(name for name in names if not name.startswith(".") and name != MACOS_FOLDER)
         for name in sorted(files):
             path = os.path.join(folder, name)
             if os.path.islink(path) and not os.path.exists(path):
@@ -401,10 +409,14 @@ def require_free_target(target: Path, overwrite: bool) -> None:
 
 
 def require_apart(source: Path, target: Path) -> None:
-    """Raise a ConversionError if ``source`` is ``target`` or lies in it: replacing it would lose the source."""
-    source, target = Path(source).resolve(), Path(target).resolve()
-    if target == source or target in source.parents:
-        raise ConversionError(f"Source {source} lies inside the target {target}; choose another target.")
+    """Raise a ConversionError if ``source`` is ``target`` or lies in it: replacing it would lose the source.
+
+    The same holds for the folder where the command runs, which an empty name means, as of a variable that is not set.
+    """
+    target = Path(target).resolve()
+    for what, folder in (("Source", Path(source).resolve()), ("The current folder", Path.cwd())):
+        if target == folder or target in folder.parents:
+            raise ConversionError(f"{what} {folder} lies inside the target {target}; choose another target.")
 
 
 def require_outside(source: Path, target: Path) -> None:
@@ -492,8 +504,11 @@ def _put_back(replaced: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
-    """Yield a path beside ``target``; the file written there replaces ``target`` once the block ends well."""
-    target = Path(target).absolute()
+    """Yield a path beside ``target``; the file written there replaces ``target`` once the block ends well.
+
+    Links to folders are followed, as :func:`staged_folder` does.
+    """
+    target = Path(target).parent.resolve() / Path(target).name
     with _made_parents(target):
         staged = _sibling(target, "partial")
         try:
@@ -629,9 +644,9 @@ def workers(jobs: int) -> Iterator[EachCase]:
     """
     pool = None
     if jobs > 1:
-        # Spawned, not forked: a forked worker would inherit our SIGTERM handler and die noisily at the end.
+        # Spawned, not forked: a forked worker would inherit our signal handlers and die noisily at the end.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(jobs, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+        pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker)
 
     def each_case(work: Callable, cases: Sequence[Case], verb: str) -> Iterator:
         results = pool.map(work, cases) if pool and len(cases) > 1 else map(work, cases)
@@ -648,6 +663,17 @@ def workers(jobs: int) -> Iterator[EachCase]:
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the main process, and end when that is gone, which a worker would not notice by itself."""
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=follow, daemon=True).start()
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
@@ -768,7 +794,7 @@ def hold_out(cases: Sequence[Case], share: float) -> tuple[list[Case], list[Case
     if not chosen or len(chosen) == len(cases):
         raise ConversionError(
             f"A test share of {share:g} of {len(cases)} case(s) in {len(groups)} group(s) leaves one side empty; "
-            "choose another share."
+            "add cases, or choose another share or protocol."
         )
     return [case for case in cases if case.name not in chosen], [case for case in cases if case.name in chosen]
 
@@ -846,6 +872,8 @@ def write_dataset(
     if splits is None:
         splits = make_splits(by_name, lambda case: by_name[case].group or case, lambda case: by_name[case].stratum)
     require_groups_apart(splits, cases, test_cases)
+    if splits_file and splits_file.is_dir():
+        raise ConversionError(f"{splits_file} is a folder, where nnU-Net reads a file; move it away.")
     splits_text = json.dumps(splits, indent=2) + "\n"
     if splits_file and not overwrite and splits_file.exists() and splits_file.read_bytes() != splits_text.encode():
         raise ConversionError(f"{splits_file} holds other splits; use --overwrite to replace it.")

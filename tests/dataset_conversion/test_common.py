@@ -138,7 +138,8 @@ def test_staged_file_keeps_the_old_contents_after_an_error(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_killed_command_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_command_leaves_nothing_behind(tmp_path, kill):
     script = (
         "import sys, time; from pathlib import Path; from dataset_conversion import common\n"
         "def command():\n"
@@ -155,12 +156,26 @@ def test_a_killed_command_leaves_nothing_behind(tmp_path):
     )
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(kill)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.count("\n") == 1
     assert errors.startswith("error: interrupted")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_end_with_a_command_that_is_killed_outright(tmp_path):
+    script = (
+        "import time; from dataset_conversion import common\n"
+        "with common.workers(2) as each_case:\n"
+        "    print(list(each_case(abs, [-1, -2], 'check')), flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "[1, 2]\n"
+    process.kill()
+    process.communicate(timeout=30)  # the pipe closes when the last worker has ended
 
 
 def test_run_says_one_sentence_about_a_full_disk_or_a_forbidden_folder(capsys):

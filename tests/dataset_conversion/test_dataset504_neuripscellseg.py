@@ -142,6 +142,11 @@ def test_palettes_are_colours_in_pictures_and_indices_in_masks(tmp_path):
     image.save(tmp_path / "a.png")
     assert pictures.read_picture(tmp_path / "a.png", "a")[1, 0].tolist() == [255, 0, 1]
     assert pictures.read_picture(tmp_path / "a.png", "a", indices=True).tolist() == [[0, 1], [2, 1]]
+    colours = np.zeros((3, 256), np.uint16)
+    colours[:, 2] = (65535, 0, 257)
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, 1], [2, 1]], np.uint8), photometric="palette", colormap=colours)
+    assert pictures.read_picture(tmp_path / "a.tif", "a")[1, 0].tolist() == [65535, 0, 257]
+    assert pictures.read_picture(tmp_path / "a.tif", "a", indices=True).tolist() == [[0, 1], [2, 1]]
 
 
 def test_one_bit_pictures_are_black_and_white(tmp_path):
