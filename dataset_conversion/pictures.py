@@ -8,8 +8,8 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from dataset_conversion import common
-from dataset_conversion.common import ConversionError
+from dataset_conversion import sources, staging
+from dataset_conversion.cases import ConversionError
 
 TIFF_ENDINGS = (".tif", ".tiff")
 PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", *TIFF_ENDINGS)
@@ -46,7 +46,7 @@ def read_picture(path: Path, case: str, *, indices: bool = False) -> np.ndarray:
             f"Case {case}: {path} holds {pages}, where one 2D picture is expected; export the page that is meant."
         ) from None
     except Exception as error:  # decoders have no common error: struct, zlib, index and value errors all occur
-        raise common.unreadable(path, case, getattr(error, "strerror", None) or error) from None
+        raise sources.unreadable(path, case, getattr(error, "strerror", None) or error) from None
     if 0 in picture.shape:
         raise ConversionError(f"Case {case}: {path} has size {picture.shape} and so no pixel; fetch the file again.")
     return picture
@@ -120,5 +120,5 @@ def as_rgb(picture: np.ndarray, case: str, path: Path) -> np.ndarray:
 
 def write_png(picture: np.ndarray, target: Path, case: str) -> None:
     """Write an 8-bit picture, (height, width) or (height, width, 3); equal pictures give equal bytes."""
-    with common.writing(target, case):
+    with staging.writing(target, case):
         Image.fromarray(np.ascontiguousarray(picture, np.uint8)).save(target, format="PNG")
