@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset_conversion import common, volumes
-from dataset_conversion.common import Case, ConversionError
+from dataset_conversion import command_line, common, sources, volumes
+from dataset_conversion.cases import Case, ConversionError, Description
 
-DESCRIPTION = common.Description(
+DESCRIPTION = Description(
     name="Hippocampus",
     channels=("MRI",),
     labels={"background": 0, "Anterior": 1, "Posterior": 2},
@@ -28,9 +28,7 @@ def convert(
     nnunet_preprocessed: Path | None = None,
     dataset_id: int = 4,
     overwrite: bool = False,
-    *,
-    jobs: int = 1,
-    dry_run: bool = False,
+    **options: int,
 ) -> Path:
     """Write Dataset004_Hippocampus from a folder in Decathlon layout at or right below ``source``; return its folder.
 
@@ -40,7 +38,7 @@ def convert(
     Args:
         nnunet_preprocessed: Gets five deterministic folds by subject; None writes no folds.
         overwrite: Replace an existing data set of this name and its folds.
-        dry_run: Check and report only.
+        options: ``jobs``, worker processes; ``dry_run``, check and report only.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -56,8 +54,7 @@ def convert(
         nnunet_preprocessed=nnunet_preprocessed,
         test_cases=find_test_cases(folder),
         overwrite=overwrite,
-        jobs=jobs,
-        dry_run=dry_run,
+        **options,
     )
 
 
@@ -67,12 +64,12 @@ def subject_of(case: str) -> int:
     Cases 2k-1 and 2k look like the two hippocampi of one person: their mean intensities agree within 10 % in every
     such pair, and mostly do not in the pairs 2k, 2k+1. The source does not document it; keeping them together is safe.
     """
-    return (common.trailing_number(case) + 1) // 2
+    return (sources.trailing_number(case) + 1) // 2
 
 
 def find_decathlon_folder(source: Path) -> Path:
     """``source`` or its one sub-folder that has both imagesTr and labelsTr; a ConversionError otherwise."""
-    source = common.require_source(source)
+    source = sources.require_source(source)
     candidates = [source, *sorted(path for path in source.iterdir() if path.is_dir())]
     found = [path for path in candidates if (path / "imagesTr").is_dir() and (path / "labelsTr").is_dir()]
     if len(found) != 1:
@@ -104,43 +101,44 @@ def find_test_cases(folder: Path) -> list[Case]:
     return [Case(name, (images[name],)) for name in sorted(images)]
 
 
-def convert_images(source: Path, out: Path, *, overwrite: bool = False, jobs: int = 1, dry_run: bool = False) -> Path:
+def convert_images(source: Path, out: Path, **options: int) -> Path:
     """Write every scan below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it; labelsTr is passed over.
+
+    Args:
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
     """
-    source = common.require_source(source)
-    cases = [
-        Case(common.require_case_name(name, path), (path,))
-        for folder in common.walk_folders(source)
-        if folder.name != "labelsTr"
-        for name, path in volumes.nifti_files(folder).items()
-    ]
-    if not cases:
-        raise ConversionError(f"There are no NIfTI files below {source}.")
-    layout = volumes.Volumes(DESCRIPTION)
-    return common.write_test_images(cases, layout, out, source=source, overwrite=overwrite, jobs=jobs, dry_run=dry_run)
+
+    def stem_of(path: Path) -> str | None:
+        return None if path.parent.name == "labelsTr" else volumes.nifti_stem(path)
+
+    cases = sources.find_scans(source, stem_of, "NIfTI files")
+    return common.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 
-def restore(predictions: Path, out: Path, *, overwrite: bool = False, jobs: int = 1, dry_run: bool = False) -> Path:
+def restore(predictions: Path, out: Path, **options: int) -> Path:
     """Write predictions as uint8 under the Decathlon's names; its labels are ours.
+
+    Args:
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
     names = {path: path.name for path in common.find_predictions(predictions, volumes.FILE_ENDING).values()}
     restorer = volumes.RestoredVolumes(DESCRIPTION)
-    return common.write_restored(
-        names, restorer, out, source=predictions, overwrite=overwrite, jobs=jobs, dry_run=dry_run
-    )
+    return common.write_restored(names, restorer, out, source=predictions, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: convert, write scans to predict, or restore predictions."""
-    parser = common.make_parser("dataset_conversion.Dataset004_Hippocampus", __doc__, default_id=4)
+    parser = command_line.make_parser("dataset_conversion.Dataset004_Hippocampus", __doc__, default_id=4)
     arguments = parser.parse_intermixed_args(argv)
-    return common.run_converter(parser, arguments, convert=convert, convert_images=convert_images, restore=restore)
+    return command_line.run_converter(
+        parser, arguments, convert=convert, convert_images=convert_images, restore=restore
+    )
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion import common, volumes
-from dataset_conversion.common import Case, ConversionError, Description, Skipped
+from dataset_conversion import command_line, common, label_values, sources, splitting, volumes
+from dataset_conversion.cases import Case, ConversionError, Description, Skipped
 
 PROTOCOLS = ("crossval", "paper", "official")
 CHANNELS = ("T1", "T1ce", "T2", "FLAIR")
@@ -134,8 +134,7 @@ def convert(
     *,
     protocol: str = "crossval",
     release: str | None = None,
-    jobs: int = 1,
-    dry_run: bool = False,
+    **options: int,
 ) -> Path:
     """Write Dataset501_BraTS2020 (or _BraTS2021, _BraTS2023GLI) from the archive below ``source``; return its folder.
 
@@ -149,7 +148,7 @@ def convert(
         protocol: ``crossval`` trains on all labelled cases; ``paper`` holds out a fifth of them for testing (236, 59
             and 74 of the 369 of 2020); ``official`` adds the unlabelled validation cases for testing.
         release: ``2020``, ``2021`` or ``2023-GLI``; by default the one that lies there.
-        dry_run: Check and report only.
+        options: ``jobs``, worker processes; ``dry_run``, check and report only.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -188,27 +187,29 @@ def convert(
         skipped=skipped,
         notes=notes,
         overwrite=overwrite,
-        jobs=jobs,
-        dry_run=dry_run,
+        **options,
     )
 
 
 def paper_split(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     """Cases to train and validate on, and a fifth to test on: 295 and 74 of BraTS 2020's 369."""
     group_of = {case.name: case.group or case.name for case in cases}
-    held_out = set(common.make_splits(group_of, group_of.__getitem__)[0]["val"])
+    held_out = set(splitting.make_splits(group_of, group_of.__getitem__)[0]["val"])
     return (
         [case for case in cases if case.name not in held_out],
         [case for case in cases if case.name in held_out],
     )
 
 
-def convert_images(source: Path, out: Path, *, overwrite: bool = False, jobs: int = 1, dry_run: bool = False) -> Path:
+def convert_images(source: Path, out: Path, **options: int) -> Path:
     """Write scans below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects them; masks are not looked at.
 
     A case is any set of ``<case>_t1``, ``<case>_t1ce``, ``<case>_t2`` and ``<case>_flair`` in one folder, or of
     ``<case>-t1n``, ``<case>-t1c``, ``<case>-t2w`` and ``<case>-t2f``, whatever the case is called, so scans of one's
     own can be predicted.
+
+    Args:
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -218,9 +219,7 @@ def convert_images(source: Path, out: Path, *, overwrite: bool = False, jobs: in
         volumes.Volumes(DESCRIPTION),
         out,
         source=source,
-        overwrite=overwrite,
-        jobs=jobs,
-        dry_run=dry_run,
+        **options,
     )
 
 
@@ -228,15 +227,13 @@ def restore(
     predictions: Path,
     out: Path,
     release: str | None = None,
-    *,
-    overwrite: bool = False,
-    jobs: int = 1,
-    dry_run: bool = False,
+    **options: int,
 ) -> Path:
     """Write predictions with the label values of their release, named ``<case>.nii.gz``.
 
     Args:
         release: ``2020``, ``2021`` or ``2023-GLI``; by default case names tell, which those of one's own scans do not.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
@@ -249,9 +246,7 @@ def restore(
         volumes.RestoredVolumes(RELEASES[release].description),
         out,
         source=predictions,
-        overwrite=overwrite,
-        jobs=jobs,
-        dry_run=dry_run,
+        **options,
     )
 
 
@@ -281,7 +276,7 @@ def restore_labels(voxels: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: If a value is not 0, 1, 2 or 3.
     """
-    return common.remap_labels(voxels, common.inverse(LABEL_MAP))
+    return label_values.remap_labels(voxels, label_values.inverse(LABEL_MAP))
 
 
 def find_cases(source: Path, wanted: str | None = None) -> Found:
@@ -293,11 +288,11 @@ def find_cases(source: Path, wanted: str | None = None) -> Found:
     Raises:
         ConversionError: If there are none, two releases lie there, one case lies there twice, or one lacks a file.
     """
-    source = common.require_source(source)
+    source = sources.require_source(source)
     labelled: dict[str, dict[str, Path]] = {name: {} for name in RELEASES}
     unlabelled: dict[str, dict[str, Path]] = {name: {} for name in RELEASES}
     strangers: list[Skipped] = []
-    for folder in common.walk_folders(source):
+    for folder in sources.walk_folders(source):
         for other, pattern in OTHER_RELEASES.items():
             if pattern.fullmatch(folder.name):
                 strangers.append(Skipped(folder, f"a case of {other}"))
@@ -306,13 +301,9 @@ def find_cases(source: Path, wanted: str | None = None) -> Found:
             if kind is None:
                 continue
             folders = (labelled if kind == "labelled" else unlabelled)[name]
-            if folder.name in folders:
-                raise ConversionError(
-                    f"Case {folder.name} lies both in {folders[folder.name]} and in {folder}; give one copy as source."
-                )
-            folders[folder.name] = folder
+            sources.enter_once(folders, folder.name, folder, f"Case {folder.name}")
         if _looks_like_a_case(folder):
-            common.require_folder_name(folder, ("brats20", "brats2021", "brats-gli"), "BraTS20_Training_001")
+            sources.require_folder_name(folder, ("brats20", "brats2021", "brats-gli"), "BraTS20_Training_001")
     chosen = _choose(wanted, labelled, unlabelled, strangers, source)
     release = RELEASES[chosen]
     skipped = [*strangers]
@@ -411,17 +402,16 @@ def find_scans(source: Path) -> list[Case]:
     Raises:
         ConversionError: If there are none, one name occurs twice, or a modality is missing.
     """
-    source = common.require_source(source)
+    source = sources.require_source(source)
     cases: dict[str, Case] = {}
-    for folder in common.walk_folders(source):
+    seen: dict[str, Path] = {}
+    for folder in sources.walk_folders(source):
         files = volumes.nifti_files(folder)
         for release in (RELEASES["2020"], RELEASES["2023-GLI"]):  # 2021 names its files as 2020 does
             parts = [stem.rpartition(release.separator) for stem in files]
             for name in sorted({name for name, _, suffix in parts if suffix in release.suffixes}):
-                if name in cases:
-                    first = cases[name].images[0].parent
-                    raise ConversionError(f"Case {name} lies both in {first} and in {folder}; give one copy as source.")
-                common.require_case_name(name, folder)
+                sources.enter_once(seen, name, folder, f"Case {name}")
+                sources.require_case_name(name, folder)
                 cases[name] = Case(name, _images(name, folder, files, release))
     if not cases:
         wanted = ", ".join(f"<case>_{suffix}.nii.gz" for suffix in _SUFFIXES)
@@ -431,16 +421,15 @@ def find_scans(source: Path) -> list[Case]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: convert, write scans to predict, or restore predictions."""
-    parser = common.make_parser(
+    parser = command_line.make_parser(
         "dataset_conversion.Dataset501_BraTS2020",
         __doc__,
         default_id=501,
         protocols=PROTOCOLS,
-        default_protocol="crossval",
     )
     parser.add_argument("--release", choices=RELEASES, help="by default the one that lies there")
     arguments = parser.parse_intermixed_args(argv)
-    return common.run_converter(
+    return command_line.run_converter(
         parser,
         arguments,
         convert=functools.partial(convert, protocol=arguments.protocol, release=arguments.release),

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion import common, volumes
-from dataset_conversion.common import Case, ConversionError, Description, Skipped
+from dataset_conversion import command_line, common, reporting, sources, splitting, volumes
+from dataset_conversion.cases import Case, ConversionError, Description, Skipped
 
 PATIENT_FOLDER = re.compile(r"patient([0-9]{3})")
 CASE_NAME = re.compile(r"(patient[0-9]{3})_frame[0-9]{2}")
@@ -51,8 +51,7 @@ def convert(
     overwrite: bool = False,
     *,
     protocol: str = "official",
-    jobs: int = 1,
-    dry_run: bool = False,
+    **options: int,
 ) -> Path:
     """Write Dataset502_ACDC from the patient folders somewhere below ``source`` and return its folder.
 
@@ -63,6 +62,7 @@ def convert(
         nnunet_preprocessed: Gets the folds: whole patients, diagnoses spread evenly.
         protocol: ``official`` and ``paper`` train on patients 001 to 100 and test on 101 to 150; ``crossval`` leaves
             the latter out; ``70-10-20`` divides the first 100 into training, validation (one fold) and test.
+        options: ``jobs``, worker processes; ``dry_run``, check and report only.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -85,8 +85,8 @@ def convert(
         skipped.append(Skipped(folder, f"patients 101 to 150, which protocol {protocol} does not use"))
         tests = []
     if protocol == "70-10-20":
-        cases, tests = common.hold_out(cases, 0.2)
-        training, validation = common.hold_out(cases, 0.125)
+        cases, tests = splitting.hold_out(cases, 0.2)
+        training, validation = splitting.hold_out(cases, 0.125)
         splits = [{"train": [case.name for case in training], "val": [case.name for case in validation]}]
         notes.append("there is one fold: train with -f 0")
     return common.write_dataset(
@@ -103,8 +103,7 @@ def convert(
         skipped=skipped,
         notes=notes,
         overwrite=overwrite,
-        jobs=jobs,
-        dry_run=dry_run,
+        **options,
     )
 
 
@@ -126,18 +125,13 @@ def find_cases(source: Path) -> Found:
         ConversionError: If there are no patients, one lies there twice, an ``Info.cfg`` cannot be understood, or a
             frame or its mask is missing. Only all test patients together may be without masks.
     """
-    source = common.require_source(source)
+    source = sources.require_source(source)
     folders: dict[str, Path] = {}
-    for folder in common.walk_folders(source):
+    for folder in sources.walk_folders(source):
         if PATIENT_FOLDER.fullmatch(folder.name):
-            if folder.name in folders:
-                raise ConversionError(
-                    f"Patient {folder.name} lies both in {folders[folder.name]} and in {folder}; "
-                    "give one copy as source."
-                )
-            folders[folder.name] = folder
+            sources.enter_once(folders, folder.name, folder, f"Patient {folder.name}")
         elif (folder / "Info.cfg").exists() or volumes.nifti_files(folder):
-            common.require_folder_name(folder, ("patient",), "patient001")
+            sources.require_folder_name(folder, ("patient",), "patient001")
     if not folders:
         raise ConversionError(f"No folder named patientNNN below {source}; is the archive unpacked there?")
     found: dict[bool, list[Case]] = defaultdict(list)
@@ -213,26 +207,25 @@ def read_info(path: Path, *, need_group: bool = True) -> dict[str, str]:
     return info
 
 
-def convert_images(source: Path, out: Path, *, overwrite: bool = False, jobs: int = 1, dry_run: bool = False) -> Path:
+def convert_images(source: Path, out: Path, **options: int) -> Path:
     """Write every 3D stack below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it.
 
     A file ``<case>.nii.gz`` or ``<case>.nii`` gives a case, whatever it is called; files that end in ``_gt`` or
     ``_4d`` are passed over.
 
+    Args:
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+
     Raises:
         ConversionError: Before anything is written; the text names case and file.
     """
-    source = common.require_source(source)
-    cases = [
-        Case(common.require_case_name(name, path), (path,))
-        for folder in common.walk_folders(source)
-        for name, path in volumes.nifti_files(folder).items()
-        if not name.endswith(("_gt", "_4d"))
-    ]
-    if not cases:
-        raise ConversionError(f"There are no NIfTI files with a 3D stack below {source}.")
-    layout = volumes.Volumes(DESCRIPTION)
-    return common.write_test_images(cases, layout, out, source=source, overwrite=overwrite, jobs=jobs, dry_run=dry_run)
+
+    def stem_of(path: Path) -> str | None:
+        stem = volumes.nifti_stem(path)
+        return None if stem is None or stem.endswith(("_gt", "_4d")) else stem
+
+    cases = sources.find_scans(source, stem_of, "NIfTI files with a 3D stack")
+    return common.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 
 def restore(
@@ -240,16 +233,14 @@ def restore(
     out: Path,
     nnunet_raw: Path | None = None,
     dataset_id: int = 502,
-    *,
-    overwrite: bool = False,
-    jobs: int = 1,
-    dry_run: bool = False,
+    **options: int,
 ) -> Path:
     """Write predictions as ``patientNNN_ED.nii.gz`` and ``patientNNN_ES.nii.gz``; scans of one's own keep their names.
 
     Args:
         nnunet_raw: Where the converted data set lies, whose report knows which frame is which phase; needed for
             cases of ACDC.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
@@ -258,7 +249,8 @@ def restore(
     names = {path: path.name for path in found.values()}
     theirs = {case: path for case, path in found.items() if CASE_NAME.fullmatch(case)}
     if theirs:
-        known = common.read_report(nnunet_raw or common.require_folder_variable("nnUNet_raw"), dataset_id)["cases"]
+        raw = nnunet_raw or command_line.require_folder_variable("nnUNet_raw")
+        known = reporting.read_report(raw, dataset_id)["cases"]
         for case, path in theirs.items():
             if "submit" not in known.get(case, {}):
                 raise ConversionError(
@@ -271,24 +263,21 @@ def restore(
         volumes.RestoredVolumes(DESCRIPTION),
         out,
         source=predictions,
-        overwrite=overwrite,
-        jobs=jobs,
-        dry_run=dry_run,
+        **options,
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: convert, write images to predict, or restore predictions."""
-    parser = common.make_parser(
+    parser = command_line.make_parser(
         "dataset_conversion.Dataset502_ACDC",
         __doc__,
         default_id=502,
         protocols=PROTOCOLS,
-        default_protocol="official",
         restore_looks_up_names=True,
     )
     arguments = parser.parse_intermixed_args(argv)
-    return common.run_converter(
+    return command_line.run_converter(
         parser,
         arguments,
         convert=functools.partial(convert, protocol=arguments.protocol),

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion import common, pictures
-from dataset_conversion.common import Case, ConversionError, Description, Facts, Skipped
+from dataset_conversion import command_line, common, label_values, pictures, sources, splitting
+from dataset_conversion.cases import Case, ConversionError, Description, Facts, Skipped
 
 PROTOCOLS = ("official", "paper", "crossval")
 GEOMETRIES = ("crop", "full-third")
@@ -96,7 +96,7 @@ class Frames:
             return Facts()
         types, overlapping = read_types(case)
         inside = self.fit(types, mask=True)
-        values, counts = common.value_counts(inside)
+        values, counts = label_values.value_counts(inside)
         histogram = {int(value): int(count) for value, count in zip(values, counts)}
         outside = int(np.count_nonzero(types) - np.count_nonzero(crop(types)))
         return Facts(histogram, {"overlapping pixels": overlapping, "labelled pixels in the black border": outside})
@@ -180,13 +180,13 @@ def read_types(case: Case) -> tuple[np.ndarray, int]:
     """
     if not isinstance(case.mask, tuple):
         mask = read_mask(case.mask, case.name)
-        common.check_labels(mask, DESCRIPTION, case.name, case.mask)
+        label_values.check_labels(mask, DESCRIPTION, case.name, case.mask)
         return mask.astype(np.uint8), 0
     types = np.zeros((FULL_HEIGHT, FULL_WIDTH), np.uint8)
     claims = np.zeros(types.shape, np.uint8)
     for path in case.mask:
         mask = read_mask(path, case.name)
-        strangers = sorted(set(common.value_counts(mask)[0].tolist()) - set(PART_VALUES))
+        strangers = sorted(set(label_values.value_counts(mask)[0].tolist()) - set(PART_VALUES))
         if strangers:
             legal = ", ".join(map(str, PART_VALUES))
             raise ConversionError(
@@ -236,15 +236,15 @@ def find_cases(source: Path) -> Found:
         ConversionError: If there are no training sequences, one lies there twice, a frame or a mask has no partner, or
             an instrument is unknown.
     """
-    source = common.require_source(source)
+    source = sources.require_source(source)
     training: dict[int, Path] = {}
     frames: dict[int, Path] = {}
     masks: dict[int, Path] = {}
-    for folder in common.walk_folders(source):
+    for folder in sources.walk_folders(source):
         match = SEQUENCE_FOLDER.fullmatch(folder.name)
         if match is None:
             if any((folder / part).is_dir() for part in ("left_frames", "ground_truth", "gt", TYPE_FOLDER)):
-                common.require_folder_name(folder, ("instrument_dataset",), "instrument_dataset_1")
+                sources.require_folder_name(folder, ("instrument_dataset",), "instrument_dataset_1")
             continue
         number = int(match[1])
         if (folder / "instruments_masks").is_dir():
@@ -370,8 +370,7 @@ def convert(
     protocol: str = "official",
     geometry: str = "crop",
     folds: str = "five",
-    jobs: int = 1,
-    dry_run: bool = False,
+    **options: int,
 ) -> Path:
     """Write Dataset503_EndoVis2017 from the folders ``instrument_dataset_N`` below ``source`` and return its folder.
 
@@ -383,6 +382,7 @@ def convert(
             sequences; ``crossval`` leaves the latter out.
         geometry: ``crop`` (1024 x 1280) or ``full-third`` (360 x 640, as published tables seem to use).
         folds: ``five``, or ``published``: four folds that validate on sequences 1+3, 2+5, 4+8 and 6+7.
+        options: ``jobs``, worker processes; ``dry_run``, check and report only.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -422,18 +422,19 @@ def convert(
         skipped=skipped,
         notes=notes,
         overwrite=overwrite,
-        jobs=jobs,
-        dry_run=dry_run,
+        **options,
     )
 
 
 def _published_splits(cases: Sequence[Case]) -> list[dict[str, list[str]]]:
-    by_group = common.group_cases([case.name for case in cases], {case.name: case.group for case in cases}.__getitem__)
+    by_group = splitting.group_cases(
+        [case.name for case in cases], {case.name: case.group for case in cases}.__getitem__
+    )
     for number in range(1, TRAINING_SEQUENCES + 1):
         if f"sequence {number}" not in by_group:
             raise ConversionError(f"The published folds need all sequences, and sequence {number} is missing.")
     folds = [[name for number in fold for name in by_group[f"sequence {number}"]] for fold in PUBLISHED_FOLDS]
-    return common.splits_from_folds([case.name for case in cases], folds)
+    return splitting.splits_from_folds([case.name for case in cases], folds)
 
 
 def convert_images(
@@ -441,33 +442,30 @@ def convert_images(
     out: Path,
     *,
     geometry: str = "crop",
-    overwrite: bool = False,
-    jobs: int = 1,
-    dry_run: bool = False,
+    **options: int,
 ) -> Path:
     """Write every full frame below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it.
 
     Frames in ``instrument_dataset_N/left_frames`` become ``testN_frameNNN``; other pictures keep their names. Masks
     and frames of the right camera are passed over.
 
+    Args:
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+
     Raises:
         ConversionError: Before anything is written; the text names case and file.
     """
-    source = common.require_source(source)
-    cases = []
-    for folder in common.walk_folders(source):
-        within = Path(source.name, folder.relative_to(source)).parts
-        if any(NO_FRAMES.fullmatch(part) for part in within):
-            continue
+    source = sources.require_source(source)
+
+    def name_of(path: Path) -> str | None:
+        name, folder = pictures.picture_stem(path), path.parent
+        if name is None or any(NO_FRAMES.fullmatch(part) for part in (source.name, *folder.relative_to(source).parts)):
+            return None
         sequence = SEQUENCE_FOLDER.fullmatch(folder.parent.name) if folder.name == "left_frames" else None
-        for name, path in common.files_by_stem(folder, pictures.picture_stem).items():
-            case = f"test{sequence[1]}_{name}" if sequence else name
-            cases.append(Case(common.require_case_name(case, path), (path,)))
-    if not cases:
-        raise ConversionError(f"There are no frames below {source}.")
-    return common.write_test_images(
-        cases, Frames(geometry), out, source=source, overwrite=overwrite, jobs=jobs, dry_run=dry_run
-    )
+        return f"test{sequence[1]}_{name}" if sequence else name
+
+    cases = sources.find_scans(source, name_of, "frames")
+    return common.write_test_images(cases, Frames(geometry), out, source=source, **options)
 
 
 @dataclass(frozen=True)
@@ -496,14 +494,17 @@ class FullFrames:
             raise ConversionError(
                 f"Prediction {case.images[0]} has shape {types.shape}; predictions have {sizes[0]} or {sizes[1]}."
             )
-        common.check_labels(types, DESCRIPTION, case.name, case.images[0])
+        label_values.check_labels(types, DESCRIPTION, case.name, case.images[0])
         return types.astype(np.uint8)
 
 
-def restore(predictions: Path, out: Path, *, overwrite: bool = False, jobs: int = 1, dry_run: bool = False) -> Path:
+def restore(predictions: Path, out: Path, **options: int) -> Path:
     """Write predictions as masks of the full frame, ``instrument_dataset_N/TypeSegmentation/frameNNN.png``.
 
     Pixels outside the crop are background. Frames of one's own keep their names.
+
+    Args:
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
@@ -512,19 +513,16 @@ def restore(predictions: Path, out: Path, *, overwrite: bool = False, jobs: int 
     for case, path in common.find_predictions(predictions, pictures.FILE_ENDING).items():
         match = CASE_NAME.fullmatch(case)
         names[path] = f"instrument_dataset_{match[2]}/{TYPE_FOLDER}/{match[3]}.png" if match else path.name
-    return common.write_restored(
-        names, FullFrames(), out, source=predictions, overwrite=overwrite, jobs=jobs, dry_run=dry_run
-    )
+    return common.write_restored(names, FullFrames(), out, source=predictions, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: convert, write frames to predict, or restore predictions."""
-    parser = common.make_parser(
+    parser = command_line.make_parser(
         "dataset_conversion.Dataset503_EndoVis2017",
         __doc__,
         default_id=503,
         protocols=PROTOCOLS,
-        default_protocol="official",
     )
     parser.add_argument(
         "--geometry", choices=GEOMETRIES, default="crop", help="1024 x 1280, or 360 x 640; default crop"
@@ -533,7 +531,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--folds", choices=FOLDS, default="five", help="five, or the published four; always whole sequences"
     )
     arguments = parser.parse_intermixed_args(argv)
-    return common.run_converter(
+    return command_line.run_converter(
         parser,
         arguments,
         convert=functools.partial(

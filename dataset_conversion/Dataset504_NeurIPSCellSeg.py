@@ -17,8 +17,8 @@ import tifffile
 from scipy import ndimage
 from skimage import exposure, morphology, segmentation
 
-from dataset_conversion import common, pictures
-from dataset_conversion.common import Case, ConversionError, Description, Facts, Skipped
+from dataset_conversion import command_line, common, label_values, pictures, sources, splitting, staging
+from dataset_conversion.cases import SHOWN, Case, ConversionError, Description, Facts, Skipped
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
 MIN_INTERIOR_PIXELS = 16
@@ -70,8 +70,8 @@ class Cells:
             )
         classes = three_classes(instances)
         histogram = np.bincount(classes.ravel(), minlength=3).tolist()
-        ids = common.value_counts(instances[instances > 0])[0]
-        lost = len(ids) - len(common.value_counts(instances[classes == INTERIOR])[0])
+        ids = label_values.value_counts(instances[instances > 0])[0]
+        lost = len(ids) - len(label_values.value_counts(instances[classes == INTERIOR])[0])
         return Facts(dict(enumerate(histogram)), {"instances": len(ids), "instances lost in the three classes": lost})
 
     def write_images(self, case: Case, folder: Path) -> None:
@@ -87,7 +87,7 @@ class Cells:
             three_classes(instances), dataset / f"labels{part}" / f"{case.name}{self.file_ending}", case.name
         )
         target = dataset / f"instances{part}" / f"{case.name}.tiff"
-        with common.writing(target, case.name):
+        with staging.writing(target, case.name):
             if _stored_as_we_store(case.mask):
                 shutil.copyfile(case.mask, target)
             else:
@@ -164,7 +164,19 @@ def read_instances(path: Path, case: str) -> np.ndarray:
         raise ConversionError(
             f"Case {case}: {path} numbers instances from {low} to {high}; allowed are 0 to {np.iinfo(np.int32).max}."
         )
+    if _is_mask(instances):
+        raise ConversionError(
+            f"Case {case}: {path} gives all its separate cells the number {high}, as a mask does; an instance map "
+            "numbers every cell."
+        )
     return instances.astype(np.uint16 if high <= np.iinfo(np.uint16).max else np.int32)
+
+
+def _is_mask(instances: np.ndarray) -> bool:
+    """Whether a map has the type or the only value of a mask, and foreground in several pieces."""
+    if instances.dtype != bool and label_values.value_counts(instances)[0].tolist() not in ([0, 255], [255]):
+        return False
+    return ndimage.label(instances, np.ones((3, 3)))[1] > 1
 
 
 def _stored_as_we_store(path: Path) -> bool:
@@ -199,9 +211,9 @@ def find_cases(source: Path) -> Found:
     Raises:
         ConversionError: If there are none, several training sets, or a picture or label without its partner.
     """
-    source = common.require_source(source)
+    source = sources.require_source(source)
     training, tuning, skipped = [], [], []
-    pairs = [folder for folder in common.walk_folders(source) if _is_pair(folder)]
+    pairs = [folder for folder in sources.walk_folders(source) if _is_pair(folder)]
     for folder in pairs:
         part = _part_of(folder, source)
         if part == "tuning":
@@ -214,7 +226,7 @@ def find_cases(source: Path) -> Found:
         held_out = [*((folder, "tuning") for folder in tuning), *((skip.path, "test") for skip in skipped)]
         raise ConversionError(
             f"No folder below {source} holds the folders images and labels of a training set"
-            + "".join(f"; by its name {folder} is the {what} set" for folder, what in held_out[: common.SHOWN])
+            + "".join(f"; by its name {folder} is the {what} set" for folder, what in held_out[:SHOWN])
             + "."
         )
     for what, folders in (("training", training), ("tuning", tuning)):
@@ -223,7 +235,7 @@ def find_cases(source: Path) -> Found:
     cases, more = _cases_of(training[0])
     held, rest = _cases_of(tuning[0], TUNING_PREFIX) if tuning else ((), ())
     used = {folder / name for folder in pairs for name in ("images", "labels")}
-    for folder in common.walk_folders(source):
+    for folder in sources.walk_folders(source):
         if folder not in used:
             count = sum(pictures.picture_stem(path) is not None for path in folder.iterdir())
             if count:
@@ -254,7 +266,7 @@ def _is_pair(folder: Path) -> bool:
 
 
 def _cases_of(folder: Path, prefix: str = "") -> tuple[list[Case], list[Skipped]]:
-    images, labels = (common.files_by_stem(folder / name, pictures.picture_stem) for name in ("images", "labels"))
+    images, labels = (sources.files_by_stem(folder / name, pictures.picture_stem) for name in ("images", "labels"))
     table = read_table(folder / CASES_TABLE) if (folder / CASES_TABLE).exists() else None
     wanted = {f"{name}_label": name for name in images}
     for name in images:
@@ -273,7 +285,7 @@ def _cases_of(folder: Path, prefix: str = "") -> tuple[list[Case], list[Skipped]
     for name, path in images.items():
         row = table[name] if table else {}
         group, stratum = row.get("group") or None, row.get("modality") or ""
-        case = f"{prefix}{common.require_case_name(name, path)}"
+        case = f"{prefix}{sources.require_case_name(name, path)}"
         about = {"submit": f"{name}_label.tiff"} if prefix else {}
         cases.append(Case(case, (path,), labels[f"{name}_label"], group=group, stratum=stratum, about=about))
     used = {*images.values(), *labels.values()}
@@ -324,8 +336,7 @@ def convert(
     protocol: str = "crossval",
     test_groups: Collection[str] = (),
     test_share: float = 0.0,
-    jobs: int = 1,
-    dry_run: bool = False,
+    **options: int,
 ) -> Path:
     """Write Dataset504_NeurIPSCellSeg from the folders ``images`` and ``labels`` below ``source``; return its folder.
 
@@ -338,6 +349,7 @@ def convert(
             which must lie below ``source`` with its labels.
         test_groups: Groups (without ``cases.csv``: pictures) to hold out for testing; with ``crossval`` only.
         test_share: Share of the training set to hold out, by group and modality; with ``crossval`` only.
+        options: ``jobs``, worker processes; ``dry_run``, check and report only.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -365,7 +377,7 @@ def convert(
         tests = [case for case in cases if (case.group or case.name) in test_groups]
         cases = [case for case in cases if (case.group or case.name) not in test_groups]
     elif test_share:
-        cases, tests = common.hold_out(cases, test_share)
+        cases, tests = splitting.hold_out(cases, test_share)
         notes.append(f"{test_share:g} of the training set held out for testing, by group and modality")
     return common.write_dataset(
         cases,
@@ -380,31 +392,31 @@ def convert(
         skipped=skipped,
         notes=notes,
         overwrite=overwrite,
-        jobs=jobs,
-        dry_run=dry_run,
+        **options,
     )
 
 
-def convert_images(source: Path, out: Path, *, overwrite: bool = False, jobs: int = 1, dry_run: bool = False) -> Path:
+def convert_images(source: Path, out: Path, **options: int) -> Path:
     """Write every picture below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it.
 
     Channels and intensities are treated as in :func:`convert`; folders ``labels`` and files ``*_label.*`` are passed
     over.
 
+    Args:
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+
     Raises:
         ConversionError: Before anything is written; the text names case and file.
     """
-    source = common.require_source(source)
-    cases = [
-        Case(common.require_case_name(name, path), (path,))
-        for folder in common.walk_folders(source)
-        if folder.name != "labels" or folder == source
-        for name, path in common.files_by_stem(folder, pictures.picture_stem).items()
-        if not name.endswith("_label")
-    ]
-    if not cases:
-        raise ConversionError(f"There are no pictures below {source}.")
-    return common.write_test_images(cases, Cells(), out, source=source, overwrite=overwrite, jobs=jobs, dry_run=dry_run)
+    source = sources.require_source(source)
+
+    def stem_of(path: Path) -> str | None:
+        stem = pictures.picture_stem(path)
+        is_label = path.parent.name == "labels" and path.parent != source
+        return None if stem is None or is_label or stem.endswith("_label") else stem
+
+    cases = sources.find_scans(source, stem_of, "pictures")
+    return common.write_test_images(cases, Cells(), out, source=source, **options)
 
 
 def find_instances(classes: np.ndarray, grow_pixels: int = DEFAULT_GROW_PIXELS) -> np.ndarray:
@@ -442,7 +454,7 @@ class Instances:
         """Write the instance map as TIFF."""
         instances = find_instances(self._read(case), self.grow_pixels)
         text = f"interior pieces of at least {MIN_INTERIOR_PIXELS} pixels, grown by {self.grow_pixels}"
-        with common.writing(target, case.name):
+        with staging.writing(target, case.name):
             tifffile.imwrite(target, instances, compression="zlib", description=text, metadata=None, software=False)
 
     def _read(self, case: Case) -> np.ndarray:
@@ -451,7 +463,7 @@ class Instances:
             raise ConversionError(
                 f"Prediction {case.images[0]} has {classes.shape[-1]} channels; predictions have one."
             )
-        common.check_labels(classes, DESCRIPTION, case.name, case.images[0])
+        label_values.check_labels(classes, DESCRIPTION, case.name, case.images[0])
         return classes
 
 
@@ -459,23 +471,21 @@ def restore(
     predictions: Path,
     out: Path,
     grow_pixels: int = DEFAULT_GROW_PIXELS,
-    *,
-    overwrite: bool = False,
-    jobs: int = 1,
-    dry_run: bool = False,
+    **options: int,
 ) -> Path:
     """Write predictions as instance maps ``<case>_label.tiff``, see :func:`find_instances`.
 
     Cases of the tuning set lose their prefix.
+
+    Args:
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
     found = common.find_predictions(predictions, pictures.FILE_ENDING)
     names = {path: f"{case.removeprefix(TUNING_PREFIX)}_label.tiff" for case, path in found.items()}
-    return common.write_restored(
-        names, Instances(grow_pixels), out, source=predictions, overwrite=overwrite, jobs=jobs, dry_run=dry_run
-    )
+    return common.write_restored(names, Instances(grow_pixels), out, source=predictions, **options)
 
 
 def _share(text: str) -> float:
@@ -487,12 +497,11 @@ def _share(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: convert, write pictures to predict, or restore predictions."""
-    parser = common.make_parser(
+    parser = command_line.make_parser(
         "dataset_conversion.Dataset504_NeurIPSCellSeg",
         __doc__,
         default_id=504,
         protocols=PROTOCOLS,
-        default_protocol="crossval",
     )
     parser.add_argument("--test-groups", nargs="+", default=(), metavar="GROUP", help="groups to hold out for testing")
     parser.add_argument(
@@ -506,7 +515,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="with --restore: pixels to grow each instance by; 0 compares with published tables, default 2",
     )
     arguments = parser.parse_intermixed_args(argv)
-    return common.run_converter(
+    return command_line.run_converter(
         parser,
         arguments,
         convert=functools.partial(

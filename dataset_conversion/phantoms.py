@@ -21,7 +21,8 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 
-from dataset_conversion import common, volumes
+from dataset_conversion import command_line, label_values, staging, volumes
+from dataset_conversion.cases import ConversionError
 
 Trap = Literal[
     "no_enhancing_tumour",
@@ -120,7 +121,7 @@ def write_brats2020(
     numbers = range(first_number, first_number + num_cases)
     for number, trap in traps.items():
         if trap not in get_args(Trap) or number not in numbers:
-            raise common.ConversionError(
+            raise ConversionError(
                 f"Trap {trap!r} for case {number} is unknown; traps are {', '.join(get_args(Trap))}, "
                 f"cases {numbers[0]} to {numbers[-1]}."
             )
@@ -138,7 +139,7 @@ def write_brats2020(
         }[release]
         for number in numbers
     ]
-    with common.staged_folder(target) as staged:
+    with staging.staged_folder(target) as staged:
         folder = staged / cases
         folder.mkdir()
         for number, name in zip(numbers, names):
@@ -192,7 +193,7 @@ def brats_case(
         signal = np.hypot(signal + grain[0], grain[1])  # magnitude images have Rician noise
         signal *= np.exp(rng.uniform(np.log(2), np.log(8)))  # scanners have no common scale
         images[modality] = np.where(brain, np.clip(np.rint(signal), 1, 32767), 0).astype(np.int16)
-    return images, common.remap_labels(tumour, {0: 0, **BRATS_LABEL})
+    return images, label_values.remap_labels(tumour, {0: 0, **BRATS_LABEL})
 
 
 def _anatomy(grid: np.ndarray, axes: np.ndarray, depth: np.ndarray, noise: Callable) -> tuple[np.ndarray, np.ndarray]:
@@ -363,7 +364,7 @@ def write_hippocampus(
         ConversionError: If ``target`` is not empty or an argument is out of range.
     """
     _check_arguments(num_cases, shape, ".nii.gz")
-    with common.staged_folder(target) as staged:
+    with staging.staged_folder(target) as staged:
         for name in ("imagesTr", "labelsTr", "imagesTs")[: 3 if num_unlabelled else 2]:
             (staged / name).mkdir()
         for position in range(num_cases + num_unlabelled):
@@ -423,7 +424,7 @@ def write_acdc(
         ("training", range(first_number, first_number + num_patients)),
         ("testing", range(101, 101 + num_test_patients)),
     )
-    with common.staged_folder(target) as staged:
+    with staging.staged_folder(target) as staged:
         for part, numbers in parts:
             for number in numbers:
                 folder = staged / "database" / part / f"patient{number:03d}"
@@ -490,8 +491,8 @@ def write_endovis2017(
         ConversionError: If ``target`` is not empty or an argument is out of range.
     """
     if frames_per_sequence < 1 or set(sequences) - set(ENDOVIS_FOLDERS) or set(test_sequences) - set(range(1, 11)):
-        raise common.ConversionError("At least 1 frame of training sequences 1 to 8 and test sequences 1 to 10.")
-    with common.staged_folder(target) as staged:
+        raise ConversionError("At least 1 frame of training sequences 1 to 8 and test sequences 1 to 10.")
+    with staging.staged_folder(target) as staged:
         for number in sequences:
             archive = "instrument_1_4_training" if number <= 4 else "instrument_5_8_training"
             folder = staged / archive / f"instrument_dataset_{number}"
@@ -585,9 +586,9 @@ def write_cells(
         ConversionError: If ``target`` is not empty or an argument is out of range.
     """
     if num_pictures < 1 or edge < 48:
-        raise common.ConversionError(f"{num_pictures} pictures of {edge} pixels: ask for at least 1 of at least 48.")
+        raise ConversionError(f"{num_pictures} pictures of {edge} pixels: ask for at least 1 of at least 48.")
     parts = (("Training-labeled", num_pictures), ("Tuning", num_tuning), ("Training-unlabeled", num_unlabelled))
-    with common.staged_folder(target) as staged:
+    with staging.staged_folder(target) as staged:
         number, rows = 0, []
         for part, count in parts:
             for index in range(1, count + 1):
@@ -638,13 +639,11 @@ def _save_cells(picture: np.ndarray, kind: str, path: Path) -> None:
 
 def _check_arguments(num_cases: int, shape: tuple[int, int, int], file_ending: str) -> None:
     if num_cases < 1:
-        raise common.ConversionError(f"{num_cases} cases cannot be generated; ask for at least 1.")
+        raise ConversionError(f"{num_cases} cases cannot be generated; ask for at least 1.")
     if len(shape) != 3 or not all(16 <= edge <= MAX_EDGE for edge in shape):
-        raise common.ConversionError(
-            f"Shape {tuple(shape)} is out of range; give three edges of 16 to {MAX_EDGE} voxels."
-        )
+        raise ConversionError(f"Shape {tuple(shape)} is out of range; give three edges of 16 to {MAX_EDGE} voxels.")
     if file_ending not in volumes.NIFTI_ENDINGS:
-        raise common.ConversionError(f"File ending {file_ending!r} is unknown; use one of {volumes.NIFTI_ENDINGS}.")
+        raise ConversionError(f"File ending {file_ending!r} is unknown; use one of {volumes.NIFTI_ENDINGS}.")
 
 
 LAYOUTS = {
@@ -701,7 +700,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = LAYOUTS[arguments.layout](arguments.target, arguments.cases, **options)
         print(f"{arguments.cases} generated case(s): {folder}")
 
-    return common.run(command)
+    return command_line.run(command)
 
 
 if __name__ == "__main__":

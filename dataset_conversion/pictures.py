@@ -8,8 +8,8 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from dataset_conversion import common
-from dataset_conversion.common import ConversionError
+from dataset_conversion import sources, staging
+from dataset_conversion.cases import ConversionError
 
 TIFF_ENDINGS = (".tif", ".tiff")
 PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", *TIFF_ENDINGS)
@@ -39,13 +39,14 @@ def read_picture(path: Path, case: str, *, indices: bool = False) -> np.ndarray:
         ConversionError: If the file is damaged, holds several pages or no pixel; the text names case and file.
     """
     try:
-        picture = _read_tiff(path) if path.suffix.lower() in TIFF_ENDINGS else _read_other(path, indices)
+        read = _read_tiff if path.suffix.lower() in TIFF_ENDINGS else _read_other
+        picture = read(path, indices)
     except _Pages as pages:
         raise ConversionError(
             f"Case {case}: {path} holds {pages}, where one 2D picture is expected; export the page that is meant."
         ) from None
     except Exception as error:  # decoders have no common error: struct, zlib, index and value errors all occur
-        raise common.unreadable(path, case, getattr(error, "strerror", None) or error) from None
+        raise sources.unreadable(path, case, getattr(error, "strerror", None) or error) from None
     if 0 in picture.shape:
         raise ConversionError(f"Case {case}: {path} has size {picture.shape} and so no pixel; fetch the file again.")
     return picture
@@ -55,7 +56,7 @@ class _Pages(Exception):
     """A TIFF that holds more than one picture; the text says how many."""
 
 
-def _read_tiff(path: Path) -> np.ndarray:
+def _read_tiff(path: Path, indices: bool) -> np.ndarray:
     with tifffile.TiffFile(path) as file:
         if not file.series:
             raise ValueError("it holds no picture")
@@ -64,6 +65,8 @@ def _read_tiff(path: Path) -> np.ndarray:
         if len(file.series) > 1 or series.axes.replace("S", "").replace("C", "") != "YX" or len(channels) > 1:
             raise _Pages(f"{len(file.pages)} pages (axes {series.axes}, shape {series.shape})")
         picture = series.asarray()
+        if file.pages[0].photometric == tifffile.PHOTOMETRIC.PALETTE and not indices:
+            return np.moveaxis(file.pages[0].colormap, 0, -1)[picture]
         if channels:
             picture = np.moveaxis(picture, series.axes.index(channels[0]), -1)
         has_alpha = channels == ["S"] and set(file.pages[0].extrasamples) & _TIFF_ALPHA
@@ -72,6 +75,10 @@ def _read_tiff(path: Path) -> np.ndarray:
 
 def _read_other(path: Path, indices: bool) -> np.ndarray:
     with Image.open(path) as image:
+        image.verify()  # the checksums of a PNG, of which decoding leaves out the last
+    with Image.open(path) as image:
+        if getattr(image, "n_frames", 1) > 1:  # a GIF or TIFF may be called .png
+            raise _Pages(f"{image.n_frames} pages")
         if image.format == "PNG":
             with path.open("rb") as file:
                 header = file.read(_PNG_COLOUR_TYPE + 1)
@@ -113,5 +120,5 @@ def as_rgb(picture: np.ndarray, case: str, path: Path) -> np.ndarray:
 
 def write_png(picture: np.ndarray, target: Path, case: str) -> None:
     """Write an 8-bit picture, (height, width) or (height, width, 3); equal pictures give equal bytes."""
-    with common.writing(target, case):
+    with staging.writing(target, case):
         Image.fromarray(np.ascontiguousarray(picture, np.uint8)).save(target, format="PNG")

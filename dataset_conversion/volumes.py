@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-from dataset_conversion import common
-from dataset_conversion.common import Case, ConversionError, Description, Facts
+from dataset_conversion import label_values, sources, staging
+from dataset_conversion.cases import Case, ConversionError, Description, Facts
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 FILE_ENDING = ".nii.gz"
@@ -53,13 +53,13 @@ class Volumes:
             return Facts()
         voxels = read_voxels(case.mask, case.name)
         check_geometry(reference, read_header(case.mask, case.name), case.name)
-        return Facts(common.check_labels(voxels, self.description, case.name, case.mask))
+        return Facts(label_values.check_labels(voxels, self.description, case.name, case.mask))
 
     def write_images(self, case: Case, folder: Path) -> None:
         """Copy every channel; the bytes stay, ``.nii`` is compressed."""
         for channel, path in enumerate(case.images):
             target = folder / f"{case.name}_{channel:04d}{FILE_ENDING}"
-            with common.writing(target, case.name):
+            with staging.writing(target, case.name):
                 write_image(path, target)
 
     def write_labels(self, case: Case, dataset: Path, part: str) -> None:
@@ -67,7 +67,7 @@ class Volumes:
         target = dataset / f"labels{part}" / f"{case.name}{FILE_ENDING}"
         identity = all(theirs == ours for theirs, ours in self.description.label_map.items())
         if identity and _stored_as_we_store(case.mask, case.images[0], case.name):
-            with common.writing(target, case.name):
+            with staging.writing(target, case.name):
                 write_image(case.mask, target)
             return
         write_mask(case.mask, target, self.description.label_map, case.name, grid=case.images[0])
@@ -93,7 +93,7 @@ def nifti_files(folder: Path) -> dict[str, Path]:
     Raises:
         ConversionError: If one stem lies there twice, as ``.nii`` and ``.nii.gz``.
     """
-    return common.files_by_stem(folder, nifti_stem)
+    return sources.files_by_stem(folder, nifti_stem)
 
 
 def read_header(path: Path, case: str) -> sitk.ImageFileReader:
@@ -107,7 +107,7 @@ def read_header(path: Path, case: str) -> sitk.ImageFileReader:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise common.unreadable(path, case, str(error).strip().splitlines()[-1].split("): ")[-1]) from None
+        raise sources.unreadable(path, case, str(error).strip().splitlines()[-1].split("): ")[-1]) from None
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1 or min(reader.GetSize()) < 1:
         raise ConversionError(
             f"Case {case}: {path} has size {reader.GetSize()} and {reader.GetNumberOfComponents()} component(s) "
@@ -130,7 +130,7 @@ def read_voxels(path: Path, case: str) -> np.ndarray:
         raw = gzip.decompress(raw) if path.name.endswith(".gz") else raw
         voxels = np.asarray(nibabel.Nifti1Image.from_bytes(raw).dataobj)
     except Exception as error:  # gzip, zlib and nibabel have no common error
-        raise common.unreadable(path, case, getattr(error, "strerror", None) or error) from None
+        raise sources.unreadable(path, case, getattr(error, "strerror", None) or error) from None
     if voxels.size == 0:
         raise ConversionError(f"Case {case}: {path} has size {voxels.shape} and so no voxel; fetch the file again.")
     if voxels.dtype.fields:
@@ -194,12 +194,14 @@ def write_mask(
     Raises:
         ConversionError: If the mask cannot be written; the text names case and file.
     """
-    mask = sitk.GetImageFromArray(common.remap_labels(sitk.GetArrayFromImage(sitk.ReadImage(str(source))), label_map))
+    mask = sitk.GetImageFromArray(
+        label_values.remap_labels(sitk.GetArrayFromImage(sitk.ReadImage(str(source))), label_map)
+    )
     header = read_header(grid or source, case)
     mask.SetSpacing(header.GetSpacing())
     mask.SetOrigin(header.GetOrigin())
     mask.SetDirection(header.GetDirection())
-    with common.writing(target, case):
+    with staging.writing(target, case):
         sitk.WriteImage(mask, str(target), useCompression=True)
 
 
@@ -215,9 +217,11 @@ class RestoredVolumes:
 
     def check(self, case: Case) -> Facts:
         """Read a prediction; every label must be one of ours."""
-        backwards = replace(self.description, label_map=common.inverse(self.description.label_map), foreign_values={})
+        backwards = replace(
+            self.description, label_map=label_values.inverse(self.description.label_map), foreign_values={}
+        )
         return Volumes(backwards).check(replace(case, mask=case.images[0]))
 
     def write(self, case: Case, target: Path) -> None:
         """Write the mask in the source's label values."""
-        write_mask(case.images[0], target, common.inverse(self.description.label_map), case.name)
+        write_mask(case.images[0], target, label_values.inverse(self.description.label_map), case.name)

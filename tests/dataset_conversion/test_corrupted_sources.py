@@ -24,7 +24,7 @@ from dataset_conversion import Dataset501_BraTS2020 as brats
 from dataset_conversion import Dataset502_ACDC as acdc
 from dataset_conversion import Dataset503_EndoVis2017 as endovis
 from dataset_conversion import Dataset504_NeurIPSCellSeg as cells
-from dataset_conversion import common, phantoms
+from dataset_conversion import phantoms, reporting
 
 SMALL = (20, 18, 16)
 CONVERTERS = {"brats": brats, "acdc": acdc, "endovis": endovis, "cells": cells}
@@ -191,6 +191,44 @@ def picture(change):
     return spoil
 
 
+def last_checksum(path):
+    """Spoil the last checksum of a PNG's pixels, which decoders do not need."""
+    content = bytearray(path.read_bytes())
+    content[-13] ^= 1  # the end of the file is 12 bytes long
+    path.write_bytes(bytes(content))
+
+
+def pages_called_png(path):
+    grey = Image.open(path).convert("L")
+    grey.save(path, "GIF", save_all=True, append_images=[grey.rotate(90)])
+
+
+def appended(content):
+    return lambda path: path.write_bytes(path.read_bytes() + content)
+
+
+def voxels(change):
+    """Change the voxels of a volume and their type."""
+
+    def spoil(path):
+        image = nibabel.load(path)
+        array = change(np.asarray(image.dataobj))
+        nibabel.save(nibabel.Nifti1Image(array, image.affine, dtype=array.dtype), path)
+
+    return spoil
+
+
+def one_folder_deeper(path):
+    path.rename(path.with_name("moved"))
+    path.mkdir()
+    path.with_name("moved").rename(path / path.name)
+
+
+def as_jpeg(path):
+    Image.open(path).convert("RGB").save(path.with_suffix(".jpg"))
+    path.unlink()
+
+
 def tiff(change):
     return lambda path: tifffile.imwrite(path, change(tifffile.imread(path)))
 
@@ -259,6 +297,9 @@ FAULTS = [
     Fault("four dimensions", "brats", T2, four_dimensions, "where one 3D volume is expected"),
     Fault("colour volume", "brats", T2, volume(lambda v: sitk.Compose(v, v, v)), "3 component(s) per voxel"),
     Fault("bytes of colours", "brats", T2, colours, "002_t2.nii.gz holds colours"),
+    Fault("complex volume", "brats", T2, voxels(lambda v: v.astype(np.complex64)), "2 component(s) per voxel"),
+    Fault("garbage behind a volume", "brats", T2, appended(b"garbage"), "002_t2.nii.gz cannot be read"),
+    Fault("volume of one slice", "acdc", f"{FRAME}.nii.gz", voxels(lambda v: v[..., 0]), "where one 3D volume is"),
     Fault("NaN in an image", "brats", T2, voxel(float("nan")), "002_t2.nii.gz holds NaN or infinite"),
     Fault("infinity in an image", "brats", T2, voxel(float("inf")), "002_t2.nii.gz holds NaN or infinite"),
     Fault("illegal label", "brats", SEG, voxel(3), "002_seg.nii.gz holds label 3"),
@@ -287,6 +328,7 @@ FAULTS = [
     Fault("truncated heart", "acdc", f"{FRAME}.nii.gz", halve, "patient001_frame09.nii.gz cannot be read"),
     Fault("mask of other slices", "acdc", f"{FRAME}_gt.nii.gz", volume(lambda v: v[:, :, 1:]), "size of"),
     Fault("patient twice", "acdc", PATIENT, copied("../../copy/patient001"), "patient001 lies both in"),
+    Fault("patient in a folder of its name", "acdc", PATIENT, one_folder_deeper, "patient001 lies both in"),
     Fault("patient of the other part", "acdc", PATIENT, copied("../testing/patient003"), "patient003 lies in testing"),
     Fault("patient 151", "acdc", TEST_PATIENT, renamed("patient151"), "patient151 has a number out of range"),
     Fault("patient 1", "acdc", PATIENT, renamed("patient1"), "patient1 is not named"),
@@ -304,6 +346,16 @@ FAULTS = [
     Fault("frame with an umlaut", "endovis", PICTURE, renamed("främe000.png"), "There are no frames"),
     Fault("frame without pixels", "endovis", PICTURE, png_without_pixels, "frame000.png cannot be read"),
     Fault("instrument with an umlaut", "endovis", DRIVER, renamed("Schöre"), "Schöre names no known instrument"),
+    Fault("frame with a wrong checksum", "endovis", PICTURE, last_checksum, "frame000.png cannot be read"),
+    Fault("JPEG frame", "endovis", PICTURE, as_jpeg, "There are no frames (frameNNN.png) in"),
+    Fault(
+        "mask of 0 and 255",
+        "endovis",
+        f"{DRIVER}/frame000.png",
+        picture(lambda p: np.uint8(255) * (p > 0)),
+        "value 255",
+    ),
+    Fault("mask of one bit", "endovis", f"{DRIVER}/frame000.png", picture(lambda p: p > 0), "value True"),
     Fault("truncated frame", "endovis", PICTURE, halve, "frame000.png cannot be read"),
     Fault("text as frame", "endovis", PICTURE, as_text, "frame000.png cannot be read"),
     Fault("folder as frame", "endovis", PICTURE, into_folder, "There are no frames"),
@@ -338,6 +390,12 @@ FAULTS = [
     Fault("empty picture", "cells", RGBA, empty, "cell_00002.png cannot be read"),
     Fault("text as picture", "cells", RGBA, as_text, "cell_00002.png cannot be read"),
     Fault("text as label", "cells", LABEL, as_text, "cell_00001_label.tiff cannot be read"),
+    Fault("PNG with a wrong checksum", "cells", RGBA, last_checksum, "cell_00002.png cannot be read"),
+    Fault("pages called PNG", "cells", RGBA, pages_called_png, "cell_00002.png holds 2 pages"),
+    Fault(
+        "label of 0 and 255", "cells", LABEL, tiff(lambda p: np.uint8(255) * (p > 0)), "separate cells the number 255"
+    ),
+    Fault("label of one bit", "cells", LABEL, tiff(lambda p: p > 0), "gives all its separate cells the number 1"),
     Fault("two pages", "cells", CELL, tiff(lambda p: np.stack([p, p])), "cell_00001.tif holds 2 pages"),
     Fault("label of two pages", "cells", LABEL, tiff(lambda p: np.stack([p, p])), "_label.tiff holds 2 pages"),
     Fault("complex picture", "cells", CELL, tiff(lambda p: p.astype(np.complex64)), "01.tif holds complex64 values"),
@@ -417,6 +475,74 @@ def test_the_pristine_sources_are_accepted(pristine, targets):
     for name, converter in CONVERTERS.items():
         assert converter.main([str(pristine / name), "--dry-run", "--overwrite", "--jobs", "1"]) == 0
     assert len(FAULTS) >= 60
+
+
+# Sources that look odd and are in order: the data set is the same
+
+
+def litter(path):
+    """What macOS and Windows leave in every folder, and the second tree that an archive of a Mac unpacks to."""
+    for folder in [path, *[below for below in path.rglob("*") if below.is_dir()]]:
+        twin = path / "__MACOSX" / folder.relative_to(path)
+        twin.mkdir(parents=True, exist_ok=True)
+        for file in [file for file in folder.iterdir() if file.is_file()]:
+            (twin / f"._{file.name}").write_bytes(b"\0\5\x16\7")
+            (folder / f"._{file.name}").write_bytes(b"\0\5\x16\7")
+        for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+            (folder / name).write_bytes(b"x")
+
+
+def behind_a_link(path):
+    path.rename(path.with_name("Ärzte & Söhne (2)"))
+    path.symlink_to("Ärzte & Söhne (2)")
+
+
+ODDITIES = {
+    **{f"{name}: litter": (name, "", litter) for name in CONVERTERS},
+    **{f"{name}: behind a link": (name, "", behind_a_link) for name in CONVERTERS},
+    "brats: mask of 64 bits": ("brats", SEG, voxels(lambda v: v.astype(np.int64))),
+    "brats: mask of floats": ("brats", SEG, voxels(lambda v: v.astype(np.float64))),
+    "brats: mask with a fourth axis": ("brats", SEG, voxels(lambda v: v[..., None])),
+    "acdc: BOM": ("acdc", f"{PATIENT}/Info.cfg", lambda path: path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())),
+    "acdc: CRLF": ("acdc", f"{PATIENT}/Info.cfg", lambda path: path.write_text(path.read_text(), newline="\r\n")),
+    "endovis: transparency": ("endovis", PICTURE, picture(lambda p: np.dstack([p, p[..., :1]]))),
+    "endovis: coloured types": ("endovis", TYPES, lambda path: Image.open(path).convert("P").save(path)),
+    "endovis: mask of 16 bits": ("endovis", f"{DRIVER}/frame000.png", picture(lambda p: p.astype(np.uint16))),
+    "cells: label of floats": ("cells", LABEL, tiff(lambda p: p.astype(np.float32))),
+    "cells: table of a spreadsheet": (
+        "cells",
+        TABLE,
+        lambda path: path.write_text(path.read_text() + "\n", encoding="utf-8-sig", newline="\r\n"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(pristine, tmp_path_factory):
+    """Every pristine source converted."""
+    root = tmp_path_factory.mktemp("plain")
+    for name, converter in CONVERTERS.items():
+        converter.convert(pristine / name, root / name / "raw", root / name / "preprocessed")
+    return root
+
+
+@pytest.mark.parametrize("name", ODDITIES)
+def test_an_odd_source_that_is_in_order_gives_the_same_data_set(name, pristine, plain, tmp_path, fingerprint):
+    converter, file, change = ODDITIES[name]
+    source, root = tmp_path / "source", tmp_path / "target"
+    shutil.copytree(pristine / converter, source)
+    change(Path(os.path.normpath(source / file)))
+    before = fingerprint(source)
+    CONVERTERS[converter].convert(source, root / "raw", root / "preprocessed")
+    expected, found = fingerprint(plain / converter), fingerprint(root)
+    unlike = {path for path in expected if expected[path] != found.get(path)}
+    assert found.keys() == expected.keys()
+    for path in unlike:
+        if Path(path).suffix == ".tiff":  # instance maps that need no change keep their bytes, others are packed anew
+            np.testing.assert_array_equal(tifffile.imread(root / path), tifffile.imread(plain / converter / path))
+        else:
+            assert Path(path).name == reporting.REPORT  # it lists what was skipped
+    assert fingerprint(source) == before
 
 
 # Disks that fail: OSError and SimpleITK's RuntimeError put where the real ones come from
@@ -515,6 +641,36 @@ def test_targets_that_must_not_be_touched_are_named(pristine, targets, capfd, mo
         assert_refused(capfd, converter.main([str(pristine / name), "-d", "9"]), "dataset.json, which is a file")
         monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))
     assert everything_below(*targets) == before
+
+
+def test_splits_that_are_a_folder_are_named_before_any_case_is_read(pristine, targets, capfd, monkeypatch):
+    splits = targets[1] / "Dataset502_ACDC" / "splits_final.json"
+    splits.unlink()
+    splits.mkdir()
+    monkeypatch.setattr("dataset_conversion.volumes.Volumes.check", lambda *arguments: pytest.fail("a case was read"))
+    code = acdc.main([str(pristine / "acdc"), "--overwrite", "--jobs", "1"])
+    assert_refused(capfd, code, f"{splits} is a folder")
+
+
+def test_a_root_that_is_a_dangling_link_is_made_where_it_leads(pristine, tmp_path):
+    for name in ("raw", "preprocessed"):
+        (tmp_path / name).symlink_to(f"disk/{name}")
+    target = acdc.convert(pristine / "acdc", tmp_path / "raw", tmp_path / "preprocessed")
+    assert (target / "dataset.json").is_file()
+    assert (tmp_path / "disk" / "preprocessed" / target.name / "splits_final.json").is_file()
+
+
+@pytest.mark.parametrize("out", ["", ".", ".."])
+def test_the_current_folder_is_never_replaced(out, pristine, predictions, tmp_path, capfd, monkeypatch):
+    """An empty name, as of a variable that is not set, means the current folder."""
+    here = tmp_path / "home" / "here"
+    here.mkdir(parents=True)
+    (here / "thesis").write_text("precious")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("nnUNet_raw", str(predictions[0]))
+    for command in (["--images-only", str(pristine / "acdc")], ["--restore", str(predictions[1]["acdc"].parent)]):
+        assert_refused(capfd, acdc.main([*command, out, "--overwrite"]), f"The current folder {here} lies inside")
+    assert (here / "thesis").read_text() == "precious"
 
 
 @pytest.mark.parametrize("name", CONVERTERS)
@@ -620,7 +776,7 @@ REPORTS = {
 def test_a_report_that_cannot_be_read_is_named(content, predictions, tmp_path, capfd, monkeypatch):
     raw, files = predictions
     shutil.copytree(raw / "Dataset502_ACDC", tmp_path / "raw" / "Dataset502_ACDC")
-    report = tmp_path / "raw" / "Dataset502_ACDC" / common.REPORT
+    report = tmp_path / "raw" / "Dataset502_ACDC" / reporting.REPORT
     report.unlink() if content is None else report.write_bytes(content)
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     code = acdc.main(["--restore", str(files["acdc"].parent), str(tmp_path / "out")])

@@ -10,8 +10,8 @@ import pytest
 import SimpleITK as sitk
 
 from dataset_conversion import Dataset501_BraTS2020 as brats
-from dataset_conversion import common, phantoms
-from dataset_conversion.common import ConversionError
+from dataset_conversion import common, phantoms, reporting, splitting
+from dataset_conversion.cases import Case, ConversionError
 
 MODULE = "dataset_conversion.Dataset501_BraTS2020"
 SMALL = (24, 24, 20)
@@ -236,7 +236,7 @@ def test_a_validation_scan_of_a_training_patient_is_refused(tmp_path):
     shutil.rmtree(tmp_path / "source" / "validation")
     write(tmp_path / "source" / "validation", 2, shape=SMALL, release="2023-GLI", labelled=False, first_number=5)
     target = brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "pre", protocol="official")
-    cases = json.loads((target / common.REPORT).read_text())["cases"].values()
+    cases = json.loads((target / reporting.REPORT).read_text())["cases"].values()
     training, testing = ({case["group"] for case in cases if case["part"] == part} for part in ("Tr", "Ts"))
     assert (training, testing) == ({"BraTS-GLI-00001", "BraTS-GLI-00002"}, {"BraTS-GLI-00003"})
 
@@ -295,10 +295,10 @@ def test_two_releases_in_one_source_need_a_choice(tmp_path):
 
 
 def test_the_paper_holds_out_236_59_and_74_of_369_cases():
-    cases = [common.Case(f"BraTS20_Training_{number:03d}", ()) for number in range(1, 370)]
+    cases = [Case(f"BraTS20_Training_{number:03d}", ()) for number in range(1, 370)]
     rest, held_out = brats.paper_split(cases)
     assert len(held_out) == 74
-    folds = common.make_splits([case.name for case in rest])
+    folds = splitting.make_splits([case.name for case in rest])
     assert {(len(fold["train"]), len(fold["val"])) for fold in folds} == {(236, 59)}
     assert not {case.name for case in rest} & {case.name for case in held_out}
 
@@ -315,7 +315,7 @@ def test_protocols_choose_what_is_held_out(tmp_path):
             len(list((target / part).iterdir())) if (target / part).is_dir() else 0
             for part in ("labelsTr", "imagesTs", "labelsTs")
         ]
-        report = json.loads((target / common.REPORT).read_text())
+        report = json.loads((target / reporting.REPORT).read_text())
         assert report["protocol"] == protocol
         assert set(report["cases"]) >= {f"BraTS20_Training_{number:03d}" for number in range(1, 7)}
     assert counts == {"crossval": [6, 0, 0], "paper": [4, 8, 2], "official": [6, 8, 0]}
@@ -325,7 +325,7 @@ def test_the_report_tells_counts_labels_gaps_and_what_was_skipped(tmp_path, caps
     cases = write(tmp_path / "source", 3, shape=SMALL, traps={2: "no_enhancing_tumour"})
     (cases / "BraTS20_Training_001" / "extra.nii.gz").write_bytes(b"")
     target = brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "preprocessed")
-    report = json.loads((target / common.REPORT).read_text())
+    report = json.loads((target / reporting.REPORT).read_text())
     assert report["training_cases"] == 3
     assert report["cases_without"] == {
         "whole tumor": [],
@@ -346,7 +346,7 @@ def test_the_report_tells_counts_labels_gaps_and_what_was_skipped(tmp_path, caps
     assert "without enhancing tumor: 1 case(s), BraTS20_Training_002" in said
     assert f"cite: {report['citation']}" in said
     assert f"licence: {report['licence']}" in said
-    assert str(tmp_path) not in (target / common.REPORT).read_text()
+    assert str(tmp_path) not in (target / reporting.REPORT).read_text()
 
 
 @pytest.mark.parametrize("release", brats.RELEASES)

@@ -9,8 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from dataset_conversion import Dataset502_ACDC as acdc
-from dataset_conversion import common, phantoms
-from dataset_conversion.common import ConversionError
+from dataset_conversion import phantoms, reporting, splitting
+from dataset_conversion.cases import ConversionError
 
 MODULE = "dataset_conversion.Dataset502_ACDC"
 NAME = "Dataset502_ACDC"
@@ -43,7 +43,7 @@ def test_both_phases_become_cases_whichever_frames_they_are(source, tmp_path):
     ]
     assert len(names(target / "imagesTr")) == 10
     assert names(target / "imagesTs") == [name.replace(".nii", "_0000.nii") for name in names(target / "labelsTs")]
-    cases = json.loads((target / common.REPORT).read_text())["cases"]
+    cases = json.loads((target / reporting.REPORT).read_text())["cases"]
     assert cases["patient002_frame11"]["phase"] == "ED"
     assert cases["patient001_frame01"]["phase"] == "ED"
 
@@ -72,7 +72,7 @@ def test_folds_hold_whole_patients_and_every_diagnosis(tmp_path):
     phantoms.write_acdc(tmp_path / "source", 25, shape=(16, 16, 2))
     acdc.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "preprocessed", protocol="crossval")
     splits = json.loads((tmp_path / "preprocessed" / NAME / "splits_final.json").read_text())
-    cases = json.loads((tmp_path / "raw" / NAME / common.REPORT).read_text())["cases"]
+    cases = json.loads((tmp_path / "raw" / NAME / reporting.REPORT).read_text())["cases"]
     assert len(splits) == 5
     for fold in splits:
         train, val = ({case[:10] for case in fold[side]} for side in ("train", "val"))
@@ -82,7 +82,7 @@ def test_folds_hold_whole_patients_and_every_diagnosis(tmp_path):
 
 def test_a_hundred_patients_give_five_folds_of_twenty():
     cases = {f"patient{number:03d}_frame{frame:02d}": number for number in range(1, 101) for frame in (1, 12)}
-    splits = common.make_splits(cases, lambda case: case[:10], lambda case: acdc.GROUPS[cases[case] % 5])
+    splits = splitting.make_splits(cases, lambda case: case[:10], lambda case: acdc.GROUPS[cases[case] % 5])
     assert [len({case[:10] for case in fold["val"]}) for fold in splits] == [20] * 5
 
 
@@ -195,4 +195,4 @@ def test_the_citation_is_printed_and_saved(source, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "doi:10.1109/TMI.2018.2837502" in said
     assert "make the citation compulsory" in said
-    assert "2018.2837502" in json.loads((target / common.REPORT).read_text())["citation"]
+    assert "2018.2837502" in json.loads((target / reporting.REPORT).read_text())["citation"]

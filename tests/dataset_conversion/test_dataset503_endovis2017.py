@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from dataset_conversion import Dataset503_EndoVis2017 as endovis
-from dataset_conversion import common, phantoms
-from dataset_conversion.common import ConversionError
+from dataset_conversion import phantoms, reporting
+from dataset_conversion.cases import ConversionError
 
 MODULE = "dataset_conversion.Dataset503_EndoVis2017"
 NAME = "Dataset503_EndoVis2017"
@@ -89,7 +89,7 @@ def test_test_masks_hold_types_and_not_parts_wherever_they_lie(source, converted
 
 
 def test_overlapping_instruments_are_counted(source, converted):
-    report = json.loads((converted / "raw" / NAME / common.REPORT).read_text())
+    report = json.loads((converted / "raw" / NAME / reporting.REPORT).read_text())
     folder, name = frame_of(source, "seq3_frame000")
     masks = [pixels(path / name) > 0 for path in sorted((folder / "ground_truth").iterdir())]
     assert report["cases"]["seq3_frame000"]["overlapping pixels"] == (masks[0] & masks[1]).sum() > 0

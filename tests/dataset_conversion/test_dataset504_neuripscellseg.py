@@ -9,8 +9,8 @@ import tifffile
 from PIL import Image
 
 from dataset_conversion import Dataset504_NeurIPSCellSeg as cells
-from dataset_conversion import common, phantoms, pictures
-from dataset_conversion.common import ConversionError
+from dataset_conversion import phantoms, pictures, reporting
+from dataset_conversion.cases import ConversionError
 
 MODULE = "dataset_conversion.Dataset504_NeurIPSCellSeg"
 NAME = "Dataset504_NeurIPSCellSeg"
@@ -142,6 +142,11 @@ def test_palettes_are_colours_in_pictures_and_indices_in_masks(tmp_path):
     image.save(tmp_path / "a.png")
     assert pictures.read_picture(tmp_path / "a.png", "a")[1, 0].tolist() == [255, 0, 1]
     assert pictures.read_picture(tmp_path / "a.png", "a", indices=True).tolist() == [[0, 1], [2, 1]]
+    colours = np.zeros((3, 256), np.uint16)
+    colours[:, 2] = (65535, 0, 257)
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, 1], [2, 1]], np.uint8), photometric="palette", colormap=colours)
+    assert pictures.read_picture(tmp_path / "a.tif", "a")[1, 0].tolist() == [65535, 0, 257]
+    assert pictures.read_picture(tmp_path / "a.tif", "a", indices=True).tolist() == [[0, 1], [2, 1]]
 
 
 def test_one_bit_pictures_are_black_and_white(tmp_path):
@@ -215,7 +220,7 @@ def test_labels_follow_from_the_instances_that_are_kept(converted):
 
 def test_groups_of_the_table_are_on_one_side_and_kinds_are_spread(source, converted):
     splits = json.loads((converted / "preprocessed" / NAME / "splits_final.json").read_text())
-    cases = json.loads((converted / "raw" / NAME / common.REPORT).read_text())["cases"]
+    cases = json.loads((converted / "raw" / NAME / reporting.REPORT).read_text())["cases"]
     assert len(splits) == 5
     assert cases["cell_00002"]["group"] == cases["cell_00003"]["group"] == "field_001"
     for fold in splits:
@@ -246,7 +251,7 @@ def test_tuning_pictures_may_have_the_numbers_of_training_pictures(source, tmp_p
     assert names(target / "labelsTs") == ["tuning_cell_00001.png", "tuning_cell_00002.png"]
     theirs = tifffile.imread(source / "Tuning" / "labels" / "cell_00001_label.tiff")
     assert (tifffile.imread(target / "instancesTs" / "tuning_cell_00001.tiff") == theirs).all()
-    report = json.loads((target / common.REPORT).read_text())
+    report = json.loads((target / reporting.REPORT).read_text())
     assert report["cases"]["tuning_cell_00001"]["submit"] == "cell_00001_label.tiff"
     cells.restore(target / "labelsTs", tmp_path / "submit")
     assert names(tmp_path / "submit") == names(source / "Tuning" / "labels")
@@ -287,7 +292,7 @@ def test_a_group_in_the_tables_of_both_parts_is_refused_naming_both_pictures(tmp
     assert not (tmp_path / "raw").exists()
     (folder.parent / "Tuning" / "cases.csv").write_text(table.replace("field", "well"))
     target = cells.convert(folder.parent, tmp_path / "raw", tmp_path / "pre", protocol="paper")
-    cases = json.loads((target / common.REPORT).read_text())["cases"].values()
+    cases = json.loads((target / reporting.REPORT).read_text())["cases"].values()
     training, testing = ({case["group"] for case in cases if case["part"] == part} for part in ("Tr", "Ts"))
     assert not training & testing
     assert testing == {"well_001", "well_002"}
@@ -296,7 +301,7 @@ def test_a_group_in_the_tables_of_both_parts_is_refused_naming_both_pictures(tmp
 def test_only_the_challenge_itself_is_expected_to_be_complete(source, tmp_path):
     phantoms.write_cells(tmp_path / "source", 3, num_tuning=1, edge=48)
     target = cells.convert(tmp_path / "source", tmp_path / "raw", None, protocol="paper")
-    notes = json.loads((target / common.REPORT).read_text())["notes"]
+    notes = json.loads((target / reporting.REPORT).read_text())["notes"]
     assert "this copy has 3 of 1000 training pictures" in notes
     assert "this copy has 1 of 101 tuning pictures" in notes
     make_set(tmp_path / "own")
@@ -345,7 +350,7 @@ def test_images_only_takes_pictures_of_any_name_but_no_labels(source, converted,
 
 
 def test_what_is_left_out_is_reported(source, converted):
-    report = json.loads((converted / "raw" / NAME / common.REPORT).read_text())
+    report = json.loads((converted / "raw" / NAME / reporting.REPORT).read_text())
     assert {skip["path"]: skip["reason"] for skip in report["skipped"]} == {
         "Training-unlabeled/images": "1 picture(s) in no folder images beside a folder labels",
         "Tuning": "the tuning set; --protocol paper tests on it",
@@ -361,7 +366,7 @@ def test_real_pictures_convert_with_folds_by_group(shared, tmp_path, run_module,
     done = run_module(MODULE, folder, "--test-share", 0.2, "--jobs", 2, environment=nnunet_variables)
     assert done.returncode == 0, done.stderr
     assert "73 labelled case(s), 17 labelled for testing, 85 group(s)" in done.stdout
-    report = json.loads((tmp_path / "nnUNet_raw" / NAME / common.REPORT).read_text())
+    report = json.loads((tmp_path / "nnUNet_raw" / NAME / reporting.REPORT).read_text())
     cases = report["cases"]
     assert report["counts"] == {"instances": 3215, "instances lost in the three classes": 358}
     kinds = Counter(case["stratum"] for case in cases.values())

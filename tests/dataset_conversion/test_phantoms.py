@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from dataset_conversion import phantoms
-from dataset_conversion.common import ConversionError
+from dataset_conversion.cases import ConversionError
 
 SMALL = (24, 24, 20)
 

@@ -1,0 +1,182 @@
+"""The command line of every converter: options, exit codes, and what is said when it fails."""
+
+import argparse
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dataset_conversion import staging
+from dataset_conversion.cases import ConversionError
+
+
+def run(command: Callable[[], object]) -> int:
+    """Run a command and turn what a user can put right into one sentence on stderr.
+
+    A polite kill (SIGTERM) or a terminal that is closed (SIGHUP, unless nohup has it ignored) unwinds like Ctrl-C, so
+    that staged folders are removed. Programming errors keep their traceback.
+
+    Returns:
+        Exit code: 0, 2 for an error of the user's or the disk's, 130 when interrupted.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
+    previous = {
+        which: signal.signal(which, _interrupt)
+        for which in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(which) != signal.SIG_IGN
+    }
+    try:
+        command()
+    except ConversionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f"{staging.final_path(error.filename)}: " if isinstance(error.filename, (str, Path)) else ""
+        remedy = "check that it exists and that you may read and write there"
+        print(f"error: {where}{error.strerror or error}; {remedy}.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; what had been written was removed again.", file=sys.stderr)
+        return 130
+    finally:
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+    return 0
+
+
+def _interrupt(signum, frame):
+    raise KeyboardInterrupt
+
+
+def require_folder_variable(name: str) -> Path:
+    """Folder that the environment variable ``name`` points to; it need not exist yet.
+
+    Raises:
+        ConversionError: If the variable is unset or empty, or points to a file.
+    """
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise ConversionError(f"{name} is not set; point it at a folder, for example: export {name}=$HOME/{name}")
+    if Path(value).exists() and not Path(value).is_dir():
+        raise ConversionError(f"{name} points to {value}, which is a file; point it at a folder.")
+    return Path(value)
+
+
+def dataset_id(text: str) -> int:
+    """Data set id from the command line; argparse reports the ValueError of anything but 1 to 999."""
+    value = int(text)
+    if not 1 <= value <= 999:
+        raise ValueError(text)
+    return value
+
+
+def positive(text: str) -> int:
+    """Whole number above 0 from the command line."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def make_parser(
+    module: str,
+    description: str,
+    *,
+    default_id: int,
+    protocols: Sequence[str] = (),
+    restore_looks_up_names: bool = False,
+) -> argparse.ArgumentParser:
+    """Parser with the options that every converter has; the first line of ``description`` says what it converts.
+
+    Args:
+        protocols: Choices of ``--protocol``, the default first.
+        restore_looks_up_names: Whether ``--restore`` reads the report of the converted data set, which ``-d`` names.
+    """
+    which_id = ", the latter with the -d of the conversion, whose report knows the names" * restore_looks_up_names
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog="--images-only and --restore stand in for a conversion and take two folders"
+        + (which_id or "; they need no -d")
+        + ".",
+    )
+    parser.add_argument("source", type=Path, nargs="?", help="folder below which the archive was unpacked")
+    parser.add_argument(
+        "-d", "--dataset-id", type=dataset_id, default=default_id, help=f"1 to 999, default {default_id}"
+    )
+    if protocols:
+        parser.add_argument(
+            "--protocol",
+            choices=protocols,
+            default=protocols[0],
+            help=f"which cases train and which are held out, default {protocols[0]}",
+        )
+    parser.add_argument("--overwrite", action="store_true", help="replace a target that is not empty")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    parser.add_argument(
+        "--jobs",
+        "-j",
+        "-np",
+        "--num-processes",
+        dest="jobs",
+        metavar="N",
+        type=positive,
+        default=min(8, os.cpu_count() or 1),
+        help="worker processes, default: all cores, at most 8",
+    )
+    parser.add_argument(
+        "--images-only",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="SOURCE OUT: write scans to predict into OUT, as nnUNetv2_predict -i wants them",
+    )
+    parser.add_argument(
+        "--restore",
+        type=Path,
+        nargs=2,
+        metavar=("PREDICTIONS", "OUT"),
+        help="write predictions into OUT with the data owner's label values and file names",
+    )
+    return parser
+
+
+def run_converter(
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    *,
+    convert: Callable,
+    convert_images: Callable,
+    restore: Callable,
+) -> int:
+    """Do what the command line asks for: convert, write images only, or restore predictions.
+
+    Args:
+        convert: Called with source, nnUNet_raw, nnUNet_preprocessed, the id and the common options.
+        convert_images: Called with source, out and the common options.
+        restore: Called with predictions, out and the common options.
+
+    Returns:
+        Exit code, see :func:`run`.
+    """
+    options = {"overwrite": arguments.overwrite, "jobs": arguments.jobs, "dry_run": arguments.dry_run}
+    if arguments.restore:
+        if arguments.source or arguments.images_only:
+            parser.error("--restore takes PREDICTIONS and OUT and nothing else")
+        return run(lambda: restore(*arguments.restore, **options))
+    if arguments.images_only:
+        folders = [*([arguments.source] if arguments.source else []), *arguments.images_only]
+        if len(folders) != 2:
+            parser.error("--images-only takes two folders, SOURCE and OUT")
+        return run(lambda: convert_images(*folders, **options))
+    if not arguments.source:
+        parser.error("name the folder below which the archive was unpacked (SOURCE)")
+
+    def command() -> None:
+        roots = map(require_folder_variable, ("nnUNet_raw", "nnUNet_preprocessed"))
+        convert(arguments.source, *roots, arguments.dataset_id, **options)
+
+    return run(command)

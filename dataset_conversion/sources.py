@@ -1,0 +1,143 @@
+"""What lies below a source: folders, files and names, nothing passed over without a word."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dataset_conversion.cases import Case, ConversionError
+
+# Names that nnU-Net, SimpleITK and every file system read alike.
+CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Archives packed on a Mac hold their folders a second time in here, without the files.
+MACOS_FOLDER = "__MACOSX"
+
+
+def require_source(source: Path) -> Path:
+    """``source`` with its full name, links followed, so that the folders it lies in can be told; it must be a folder.
+
+    Raises:
+        ConversionError: If it is none.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        state = "is a file, not a folder; unpack it first" if source.exists() else "does not exist"
+        raise ConversionError(f"Source {source} {state}.")
+    return source.resolve()
+
+
+def walk_folders(source: Path) -> Iterator[Path]:
+    """``source`` and every folder below it, sorted, links followed, hidden folders and macOS's ``__MACOSX`` left out.
+
+    Raises:
+        ConversionError: For a link that leads nowhere, or back to a folder above it; a case behind the first would be
+            missed without a word, and behind the second there is no end.
+        OSError: If a folder cannot be listed, for the same reason.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    top = os.path.realpath(source)
+    above = {os.fspath(source): {top, *map(str, Path(top).parents)}}
+    for folder, names, files in os.walk(source, followlinks=True, onerror=refuse):
+        names[:] = sorted(name for name in names if not name.startswith(".") and name != MACOS_FOLDER)
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            if os.path.islink(path) and not os.path.exists(path):
+                raise ConversionError(f"Link {path} leads nowhere or in a circle; remove it or put the file there.")
+        for name in names:
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
+            if real in above[folder]:
+                raise ConversionError(f"Link {path} leads back to {real}, which is above it; remove the link.")
+            above[path] = above[folder] | {real}
+        yield Path(folder)
+
+
+def files_by_stem(folder: Path, stem_of: Callable[[Path], str | None]) -> dict[str, Path]:
+    """Files of ``folder`` by stem, sorted; files whose stem is None are passed over.
+
+    Raises:
+        ConversionError: If one stem lies there twice, such as ``.nii`` and ``.nii.gz``.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        stem = stem_of(path)
+        if stem is None or not path.is_file():
+            continue
+        if stem in found:
+            raise ConversionError(
+                f"Case {folder.name} has both {found[stem].name} and {path.name} in {folder}; remove one of them."
+            )
+        found[stem] = path
+    return found
+
+
+def find_scans(source: Path, stem_of: Callable[[Path], str | None], what: str) -> list[Case]:
+    """Every file below ``source`` with a stem as a case of its own, to predict.
+
+    Args:
+        what: What the files are, for the error message.
+
+    Raises:
+        ConversionError: If there are none, or one has a name that not every tool reads alike.
+    """
+    source = require_source(source)
+    cases = [
+        Case(require_case_name(name, path), (path,))
+        for folder in walk_folders(source)
+        for name, path in files_by_stem(folder, stem_of).items()
+    ]
+    if not cases:
+        raise ConversionError(f"There are no {what} below {source}.")
+    return cases
+
+
+def enter_once(found: dict, key: object, folder: Path, what: str) -> None:
+    """Note in ``found`` in which folder something lies.
+
+    Raises:
+        ConversionError: If it lies in another folder as well.
+    """
+    if key in found:
+        raise ConversionError(f"{what} lies both in {found[key]} and in {folder}; give one copy as source.")
+    found[key] = folder
+
+
+def require_folder_name(folder: Path, prefixes: tuple[str, ...], example: str) -> None:
+    """Refuse a folder that was meant to be a case and is not named as one; it would be left out without a word.
+
+    Raises:
+        ConversionError: If the name starts with one of ``prefixes``, whatever the case of its letters.
+    """
+    if folder.name.lower().startswith(prefixes):
+        raise ConversionError(f"Folder {folder} is not named as the data owner names them ({example}); rename it.")
+
+
+def require_case_name(name: str, path: Path) -> str:
+    """``name``, if nnU-Net and every file system read it alike.
+
+    Raises:
+        ConversionError: For anything but ASCII letters, digits, dot, dash and underscore.
+    """
+    if not CASE_NAME.fullmatch(name):
+        raise ConversionError(
+            f"Case {name}: the name of {path} has characters other than a-z, A-Z, 0-9, '.', '-' and '_', "
+            "which not every tool reads alike; rename it."
+        )
+    return name
+
+
+def unreadable(path: Path, case: str, reason: object) -> ConversionError:
+    """The error for a damaged file."""
+    reason = " ".join(str(reason).split()).rstrip(".!") or "no reason given"
+    return ConversionError(f"Case {case}: {path} cannot be read ({reason}); fetch the file again.")
+
+
+def trailing_number(case: str) -> int:
+    """The number at the end of a case name, such as 17 for ``hippocampus_017``."""
+    match = re.search(r"(\d+)$", case)
+    if match is None:
+        raise ConversionError(f"Case {case} does not end in a number, so its subject is unknown; rename its files.")
+    return int(match.group(1))

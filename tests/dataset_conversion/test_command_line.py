@@ -1,0 +1,59 @@
+"""Exit codes, and what is said when a command fails."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dataset_conversion import command_line
+from dataset_conversion.cases import ConversionError
+
+
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_command_leaves_nothing_behind(tmp_path, kill):
+    script = (
+        "import sys, time; from pathlib import Path; from dataset_conversion import command_line, staging\n"
+        "def command():\n"
+        "    with staging.staged_folder(Path(sys.argv[1])) as staged:\n"
+        "        (staged / 'file').write_text('x'); print('ready', flush=True); time.sleep(60)\n"
+        "sys.exit(command_line.run(command))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "raw" / "target")],
+        cwd=Path(__file__).resolve().parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(kill)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.count("\n") == 1
+    assert errors.startswith("error: interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_says_one_sentence_about_a_full_disk_or_a_forbidden_folder(capsys):
+    def command():
+        raise PermissionError(13, "Permission denied", "/some/folder")
+
+    assert command_line.run(command) == 2
+    assert capsys.readouterr().err == (
+        "error: /some/folder: Permission denied; check that it exists and that you may read and write there.\n"
+    )
+
+
+def test_run_does_not_hide_programming_errors():
+    with pytest.raises(ZeroDivisionError):
+        command_line.run(lambda: 1 / 0)
+
+
+def test_unset_variable_is_named(monkeypatch):
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    with pytest.raises(ConversionError, match="nnUNet_raw is not set"):
+        command_line.require_folder_variable("nnUNet_raw")
