@@ -384,6 +384,9 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
         network(torch.empty(configuration.batch_size, num_input_channels, *patch_size, device="meta"))
     except RuntimeError as error:
         raise ValueError(f"the network takes no patch of {patch_size}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:  # instance norm, which cannot normalise one voxel
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the patch size {patch_size} is too small, take a larger one: {reason}") from error
 
 
 def _complete(architecture: dict, network: str | None, values: dict) -> dict:

@@ -262,7 +262,7 @@ def test_a_name_is_replaced_only_when_told(plans_file, capsys):
         ("--train num_epochs=0", "'num_epochs' under 'logvmamba' must be a whole number of at least 1, not 0"),
         ("--patch-size 18 16 16", "the patch size [18, 16, 16] must be divisible by [4, 4, 4], axis by axis"),
         ("--patch-size 16 16", "the patch size [16, 16] must be divisible by [4, 4, 4], axis by axis"),
-        ("--patch-size 4 4 4", "Expected more than 1 spatial element when training"),
+        ("--patch-size 4 4 4", "the patch size [4, 4, 4] is too small, take a larger one: Expected"),
         ("--batch-size 0", "the batch size must be at least 1, not 0"),
         ("--keep-network --set window=5", "knobs (window) belong to our network, which cannot go with --keep-network"),
         ("-c 3d_fulres", "there is no configuration '3d_fulres' in these plans; there are 2d, 3d_fullres"),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from nnunet_logvmamba import __version__
 from nnunet_logvmamba.plugin.errors import UserError
 
-SUB_COMMANDS = ("doctor", "plans", "summary", "evaluate", "instances", "compare", "report")
+SUB_COMMANDS = ("doctor", "plans", "summary", "check", "evaluate", "instances", "compare", "report")
 
 
 def build_parser() -> argparse.ArgumentParser:

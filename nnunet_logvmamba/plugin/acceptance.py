@@ -1,0 +1,190 @@
+"""Whether nnU-Net can predict a folder of images with a trained model, found out with nnU-Net's own reader."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, ending_of
+from nnunet_logvmamba.evaluation.parallel import map_cases
+from nnunet_logvmamba.plugin.errors import UserError
+from nnunet_logvmamba.plugin.results import read_dataset_json, read_json
+
+if TYPE_CHECKING:
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+CELLS = "python -m dataset_conversion.Dataset504_NeurIPSCellSeg --images-only"
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a trained model takes.
+
+    Attributes:
+        channels: Names of the channels that lie in files. The second stage of a cascade gets its other channels from
+            the first stage.
+        ending: How the name of every file ends.
+        reader: nnU-Net's class that reads them.
+    """
+
+    channels: tuple[str, ...]
+    ending: str
+    reader: type[BaseReaderWriter]
+
+    @property
+    def wants(self) -> str:
+        """The channels in words."""
+        return f"the model was trained on {len(self.channels)} channel(s) ({', '.join(self.channels)})"
+
+
+def read_model(folder: Path) -> Model:
+    """Read ``dataset.json`` and ``plans.json`` of a folder ``TRAINER__PLANS__CONFIGURATION``.
+
+    Raises:
+        UserError: If the folder is no such folder or the files do not hold what nnU-Net wrote.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # late, because it imports torch
+
+    for name in ("dataset.json", "plans.json"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} is no trained model, for it has no {name}: name the folder TRAINER__PLANS__CONFIGURATION "
+                "that holds it and the folds"
+            )
+    dataset_json, plans = read_dataset_json(folder), read_json(folder / "plans.json")
+    channels = dataset_json.get("modality", dataset_json.get("channel_names"))  # the order in which nnU-Net looks
+    if not isinstance(channels, dict) or not channels:
+        raise UserError(f"{folder / 'dataset.json'} names no channels in 'channel_names': copy it anew")
+    if not isinstance(plans.get("image_reader_writer"), str):
+        raise UserError(f"{folder / 'plans.json'} names no 'image_reader_writer': copy it anew")
+    try:
+        reader = PlansManager(plans).image_reader_writer_class
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder / 'plans.json'} names the reader '{plans['image_reader_writer']}', and this nnU-Net has none of "
+            "that name: install the version that trained the model"
+        ) from error
+    return Model(tuple(map(str, channels.values())), dataset_json["file_ending"], reader)
+
+
+def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int, list[Path]]:
+    """Read every image as ``nnUNetv2_predict`` would.
+
+    Returns:
+        The number of cases, and the images that nnU-Net would pass over because of their ending.
+
+    Raises:
+        UserError: If nnU-Net finds no case or cannot predict one, naming the first fault and how many more there are.
+        CaseError: If a process was killed.
+    """
+    from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    named = [path for path in files if path.name.endswith(model.ending)]
+    others = [path for path in files if not path.name.endswith(model.ending) and ending_of(path) is not None]
+    if not named:
+        raise UserError(f"{_nothing_found(folder, files, model)}, so nnU-Net would find no case")
+    lists = create_lists_from_splitted_dataset_folder(str(folder), model.ending, num_processes=processes)
+    cases = [tuple(map(Path, case)) for case in lists if case]
+    stray = sorted(set(named).difference(*cases))
+    faults = []
+    if stray:
+        faults.append(
+            f"{stray[0]} has no channel number, on which nnU-Net stops: name images <case>_0000{model.ending} and so "
+            "on, and keep other files elsewhere"
+        )
+    faults += filter(None, map_cases(partial(find_fault, model), cases, processes=processes, text="images"))
+    if faults:
+        more = len(faults) - 1 + max(0, len(stray) - 1)
+        raise UserError(faults[0] + (f"; {more} more case(s) have faults" if more else ""))
+    return len(cases), others
+
+
+def _nothing_found(folder: Path, files: Sequence[Path], model: Model) -> str:
+    endings = Counter(ending_of(path) or path.suffix for path in files)
+    if not endings:
+        return f"{folder} holds no files; expected are <case>_0000{model.ending} and so on"
+    ending, number = endings.most_common(1)[0]
+    return (
+        f"{folder} holds no file that ends in {model.ending}, as those that the model was trained on, but {number} "
+        f"file(s) that end in {ending or 'nothing'}: convert them"
+    )
+
+
+def find_fault(model: Model, files: Sequence[Path]) -> str | None:
+    """Say what keeps nnU-Net from predicting one case.
+
+    Args:
+        files: All files of the case, in the order of their channel numbers.
+
+    Returns:
+        A sentence without its full stop, or None.
+    """
+    case = files[0].name[: -len(f"_0000{model.ending}")]
+    following = [files[0].with_name(f"{case}_{index:04d}{model.ending}") for index in range(len(files) + 1)]
+    for expected, path in zip(following, files):
+        if expected != path:
+            return f"{expected} is missing although there is {path.name}; {model.wants}: add it or correct the numbers"
+    try:
+        channels = _read(model, files)[0][0]
+    except Exception as error:  # every library has its own way to say that a file is broken
+        return _why_unreadable(model, files, error)
+    if channels == len(model.channels):
+        return None
+    subject = f"{files[0]} has" if len(files) == 1 else f"{files[0]} and the other files of its case have together"
+    if ending_of(files[0]) in PICTURE_ENDINGS:
+        remedy = "give every image these channels"
+        if len(model.channels) == 3:
+            remedy += f" (for cells, {CELLS} makes them)"
+    elif channels < len(model.channels):
+        remedy = f"add {following[-1].name}"
+    else:
+        remedy = "leave out what is not among them"
+    return f"{subject} {channels} channel(s), and {model.wants}: {remedy}"
+
+
+def _why_unreadable(model: Model, files: Sequence[Path], error: Exception) -> str:
+    """Read the files one by one to name the one that the reader will not take, or how they differ."""
+    shapes, spacings = [], []
+    for path in files:
+        try:
+            shape, spacing = _read(model, [path])
+        except Exception as alone:
+            return f"{path} cannot be read by nnU-Net's {model.reader.__name__} ({_reason(alone)}): replace it"
+        shapes.append(shape)
+        spacings.append(spacing)
+    for what, values in (("shape", shapes), ("spacing", spacings)):
+        for path, value in zip(files, values):
+            if value != values[0]:
+                return (
+                    f"{path} has the {what} {value}, and {files[0].name} {values[0]}: all files of a case need the "
+                    "same one"
+                )
+    return f"{files[0]} and the other files of its case cannot be read together ({_reason(error)})"
+
+
+def _read(model: Model, files: Sequence[Path]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Give shape, channels first, and spacing. What the readers print is dropped: their exceptions decide."""
+    for path in files:
+        if path.suffix == ".gz":  # where such a file is cut off, SimpleITK reads zeros and says nothing
+            with gzip.open(path) as file:
+                while file.read(_CHUNK):
+                    pass
+    with contextlib.redirect_stdout(io.StringIO()):
+        data, properties = model.reader().read_images([str(path) for path in files])
+    return data.shape, tuple(map(float, properties["spacing"]))
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).rstrip(".")  # SimpleITK puts its reason last
