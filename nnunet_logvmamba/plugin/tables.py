@@ -298,6 +298,10 @@ def _latex_cell(cell: Cell) -> str:
     return rf"{text} $^\dagger$" if cell.close else text
 
 
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+)
 _TEX = {
     "\\": r"\textbackslash{}",
     "±": r"$\pm$",
@@ -319,14 +323,7 @@ _TEX = {
     "\n": " ",
     # At the start of a row these would be taken for arguments of what ends the row before.
     **{character: f"{{{character}}}" for character in "[*"},
-    **{
-        letter: rf"$\{name}$"
-        for letter, name in zip(
-            "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ",
-            "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi "
-            "psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split(),
-        )
-    },
+    **{letter: rf"$\{name}$" for letter, name in zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", _GREEK.split(), strict=True)},
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
