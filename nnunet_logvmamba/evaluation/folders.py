@@ -98,9 +98,10 @@ def labels_of(content: object, source: str) -> Labels:
         raise CaseError(f"{source} has no 'labels' as nnU-Net's dataset.json has")
     values: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():
-        several = value if isinstance(value, list) else [value]
+        several = value if isinstance(value, list) and name != "ignore" else [value]
         if not several or not all(isinstance(one, int) and not isinstance(one, bool) for one in several):
-            raise CaseError(f"{source}: the label '{name}' must be a whole number or a list of them, not {value!r}")
+            words = "a whole number" if name == "ignore" else "a whole number or a list of them"
+            raise CaseError(f"{source}: the label '{name}' must be {words}, not {value!r}")
         values[name] = tuple(several)
     ignored = values.pop("ignore", (None,))[0]
     values = {name: value for name, value in values.items() if value != (0,)}

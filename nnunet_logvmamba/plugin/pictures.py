@@ -61,9 +61,10 @@ def curves(logging: Mapping[str, Sequence]) -> bytes:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for line in axes.get_lines():
-            if len(line.get_xdata()) == 1:
-                line.set_marker("o")
+        for line in axes.get_lines():  # a line does not show an epoch whose neighbours have no value
+            there = np.isfinite(line.get_ydata())
+            alone = there & ~np.append(False, there[:-1]) & ~np.append(there[1:], False)
+            line.set(marker="o", markersize=4, markevery=np.flatnonzero(alone).tolist())
         _tidy(axes)
     return _png(figure)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan
@@ -67,7 +68,8 @@ def as_markdown(comparison: Comparison) -> str:
 
 def as_latex(comparison: Comparison) -> str:
     """Give one table environment after another; they need the package booktabs."""
-    lines = [f"% {line}" for line in (_subject(comparison), DEFINITION, TESTS, *comparison.notes)]
+    remarks = (_subject(comparison), DEFINITION, TESTS, *comparison.notes)
+    lines = [f"% {' '.join(remark.splitlines())}" for remark in remarks]
     for table in _tables(comparison):
         lines += [
             "",
@@ -300,6 +302,10 @@ def _latex_cell(cell: Cell) -> str:
     return rf"{text} $^\dagger$" if cell.close else text
 
 
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
+    "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+)
 _TEX = {
     "\\": r"\textbackslash{}",
     "±": r"$\pm$",
@@ -307,14 +313,25 @@ _TEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "†": r"$\dagger$",
+    "→": r"$\rightarrow$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "≠": r"$\neq$",
+    "≈": r"$\approx$",
+    "∞": r"$\infty$",
     "<": "$<$",
     ">": "$>$",
+    "|": r"\textbar{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "\n": " ",
+    # At the start of a row these would be taken for arguments of what ends the row before.
+    **{character: f"{{{character}}}" for character in "[*"},
+    **{letter: rf"$\{name}$" for letter, name in zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", _GREEK.split(), strict=True)},
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
+    """Text that pdflatex shows as it is, but for scripts that need another engine."""
+    return "".join(_TEX.get(character, character) for character in unicodedata.normalize("NFC", text))

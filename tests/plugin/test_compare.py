@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -561,10 +563,29 @@ def test_names_from_the_disk_do_no_harm(name, results):
     assert "<script" not in page
     table = [line for line in page.splitlines() if line.startswith("| ")][:3]
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table}) == 1, "a bar in a name must not end its cell"
-    first_row = tex.split(r"\midrule")[1].replace("$<$", "").replace("$>$", "").split(r"\\")[0]
+    first_row = re.sub(r"\$[<>]\$|\\textbar\{\}", "", tex.split(r"\midrule")[1]).split(r"\\")[0]
     assert len(re.findall(r"(?<!\\)&", first_row)) == 1
     assert not re.search(r"(?<!\\)[%#$_{}]", re.sub(r"\\textbf\{([^}]*)\}|\$\^\\dagger\$", r"\1", first_row))
     assert not any(cell.startswith("=") for row in csv.reader(files["means.csv"].splitlines()) for cell in row)
+
+
+ODD_NAMES = ("A_b%c&d#e{f}$g", "~x^y\\z", "±−↑↓†×≥é", "e\u0301 Δλ → ∞", "[opt]", "*star", 'a<b>c|d"e', "x\n\\relax")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-recommended)")
+def test_pdflatex_takes_tables_with_odd_names(results, tmp_path):
+    labels = {"background": 0, "Größe_1 & 50%": 1, "Ödem ≥ 2": 2}
+    for index in range(len(ODD_NAMES)):
+        write_run(results, model(f"nnUNetTrainer{index}"), 0, scores(index, 0.8, 6), labels=labels)
+    found = comparison.compare([results], renamed={str(index): name for index, name in enumerate(ODD_NAMES)})
+    (tmp_path / "comparison.tex").write_text(tables.as_latex(found), encoding="utf-8")
+    (tmp_path / "paper.tex").write_text(
+        r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{comparison}\end{document}"
+    )
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "paper.pdf").stat().st_size > 10_000
 
 
 # What is refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 import os
@@ -362,6 +363,26 @@ def truncated(root):
     path.write_bytes(path.read_bytes()[:100])
 
 
+def truncated_behind_the_header(root):
+    path = root / "predictions/b.nii.gz"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def truncated_unpacked(root):
+    path = root / "predictions/b.nii.gz"
+    path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes())[:-9])
+    path.unlink()
+
+
+def damaged(root):
+    """A file whose voxels can be unpacked but are not those that were packed."""
+    path = root / "labelsTr/b.nii.gz"
+    voxels = bytearray(gzip.decompress(path.read_bytes()))
+    checksum = path.read_bytes()[-8:]
+    voxels[-9] ^= 1
+    path.write_bytes(gzip.compress(bytes(voxels))[:-8] + checksum)
+
+
 def empty_file(root):
     (root / "predictions/b.nii.gz").write_bytes(b"")
 
@@ -399,6 +420,10 @@ def words_for_labels(root):
     write_dataset_json(root / "predictions", {"background": 0, "outer": "1"})
 
 
+def several_ignored(root):
+    write_dataset_json(root / "predictions", {**LABELS, "ignore": [4, 5]})
+
+
 def picture_among_volumes(root):
     for folder in ("predictions", "labelsTr"):
         (root / folder / "c.nii.gz").unlink()
@@ -430,6 +455,9 @@ def vectors(root):
         (not_a_number, "b.nii.gz holds numbers that are not finite"),
         (negative, "b.nii.gz holds the negative value -1"),
         (truncated, "predictions/b.nii.gz cannot be read"),
+        (truncated_behind_the_header, "predictions/b.nii.gz cannot be read: Compressed file ended"),
+        (truncated_unpacked, "predictions/b.nii cannot be read"),
+        (damaged, "labelsTr/b.nii.gz cannot be read: CRC check failed"),
         (empty_file, "predictions/b.nii.gz cannot be read"),
         (no_prediction, r"predictions holds no prediction for 1 reference\(s\), the first is 'b'.*--predicted-only"),
         (no_reference, r"labelsTr holds no reference for 1 prediction\(s\), the first is 'b'"),
@@ -439,6 +467,7 @@ def vectors(root):
         (broken_json, "dataset.json cannot be read as JSON"),
         (no_labels, "dataset.json has no 'labels'"),
         (words_for_labels, "the label 'outer' must be a whole number or a list of them, not '1'"),
+        (several_ignored, r"the label 'ignore' must be a whole number, not \[4, 5\]"),
         (picture_among_volumes, "c.png has 2 axes in px, the first case 3 in mm"),
         (target_in_use, "out is not empty"),
         (vectors, "b.nii.gz holds 3 channels"),

@@ -1,5 +1,6 @@
 """``logvmamba report``: the page, in a real browser, from real trainings and from files that are wrong."""
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import SimpleITK as sitk
 import torch
 from browser import Browser, open_browser
 from commands import run_command
+from skimage.io import imread
 from small_results import DATASET, write_run
 
 from nnunet_logvmamba.plugin import pictures, report
@@ -340,6 +342,16 @@ def test_planes_go_where_most_is_wrong_and_keep_their_proportions():
     assert planes[0].title == "z = 7"
     assert [plane.truth.shape for plane in planes] == [(20, 30), (10, 30), (10, 20)]
     assert [plane.aspect for plane in planes] == [1.0, 5.0, 5.0]
+
+
+def test_an_epoch_between_two_without_a_value_is_seen():
+    def blue(*losses: float) -> int:
+        picture = imread(io.BytesIO(pictures.curves({"train_losses": losses})))[..., :3].astype(int)
+        return int((np.abs(picture - (0, 0x72, 0xB2)).sum(-1) < 30).sum())
+
+    nothing = blue(np.nan, np.nan, np.nan)  # but for the legend
+    assert blue(-0.1, np.nan, -0.3) > nothing + 20
+    assert blue(-0.1) > nothing + 10
 
 
 def test_large_images_are_thinned():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_logvmamba.plugin.cli.options import above_zero, at_least, share
+from nnunet_logvmamba.plugin.cli.options import above_zero, add_scoring, add_working, at_least
 from nnunet_logvmamba.plugin.errors import UserError
 
 # What is in evaluation/, named again because importing it would make every command slow; a test compares.
@@ -79,21 +79,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="compare voxels as they are stored though origin or direction differ",
     )
-    parser.add_argument("--iou", type=share, default=0.5, help="least IoU of matching instances (default: %(default)s)")
-    parser.add_argument(
-        "--border",
-        type=at_least(0, int),
-        default=2,
-        metavar="PX",
-        help="leave out instances within so many pixels of the border (default: %(default)s, the challenge's rule)",
-    )
-    parser.add_argument("--tile", type=at_least(1, int), metavar="PX", help="match instances in squares of this size")
-    parser.add_argument(
-        "--predicted-only", action="store_true", help="score the predicted cases though there are more references"
-    )
+    add_scoring(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to; new or empty")
-    parser.add_argument("--overwrite", action="store_true", help="replace files of the same name in --output")
-    parser.add_argument("--jobs", type=at_least(1, int), metavar="N", help="processes (default: one per core)")
+    add_working(parser, "--output")
 
 
 def run(args: argparse.Namespace) -> int:

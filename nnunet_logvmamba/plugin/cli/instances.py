@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_logvmamba.plugin.cli.options import at_least, share
+from nnunet_logvmamba.plugin.cli.options import add_scoring, add_working, at_least
 from nnunet_logvmamba.plugin.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,25 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     recover.add_argument("--watershed", action="store_true", help="cut pieces of interior at their waists")
     score = parser.add_argument_group("scores")
     score.add_argument("--references", metavar="DIR", type=Path, help="folder of true instance maps, <case>_label.tiff")
-    score.add_argument(
-        "--predicted-only", action="store_true", help="score the predicted cases though there are more references"
-    )
-    score.add_argument("--iou", type=share, default=0.5, help="least IoU of a match (default: %(default)s)")
-    score.add_argument(
-        "--border",
-        type=at_least(0, int),
-        default=2,
-        metavar="PX",
-        help="leave out instances within so many pixels of the border, in both maps; 2 is the challenge's rule, 0 "
-        "keeps all (default: %(default)s)",
-    )
-    score.add_argument(
-        "--tile",
-        type=at_least(1, int),
-        metavar="PX",
-        help="match within squares of this size, which cuts cells; only to compare with published scores of very large "
-        "images",
-    )
+    add_scoring(score)
     score.add_argument(
         "--tolerance",
         type=at_least(0),
@@ -85,8 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help="rows, spread over the cases in the order of their names (default: %(default)s)",
     )
-    parser.add_argument("--jobs", type=at_least(1, int), metavar="N", help="processes (default: one per core)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files of the same name in OUT")
+    add_working(parser, "OUT")
 
 
 def run(args: argparse.Namespace) -> int:

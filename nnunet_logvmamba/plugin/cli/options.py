@@ -1,4 +1,4 @@
-"""What several sub-commands ask of the numbers in their options."""
+"""Options that several sub-commands share, and what they ask of numbers."""
 
 from __future__ import annotations
 
@@ -37,3 +37,32 @@ def share(text: str) -> float:
     if value > 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
     return value
+
+
+def add_scoring(parser: argparse._ActionsContainer) -> None:
+    """Add which cases are scored, and how their instances match: ``--predicted-only --iou --border --tile``."""
+    parser.add_argument(
+        "--predicted-only", action="store_true", help="score the predicted cases though there are more references"
+    )
+    parser.add_argument("--iou", type=share, default=0.5, help="least IoU of matching instances (default: %(default)s)")
+    parser.add_argument(
+        "--border",
+        type=at_least(0, int),
+        default=2,
+        metavar="PX",
+        help="leave out instances within so many pixels of the border, in both maps; 2 is the challenge's rule, 0 "
+        "keeps all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=at_least(1, int),
+        metavar="PX",
+        help="match instances within squares of this size, which cuts cells; only to compare with published scores of "
+        "very large images",
+    )
+
+
+def add_working(parser: argparse._ActionsContainer, target: str) -> None:
+    """Add ``--overwrite`` and ``--jobs``; ``target`` is what the help calls the folder that is written to."""
+    parser.add_argument("--overwrite", action="store_true", help=f"replace files of the same name in {target}")
+    parser.add_argument("--jobs", type=at_least(1, int), metavar="N", help="processes (default: one per core)")
