@@ -5,6 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +76,24 @@ def test_predictions_become_instance_maps_scores_and_a_gallery(cells, capsys):
     assert picture.shape[0] > 500
     reds = (picture[..., 0] > 200) & (picture[..., 1] < 80) & (picture[..., 2] < 80)
     assert 20 < reds.sum() < 5000  # the outline of the one disc that is missed
+
+
+def test_a_polite_kill_leaves_no_half_of_an_output(cells):
+    for number in range(600):
+        shutil.copy(cells / "predictions" / "a.png", cells / "predictions" / f"c{number}.png")
+    out = cells / "out"
+    program = Path(sys.executable).with_name("logvmamba")
+    command = [program, "instances", cells / "predictions", out, "--jobs", "1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.rglob("*_label.tiff")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        begun = [path.parent for path in out.rglob("*_label.tiff")]
+        process.send_signal(signal.SIGTERM)
+    assert begun, "it was killed at work"
+    assert begun[0] != out
+    assert process.returncode == 130
+    assert not out.exists() or not list(out.iterdir())
 
 
 def test_shrunken_pieces_score_less_and_the_files_say_so(cells):

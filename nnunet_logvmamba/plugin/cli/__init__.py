@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -29,13 +30,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``logvmamba``.
+    """Run ``logvmamba``; a polite kill (SIGTERM) unwinds like Ctrl-C, so that no half of an output stays.
 
     Returns:
         The exit code: what the sub-command gives, 2 if the user has to put something right (one sentence on stderr),
         130 if interrupted.
     """
     args = build_parser().parse_args(argv)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return args.run(args)
     except UserError as error:
@@ -46,3 +48,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
