@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from nnunet_logvmamba import __version__
 from nnunet_logvmamba.plugin.errors import UserError
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 if interrupted.
     """
     args = build_parser().parse_args(argv)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, partial(_unwind, os.getpid()))
     try:
         return args.run(args)
     except UserError as error:
@@ -50,3 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _unwind(process: int, signum: int, frame: object) -> None:
+    if os.getpid() != process:  # a forked worker has inherited this, and its pool ends it in this way
+        os._exit(128 + signum)
+    raise KeyboardInterrupt
