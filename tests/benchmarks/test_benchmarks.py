@@ -41,7 +41,7 @@ def prove(step: str, folder: Path) -> dict:
     return json.loads((folder / f"gpu_{step}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("step", ["correctness", "scan_float16", "network"])
+@pytest.mark.parametrize("step", [pytest.param("correctness", marks=pytest.mark.slow), "scan_float16", "network"])
 def test_a_step_of_the_gpu_proof_runs_at_a_tiny_size(step, tmp_path):
     results = prove(step, tmp_path)
     assert results["circumstances"]["commit"] == "none"

@@ -40,3 +40,12 @@ def pytest_generate_tests(metafunc):
         where = metafunc.config.getoption("--golden") or "the shared folder beside the checkout"
         absent = pytest.param(None, marks=pytest.mark.skip(reason=f"no such golden files in {where}"))
         metafunc.parametrize(fixture, files or [absent], ids=[path.stem for path in files] or ["absent"])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Triton's interpreter takes minutes for a thousand steps: those files belong to the slow part, with it alone."""
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        if given.get("backend") == "triton" and "l1000" in getattr(given.get("golden_scan"), "stem", ""):
+            item.add_marker(pytest.mark.slow)
