@@ -156,7 +156,8 @@ def test_a_table_is_made_for_real_and_a_second_call_trains_nothing(shared, tmp_p
     first = run(*words)
     tables = folder / "hippocampus" / "results_1x2_narrow4" / "tables" / "placement"
     plan = json.loads(next((tables.parents[1]).rglob("plans.json")).read_text())["configurations"]
-    planned, used = (plan[name]["architecture"]["arch_kwargs"] for name in ("3d_fullres", "base"))
+    assert plan["base"]["inherits_from"] == "3d_fullres_narrow4"
+    planned, used = (plan[name]["architecture"]["arch_kwargs"] for name in ("3d_fullres", "3d_fullres_narrow4"))
     assert used["features_per_stage"] == [channels // 4 for channels in planned["features_per_stage"]]
     page = (tables / "comparison.md").read_text()
     rows = [line for line in page.split("## Dice per class")[0].splitlines() if line.startswith("| ")][2:]
