@@ -147,14 +147,23 @@ def _read_volume(path: Path) -> LabelMap:
     return LabelMap(values, tuple(map(float, spacing)), "mm", (*image.GetOrigin(), *image.GetDirection()))
 
 
+def check_gzip(path: Path) -> None:
+    """Read a compressed file to its end, where its checksum is; any other file is passed over.
+
+    Raises:
+        EOFError, OSError, zlib.error: If the end is missing or the checksum is wrong.
+    """
+    if path.suffix == ".gz":
+        with gzip.open(path) as file:
+            while file.read(1 << 24):
+                pass
+
+
 def _check_nifti(path: Path) -> None:
     """Refuse what SimpleITK reads as 0 without a word: the missing end of a broken file, and what is not finite."""
     import nibabel
 
-    if ending_of(path) == ".nii.gz":
-        with gzip.open(path) as file:  # to the end, where its checksum is
-            while file.read(1 << 24):
-                pass
+    check_gzip(path)
     voxels = np.asanyarray(nibabel.load(path).dataobj)
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         raise CaseError(f"{path} holds numbers that are not finite; labels and instances are whole numbers")

@@ -25,6 +25,30 @@ def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float, int]
     return float(finite.mean()), error, int(finite.size)
 
 
+def margin_of_difference(errors: Sequence[float], counts: Sequence[int], *, confidence: float = 0.95) -> float:
+    """Half the width of the confidence interval of a sum or difference of independent means.
+
+    Student's t with the degrees of freedom of Welch and Satterthwaite: out of two values each, the interval is up to
+    6.4 times as wide as twice the standard error would say.
+
+    Args:
+        errors: Standard error of each mean.
+        counts: Values behind each mean, at least two.
+
+    Returns:
+        NaN if an error is unknown.
+
+    References: Welch (1947), doi:10.1093/biomet/34.1-2.28.
+    """
+    variances = np.square(np.asarray(errors, dtype=float))
+    total = variances.sum()
+    if not np.isfinite(total) or total == 0:
+        return float(total)
+    shares = variances / total
+    freedom = 1 / np.sum(np.square(shares) / (np.asarray(counts) - 1))
+    return float(stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(total))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct a family of p-values for their number, after Holm (1979).
 

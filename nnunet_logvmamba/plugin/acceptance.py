@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, ending_of
+from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_gzip, ending_of
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.plugin.errors import UserError
 from nnunet_logvmamba.plugin.results import read_dataset_json, read_json
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 CELLS = "python -m dataset_conversion.Dataset504_NeurIPSCellSeg --images-only"
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -176,10 +174,7 @@ def _why_unreadable(model: Model, files: Sequence[Path], error: Exception) -> st
 def _read(model: Model, files: Sequence[Path]) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Give shape, channels first, and spacing. What the readers print is dropped: their exceptions decide."""
     for path in files:
-        if path.suffix == ".gz":  # where such a file is cut off, SimpleITK reads zeros and says nothing
-            with gzip.open(path) as file:
-                while file.read(_CHUNK):
-                    pass
+        check_gzip(path)  # where such a file is cut off, SimpleITK reads zeros and says nothing
     with contextlib.redirect_stdout(io.StringIO()):
         data, properties = model.reader().read_images([str(path) for path in files])
     return data.shape, tuple(map(float, properties["spacing"]))

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import isfinite, nan, sqrt
+from math import isfinite, nan
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from nnunet_logvmamba.evaluation.statistics import TIE, Paired, compare_pairs, holm, mean_and_standard_error
+from nnunet_logvmamba.evaluation.statistics import (
+    TIE,
+    Paired,
+    compare_pairs,
+    holm,
+    margin_of_difference,
+    mean_and_standard_error,
+)
 from nnunet_logvmamba.plugin.errors import UserError
 from nnunet_logvmamba.plugin.results import (
     HIGHER_IS_BETTER,
@@ -62,8 +69,8 @@ class Method:
 class Pair:
     """Two methods, the first minus the second, in one metric and one label or ``AVERAGE``.
 
-    ``p_holm`` is corrected for the pairs of the metric, over all labels where it is not the average. ``run_error`` is
-    the standard error of the difference from run to run, NaN if there is only one run.
+    ``p_holm`` is corrected for the pairs of the metric, over all labels where it is not the average. ``run_margin``
+    is half the width of the 95 % interval of the difference from run to run, NaN if there is only one run.
     """
 
     first: str
@@ -72,7 +79,7 @@ class Pair:
     label: str
     test: Paired
     p_holm: float
-    run_error: float
+    run_margin: float
 
     @property
     def verdict(self) -> str:
@@ -81,9 +88,9 @@ class Pair:
         excludes_zero = isfinite(test.low) and isfinite(test.high) and not test.low <= 0 <= test.high
         if not (self.p_holm < SIGNIFICANT and excludes_zero and abs(test.difference) > TIE):
             return "within noise"
-        if not isfinite(self.run_error):
+        if not isfinite(self.run_margin):
             return "one training each"
-        return "beyond noise" if abs(test.difference) > 2 * self.run_error else "within noise"
+        return "beyond noise" if abs(test.difference) > self.run_margin else "within noise"
 
     @property
     def ordered(self) -> tuple[str, str]:
@@ -394,8 +401,8 @@ def _pairs(methods: Sequence[Method], metric: str, labels: Sequence[str], agains
         for index, label in enumerate((*labels, AVERAGE)):
             values = _mean(differences, axis=0) if label == AVERAGE else differences[index]
             test = compare_pairs(values, higher_is_better=HIGHER_IS_BETTER[metric])
-            error = _run_error(first, second, metric, labels, label, common)
-            found.append(Pair(first.name, second.name, metric, label, test, nan, error))
+            margin = _run_margin(first, second, metric, labels, label, common)
+            found.append(Pair(first.name, second.name, metric, label, test, nan, margin))
     corrected: dict[int, float] = {}
     for family in ([pair.label == AVERAGE for pair in found], [pair.label != AVERAGE for pair in found]):
         members = [index for index, belongs in enumerate(family) if belongs]
@@ -403,10 +410,10 @@ def _pairs(methods: Sequence[Method], metric: str, labels: Sequence[str], agains
     return [replace(pair, p_holm=corrected[index]) for index, pair in enumerate(found)]
 
 
-def _run_error(
+def _run_margin(
     first: Method, second: Method, metric: str, labels: Sequence[str], label: str, common: Mapping[str, np.ndarray]
 ) -> float:
-    """Standard error of the difference between two methods from run to run, on the cases that both have.
+    """Margin of the difference between two methods from run to run, on the cases that both have.
 
     With several folds, of the differences fold by fold, seeds averaged; with one, from the spread over seeds of both.
 
@@ -422,9 +429,10 @@ def _run_error(
             table.setdefault(run.fold, []).append(float(_mean(means, axis=0)))
     if len(by_fold[0]) > 1:
         differences = [np.mean(by_fold[0][fold]) - np.mean(by_fold[1][fold]) for fold in by_fold[0]]
-        return mean_and_standard_error(differences)[1]
-    errors = [mean_and_standard_error(next(iter(table.values())))[1] for table in by_fold]
-    return sqrt(errors[0] ** 2 + errors[1] ** 2)
+        means = [mean_and_standard_error(differences)]
+    else:
+        means = [mean_and_standard_error(next(iter(table.values()))) for table in by_fold]
+    return margin_of_difference([error for _, error, _ in means], [count for _, _, count in means])
 
 
 # --- What has to be said beside the numbers ---------------------------------------------------------------------------

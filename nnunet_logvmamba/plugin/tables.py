@@ -30,7 +30,7 @@ DEFINITION = (
 TESTS = (
     "Difference: first minus second, mean over cases, seeds averaged per case. Interval: 95 %, BCa bootstrap over "
     "cases. p: Wilcoxon signed-rank, two-sided; Holm: corrected over the pairs of a metric. Beyond noise: Holm p < "
-    "0.05, the interval excludes 0, and the difference exceeds twice its standard error from run to run."
+    "0.05, the interval excludes 0, and the difference exceeds its 95 % margin from run to run (Student's t, Welch)."
 )
 
 
@@ -98,7 +98,7 @@ def as_csv(comparison: Comparison) -> dict[str, str]:
     ]
     pairs = [
         [p.metric, p.label, p.first, p.second, p.test.difference, p.test.low, p.test.high, p.test.p, p.p_holm]
-        + [p.run_error, p.test.wins, p.test.ties, p.test.losses, p.test.cases, p.verdict]
+        + [p.run_margin, p.test.wins, p.test.ties, p.test.losses, p.test.cases, p.verdict]
         for p in comparison.pairs
     ]
     costs = [
@@ -118,7 +118,7 @@ def as_csv(comparison: Comparison) -> dict[str, str]:
         "high",
         "p",
         "p_holm",
-        "standard_error_over_runs",
+        "margin_over_runs",
     ]
     head_of_pairs += ["wins", "ties", "losses", "cases", "verdict"]
     head_of_costs = ["method", "runs", "parameters", "multiply_adds", "seconds_per_epoch", "peak_memory_bytes"]

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunet_logvmamba.evaluation.statistics import compare_pairs, holm, mean_and_standard_error
+from nnunet_logvmamba.evaluation.statistics import (
+    compare_pairs,
+    holm,
+    margin_of_difference,
+    mean_and_standard_error,
+)
 
 
 def test_the_standard_error_is_the_sample_deviation_over_the_root_of_the_count():
@@ -23,6 +28,18 @@ def test_one_value_has_no_standard_error_and_none_has_no_mean():
     assert isnan(mean)
     assert isnan(error)
     assert count == 0
+
+
+def test_the_margin_of_a_difference_is_that_of_welchs_interval():
+    first, second = [0.80, 0.83, 0.79], [0.70, 0.71, 0.75, 0.72, 0.74]
+    described = [mean_and_standard_error(values) for values in (first, second)]
+    margin = margin_of_difference([error for _, error, _ in described], [count for _, _, count in described])
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval()
+    assert margin == pytest.approx((interval.high - interval.low) / 2)
+    # One mean of two values has one degree of freedom, where 12.706 stands in place of 2.
+    assert margin_of_difference([0.01], [2]) == pytest.approx(0.12706, abs=1e-5)
+    assert margin_of_difference([0.0, 0.0], [2, 2]) == 0
+    assert isnan(margin_of_difference([0.01, float("nan")], [2, 1]))
 
 
 def test_holm_multiplies_the_smallest_by_the_number_of_tests_and_never_goes_down():

@@ -292,7 +292,7 @@ def test_the_average_of_one_class_counts_runs(results):
             cells(results, f"{trainer}_seed{seed}", {"other": one}, fold=1)
     found = comparison.compare([results], metrics=["F1"])
     (pair,) = [pair for pair in found.pairs if pair.label == "average"]
-    pair = replace(pair, test=replace(pair.test, low=0.001), p_holm=0.001, run_error=0.001)
+    pair = replace(pair, test=replace(pair.test, low=0.001), p_holm=0.001, run_margin=0.001)
     words = comparison.conclusion(replace(found, pairs=(pair,)), "F1")
     assert words == (
         "F1: VMamba has the best average; it is worse than LoGVMamba case by case, since the average counts runs and "
