@@ -18,11 +18,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def side_by_side(
-    candidates: dict[str, Callable[[], object]], *, rounds: int = 5, device: str = "cpu"
+    candidates: dict[str, Callable[[], object]], *, rounds: int = 5, slow_rounds: int = 3, device: str = "cpu"
 ) -> dict[str, float]:
     """Median seconds of each candidate, taken in turns in one run so that whatever else goes on hits all alike.
 
-    The first call of each is not counted. Candidates slower than a second get three rounds.
+    The first call of each is not counted. Candidates slower than a second get ``slow_rounds``.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     slow = set()
@@ -31,7 +31,7 @@ def side_by_side(
             slow.add(name)
     for turn in range(rounds):
         for name, candidate in candidates.items():
-            if name not in slow or turn < 3:
+            if name not in slow or turn < slow_rounds:
                 seconds[name].append(_seconds(candidate, device))
     return {name: median(values) for name, values in seconds.items()}
 

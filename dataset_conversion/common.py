@@ -19,8 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from tqdm import tqdm
-
 from dataset_conversion import reporting, sources, splitting, staging
 from dataset_conversion.cases import SHOWN, Case, ConversionError, Description, Facts, Layout, Skipped
 
@@ -69,8 +67,14 @@ def workers(jobs: int) -> Iterator[EachCase]:
         pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker)
 
     def each_case(work: Callable, cases: Sequence[Case], verb: str) -> Iterator:
-        results = pool.map(work, cases) if pool and len(cases) > 1 else map(work, cases)
+        from tqdm import tqdm  # late, since workers need none
+
         try:
+            if pool and len(cases) > 1:
+                # Many small cases are handed out several at a time, but never so many that a worker idles at the end.
+                results = pool.map(work, cases, chunksize=max(1, len(cases) // (32 * jobs)))
+            else:
+                results = map(work, cases)
             yield from tqdm(results, total=len(cases), desc=verb, unit="case", disable=None)
         except BrokenProcessPool:
             raise ConversionError(

@@ -1,24 +1,17 @@
-"""NIfTI volumes: reading with every byte checked, one grid per case, and copies that keep their bytes."""
+"""3D data sets of NIfTI volumes: every file of a case is checked, images keep their bytes, masks get our labels.
 
-import gzip
-import shutil
-from collections.abc import Iterable, Mapping
+``nifti`` and ``label_values`` are imported where they are used: only whoever reads voxels needs them, and with worker
+processes that is not the main process, which therefore starts its workers at once.
+"""
+
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel
-import numpy as np
-import SimpleITK as sitk
-
-from dataset_conversion import label_values, sources, staging
-from dataset_conversion.cases import Case, ConversionError, Description, Facts
+from dataset_conversion import sources, staging
+from dataset_conversion.cases import Case, Description, Facts
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 FILE_ENDING = ".nii.gz"
-# Headers keep single precision; files of one case that were resampled together agree far better than this.
-SPACING_TOLERANCE_MM = 1e-4
-ORIGIN_TOLERANCE_MM = 1e-3
-DIRECTION_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -37,40 +30,35 @@ class Volumes:
             ConversionError: For the first file that cannot be read, holds NaN or infinity, lies on another grid than
                 the first image, or has an illegal label.
         """
-        reference = None
-        for path in case.images:
-            voxels = read_voxels(path, case.name)  # first, since ITK shouts about broken headers
-            finite = voxels.dtype.kind in "bui" or np.isfinite(voxels).all()
-            header = read_header(path, case.name)
-            reference = reference or header
-            check_geometry(reference, header, case.name)
-            if not finite:
-                raise ConversionError(
-                    f"Case {case.name}: {path} holds NaN or infinite values, which nnU-Net cannot train on; "
-                    "replace them in the source file."
-                )
+        from dataset_conversion import label_values, nifti
+
+        grid = nifti.check_images(case.images, case.name)
         if case.mask is None:
             return Facts()
-        voxels = read_voxels(case.mask, case.name)
-        check_geometry(reference, read_header(case.mask, case.name), case.name)
+        voxels = nifti.read_voxels(case.mask, case.name)
+        nifti.check_geometry(grid, nifti.read_header(case.mask, case.name), case.name)
         return Facts(label_values.check_labels(voxels, self.description, case.name, case.mask))
 
     def write_images(self, case: Case, folder: Path) -> None:
         """Copy every channel; the bytes stay, ``.nii`` is compressed."""
+        from dataset_conversion import nifti
+
         for channel, path in enumerate(case.images):
             target = folder / f"{case.name}_{channel:04d}{FILE_ENDING}"
             with staging.writing(target, case.name):
-                write_image(path, target)
+                nifti.write_image(path, target)
 
     def write_labels(self, case: Case, dataset: Path, part: str) -> None:
         """Write the mask in our labels; one that is already as we would write it is copied."""
+        from dataset_conversion import nifti
+
         target = dataset / f"labels{part}" / f"{case.name}{FILE_ENDING}"
         identity = all(theirs == ours for theirs, ours in self.description.label_map.items())
-        if identity and _stored_as_we_store(case.mask, case.images[0], case.name):
+        if identity and nifti.stored_as_we_store(case.mask, case.images[0], case.name):
             with staging.writing(target, case.name):
-                write_image(case.mask, target)
+                nifti.write_image(case.mask, target)
             return
-        write_mask(case.mask, target, self.description.label_map, case.name, grid=case.images[0])
+        nifti.write_mask(case.mask, target, self.description.label_map, case.name, grid=case.images[0])
 
     def label_folders(self, part: str) -> tuple[str, ...]:
         """``labels<part>`` alone."""
@@ -96,115 +84,6 @@ def nifti_files(folder: Path) -> dict[str, Path]:
     return sources.files_by_stem(folder, nifti_stem)
 
 
-def read_header(path: Path, case: str) -> sitk.ImageFileReader:
-    """Size, spacing, origin and direction of the 3D single-channel volume at ``path``, without its voxels.
-
-    Raises:
-        ConversionError: If it is no such volume; the text names case and file.
-    """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise sources.unreadable(path, case, str(error).strip().splitlines()[-1].split("): ")[-1]) from None
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1 or min(reader.GetSize()) < 1:
-        raise ConversionError(
-            f"Case {case}: {path} has size {reader.GetSize()} and {reader.GetNumberOfComponents()} component(s) "
-            "per voxel, where one 3D volume is expected."
-        )
-    return reader
-
-
-def read_voxels(path: Path, case: str) -> np.ndarray:
-    """All voxels at ``path`` as they are stored, axes (x, y, z), after the checksum of a compressed file was compared.
-
-    ITK fills the missing end of a broken download with zeros and turns NaN into zero, both without a word; nibabel
-    does neither, so that the checks read with nibabel.
-
-    Raises:
-        ConversionError: If the file is damaged; the text names case and file.
-    """
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.name.endswith(".gz") else raw
-        voxels = np.asarray(nibabel.Nifti1Image.from_bytes(raw).dataobj)
-    except Exception as error:  # gzip, zlib and nibabel have no common error
-        raise sources.unreadable(path, case, getattr(error, "strerror", None) or error) from None
-    if voxels.size == 0:
-        raise ConversionError(f"Case {case}: {path} has size {voxels.shape} and so no voxel; fetch the file again.")
-    if voxels.dtype.fields:
-        raise ConversionError(f"Case {case}: {path} holds colours, where one value per voxel is expected.")
-    return voxels
-
-
-def check_geometry(reference: sitk.ImageFileReader, other: sitk.ImageFileReader, case: str) -> None:
-    """Raise a ConversionError unless both volumes lie on the same grid: size, spacing, origin and direction."""
-    reference_path, other_path = Path(reference.GetFileName()), Path(other.GetFileName())
-    for what, get, tolerance in (
-        ("size", sitk.ImageFileReader.GetSize, 0),
-        ("spacing", sitk.ImageFileReader.GetSpacing, SPACING_TOLERANCE_MM),
-        ("origin", sitk.ImageFileReader.GetOrigin, ORIGIN_TOLERANCE_MM),
-        ("direction", sitk.ImageFileReader.GetDirection, DIRECTION_TOLERANCE),
-    ):
-        first, second = get(reference), get(other)
-        if not np.allclose(first, second, rtol=0, atol=tolerance):
-            raise ConversionError(
-                f"Case {case}: {what} of {other_path} is {_short(second)}, but {reference_path.name} has "
-                f"{_short(first)}; all files of a case must share one grid."
-            )
-
-
-def _short(values: Iterable[float]) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
-
-
-def write_image(source: Path, target: Path) -> None:
-    """Copy a NIfTI image to ``target`` (``.nii.gz``); voxels and header stay byte for byte, no time stamp is added."""
-    if source.name.endswith(".gz"):
-        shutil.copyfile(source, target)
-        return
-    with (
-        source.open("rb") as raw,
-        target.open("wb") as packed,
-        gzip.GzipFile("", "wb", compresslevel=6, fileobj=packed, mtime=0) as stream,
-    ):
-        shutil.copyfileobj(raw, stream, 1 << 20)
-
-
-def _stored_as_we_store(mask: Path, image: Path, case: str) -> bool:
-    """Whether a mask is uint8 on exactly the grid of the image, so that it can be copied."""
-    ours, theirs = read_header(mask, case), read_header(image, case)
-    return (
-        ours.GetPixelID() == sitk.sitkUInt8
-        and ours.GetSpacing() == theirs.GetSpacing()
-        and ours.GetOrigin() == theirs.GetOrigin()
-        and ours.GetDirection() == theirs.GetDirection()
-    )
-
-
-def write_mask(
-    source: Path, target: Path, label_map: Mapping[int, int], case: str, *, grid: Path | None = None
-) -> None:
-    """Write the mask at ``source`` to ``target`` with other labels, as uint8, on the grid of the image at ``grid``.
-
-    Args:
-        grid: The mask's own where this is left out.
-
-    Raises:
-        ConversionError: If the mask cannot be written; the text names case and file.
-    """
-    mask = sitk.GetImageFromArray(
-        label_values.remap_labels(sitk.GetArrayFromImage(sitk.ReadImage(str(source))), label_map)
-    )
-    header = read_header(grid or source, case)
-    mask.SetSpacing(header.GetSpacing())
-    mask.SetOrigin(header.GetOrigin())
-    mask.SetDirection(header.GetDirection())
-    with staging.writing(target, case):
-        sitk.WriteImage(mask, str(target), useCompression=True)
-
-
 @dataclass(frozen=True)
 class RestoredVolumes:
     """Predictions back in the source's label values, uint8, on their own grid.
@@ -217,6 +96,8 @@ class RestoredVolumes:
 
     def check(self, case: Case) -> Facts:
         """Read a prediction; every label must be one of ours."""
+        from dataset_conversion import label_values
+
         backwards = replace(
             self.description, label_map=label_values.inverse(self.description.label_map), foreign_values={}
         )
@@ -224,4 +105,6 @@ class RestoredVolumes:
 
     def write(self, case: Case, target: Path) -> None:
         """Write the mask in the source's label values."""
-        write_mask(case.images[0], target, label_values.inverse(self.description.label_map), case.name)
+        from dataset_conversion import label_values, nifti
+
+        nifti.write_mask(case.images[0], target, label_values.inverse(self.description.label_map), case.name)

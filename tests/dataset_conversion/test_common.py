@@ -17,7 +17,7 @@ from dataset_conversion import Dataset501_BraTS2020 as brats
 from dataset_conversion import Dataset502_ACDC as acdc
 from dataset_conversion import Dataset503_EndoVis2017 as endovis
 from dataset_conversion import Dataset504_NeurIPSCellSeg as cells
-from dataset_conversion import common, phantoms, reporting, staging, volumes
+from dataset_conversion import common, nifti, phantoms, reporting, staging, volumes
 from dataset_conversion.cases import Case, ConversionError
 
 
@@ -38,9 +38,9 @@ def test_workers_end_with_a_command_that_is_killed_outright(tmp_path):
 def test_packing_an_image_keeps_its_bytes_and_adds_no_time_stamp(tmp_path):
     source = tmp_path / "a.nii"
     source.write_bytes(bytes(range(256)) * 50)
-    volumes.write_image(source, tmp_path / "first.nii.gz")
+    nifti.write_image(source, tmp_path / "first.nii.gz")
     time.sleep(1.1)
-    volumes.write_image(source, tmp_path / "second.nii.gz")
+    nifti.write_image(source, tmp_path / "second.nii.gz")
     assert gzip.decompress((tmp_path / "first.nii.gz").read_bytes()) == source.read_bytes()
     assert (tmp_path / "first.nii.gz").read_bytes() == (tmp_path / "second.nii.gz").read_bytes()
 
