@@ -123,7 +123,7 @@ SOURCES = {
 def convert(source: Path, target: Path, module: str, options: tuple[str, ...], jobs: int) -> None:
     """Run a converter in a process of its own, into folders that are made anew."""
     shutil.rmtree(target, ignore_errors=True)
-    environment = os.environ | {
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
         "nnUNet_raw": str(target / "raw"),
         "nnUNet_preprocessed": str(target / "preprocessed"),
         "OMP_NUM_THREADS": "1",
