@@ -49,7 +49,7 @@ def read_voxels(path: Path, case: str) -> np.ndarray:
     """
     try:
         raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.name.endswith(".gz") else raw
+        raw = gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw
         voxels = np.asarray(nibabel.Nifti1Image.from_bytes(raw).dataobj)
     except Exception as error:  # gzip, zlib and nibabel have no common error
         raise sources.unreadable(path, case, getattr(error, "strerror", None) or error) from None
@@ -104,7 +104,7 @@ def _short(values: Iterable[float]) -> str:
 
 def write_image(source: Path, target: Path) -> None:
     """Copy a NIfTI image to ``target`` (``.nii.gz``); voxels and header stay byte for byte, no time stamp is added."""
-    if source.name.endswith(".gz"):
+    if source.name.lower().endswith(".gz"):
         shutil.copyfile(source, target)
         return
     with (

@@ -66,11 +66,11 @@ class Volumes:
 
 
 def nifti_stem(path: Path) -> str | None:
-    """File name without its NIfTI ending; None for other files and for the ``._*`` files that macOS leaves."""
+    """File name without its NIfTI ending, in capitals or not; None for other files and macOS's ``._*`` files."""
     if path.name.startswith("."):
         return None
     for ending in NIFTI_ENDINGS:
-        if path.name.endswith(ending):
+        if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
     return None
 

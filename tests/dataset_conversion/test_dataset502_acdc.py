@@ -1,5 +1,6 @@
 """The ACDC converter on generated hearts: phases from Info.cfg, whole patients in folds, names for the submission."""
 
+import gzip
 import json
 import shutil
 from collections import Counter
@@ -188,6 +189,24 @@ def test_images_only_takes_stacks_but_no_masks_and_no_series(source, tmp_path):
         f"patient{number}_frame{frame}_0000.nii.gz"
         for number, frame in ((101, "03"), (101, 11), (102, "01"), (102, "09"))
     ]
+
+
+def test_endings_in_capitals_are_no_reason_to_lose_a_scan(source, tmp_path, fingerprint):
+    loud = tmp_path / "loud"
+    shutil.copytree(source, loud)
+    plain = gzip.decompress(next(loud.rglob("patient101_frame03.nii.gz")).read_bytes())
+    for path in list(loud.rglob("*.nii.gz")):
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    for root, folder in (("quiet", source), ("loud", loud)):
+        acdc.convert(folder, tmp_path / f"{root}_raw", tmp_path / f"{root}_preprocessed")
+    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        assert fingerprint(tmp_path / "loud_raw" / NAME / part) == fingerprint(tmp_path / "quiet_raw" / NAME / part)
+    scan = next(loud.rglob("patient101_frame03.NII.GZ"))
+    scan.with_name("patient101_frame03.NII").write_bytes(plain)
+    scan.unlink()
+    acdc.convert_images(loud / "database" / "testing", tmp_path / "scans")
+    assert len(names(tmp_path / "scans")) == 4
+    assert gzip.decompress((tmp_path / "scans" / "patient101_frame03_0000.nii.gz").read_bytes()) == plain
 
 
 def test_the_citation_is_printed_and_saved(source, tmp_path, capsys):
