@@ -336,7 +336,7 @@ def _kind_of(folder: Path, release: Release) -> str | None:
         if not release.labelled.fullmatch(folder.name):
             return None
         mask = f"{folder.name}{release.separator}{release.mask_suffix}"
-        if any((folder / f"{mask}{ending}").exists() for ending in volumes.NIFTI_ENDINGS):
+        if any(volumes.nifti_stem(path) == mask for path in folder.iterdir()):
             return "labelled"
         return "unlabelled" if "validation" in folder.parent.name.lower() else "labelled"
     if release.labelled.fullmatch(folder.name):
