@@ -1,10 +1,12 @@
 """The command line of every converter: options, exit codes, and what is said when it fails."""
 
 import argparse
+import functools
 import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,9 +27,10 @@ def run(command: Callable[[], object]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
     previous = {
         which: signal.signal(which, _interrupt)
-        for which in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(which) != signal.SIG_IGN
+        for which in (signal.SIGTERM, getattr(signal, "SIGHUP", None))  # Windows has no SIGHUP
+        if which and signal.getsignal(which) != signal.SIG_IGN
     }
+    hook, sys.unraisablehook = sys.unraisablehook, functools.partial(_interrupt_again, sys.unraisablehook)
     try:
         command()
     except ConversionError as error:
@@ -42,6 +45,7 @@ def run(command: Callable[[], object]) -> int:
         print("error: interrupted; what had been written was removed again.", file=sys.stderr)
         return 130
     finally:
+        sys.unraisablehook = hook
         for which, handler in previous.items():
             signal.signal(which, handler)
     return 0
@@ -49,6 +53,16 @@ def run(command: Callable[[], object]) -> int:
 
 def _interrupt(signum, frame):
     raise KeyboardInterrupt
+
+
+def _interrupt_again(hook, unraisable):
+    """Repeat an interrupt that fell into a destructor or a weak reference's callback, which cannot raise."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        hook(unraisable)
+    elif hasattr(signal, "pthread_kill"):
+        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM)).start()
+    else:
+        threading.Timer(0.05, signal.raise_signal, (signal.SIGTERM,)).start()
 
 
 def require_folder_variable(name: str) -> Path:

@@ -15,7 +15,8 @@ from dataset_conversion.cases import ConversionError
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGHUP])
 def test_a_killed_command_leaves_nothing_behind(tmp_path, kill):
     script = (
-        "import sys, time; from pathlib import Path; from dataset_conversion import command_line, staging\n"
+        "import signal, sys, time; from pathlib import Path; from dataset_conversion import command_line, staging\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # these tests may run under nohup
         "def command():\n"
         "    with staging.staged_folder(Path(sys.argv[1])) as staged:\n"
         "        (staged / 'file').write_text('x'); print('ready', flush=True); time.sleep(60)\n"
@@ -36,6 +37,43 @@ def test_a_killed_command_leaves_nothing_behind(tmp_path, kill):
     assert errors.count("\n") == 1
     assert errors.startswith("error: interrupted")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_that_falls_into_a_destructor_is_not_lost(tmp_path):
+    script = (
+        "import signal, sys, time; from pathlib import Path; from dataset_conversion import command_line, staging\n"
+        "class Closed:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "def command():\n"
+        "    with staging.staged_folder(Path(sys.argv[1])):\n"
+        "        Closed(); time.sleep(60)\n"
+        "sys.exit(command_line.run(command))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "raw" / "target")],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert process.returncode == 130
+    assert process.stderr == "error: interrupted; what had been written was removed again.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_faults_in_a_destructor_are_still_reported(monkeypatch):
+    class Faulty:
+        def __del__(self):
+            raise ValueError("in the destructor")
+
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(str(unraisable.exc_value)))
+    before = sys.unraisablehook
+    assert command_line.run(Faulty) == 0
+    assert seen == ["in the destructor"]
+    assert sys.unraisablehook is before
 
 
 def test_run_says_one_sentence_about_a_full_disk_or_a_forbidden_folder(capsys):

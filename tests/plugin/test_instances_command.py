@@ -96,6 +96,23 @@ def test_a_polite_kill_leaves_no_half_of_an_output(cells):
     assert not out.exists() or not list(out.iterdir())
 
 
+def test_a_kill_that_falls_into_a_destructor_is_not_lost(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "from nnunet_logvmamba.plugin.cli import doctor, main\n"
+        "class Closed:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "def run(args):\n"
+        "    Closed(); time.sleep(60)\n"
+        "doctor.run = run\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_shrunken_pieces_score_less_and_the_files_say_so(cells):
     def summary(*options):
         out = cells / f"out{len(list(cells.iterdir()))}"

@@ -10,8 +10,10 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from nnunet_logvmamba import __version__
 from nnunet_logvmamba.plugin.errors import UserError
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     previous = signal.signal(signal.SIGTERM, partial(_unwind, os.getpid()))
+    hook, sys.unraisablehook = sys.unraisablehook, partial(_unwind_again, sys.unraisablehook)
     try:
         return args.run(args)
     except UserError as error:
@@ -51,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, previous)
 
 
@@ -58,3 +62,13 @@ def _unwind(process: int, signum: int, frame: object) -> None:
     if os.getpid() != process:  # a forked worker has inherited this, and its pool ends it in this way
         os._exit(128 + signum)
     raise KeyboardInterrupt
+
+
+def _unwind_again(hook: Callable[[Any], object], unraisable: Any) -> None:
+    """Repeat an interrupt that fell into a destructor or a weak reference's callback, which cannot raise."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        hook(unraisable)
+    elif hasattr(signal, "pthread_kill"):
+        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM)).start()
+    else:
+        threading.Timer(0.05, signal.raise_signal, (signal.SIGTERM,)).start()
