@@ -92,8 +92,12 @@ def test_a_polite_kill_leaves_no_half_of_an_output(cells):
         process.send_signal(signal.SIGTERM)
     assert begun, "it was killed at work"
     assert begun[0] != out
-    assert process.returncode == 130
-    assert not out.exists() or not list(out.iterdir())
+    left = list(out.iterdir()) if out.exists() else []
+    if process.returncode == 0:  # one kill in a hundred falls into imagecodecs, which passes no exception on
+        assert len([path for path in left if path.name.endswith("_label.tiff")]) == 602
+    else:
+        assert process.returncode == 130
+        assert left == []
 
 
 def test_a_kill_that_falls_into_a_destructor_is_not_lost(tmp_path):
