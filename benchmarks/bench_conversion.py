@@ -144,7 +144,8 @@ def measured(name: str, folder: Path, quick: bool) -> dict[str, object]:
     candidates = {
         str(jobs): functools.partial(convert, source, folder / "target", module, options, jobs) for jobs in JOBS
     }
-    seconds = side_by_side(candidates, rounds=ROUNDS, slow_rounds=ROUNDS)
+    rounds = 1 if quick else ROUNDS
+    seconds = side_by_side(candidates, rounds=rounds, slow_rounds=rounds)
     result = {
         "data_set": name,
         "files": len(files),

@@ -12,6 +12,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -72,8 +73,8 @@ def workers(jobs: int) -> Iterator[EachCase]:
 
         try:
             if pool and len(cases) > 1:
-                # Many small cases are handed out several at a time, but never so many that a worker idles at the end.
-                results = pool.map(work, cases, chunksize=max(1, len(cases) // (32 * jobs)))
+                # Small cases go out several at a time; few, since what went out cannot be called back by Ctrl-C.
+                results = pool.map(work, cases, chunksize=max(1, min(4, len(cases) // (32 * jobs))))
             else:
                 results = map(work, cases)
             yield from tqdm(results, total=len(cases), desc=verb, unit="case", disable=None)
@@ -82,6 +83,10 @@ def workers(jobs: int) -> Iterator[EachCase]:
                 f"A worker process died during the {verb}, perhaps for lack of memory, or because a script uses "
                 "several jobs outside of if __name__ == '__main__'; try again with --jobs 1."
             ) from None
+        except BaseException:
+            if pool:  # nobody may still write into a folder that the caller now removes
+                pool.shutdown(cancel_futures=True)
+            raise
 
     try:
         yield each_case
@@ -97,8 +102,12 @@ def _start_worker() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    # Its last act: without it, a tenth of a second goes by while Python takes NumPy and ITK down piece by piece.
-    multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
+    def leave() -> None:
+        # A tenth of a second would go by while Python takes NumPy and ITK down; a traceback is still to be printed.
+        if sys.exc_info()[0] is None:
+            os._exit(0)
+
+    multiprocessing.util.Finalize(None, leave, exitpriority=-100)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow, daemon=True).start()
 
@@ -338,7 +347,7 @@ def find_predictions(predictions: Path, ending: str) -> dict[str, Path]:
     found = {
         path.name[: -len(ending)]: path
         for path in sorted(predictions.iterdir())
-        if path.name.endswith(ending) and not path.name.startswith(".")
+        if path.name.lower().endswith(ending) and not path.name.startswith(".")
     }
     if not found:
         raise ConversionError(f"There are no predictions (*{ending}) in {predictions}.")

@@ -35,6 +35,47 @@ def test_workers_end_with_a_command_that_is_killed_outright(tmp_path):
     process.communicate(timeout=30)  # the pipe closes when the last worker has ended
 
 
+WORKERS_SCRIPT = """
+import sys, time
+from pathlib import Path
+from dataset_conversion import common, staging
+
+class Bomb:
+    def __reduce__(self):
+        return int, ("no number",)
+
+def work(case):
+    if case == "raise":
+        time.sleep(0.2)
+        raise ZeroDivisionError
+    if case:
+        time.sleep(0.6)
+        Path(case).mkdir(parents=True, exist_ok=True)
+
+if __name__ == "__main__":
+    with common.workers(2) as each_case, staging.staged_folder(Path(sys.argv[1])) as folder:
+        cases = {"raise": ["raise", str(folder / "late")], "unpickle": [None, Bomb()]}[sys.argv[2]]
+        list(each_case(work, cases, "write"))
+"""
+
+
+@pytest.mark.parametrize(("fault", "said"), [("raise", "ZeroDivisionError"), ("unpickle", "no number")])
+def test_a_failing_worker_leaves_no_folder_and_keeps_its_traceback(tmp_path, fault, said):
+    (tmp_path / "script.py").write_text(WORKERS_SCRIPT)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py", tmp_path / "raw" / "target", fault],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    time.sleep(0.8)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
+
+
 def test_packing_an_image_keeps_its_bytes_and_adds_no_time_stamp(tmp_path):
     source = tmp_path / "a.nii"
     source.write_bytes(bytes(range(256)) * 50)
