@@ -80,9 +80,9 @@ def require_folder_variable(name: str) -> Path:
 
 
 def dataset_id(text: str) -> int:
-    """Data set id from the command line; argparse reports the ValueError of anything but 1 to 999."""
+    """Data set id from the command line; argparse reports the ValueError of anything but 1 to 9999."""
     value = int(text)
-    if not 1 <= value <= 999:
+    if not 1 <= value <= 9999:
         raise ValueError(text)
     return value
 
@@ -119,7 +119,7 @@ def make_parser(
     )
     parser.add_argument("source", type=Path, nargs="?", help="folder below which the archive was unpacked")
     parser.add_argument(
-        "-d", "--dataset-id", type=dataset_id, default=default_id, help=f"1 to 999, default {default_id}"
+        "-d", "--dataset-id", type=dataset_id, default=default_id, help=f"1 to 9999, default {default_id}"
     )
     if protocols:
         parser.add_argument(

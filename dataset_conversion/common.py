@@ -113,15 +113,25 @@ def _start_worker() -> None:
 
 
 def require_free_id(name: str, folders: Iterable[Path | None]) -> None:
-    """Raise a ConversionError if another data set has the id of ``name``; nnU-Net would refuse both later."""
+    """Raise a ConversionError if another data set has the id of ``name``; nnU-Net would refuse both later.
+
+    The same holds for ids that begin alike, as 100 and 1001: nnU-Net goes by how names begin.
+    """
     prefix = name.split("_")[0]
+    number = prefix.removeprefix("Dataset")
     for folder in folders:
         if folder is None or not folder.is_dir():
             continue
-        for other in sorted(folder.glob(f"{prefix}_*")):
-            if other.is_dir() and other.name != name:
+        for other in sorted(folder.glob("Dataset*_*")):
+            if not other.is_dir() or other.name == name:
+                continue
+            theirs = other.name.split("_")[0]
+            if theirs == prefix:
+                raise ConversionError(f"Id {number} is taken by {other}; choose another one with -d.")
+            if theirs.startswith(prefix) or prefix.startswith(theirs):
                 raise ConversionError(
-                    f"Id {prefix.removeprefix('Dataset')} is taken by {other}; choose another one with -d."
+                    f"Id {number} begins like that of {other}, which nnU-Net takes for the same; choose another one "
+                    "with -d."
                 )
 
 
@@ -171,7 +181,9 @@ def write_dataset(
         )
     staging.require_apart(source, target)
     staging.require_free_target(target, overwrite)
-    require_free_id(name, (target.parent, splits_file.parents[1] if splits_file else None))
+    results = os.environ.get("nnUNet_results")  # noqa: SIM112 - nnU-Net's name; it need not be set here
+    trained = Path(results) if results else None
+    require_free_id(name, (target.parent, splits_file.parents[1] if splits_file else None, trained))
     for written in (target, splits_file) if splits_file else (target,):
         staging.require_outside(source, written)
         if not dry_run:

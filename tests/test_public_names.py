@@ -150,6 +150,8 @@ def test_words_that_plans_may_hold():
         "surface_tolerance",
         "seed",
         "pretrained",
+        "probabilistic_oversampling",
+        "oversample_foreground_percent",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels
+from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
 from .parallel import map_cases
 from .policies import BRATS_HD95_MM, BRATS_SHAPE, POLICIES
 from .report import as_text_table, describe, staged_files, write_csv, write_json
@@ -45,16 +45,6 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Labels:
-    """What there is to score: values per name, and the value whose voxels are not scored, if there is one."""
-
-    values: dict[str, tuple[int, ...]]
-    ignored: int | None = None
-    source: str = ""
-    dataset_name: str = ""
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """Rows of the table, one per case and label, and the summary of them."""
 
@@ -72,42 +62,6 @@ class Evaluation:
             write_csv(staged / SCORES, self.rows, ["case", "label", *self.columns])
             write_json(staged / SUMMARY, self.summary)
             (staged / TABLE).write_text(as_text(self.summary) + "\n", encoding="utf-8")
-
-
-def read_dataset_json(path: Path) -> Labels:
-    """Read labels, regions and the ignored label out of nnU-Net's ``dataset.json``; background is not scored.
-
-    Raises:
-        CaseError: If the file cannot be read or its labels are not nnU-Net's.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CaseError(f"{path} cannot be read as JSON: {error}") from error
-    return labels_of(content, str(path))
-
-
-def labels_of(content: object, source: str) -> Labels:
-    """Take labels, regions and the ignored label from the content of a ``dataset.json``; ``source`` is its name.
-
-    Raises:
-        CaseError: If its labels are not nnU-Net's.
-    """
-    labels = content.get("labels") if isinstance(content, dict) else None
-    if not isinstance(labels, dict) or not labels:
-        raise CaseError(f"{source} has no 'labels' as nnU-Net's dataset.json has")
-    values: dict[str, tuple[int, ...]] = {}
-    for name, value in labels.items():
-        several = value if isinstance(value, list) and name != "ignore" else [value]
-        if not several or not all(isinstance(one, int) and not isinstance(one, bool) for one in several):
-            words = "a whole number" if name == "ignore" else "a whole number or a list of them"
-            raise CaseError(f"{source}: the label '{name}' must be {words}, not {value!r}")
-        values[name] = tuple(several)
-    ignored = values.pop("ignore", (None,))[0]
-    values = {name: value for name, value in values.items() if value != (0,)}
-    if not values:
-        raise CaseError(f"{source} has no label but the background")
-    return Labels(values, ignored, source, str(content.get("name", "")))
 
 
 def find_dataset_json(predictions: Path, references: Path) -> Path | None:

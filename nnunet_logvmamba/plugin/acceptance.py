@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_gzip, ending_of
+from nnunet_logvmamba.evaluation.dataset_json import channels_of
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.plugin.errors import UserError
 from nnunet_logvmamba.plugin.results import read_dataset_json, read_json
@@ -58,9 +59,9 @@ def read_model(folder: Path) -> Model:
                 "that holds it and the folds"
             )
     dataset_json, plans = read_dataset_json(folder), read_json(folder / "plans.json")
-    channels = dataset_json.get("modality", dataset_json.get("channel_names"))  # the order in which nnU-Net looks
-    if not isinstance(channels, dict) or not channels:
-        raise UserError(f"{folder / 'dataset.json'} names no channels in 'channel_names': copy it anew")
+    channels = channels_of(dataset_json, "dataset.json")
+    if not channels:
+        raise UserError(f"{folder / 'dataset.json'} names no channels in 'channel_names': name them there")
     if not isinstance(plans.get("image_reader_writer"), str):
         raise UserError(f"{folder / 'plans.json'} names no 'image_reader_writer': copy it anew")
     try:
@@ -70,7 +71,7 @@ def read_model(folder: Path) -> Model:
             f"{folder / 'plans.json'} names the reader '{plans['image_reader_writer']}', and this nnU-Net has none of "
             "that name: install the version that trained the model"
         ) from error
-    return Model(tuple(map(str, channels.values())), dataset_json["file_ending"], reader)
+    return Model(channels, dataset_json["file_ending"], reader)
 
 
 def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int, list[Path]]:

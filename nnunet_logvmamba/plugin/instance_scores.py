@@ -39,12 +39,14 @@ def write_instance_scores(trainer: nnUNetTrainer) -> Path | None:
 def _score(trainer: nnUNetTrainer, validation: Path) -> dict | None:
     from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_pairs, find_cases, read_labels
     from nnunet_logvmamba.evaluation.cells import LABEL_SUFFIXES, CellCase, CellSettings, recover_and_score, summarize
-    from nnunet_logvmamba.evaluation.instances import BACKGROUND, BOUNDARY, INTERIOR
+    from nnunet_logvmamba.evaluation.dataset_json import labels_of
+    from nnunet_logvmamba.evaluation.instances import BOUNDARY, INTERIOR
     from nnunet_logvmamba.evaluation.parallel import map_cases
 
-    labels = {"background": BACKGROUND, "interior": INTERIOR, "boundary": BOUNDARY}
+    labels = labels_of(trainer.dataset_json, "dataset.json")
     ending = trainer.dataset_json["file_ending"]
-    if trainer.dataset_json["labels"] != labels or ending not in PICTURE_ENDINGS:
+    cells = {"interior": (INTERIOR,), "boundary": (BOUNDARY,)}
+    if labels.values != cells or labels.ignored is not None or ending not in PICTURE_ENDINGS:
         return None
     predictions = find_cases(validation, endings=(ending,))
     if read_labels(next(iter(predictions.values()))).values.ndim != 2:

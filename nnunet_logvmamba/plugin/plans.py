@@ -11,14 +11,17 @@ import tempfile
 from copy import deepcopy
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_logvmamba.evaluation.cases import CaseError
+from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
 from nnunet_logvmamba.networks.presets import PAPER_2D
 from nnunet_logvmamba.ops import backends
@@ -44,7 +47,12 @@ TRAINING_SETTINGS = (
     "surface_tolerance",
     "seed",
     "pretrained",
+    "probabilistic_oversampling",
+    "oversample_foreground_percent",
 )
+FOREGROUND_SHARE = 0.33
+"""What nnU-Net's trainer asks of its data loader: the share of patches that are placed on foreground."""
+
 OPTIMIZERS = ("adam", "sgd")
 
 STOCK_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
@@ -167,6 +175,12 @@ def check_training_settings(settings: object) -> dict:
         elif key == "pretrained":
             if not isinstance(value, str) or not value:
                 raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be the path of a checkpoint, not {value!r}")
+        elif key == "probabilistic_oversampling":
+            if not isinstance(value, bool):
+                raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be true or false, not {value!r}")
+        elif key == "oversample_foreground_percent":
+            if not number or not 0 <= value <= 1:
+                raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be a number from 0 to 1, not {value!r}")
         elif key == "initial_lr":
             if not number or not 0 < value < float("inf"):
                 raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be a number above 0, not {value!r}")
@@ -180,6 +194,31 @@ def check_training_settings(settings: object) -> dict:
                     f"'{key}' under '{TRAINING_KEY}' must be a whole number of at least {least}, not {value!r}"
                 )
     return dict(settings)
+
+
+def foreground_in_words(batch_size: int, settings: dict) -> tuple[str, bool]:
+    """Say how many patches of a batch are placed on foreground, and whether that is none though some were wished for.
+
+    nnU-Net rounds: of batches of 1 to 5 patches it places 0, 1, 1, 1 and 2 on foreground.
+
+    Args:
+        batch_size: Patches per step, of all GPUs together.
+        settings: Training settings of the configuration.
+    """
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader  # late, since only few commands need it
+
+    share = settings.get("oversample_foreground_percent", FOREGROUND_SHARE)
+    if settings.get("probabilistic_oversampling"):
+        return f"every patch is placed on foreground with probability {share:g}", False
+    loader = SimpleNamespace(batch_size=batch_size, oversample_foreground_percent=share)
+    forced = sum(nnUNetDataLoader._oversample_last_XX_percent(loader, index) for index in range(batch_size))
+    if forced or not share:
+        return f"{forced} of {batch_size} patch(es) of a batch placed on foreground", False
+    return (
+        f"with a batch size of {batch_size} nnU-Net places no patch on foreground, so it hardly sees small structures: "
+        "set probabilistic_oversampling=true (logvmamba plans --train) for our trainers; nnU-Net's own for this is "
+        "nnUNetTrainer_probabilisticOversampling_033"
+    ), True
 
 
 def knobs(network: str = NETWORK_CLASS_NAME) -> dict:
@@ -415,7 +454,7 @@ def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
         raise ValueError("nnUNet_preprocessed is not set: export it as the folder of nnU-Net's preprocessed data")
     if dataset.isdecimal():
         pattern = f"Dataset{int(dataset):03d}_*"
-    elif re.fullmatch(r"Dataset[0-9]{3}_[^/]+", dataset):
+    elif re.fullmatch(r"Dataset[0-9]+_[^/]+", dataset):
         pattern = dataset
     else:
         raise ValueError(f"'{dataset}' is neither the number of a data set nor a name such as Dataset501_BraTS2020")
@@ -423,16 +462,34 @@ def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
     if len(folders) != 1:
         found = " and ".join(folder.name for folder in folders) if folders else "none"
         raise ValueError(f"one data set {pattern} is needed in {root}, found {found}: run nnUNetv2_plan_and_preprocess")
-    path = folders[0] / f"{plans_name}.json"
+    path, dataset_file = folders[0] / f"{plans_name}.json", folders[0] / "dataset.json"
     contents = []
-    for file in (path, folders[0] / "dataset.json"):
+    for file in (path, dataset_file):
         if not file.is_file():
             raise ValueError(f"{file} does not exist: run nnUNetv2_plan_and_preprocess for this data set")
         try:
-            contents.append(json.loads(file.read_text()))
-        except json.JSONDecodeError as error:
+            contents.append(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError as error:
             raise ValueError(f"{file} is not valid JSON ({error}): plan the data set anew") from error
+    check_dataset_json(contents[1], dataset_file)
     return path, *contents
+
+
+def check_dataset_json(content: object, file: Path) -> None:
+    """Refuse a ``dataset.json`` whose labels or channels nnU-Net would not take.
+
+    Raises:
+        ValueError: Naming the file and what is wrong in it.
+    """
+    try:
+        labels_of(content, str(file))
+        if not channels_of(content, str(file)):
+            raise ValueError(f"{file} names no channels in 'channel_names'")
+        LabelManager(content["labels"], content.get("regions_class_order"))
+    except (AssertionError, RuntimeError) as error:  # nnU-Net's words, which name no file
+        raise ValueError(f"{file}: {' '.join(str(error).split())}: correct it there, and plan anew") from error
+    except (CaseError, ValueError) as error:
+        raise ValueError(f"{error}: correct it there, and plan anew") from error
 
 
 def write_plans(path: Path, plans: dict) -> None:

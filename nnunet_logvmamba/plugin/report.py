@@ -18,6 +18,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
 from nnunet_logvmamba.evaluation.statistics import mean_and_standard_error
 from nnunet_logvmamba.plugin import pictures
 from nnunet_logvmamba.plugin.errors import UserError
@@ -28,7 +29,6 @@ from nnunet_logvmamba.plugin.results import (
     Run,
     case_of,
     is_finished,
-    label_names,
     read_dataset_json,
     read_json,
     read_run,
@@ -273,8 +273,9 @@ class _Page:
         return _section("Worst and best cases, by Dice", "\n".join(parts))
 
     def _legend(self) -> str:
-        names = label_names(self.dataset_json)
-        values = sorted({value for key in names for value in key} - {0} - set(_ignored(self.dataset_json)))
+        labels = labels_of(self.dataset_json, "dataset.json")
+        names = labels.names
+        values = sorted({value for key in names for value in key} - {0, labels.ignored})
         swatches = [(names.get((value,), f"label {value}"), pictures.colour_of(value)) for value in values]
         words = [f"<span><i style='background:{colour}'></i>{_text(name)}</span>" for name, colour in swatches]
         words += ["<span class=gap>errors:</span>"]
@@ -355,11 +356,6 @@ def _without_folders(content: object) -> object:
     return name_alone(content) if isinstance(content, str) else content
 
 
-def _ignored(dataset_json: dict) -> list[int]:
-    value = dataset_json.get("labels", {}).get("ignore")
-    return [int(value)] if isinstance(value, int) else []
-
-
 # --- Reading cases ----------------------------------------------------------------------------------------------------
 
 
@@ -427,7 +423,8 @@ class _CaseReader:
         if truth.shape[0] == 1:  # nnU-Net's form of a 2D image
             truth, prediction, spacing = truth[0], prediction[0], spacing[1:]
             image = None if image is None else image[0]
-        for ignored in _ignored(self.dataset_json):
+        ignored = labels_of(self.dataset_json, "dataset.json").ignored
+        if ignored is not None:
             prediction = np.where(truth == ignored, 0, prediction)
             truth = np.where(truth == ignored, 0, truth)
         return pictures.Case(case, image, np.rint(truth).astype(int), np.rint(prediction).astype(int), spacing)
@@ -441,7 +438,7 @@ class _CaseReader:
             raise UserError(f"{name} cannot be read ({reason[-1] if reason else type(error).__name__})") from error
 
     def _channel(self, image: np.ndarray) -> np.ndarray:
-        names = [str(name).lower() for name in self.dataset_json.get("channel_names", {}).values()]
+        names = [name.lower() for name in channels_of(self.dataset_json, "dataset.json")]
         if names in (["r", "g", "b"], ["red", "green", "blue"]) and len(image) == 3:
             return np.moveaxis(image, 0, -1)
         if self.sources.channel >= len(image):

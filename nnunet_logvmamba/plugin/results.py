@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_logvmamba.evaluation.cases import CaseError
-from nnunet_logvmamba.evaluation.folders import INSTANCES, labels_of
+from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
+from nnunet_logvmamba.evaluation.folders import INSTANCES
 from nnunet_logvmamba.plugin.errors import UserError
 
 SUMMARY = "summary.json"
@@ -126,11 +127,12 @@ def _folds_below(path: Path) -> list[Path]:
     if _is_model(path):
         folds = [child for child in path.iterdir() if re.fullmatch(r"fold_(\d+|all)", child.name) and child.is_dir()]
         return sorted(folds, key=lambda fold: (len(fold.name), fold.name))
-    if re.fullmatch(r"Dataset\d{3}_.*", path.name):
-        models = sorted(child for child in path.iterdir() if child.is_dir() and _is_model(child))
-        return [fold for model in models for fold in _folds_below(model)]
-    datasets = sorted(child for child in path.iterdir() if re.fullmatch(r"Dataset\d{3}_.*", child.name))
-    return [fold for dataset in datasets if dataset.is_dir() for fold in _folds_below(dataset)]
+    children = sorted(child for child in path.iterdir() if child.is_dir())
+    if not path.name.startswith("Dataset"):
+        # nnU-Net's name for a data set; the number in it has any number of digits.
+        children = [child for child in children if child.name.startswith("Dataset") or _is_model(child)]
+        return [fold for child in children for fold in _folds_below(child)]
+    return [fold for child in children if _is_model(child) for fold in _folds_below(child)]
 
 
 def _is_model(path: Path) -> bool:
@@ -163,17 +165,18 @@ def read_dataset_json(model: Path) -> dict:
     """Read ``dataset.json`` of a trained model.
 
     Raises:
-        UserError: If it is missing, damaged, or lacks labels or file ending as nnU-Net has them.
+        UserError: If it is missing, damaged, or lacks labels, channels or file ending as nnU-Net has them.
     """
     path = model / "dataset.json"
     content = read_json(path)
     try:
         labels_of(content, str(path))
+        channels_of(content, str(path))
     except CaseError as error:
-        raise UserError(f"{error}: copy it anew from nnUNet_preprocessed") from error
-    ending, channels = content.get("file_ending"), content.get("channel_names", {})
-    if not isinstance(ending, str) or not ending or not isinstance(channels, dict):
-        raise UserError(f"{path} has no 'file_ending' or other 'channel_names' than nnU-Net's: copy it anew")
+        raise UserError(f"{error}: correct it there") from error
+    ending = content.get("file_ending")
+    if not isinstance(ending, str) or not ending:
+        raise UserError(f"{path} has no 'file_ending' as nnU-Net's dataset.json has: add it there, such as .nii.gz")
     return content
 
 
@@ -188,7 +191,7 @@ def read_run(fold: Path) -> Run:
     model = fold.parent
     trainer, plans, configuration = model.name.split("__")
     dataset_json, plans_json = read_dataset_json(model), read_json(model / "plans.json")
-    ending, names = dataset_json["file_ending"], label_names(dataset_json)
+    ending, names = dataset_json["file_ending"], labels_of(dataset_json, "dataset.json")
     summary_file = fold / "validation" / SUMMARY
     summary = read_json(summary_file)
     scores: dict[str, dict[str, dict[str, float]]] = {}
@@ -200,7 +203,7 @@ def read_run(fold: Path) -> Run:
             case = case_of(entry["prediction_file"], ending)
             cases.append(case)
             for key, metrics in entry["metrics"].items():
-                label = name_of(key, names)
+                label = names.name_of(key)
                 labels[label] = None
                 _store(scores, metrics, label, case)
                 total = sum(int(metrics[name]) for name in ("TP", "FP", "FN", "TN"))
@@ -240,9 +243,7 @@ def read_run(fold: Path) -> Run:
     )
 
 
-def _add_scores(
-    source: Source, path: Path, scores: dict, names: dict[tuple[int, ...], str], cases: tuple[str, ...]
-) -> dict:
+def _add_scores(source: Source, path: Path, scores: dict, names: Labels, cases: tuple[str, ...]) -> dict:
     """Add the metrics of a file of ours, and give their settings."""
     content = read_json(path)
     there = set()
@@ -252,7 +253,8 @@ def _add_scores(
             found = {
                 source.metrics[name.lower()]: value for name, value in metrics.items() if name.lower() in source.metrics
             }
-            _store(scores, found, INSTANCES if source is INSTANCE else name_of(key, names), case)
+            label = key if key in names.values else names.name_of(key)  # ours has names, also such as 1
+            _store(scores, found, INSTANCES if source is INSTANCE else label, case)
         if source is INSTANCE:
             settings = dict(content["settings"].items())
         else:
@@ -295,28 +297,12 @@ def _store(scores: dict, metrics: dict, label: str, case: str) -> None:
             scores.setdefault(metric, {}).setdefault(label, {})[case] = number
 
 
-def _place(label: str, names: dict[tuple[int, ...], str]) -> int:
+def _place(label: str, names: Labels) -> int:
     """Where dataset.json has a label; those that it does not name come last, in the order of the summary."""
-    listed = list(names.values())
+    listed = list(names.values)
     return listed.index(label) if label in listed else len(listed)
 
 
 def case_of(file: str, ending: str) -> str:
     """Name of the case that a file of any system's path holds."""
     return re.split(r"[\\/]", file)[-1].removesuffix(ending)
-
-
-def label_names(dataset_json: dict) -> dict[tuple[int, ...], str]:
-    """Names of labels and regions by the values they consist of."""
-    names = {}
-    for name, value in dataset_json.get("labels", {}).items():
-        values = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-        names[tuple(int(number) for number in values)] = name
-    return names
-
-
-def name_of(key: str, names: dict[tuple[int, ...], str]) -> str:
-    """Name of a label or region that nnU-Net calls ``1`` or ``(1, 2, 3)``; any other key is a name already."""
-    if not re.fullmatch(r"\(?[\d, ]+\)?", key):
-        return key
-    return names.get(tuple(int(number) for number in re.findall(r"\d+", key)), key)

@@ -49,6 +49,7 @@ def _in_words(content: dict) -> str:
 def _score(trainer: nnUNetTrainer, validation: Path) -> dict:
     from nnunet_logvmamba.evaluation import folders
     from nnunet_logvmamba.evaluation.cases import read_labels
+    from nnunet_logvmamba.evaluation.dataset_json import labels_of
     from nnunet_logvmamba.evaluation.policies import policy_for
     from nnunet_logvmamba.evaluation.scoring import Settings
 
@@ -63,7 +64,7 @@ def _score(trainer: nnUNetTrainer, validation: Path) -> dict:
     flat = read_labels(pairs[0].reference).values.ndim == 2
     evaluation = folders.evaluate(
         pairs,
-        folders.labels_of(trainer.dataset_json, "dataset.json"),
+        labels_of(trainer.dataset_json, "dataset.json"),
         Settings(metrics=METRICS_2D if flat else METRICS, policy=policy_for(trainer.plans_manager.dataset_name)),
         tolerances=tolerance,
         position=False,  # nnU-Net takes the image's, and merely warns where the label's is another

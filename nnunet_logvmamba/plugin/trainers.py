@@ -32,6 +32,7 @@ from nnunet_logvmamba.plugin.plans import (
     build_network,
     check_patch,
     check_training_settings,
+    foreground_in_words,
     is_ours,
     to_our_architecture,
 )
@@ -59,6 +60,15 @@ that one, another optimizer the recipe of its name."""
 
 DEFAULT_RECIPE = RECIPES["adam"]
 """Used where neither the trainer's name nor the configuration names an optimizer; the best one in docs/results.md."""
+
+INHERITED_SETTINGS = (
+    "num_epochs",
+    "num_iterations_per_epoch",
+    "num_val_iterations_per_epoch",
+    "probabilistic_oversampling",
+    "oversample_foreground_percent",
+)
+"""Settings of a configuration that nnU-Net's trainer has under the same names."""
 
 _CUDA = torch.device("cuda")
 
@@ -89,8 +99,9 @@ class RecipeTrainer(RecordedTrainer):
         self.recipe = self.choose_recipe(self.configuration_manager)
         self.initial_lr = self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
-        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
+        for name in INHERITED_SETTINGS:
             setattr(self, name, settings.get(name, getattr(self, name)))
+        self._foreground = foreground_in_words(self.configuration_manager.batch_size, settings)
         if self.named_epochs is not None:
             self.num_epochs = self.named_epochs
         self.save_every = max(1, min(50, self.num_epochs // 10))
@@ -153,6 +164,14 @@ class RecipeTrainer(RecordedTrainer):
             f"Recipe: {asdict(self.recipe)}, {self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations, "
             f"seed {self.seed}"
         )
+        words, lacking = self._foreground
+        self.print_to_log_file(f"{'ATTENTION: ' if lacking else 'Foreground: '}{words}")
+
+    def _set_batch_size_and_oversample(self):
+        share = self.oversample_foreground_percent
+        super()._set_batch_size_and_oversample()
+        if self.probabilistic_oversampling:  # with several GPUs nnU-Net would give each a share of its own
+            self.oversample_foreground_percent = share
 
     def _bare_network(self) -> nn.Module:
         network = self.network.module if self.is_ddp else self.network

@@ -21,7 +21,7 @@ def write_run(
     fold: object,
     dice: Mapping[str, Sequence[float]],
     *,
-    labels: Mapping[str, int | list[int]] = LABELS,
+    labels: Mapping[str, object] = LABELS,
     surface: Mapping[str, Sequence[Mapping[str, float | None]]] | None = None,
     surface_settings: Mapping[str, object] | None = None,
     instances: Mapping[str, Mapping[str, float | None]] | None = None,
@@ -47,7 +47,8 @@ def write_run(
     (folder.parent / "dataset.json").write_text(json.dumps(content))
     plans = {"dataset_name": dataset, "original_median_spacing_after_transp": list(spacing)}
     (folder.parent / "plans.json").write_text(json.dumps(plans))
-    keys = [tuple(value) if isinstance(value, list) else value for value in labels.values() if value != 0]
+    values = [value for name, value in labels.items() if name != "background"]
+    keys = [tuple(value) if isinstance(value, list) else value for value in values]
     entries = []
     for case, values in dice.items():
         metrics = {key: _metrics(value, num_reference) for key, value in zip(keys, values)}

@@ -20,6 +20,7 @@ from nnunet_logvmamba.plugin import comparison, tables
 from nnunet_logvmamba.plugin.cli import main
 from nnunet_logvmamba.plugin.cli.compare import OWN
 from nnunet_logvmamba.plugin.errors import UserError
+from nnunet_logvmamba.plugin.results import find_folds
 
 LOG, VSS, STOCK = "nnUNetTrainerLoGVMamba", "nnUNetTrainerVMamba", "nnUNetTrainer"
 NAN, INF = float("nan"), float("inf")
@@ -107,6 +108,31 @@ def test_holm_counts_the_pairs_of_the_average_and_those_of_all_classes_apart(res
         frozenset(("LoGVMamba", "VMamba")),
         frozenset(("nnUNetTrainer", "VMamba")),
     }
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": "0", "Anterior": "1", "Posterior": "2"},
+        {"background": 0.0, "Anterior": 1.0, "Posterior": 2.0},
+        {"background": 0, "Anterior": ["1", "2"], "Posterior": " 2"},
+        {"background": 0, "Anterior": [1.0, 2.0], "Posterior": [2.0]},
+    ],
+)
+def test_labels_have_their_names_however_their_numbers_are_written(labels, results):
+    for trainer in (LOG, VSS):
+        write_run(results, model(trainer), 0, {"a": [0.9, 0.8]}, labels=labels, surface={"a": [{"NSD": 0.7}] * 2})
+    found = comparison.compare([results])
+    assert found.labels == dict.fromkeys(("Dice", "NSD"), ("Anterior", "Posterior"))
+    assert found.scores["Dice"]["LoGVMamba"]["Anterior"].mean == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("labels", [{"background": 0, "Anterior": 1.5}, {"background": 0, "Anterior": "one"}])
+def test_the_remedy_for_labels_that_are_no_numbers_can_help(labels, results):
+    fold = write_run(results, model(LOG), 0, {"a": [0.9]}, labels=labels)
+    sentence = refused(results)
+    assert f"{fold.parent / 'dataset.json'}: the label 'Anterior' must be a whole number or a list of them" in sentence
+    assert sentence.endswith(f"not {labels['Anterior']!r}: correct it there")
 
 
 def test_cases_without_a_mask_are_left_out_and_counted(results):
@@ -687,6 +713,18 @@ def test_one_method_is_no_comparison_and_one_run_counts_once(results, tmp_path):
     assert "there is only one method, LoGVMamba: a comparison needs two" in refused(results)
     write_run(tmp_path / "copy", model(LOG), 0, {"a": [0.9, 0.8]})
     assert "are the same run twice: name one of them" in refused(results, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("dataset", ["Dataset1001_Knee", "Dataset01_Knee", "Dataset12345_Knee"])
+def test_data_sets_are_found_whatever_the_digits_of_their_numbers(dataset, results):
+    for trainer in (LOG, VSS):
+        fold = write_run(results, model(trainer), 0, {"a": [0.9, 0.8]}, dataset=dataset)
+    for path in (results, results / dataset):
+        found = comparison.compare([path])
+        assert (found.dataset, len(found.methods)) == (dataset, 2)
+    assert find_folds([fold.parents[1]]) == find_folds([results])
+    (results / "not a data set" / model(LOG) / "fold_0").mkdir(parents=True)
+    assert len(comparison.compare([results]).methods) == 2
 
 
 def test_folders_without_results_are_refused(tmp_path):

@@ -417,7 +417,7 @@ def no_labels(root):
 
 
 def words_for_labels(root):
-    write_dataset_json(root / "predictions", {"background": 0, "outer": "1"})
+    write_dataset_json(root / "predictions", {"background": 0, "outer": "1.5"})
 
 
 def several_ignored(root):
@@ -466,7 +466,7 @@ def vectors(root):
         (twice, "two files of the case 'b', b.nii and b.nii.gz"),
         (broken_json, "dataset.json cannot be read as JSON"),
         (no_labels, "dataset.json has no 'labels'"),
-        (words_for_labels, "the label 'outer' must be a whole number or a list of them, not '1'"),
+        (words_for_labels, "the label 'outer' must be a whole number or a list of them, not '1.5'"),
         (several_ignored, r"the label 'ignore' must be a whole number, not \[4, 5\]"),
         (picture_among_volumes, "c.png has 2 axes in px, the first case 3 in mm"),
         (target_in_use, "out is not empty"),

@@ -90,11 +90,26 @@ def test_the_command_says_the_same_by_default(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": "0", "interior": "1", "boundary": "2"},
+        {"background": 0.0, "interior": 1.0, "boundary": [2]},
+        {"boundary": 2, "interior": 1, "background": 0, "ignore": None},
+    ],
+)
+def test_the_three_classes_are_known_however_their_numbers_are_written(labels, finished):
+    expected = json.loads(write_instance_scores(finished).read_text())
+    finished.dataset_json = {"labels": labels, "file_ending": ".png"}
+    assert json.loads(write_instance_scores(finished).read_text()) == expected
+
+
+@pytest.mark.parametrize(
     ("labels", "ending"),
     [
         ({"background": 0, "cell": 1}, ".png"),
         ({"background": 0, "boundary": 1, "interior": 2}, ".png"),
         ({**LABELS, "nucleus": 3}, ".png"),
+        ({**LABELS, "ignore": 3}, ".png"),
         (LABELS, ".nii.gz"),
     ],
 )

@@ -245,6 +245,77 @@ def test_a_name_is_replaced_only_when_told(plans_file, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--batch-size 1", "ATTENTION: new: with a batch size of 1 nnU-Net places no patch on foreground"),
+        ("--batch-size 3", "note: new: 1 of 3 patch(es) of a batch placed on foreground"),
+        (
+            "--batch-size 1 --train probabilistic_oversampling=true",
+            "note: new: every patch is placed on foreground with",
+        ),
+    ],
+)
+def test_what_a_batch_size_means_for_foreground_is_said_where_it_is_chosen(words, said, plans_file, capsys):
+    assert command("-c", "3d_fullres", "--name", "new", *words.split()) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_a_batch_size_of_one_that_was_planned_is_said_too(plans_file, capsys):
+    content = contents(plans_file)[0]
+    content["configurations"]["3d_fullres"]["batch_size"] = 1
+    plans_file.write_text(json.dumps(content))
+    assert command("-c", "3d_fullres", "--name", "new") == 0
+    assert "ATTENTION: new: with a batch size of 1" in capsys.readouterr().out
+
+
+def rewrite(plans_file: Path, **changes: object) -> None:
+    file = plans_file.parent / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_labels_and_channels_are_taken_in_every_spelling_of_nnunet(plans_file, capsys):
+    rewrite(plans_file, labels={"background": "0", "shell": 1.0, "core": " 2"}, modality={"0": "MR"}, numTraining="5")
+    assert command("-c", "3d_fullres", "--name", "new") == 0
+    assert main(["summary", "-d", small_dataset.NUMBER, "-c", "new"]) == 0
+    assert "1 input channels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"labels": {"background": 0, "shell": "one"}}, "the label 'shell' must be a whole number or a list of them"),
+        ({"labels": {"background": 0, "shell": 1.5}}, "must be a whole number or a list of them, not 1.5"),
+        ({"labels": {"shell": 1}}, "Background label not declared"),
+        ({"labels": {"background": 0, "shell": 1, "ignore": "2"}}, "Ignore label has to be an integer"),
+        ({"labels": {"background": 0, "both": [1, 2], "core": 2}}, "regions_class_order"),
+        ({"channel_names": ["MR"]}, "'channel_names' must be a table"),
+        ({"channel_names": {}}, "names no channels in 'channel_names'"),
+    ],
+)
+def test_a_dataset_json_that_nnunet_refuses_is_named(changes, sentence, plans_file, capsys):
+    rewrite(plans_file, **changes)
+    before = plans_file.read_bytes()
+    for words in (["plans", "-d", small_dataset.NUMBER, "-c", "2d", "--name", "new"], ["summary", "-d", "998"]):
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{plans_file.parent / 'dataset.json'}" in line
+        assert sentence in line
+        assert line.endswith(": correct it there, and plan anew")
+    assert plans_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["Dataset1001_Balls", "Dataset98765_Balls"])
+def test_numbers_of_more_digits_are_known_by_number_and_name(name, plans_file, capsys):
+    (plans_file.parent.parent / "Dataset100_Other").mkdir()
+    plans_file.parent.rename(plans_file.parent.with_name(name))
+    number = name.removeprefix("Dataset").removesuffix("_Balls")
+    for index, dataset in enumerate((number, name, f"0{number}")):
+        assert main(["plans", "-d", dataset, "-c", "2d", "--name", f"new{index}"]) == 0
+        assert main(["summary", "-d", dataset, "-c", f"new{index}"]) == 0
+    assert name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ("--set placement=haed", "unknown placement 'haed'; valid are 'head', 'middle', 'split', 'interleaved'"),

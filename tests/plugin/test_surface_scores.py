@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from skimage.io import imsave
 
+from nnunet_logvmamba.plugin.cli import main
 from nnunet_logvmamba.plugin.plans import check_training_settings
 from nnunet_logvmamba.plugin.surface_scores import write_surface_scores
 
@@ -93,6 +94,40 @@ def test_pictures_are_scored_in_pixels(finished):
     assert surfaces["tolerances"]["cell"]["source"].startswith("default: 2 px")
     assert surfaces["cases"] == ["a", "b"]
     assert "mean hd95 3.0000 px" in finished.log[-1]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"background": "0", "cell": "1"}, {"background": 0.0, "cell": [1.0]}, {"background": 0, "cell": [" 1", "2"]}],
+)
+def test_labels_are_scored_however_their_numbers_are_written(labels, finished):
+    expected = json.loads(write_surface_scores(finished).read_text())
+    finished.dataset_json["labels"] = labels
+    surfaces = json.loads(write_surface_scores(finished).read_text())
+    assert surfaces["mean"] == expected["mean"]
+    assert surfaces["labels"]["cell"] in ([1], [1, 2])
+
+
+@pytest.mark.slow
+def test_a_training_with_regions_of_1_0_has_its_surfaces_and_is_compared(own_planned, capsys):
+    for folder in (own_planned.folders.raw, own_planned.folders.preprocessed):
+        file = folder / own_planned.dataset / "dataset.json"
+        content = json.loads(file.read_text())
+        content["labels"] = {
+            name: [float(one) for one in value] if isinstance(value, list) else value
+            for name, value in content["labels"].items()
+        }
+        file.write_text(json.dumps(content))
+    for trainer in ("nnUNetTrainerLoGVMamba_1epochs", "nnUNetTrainerNoSSM_1epochs"):
+        fold = own_planned.train("3d_tiny", 0, trainer=trainer)
+        surfaces = json.loads((fold.path / "validation/surface.json").read_text())
+        assert surfaces["labels"] == REGIONS
+        assert "(1.0, 2.0, 3.0)" in fold.dice
+    assert main(["compare", str(own_planned.folders.results)]) == 0
+    page = capsys.readouterr().out
+    assert "whole tumor | tumor core | enhancing tumor | average" in page
+    assert "NSD per class" in page
+    assert main(["report", str(fold.path)]) == 0
 
 
 def test_the_tolerance_of_the_configuration_is_named(finished):

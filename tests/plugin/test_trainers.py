@@ -162,6 +162,42 @@ def test_a_learning_rate_follows_the_optimizer_it_was_chosen_for(make):
     assert make("nnUNetTrainerLoGVMamba_sgd", settings=settings).recipe.initial_lr == 0.05
 
 
+@pytest.mark.parametrize(("batch", "forced"), [(1, 0), (2, 1), (3, 1), (4, 1), (5, 2)])
+def test_the_foreground_that_is_said_is_what_nnunets_loader_forces(batch, forced, make, capsys):
+    trainer = make("nnUNetTrainerLoGVMamba", batch_size=batch)
+    trainer.initialize()
+    loader = trainer.get_dataloaders()[0].data_loader
+    assert sum(map(loader.get_do_oversample, range(batch))) == forced
+    said = capsys.readouterr().out
+    if forced:
+        assert f"Foreground: {forced} of {batch} patch(es) of a batch placed on foreground" in said
+    else:
+        assert "ATTENTION: with a batch size of 1 nnU-Net places no patch on foreground" in said
+        assert "set probabilistic_oversampling=true (logvmamba plans --train)" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({"probabilistic_oversampling": True}, plans.FOREGROUND_SHARE),
+        ({"probabilistic_oversampling": True, "oversample_foreground_percent": 0.75}, 0.75),
+        ({"oversample_foreground_percent": 1}, 1),
+        ({"oversample_foreground_percent": 0}, 0),
+    ],
+)
+def test_single_patches_are_placed_on_foreground_as_often_as_the_configuration_says(settings, share, make, capsys):
+    trainer = make("nnUNetTrainerLoGVMamba", batch_size=1, settings=settings)
+    trainer.initialize()
+    loader = trainer.get_dataloaders()[0].data_loader
+    assert np.mean([loader.get_do_oversample(0) for _ in range(3000)]) == pytest.approx(share, abs=0.04)
+    assert "ATTENTION" not in capsys.readouterr().out
+
+
+def test_the_share_that_is_assumed_is_that_of_nnunets_trainer(make):
+    assert make("nnUNetTrainerStockNetwork").oversample_foreground_percent == plans.FOREGROUND_SHARE
+    assert not make("nnUNetTrainerStockNetwork").probabilistic_oversampling
+
+
 @pytest.mark.parametrize(("epochs", "every"), [(1, 1), (5, 1), (20, 2), (300, 30), (1000, 50), (4000, 50)])
 def test_checkpoints_are_saved_ten_times_or_every_fifty_epochs(epochs, every, make):
     assert make(f"nnUNetTrainerLoGVMamba_{epochs}epochs").save_every == every

@@ -92,6 +92,10 @@ def run(args: argparse.Namespace) -> int:
         manager = library.PlansManager(plans).get_configuration(name)
         lineage = "Swin" if manager.network_arch_class_name == library.SWIN_CLASS_NAME else ""
         print(f"nnUNetv2_train {args.dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{lineage}{plans_option}")
+        settings = manager.configuration.get(library.TRAINING_KEY, {})
+        words, lacking = library.foreground_in_words(manager.batch_size, settings)
+        if lacking or args.batch_size is not None:
+            print(f"{'ATTENTION' if lacking else 'note'}: {name}: {words}")
     if knobs.get("seg_heads") == "last":
         print("seg_heads=last has no deep supervision: the stock trainer for it is nnUNetTrainerNoDeepSupervision")
     return 0

@@ -1,0 +1,108 @@
+"""Reads nnU-Net's ``dataset.json``; nothing else in the package looks at labels or channels in it.
+
+It takes what nnU-Net takes: a label is whatever ``int()`` makes a whole number of without loss, 1, 1.0 or "1".
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cases import CaseError
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What there is to score: values per name, and the value whose voxels are not scored, if there is one."""
+
+    values: dict[str, tuple[int, ...]]
+    ignored: int | None = None
+    source: str = ""
+    dataset_name: str = ""
+
+    @property
+    def names(self) -> dict[tuple[int, ...], str]:
+        """Names of labels and regions by the values they consist of."""
+        return {values: name for name, values in self.values.items()}
+
+    def name_of(self, key: str) -> str:
+        """Name of a label or region that nnU-Net's ``summary.json`` calls ``1`` or ``(1, 2)``; others are names.
+
+        nnU-Net copies regions as they are written, so that ``(1.0, 2.0)`` and ``('1', '2')`` are such keys, too.
+        """
+        try:
+            written = ast.literal_eval(key) if key.startswith("(") else (key.removesuffix(".0"),)
+            values = tuple(map(whole_number, written))
+        except (ValueError, TypeError, SyntaxError):
+            return key
+        return self.names.get(values, key)
+
+
+def whole_number(value: object) -> int:
+    """Give ``int(value)``, as nnU-Net does with labels.
+
+    Raises:
+        ValueError: If there is no such number, or it is another one, as with 1.5.
+    """
+    try:
+        number = int(value)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(value, str) and number != value:
+        raise ValueError(f"{value!r} is not whole")
+    return number
+
+
+def read_dataset_json(path: Path) -> Labels:
+    """Read labels, regions and the ignored label out of nnU-Net's ``dataset.json``; background is not scored.
+
+    Raises:
+        CaseError: If the file cannot be read or its labels are not nnU-Net's.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CaseError(f"{path} cannot be read as JSON: {error}") from error
+    return labels_of(content, str(path))
+
+
+def labels_of(content: object, source: str) -> Labels:
+    """Take labels, regions and the ignored label from the content of a ``dataset.json``; ``source`` is its name.
+
+    Raises:
+        CaseError: If its labels are not nnU-Net's.
+    """
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict) or not labels:
+        raise CaseError(f"{source} has no 'labels' as nnU-Net's dataset.json has")
+    values: dict[str, tuple[int, ...]] = {}
+    for name, value in labels.items():
+        if name == "ignore" and value is None:  # as if it were not there
+            continue
+        several = value if isinstance(value, (list, tuple)) and name != "ignore" else [value]
+        try:
+            values[name] = tuple(map(whole_number, several))
+        except ValueError:
+            values[name] = ()
+        if not values[name]:
+            words = "a whole number" if name == "ignore" else "a whole number or a list of them"
+            raise CaseError(f"{source}: the label '{name}' must be {words}, not {value!r}")
+    ignored = values.pop("ignore", (None,))[0]
+    values = {name: value for name, value in values.items() if set(value) != {0}}
+    if not values:
+        raise CaseError(f"{source} has no label but the background")
+    return Labels(values, ignored, source, str(content.get("name", "")))
+
+
+def channels_of(content: dict, source: str) -> tuple[str, ...]:
+    """Take the names of the channels, in the order of the files, from the content of a ``dataset.json``.
+
+    Raises:
+        CaseError: If it names them in another way than nnU-Net's; it may name none.
+    """
+    channels = content.get("modality", content.get("channel_names", {}))  # the order in which nnU-Net looks
+    if not isinstance(channels, dict):
+        raise CaseError(f'{source}: \'channel_names\' must be a table such as {{"0": "T1"}}, not {channels!r:.40}')
+    return tuple(map(str, channels.values()))
