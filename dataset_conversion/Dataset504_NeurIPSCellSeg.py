@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from scipy import ndimage
-from skimage import exposure, morphology, segmentation
+from skimage import exposure
 
 from dataset_conversion import command_line, common, label_values, pictures, sources, splitting, staging
 from dataset_conversion.cases import SHOWN, Case, ConversionError, Description, Facts, Skipped
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
-MIN_INTERIOR_PIXELS = 16
 PERCENTILES = (1, 99)
 FLAT_RANGE = 0.001
 CASES_TABLE = "cases.csv"
@@ -126,11 +125,7 @@ def rescale(picture: np.ndarray) -> np.ndarray:
 
 
 def three_classes(instances: np.ndarray) -> np.ndarray:
-    """Interior (1) and boundary (2) of instances, 0 elsewhere.
-
-    The boundary is the outermost ring of pixels of every instance, widened by one pixel to both sides, background
-    included; the interior is the remaining foreground without pieces below 16 pixels. Touching instances are kept
-    apart by the boundary.
+    """Interior (1) and boundary (2) of instances, 0 elsewhere, by ``nnunet_logvmamba.evaluation.instances``.
 
     Args:
         instances: (height, width), whole numbers, 0 background.
@@ -138,12 +133,9 @@ def three_classes(instances: np.ndarray) -> np.ndarray:
     Returns:
         Same shape, uint8.
     """
-    boundary = segmentation.find_boundaries(instances, mode="inner")
-    boundary = ndimage.binary_dilation(boundary, morphology.disk(1))
-    pieces, _ = ndimage.label((instances > 0) & ~boundary)
-    sizes = np.bincount(pieces.ravel())
-    interior = (sizes[pieces] >= MIN_INTERIOR_PIXELS) & (pieces > 0)
-    return np.where(boundary, BOUNDARY, np.where(interior, INTERIOR, BACKGROUND)).astype(np.uint8)
+    from nnunet_logvmamba.evaluation.instances import to_classes
+
+    return to_classes(instances)
 
 
 def read_instances(path: Path, case: str) -> np.ndarray:
@@ -420,9 +412,7 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
 
 
 def find_instances(classes: np.ndarray, grow_pixels: int = DEFAULT_GROW_PIXELS) -> np.ndarray:
-    """Instances from the three classes: connected pieces of interior, grown back over the boundary.
-
-    Pieces below 16 pixels are dropped. Growing never merges two instances.
+    """Instances from the three classes, as ``logvmamba instances`` recovers them by default.
 
     Args:
         classes: (height, width), 0 background, 1 interior, 2 boundary.
@@ -431,12 +421,10 @@ def find_instances(classes: np.ndarray, grow_pixels: int = DEFAULT_GROW_PIXELS) 
     Returns:
         Same shape, uint16, or int32 where 16 bits do not suffice; numbered from 1.
     """
-    pieces, _ = ndimage.label(classes == INTERIOR)
-    sizes = np.bincount(pieces.ravel())
-    pieces[sizes[pieces] < MIN_INTERIOR_PIXELS] = 0
-    instances, _, _ = segmentation.relabel_sequential(pieces)
-    grown = segmentation.expand_labels(instances, grow_pixels) if grow_pixels else instances
-    return grown.astype(np.uint16 if grown.max(initial=0) <= np.iinfo(np.uint16).max else np.int32)
+    from nnunet_logvmamba.evaluation.instances import recover_instances
+
+    instances = recover_instances(classes, grow=grow_pixels)
+    return instances.astype(np.uint16 if instances.max(initial=0) <= np.iinfo(np.uint16).max else np.int32)
 
 
 @dataclass(frozen=True)
@@ -452,8 +440,10 @@ class Instances:
 
     def write(self, case: Case, target: Path) -> None:
         """Write the instance map as TIFF."""
+        from nnunet_logvmamba.evaluation.instances import MIN_INTERIOR
+
         instances = find_instances(self._read(case), self.grow_pixels)
-        text = f"interior pieces of at least {MIN_INTERIOR_PIXELS} pixels, grown by {self.grow_pixels}"
+        text = f"interior pieces of at least {MIN_INTERIOR} pixels, grown by {self.grow_pixels}"
         with staging.writing(target, case.name):
             tifffile.imwrite(target, instances, compression="zlib", description=text, metadata=None, software=False)
 

@@ -55,9 +55,14 @@ def test_triton_is_imported_by_the_triton_files_alone():
             assert "triton" not in set(imported_parts(path)), f"{path} imports triton"
 
 
-def test_converters_know_nothing_of_the_package():
+def test_converters_know_nothing_of_the_package_but_what_a_cell_is():
+    """That has one definition, and it is light: the exception is this module for the converter of cells."""
+    exception = "Dataset504_NeurIPSCellSeg.py", f"{PACKAGE.name}.evaluation.instances"
     for path in files(ROOT / "dataset_conversion"):
-        assert PACKAGE.name not in path.read_text(encoding="utf-8"), f"{path} mentions the package"
+        text = path.read_text(encoding="utf-8")
+        if path.name == exception[0]:
+            text = text.replace(exception[1], "")
+        assert PACKAGE.name not in text, f"{path} mentions the package"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +73,7 @@ def test_converters_know_nothing_of_the_package():
         ("nnunet_logvmamba.plugin.cli", {"torch", "numpy", "nnunetv2"}),
         ("nnunet_logvmamba.networks", {"nnunetv2", "numba", "triton", "mamba_ssm"}),
         ("nnunet_logvmamba.evaluation.overlap", {"nnunetv2", "torchvision"}),
-        ("nnunet_logvmamba.evaluation.instances", {"torch", "monai", "nnunetv2"}),
+        ("nnunet_logvmamba.evaluation.instances", {"torch", "monai", "nnunetv2", "scipy.optimize", "SimpleITK"}),
         ("nnunet_logvmamba.evaluation.cells", {"torch", "monai", "nnunetv2"}),
         ("nnunet_logvmamba.evaluation.folders", {"torch", "monai", "nnunetv2"}),
         ("nnunet_logvmamba.evaluation.report", {"torch", "monai", "nnunetv2"}),

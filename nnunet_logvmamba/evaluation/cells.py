@@ -10,7 +10,7 @@ import numpy as np
 
 from .cases import CaseError, check_same_grid, read_labels
 from .folders import INSTANCES
-from .instances import recover_instances
+from .instances import MIN_INTERIOR, recover_instances
 from .report import describe
 from .scoring import INSTANCE_METRICS, instance_definitions, instance_scores, semantic_scores
 
@@ -34,7 +34,7 @@ class CellSettings:
     """
 
     grow: float = 2
-    min_size: int = 16
+    min_size: int = MIN_INTERIOR
     fill_holes: bool = False
     watershed: bool = False
     iou: float = 0.5

@@ -1,4 +1,8 @@
-"""Instances of cells: out of three-class predictions, and matched with the truth one to one."""
+"""Instances of cells: out of three-class predictions, and matched with the truth one to one.
+
+This is the one definition of a cell's classes and of the instances in them; the converter of cells takes it from here.
+So importing it is quick, and what only matching needs is imported late.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from .overlap import check_same_shape
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
 """Classes of a three-class prediction."""
+
+MIN_INTERIOR = 16
+"""Pixels of the smallest piece of interior that counts, while classes are made and while instances are recovered."""
 
 AVERAGE_PRECISION_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """0.50, 0.55, ... 0.95: what average precision is averaged over."""
@@ -24,7 +28,8 @@ def to_classes(instances: np.ndarray) -> np.ndarray:
     """Turn an instance map into the three classes that a network is trained on.
 
     The inner boundary of every instance, widened by one pixel to all sides (the background's too), is ``BOUNDARY``.
-    What is left of the foreground is ``INTERIOR``, but for pieces under 16 pixels, which become background.
+    What is left of the foreground is ``INTERIOR``, but for pieces under 16 pixels (connected across corners too), which
+    become background.
 
     Args:
         instances: Integer map, 0 background, (height, width).
@@ -36,14 +41,19 @@ def to_classes(instances: np.ndarray) -> np.ndarray:
     from skimage.segmentation import find_boundaries
 
     boundary = ndimage.binary_dilation(find_boundaries(instances, mode="inner"), disk(1))
-    interior = _without_small_pieces(_label((instances > 0) & ~boundary), 16) > 0
+    interior = _without_small_pieces(_label((instances > 0) & ~boundary), MIN_INTERIOR) > 0
     classes = interior.astype(np.uint8) * INTERIOR
     classes[boundary] = BOUNDARY
     return classes
 
 
 def recover_instances(
-    classes: np.ndarray, *, grow: float = 2, min_size: int = 16, fill_holes: bool = False, watershed: bool = False
+    classes: np.ndarray,
+    *,
+    grow: float = 2,
+    min_size: int = MIN_INTERIOR,
+    fill_holes: bool = False,
+    watershed: bool = False,
 ) -> np.ndarray:
     """Give the instances of a three-class prediction: connected pieces of its interior, grown back.
 
@@ -165,6 +175,8 @@ def match(table: Overlaps, threshold: float = 0.5) -> list[tuple[int, int]]:
     Raises:
         ValueError: If the threshold is not above 0 and at most 1.
     """
+    from scipy.optimize import linear_sum_assignment
+
     if not 0 < threshold <= 1:
         raise ValueError(f"the IoU of a match must be above 0 and at most 1, not {threshold}")
     good = table.iou >= threshold
@@ -193,6 +205,9 @@ def _components(
     rows: np.ndarray, columns: np.ndarray, iou: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Split pairs into groups that share no instance, so that each assignment stays small."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     if not len(rows):
         return
     offset = int(rows.max()) + 1
