@@ -11,8 +11,9 @@ import numpy as np
 from .cases import CaseError, check_same_grid, read_labels
 from .folders import INSTANCES
 from .instances import MIN_INTERIOR, recover_instances
+from .metrics import INSTANCE_METRICS
 from .report import describe
-from .scoring import INSTANCE_METRICS, instance_definitions, instance_scores, semantic_scores
+from .scoring import instance_definitions, instance_scores, semantic_scores
 
 LABEL_SUFFIXES = ("_label",)
 """Of the names of instance maps, not part of the case."""

@@ -12,10 +12,11 @@ import numpy as np
 
 from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels
 from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
+from .metrics import INSTANCE_METRICS, title_of
 from .parallel import map_cases
 from .policies import BRATS_HD95_MM, BRATS_SHAPE, POLICIES
 from .report import as_text_table, describe, staged_files, write_csv, write_json
-from .scoring import COUNTS, INSTANCE_METRICS, Settings, definitions, score_instances, score_masks
+from .scoring import COUNTS, Settings, definitions, score_instances, score_masks
 from .tolerances import Tolerance, tolerance_of
 
 SCORES, SUMMARY, TABLE = "scores.csv", "scores.json", "scores.txt"
@@ -327,7 +328,8 @@ def as_text(summary: dict) -> str:
     """Lay the summary out for reading: means, standard deviations and case counts, and how they came about."""
     columns = list(summary["metrics"])
     units = {column: summary["metrics"][column]["unit"] for column in columns}
-    header = ["label", *(column if units[column] == "1" else f"{column} [{units[column]}]" for column in columns)]
+    shown = {column: "" if unit == "1" else f" [{unit}]" for column, unit in units.items()}
+    header = ["label", *(title_of(column) + shown[column] for column in columns)]
     rows = [[name, *(_mean_cell(scores[column]) for column in columns)] for name, scores in summary["mean"].items()]
     if len(rows) > 1:
         rows.append([f"all, {summary['average']['name']}", *(_mean_cell(summary["overall"][c]) for c in columns)])
@@ -342,7 +344,7 @@ def as_text(summary: dict) -> str:
         for name, kinds in summary["empty_masks"].items()
         if any(kinds.values())
     ]
-    lines += [f"{column}: {text['definition']}" for column, text in summary["metrics"].items()]
+    lines += [f"{title_of(column)}: {text['definition']}" for column, text in summary["metrics"].items()]
     lines += [
         f"tolerance of {name}: {one['value']:g} {one['unit']} ({one['source']})"
         for name, one in summary["tolerances"].items()

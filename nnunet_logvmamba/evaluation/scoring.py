@@ -11,14 +11,9 @@ from scipy import ndimage
 
 from .instances import AVERAGE_PRECISION_THRESHOLDS, INTERIOR, average_precision, count_matches
 from .lesions import count_lesions
+from .metrics import INSTANCE_METRICS, MASK_METRICS, metric_name
 from .overlap import check_same_shape, dice, iou, volume_difference
 from .policies import DEFAULT_POLICY, POLICIES
-
-MASK_METRICS = ("dice", "iou", "hd95", "nsd", "nsd_umamba", "volume_difference", "lesions")
-"""Scores of two masks: a label or a region of the truth and of the prediction."""
-
-INSTANCE_METRICS = ("f1", "object_iou", "average_precision")
-"""Scores of two instance maps."""
 
 DEFAULT_METRICS = ("dice", "iou", "hd95", "nsd")
 DEFAULT_INSTANCE_METRICS = (*INSTANCE_METRICS, "dice", "iou", "nsd")
@@ -36,13 +31,16 @@ class Settings:
     """How to score.
 
     Attributes:
-        metrics: Names out of ``MASK_METRICS``, and ``INSTANCE_METRICS`` for instance maps.
+        metrics: Names out of ``MASK_METRICS``, and ``INSTANCE_METRICS`` for instance maps; in any capitalisation.
         policy: Name of a policy for empty masks.
         joining: ``joined`` or ``max``, for HD95.
         tolerances: Tolerance of NSD per label, in the unit of the spacing.
         iou: Least IoU of two instances that match.
         border: Instances so near to the border are removed first, in pixels.
         tile: Match instances in squares of this size, None for whole images.
+
+    Raises:
+        ValueError: If there is no such metric.
     """
 
     metrics: tuple[str, ...] = DEFAULT_METRICS
@@ -52,6 +50,9 @@ class Settings:
     iou: float = 0.5
     border: int = 2
     tile: int | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "metrics", tuple(dict.fromkeys(map(metric_name, self.metrics))))
 
     def columns(self) -> list[str]:
         """Give the columns of the scores: one per metric, but for lesions, which have three, and matches behind F1."""

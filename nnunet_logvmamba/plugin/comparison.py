@@ -321,7 +321,9 @@ def _listed(folds: dict[str, Run]) -> str:
 
 def _metrics(runs: Sequence[Run], wanted: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
     everywhere = [metric for metric in HIGHER_IS_BETTER if all(metric in run.scores for run in runs)]
-    for metric in wanted or ():
+    known = {title.lower(): title for title in HIGHER_IS_BETTER}
+    wanted = tuple(dict.fromkeys(known.get(metric.lower(), metric) for metric in wanted or ()))
+    for metric in wanted:
         if metric not in everywhere:
             lacking = [run.name for run in runs if metric not in run.scores]
             if metric not in HIGHER_IS_BETTER or len(lacking) == len(runs):

@@ -12,20 +12,14 @@ from pathlib import Path
 from nnunet_logvmamba.evaluation.cases import CaseError
 from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
 from nnunet_logvmamba.evaluation.folders import INSTANCES
+from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, METRICS, title_of
 from nnunet_logvmamba.plugin.errors import UserError
 
 SUMMARY = "summary.json"
 HIGHER_IS_BETTER = {
-    "Dice": True,
-    "IoU": True,
-    "NSD": True,
-    "nsd_umamba": True,
-    "HD95": False,
-    "F1": True,
-    "object_iou": True,
-    "average_precision": True,
+    metric.title: metric.higher_is_better for metric in METRICS.values() if metric.higher_is_better is not None
 }
-"""Metrics that can be compared, and which way is better."""
+"""Titles of the metrics that can be compared, and which way is better."""
 
 USUAL_METRICS = ("Dice", "NSD", "HD95", "F1", "object_iou")
 """Those of the tables where nobody chooses, in their order."""
@@ -33,19 +27,15 @@ USUAL_METRICS = ("Dice", "NSD", "HD95", "F1", "object_iou")
 
 @dataclass(frozen=True)
 class Source:
-    """A file of ours in the folder ``validation``: its metrics by their names in it, and what they are called."""
+    """A file of ours in the folder ``validation``: titles of the metrics in it, by their names there."""
 
     kind: str
     file: str
     metrics: Mapping[str, str]
 
 
-SURFACE = Source("surface", "surface.json", {"hd95": "HD95", "nsd": "NSD", "nsd_umamba": "nsd_umamba"})
-INSTANCE = Source(
-    "instance",
-    "instances.json",
-    {"f1": "F1", "object_iou": "object_iou", "average_precision": "average_precision"},
-)
+SURFACE = Source("surface", "surface.json", {name: title_of(name) for name in ("hd95", "nsd", "nsd_umamba")})
+INSTANCE = Source("instance", "instances.json", {name: title_of(name) for name in INSTANCE_METRICS})
 SOURCES = (SURFACE, INSTANCE)
 
 

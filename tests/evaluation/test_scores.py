@@ -9,6 +9,7 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy.ndimage import gaussian_filter
 
 from nnunet_logvmamba.evaluation.lesions import LesionCounts, count_lesions
+from nnunet_logvmamba.evaluation.metrics import METRICS
 from nnunet_logvmamba.evaluation.overlap import dice, iou, volume_difference
 from nnunet_logvmamba.evaluation.policies import POLICIES, policy_for
 from nnunet_logvmamba.evaluation.scoring import (
@@ -266,3 +267,15 @@ def test_every_metric_has_a_definition_with_a_unit():
         assert "larger of the two" in texts["hd95"]["definition"]
         assert "IoU >= 0.4" in texts["f1"]["definition"]
         assert "border" not in texts["f1"]["definition"]
+
+
+def test_settings_know_a_metric_in_any_capitalisation_and_no_other():
+    assert Settings(metrics=("Dice", "HD95", "dice")).metrics == ("dice", "hd95")
+    with pytest.raises(ValueError, match="there is no metric 'dise'; there are Dice, IoU, HD95"):
+        Settings(metrics=("dise",))
+
+
+def test_a_metric_has_one_name_and_title():
+    for name, metric in METRICS.items():
+        assert (metric.name, metric.title.lower()) == (name, name)
+    assert tuple(METRICS) == MASK_METRICS + INSTANCE_METRICS

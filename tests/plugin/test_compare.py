@@ -734,6 +734,13 @@ def test_folders_without_results_are_refused(tmp_path):
     assert "has no validation/summary.json, nor has any other fold" in refused(tmp_path)
 
 
+@pytest.mark.parametrize("words", [("dice", "NSD_umamba"), ("DICE", "nsd_umamba", "Dice"), ("Dice", "nsd_UMAMBA")])
+def test_metrics_are_known_in_any_capitalisation(words, results):
+    for trainer in (LOG, VSS):
+        write_run(results, model(trainer), 0, {"a": [0.9, 0.8]}, surface={"a": [{"nsd_umamba": 0.5}] * 2})
+    assert comparison.compare([results], metrics=words).metrics == ("Dice", "nsd_umamba")
+
+
 def test_wishes_that_cannot_be_met_are_refused(results):
     for trainer in (LOG, VSS):
         write_run(results, model(trainer), 0, {"a": [0.9, 0.8]})

@@ -515,6 +515,21 @@ def test_options_that_do_not_fit_are_refused(volumes, words, capsys):
     assert any(word.removeprefix("--").partition("=")[0].split("_")[0] in error for word in words), error
 
 
+def test_metrics_are_known_in_any_capitalisation_and_shown_in_one(volumes, capsys):
+    tables = []
+    for words in (("dice", "hd95"), ("Dice", "HD95"), ("DICE", "hD95", "dice")):
+        out = volumes / f"out{len(tables)}"
+        assert run(volumes / "predictions", volumes / "labelsTr", "--metrics", *words, "--output", out) == 0
+        tables.append((out / "scores.txt").read_text())
+        assert list(read_rows(out)[0]) == ["case", "label", "dice", "hd95"]
+    assert len(set(tables)) == 1
+    assert tables[0].splitlines()[0].split() == ["label", "Dice", "HD95", "[mm]"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(volumes / "predictions", volumes / "labelsTr", "--metrics", "dise")
+    assert "there is no metric 'dise'; there are Dice, IoU, HD95, NSD, nsd_umamba, " in capsys.readouterr().err
+
+
 def test_an_error_in_a_process_ends_the_whole_run(volumes, capsys):
     strange_label(volumes)
     words = ["evaluate", volumes / "predictions", volumes / "labelsTr", "--jobs", 2, "--output", volumes / "out"]

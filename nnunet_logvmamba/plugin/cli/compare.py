@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, MASK_METRICS, METRICS, titles
 from nnunet_logvmamba.plugin.errors import UserError
 
 FORMATS = ("markdown", "latex", "csv")
@@ -31,9 +32,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--metrics",
         nargs="+",
-        metavar="NAME",
-        help="among Dice, IoU, NSD, HD95, nsd_umamba and, for cells, F1, object_iou, average_precision; default: Dice, "
-        "and NSD, HD95, F1 and object_iou where every run has them",
+        metavar="METRIC",
+        help=f"out of {titles(name for name in MASK_METRICS if METRICS[name].higher_is_better is not None)} and, for "
+        f"cells, {titles(INSTANCE_METRICS)}, in any capitalisation; default: Dice, and NSD, HD95, F1 and object_iou "
+        "where every run has them",
     )
     parser.add_argument("--folds", nargs="+", metavar="FOLD", help="default: all that are finished")
     parser.add_argument("--against", metavar="METHOD", help="test only pairs with this method; default: all pairs")

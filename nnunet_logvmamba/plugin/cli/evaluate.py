@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_logvmamba.plugin.cli.options import above_zero, add_scoring, add_working, at_least
+from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, title_of, titles
+from nnunet_logvmamba.evaluation.metrics import MASK_METRICS as METRICS
+from nnunet_logvmamba.plugin.cli.options import above_zero, add_scoring, add_working, at_least, metric
 from nnunet_logvmamba.plugin.errors import UserError
 
 # What is in evaluation/, named again because importing it would make every command slow; a test compares.
-METRICS = ("dice", "iou", "hd95", "nsd", "nsd_umamba", "volume_difference", "lesions")
-INSTANCE_METRICS = ("f1", "object_iou", "average_precision")
 POLICIES = ("brats", "nnunet", "umamba", "paper", "segmamba")
 AVERAGES = ("class-first", "frame-first")
 
@@ -37,10 +37,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--metrics",
         nargs="+",
-        choices=METRICS + INSTANCE_METRICS,
+        type=metric(METRICS + INSTANCE_METRICS),
         metavar="METRIC",
-        help=f"out of {', '.join(METRICS)} (default: dice iou hd95 nsd), and with --instances also "
-        f"{', '.join(INSTANCE_METRICS)}",
+        help=f"out of {titles(METRICS)} (default: Dice IoU HD95 NSD), and with --instances also "
+        f"{titles(INSTANCE_METRICS)}; in any capitalisation",
     )
     parser.add_argument(
         "--policy",
@@ -63,7 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--tolerance",
         nargs="+",
         metavar="VALUE",
-        help="of nsd, in mm or pixels: one for all, or as LABEL=VALUE (default: the published one of the structure, "
+        help="of NSD, in mm or pixels: one for all, or as LABEL=VALUE (default: the published one of the structure, "
         "else 2)",
     )
     parser.add_argument(
@@ -108,7 +108,8 @@ def _run(args: argparse.Namespace) -> int:
     metrics = tuple(dict.fromkeys(args.metrics or (DEFAULT_INSTANCE_METRICS if args.instances else DEFAULT_METRICS)))
     of_instances = [metric for metric in metrics if metric in INSTANCE_METRICS]
     if of_instances and not args.instances:
-        raise UserError(f"{of_instances[0]} is a score of instance maps: if the files are, add --instances")
+        title = title_of(of_instances[0])
+        raise UserError(f"--metrics {title} is a score of instance maps: if the files are, add --instances")
     if args.instances and args.dataset_json is not None:
         raise UserError("--instances takes no --dataset-json: instance maps have no labels")
     tolerances = _tolerances(args.tolerance)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_logvmamba.evaluation.metrics import title_of
 from nnunet_logvmamba.plugin.cli.options import add_scoring, add_working, at_least
 from nnunet_logvmamba.plugin.errors import UserError
 
@@ -157,7 +158,8 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
     write_csv(folder / SCORES, rows, list(rows[0]))
     write_json(folder / SUMMARY, {**summary, "cases_not_scored": unscored})
     table = [
-        [name, one["mean"], one["std"], one["cases"], one["cases_left_out"]] for name, one in summary["mean"].items()
+        [title_of(name), one["mean"], one["std"], one["cases"], one["cases_left_out"]]
+        for name, one in summary["mean"].items()
     ]
     recipe = f"grow {settings.grow:g} px, IoU {settings.iou:g}"
     recipe += f", instances within {settings.border} px of the border left out"

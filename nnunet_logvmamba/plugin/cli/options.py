@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from nnunet_logvmamba.evaluation.metrics import metric_name
 
 
 def at_least(least: float, kind: type = float) -> Callable[[str], float]:
@@ -19,6 +21,18 @@ def at_least(least: float, kind: type = float) -> Callable[[str], float]:
                 f"must be a {'whole ' if kind is int else ''}number of at least {least}, not '{text}'"
             )
         return value
+
+    return parse
+
+
+def metric(names: Sequence[str]) -> Callable[[str], str]:
+    """Give a parser of the names of these metrics, in any capitalisation."""
+
+    def parse(text: str) -> str:
+        try:
+            return metric_name(text, names)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     return parse
 
