@@ -129,7 +129,7 @@ def make_parser(
             help=f"which cases train and which are held out, default {protocols[0]}",
         )
     parser.add_argument("--overwrite", action="store_true", help="replace a target that is not empty")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing, say what would happen")
     parser.add_argument(
         "--jobs",
         "-j",

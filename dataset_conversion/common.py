@@ -180,14 +180,12 @@ def write_dataset(
             f"nnUNet_raw and nnUNet_preprocessed are the same folder {nnunet_raw}; give each a folder of its own."
         )
     staging.require_apart(source, target)
-    staging.require_free_target(target, overwrite)
     results = os.environ.get("nnUNet_results")  # noqa: SIM112 - nnU-Net's name; it need not be set here
     trained = Path(results) if results else None
     require_free_id(name, (target.parent, splits_file.parents[1] if splits_file else None, trained))
     for written in (target, splits_file) if splits_file else (target,):
         staging.require_outside(source, written)
-        if not dry_run:
-            staging.require_writable(written)
+        staging.require_writable(written, dry_run=dry_run)
     everything = [*cases, *test_cases]
     _require_unique(everything)
     by_name = {case.name: case for case in cases}
@@ -196,12 +194,17 @@ def write_dataset(
             by_name, lambda case: by_name[case].group or case, lambda case: by_name[case].stratum
         )
     splitting.require_groups_apart(splits, cases, test_cases)
-    if splits_file and splits_file.is_dir():
-        raise ConversionError(f"{splits_file} is a folder, where nnU-Net reads a file; move it away.")
     splits_text = json.dumps(splits, indent=2) + "\n"
-    if splits_file and not overwrite and splits_file.exists() and splits_file.read_bytes() != splits_text.encode():
-        raise ConversionError(f"{splits_file} holds other splits; use --overwrite to replace it.")
 
+    def require_free_targets() -> None:
+        staging.require_free_target(target, overwrite)
+        if splits_file and splits_file.is_dir():
+            raise ConversionError(f"{splits_file} is a folder, where nnU-Net reads a file; move it away.")
+        if splits_file and not overwrite and splits_file.exists() and splits_file.read_bytes() != splits_text.encode():
+            raise ConversionError(f"{splits_file} holds other splits; use --overwrite to replace it.")
+
+    if not dry_run:
+        require_free_targets()
     with contextlib.ExitStack() as stack:
         each_case = stack.enter_context(workers(jobs))
         facts = check_cases(everything, layout, each_case)
@@ -220,7 +223,10 @@ def write_dataset(
         )
         reporting.print_report(report, layout)
         if dry_run:
-            print("  dry run: everything is in order, nothing was written")
+            print("  dry run: the cases are in order, nothing was written")
+            require_free_targets()  # so late, because a dry run says what is wrong with the cases all the same
+            for written in (target, splits_file) if splits_file else (target,):
+                print(f"  {staging.foretold(written)}")
             return target
         publish_splits = lambda: None  # noqa: E731
         if splits_file:
@@ -324,13 +330,15 @@ def _fill(
     target = Path(target)
     what, verb, done = words
     staging.require_apart(source, target)
-    staging.require_free_target(target, overwrite)
+    staging.require_writable(target, dry_run=dry_run)
     if not dry_run:
-        staging.require_writable(target)
+        staging.require_free_target(target, overwrite)
     with workers(jobs) as each_case:
         check_cases(cases, layout, each_case)
         if dry_run:
             print(f"dry run: {len(cases)} {what} are in order, nothing was written")
+            staging.require_free_target(target, overwrite)
+            print(staging.foretold(target))
             return target
         with staging.staged_folder(target, overwrite=overwrite) as folder:
             for _ in each_case(functools.partial(write, layout, folder), cases, verb):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import re
 import secrets
 import shutil
@@ -19,6 +20,14 @@ def require_free_target(target: Path, overwrite: bool) -> None:
         raise ConversionError(f"Target {target} is a file; move it away or choose another target.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise ConversionError(f"Target folder {target} is not empty; use --overwrite to replace it.")
+
+
+def foretold(target: Path) -> str:
+    """What a run would do with a target that it may write, in words."""
+    if target.is_dir() and any(target.iterdir()):
+        count = sum(path.is_file() for path in target.rglob("*"))
+        return f"would replace {target} and the {count} file(s) in it"
+    return f"would {'replace' if target.is_file() else 'write'} {target}"
 
 
 def require_apart(source: Path, target: Path) -> None:
@@ -42,15 +51,21 @@ def require_outside(source: Path, target: Path) -> None:
         )
 
 
-def require_writable(target: Path) -> None:
+def require_writable(target: Path, *, dry_run: bool = False) -> None:
     """Raise a ConversionError unless something can be written beside ``target``, or in what exists of the path to it.
 
-    What a user may do is only known once it was tried: an empty folder is made and removed.
+    What a user may do is only known once it was tried: an empty folder is made and removed. A dry run, which may not
+    touch anything, asks the system instead.
     """
     folder = Path(target).resolve().parent
     while not folder.exists():
         folder = folder.parent
     with writing(folder):
+        if dry_run:
+            if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+                number = errno.EACCES if folder.is_dir() else errno.ENOTDIR
+                raise OSError(number, os.strerror(number))
+            return
         tempfile.TemporaryDirectory(prefix=".writable-", dir=folder).cleanup()
 
 

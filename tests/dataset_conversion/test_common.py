@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import os
 import pty
+import shutil
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 
 from dataset_conversion import Dataset501_BraTS2020 as brats
 from dataset_conversion import Dataset502_ACDC as acdc
@@ -238,3 +240,121 @@ def test_old_splits_that_are_no_text_are_replaced_only_when_told(hearts, tmp_pat
         acdc.convert(hearts, tmp_path / "raw", tmp_path / "pre")
     acdc.convert(hearts, tmp_path / "raw", tmp_path / "pre", overwrite=True)
     assert splits.read_bytes().startswith(b"[")
+
+
+# Dry runs over targets that are there, and ids
+
+
+@pytest.fixture(scope="module")
+def pictures_of_cells(tmp_path_factory):
+    return phantoms.write_cells(tmp_path_factory.mktemp("cells") / "source", 3, edge=48).parent
+
+
+@pytest.fixture
+def targets(tmp_path, monkeypatch):
+    """Folders of nnU-Net below the test's own, as the commands find them."""
+    folders = {name: tmp_path / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for name, folder in folders.items():
+        monkeypatch.setenv(name, str(folder))
+    return folders
+
+
+def same_code(main, words, capsys):
+    """Exit code and output of a dry run, after making sure that it changes nothing and that the real run ends alike."""
+    dry = main([*words, "--dry-run", "--jobs", "1"])
+    said = capsys.readouterr()
+    assert main([*words, "--jobs", "1"]) == dry
+    capsys.readouterr()
+    return dry, said.out, said.err
+
+
+def test_a_dry_run_over_a_data_set_says_what_the_real_run_would_do(pictures_of_cells, targets, capsys, fingerprint):
+    source, target = str(pictures_of_cells), targets["nnUNet_raw"] / "Dataset504_NeurIPSCellSeg"
+    splits = targets["nnUNet_preprocessed"] / target.name / "splits_final.json"
+    code, out, _ = same_code(cells.main, [source], capsys)
+    assert code == 0
+    assert f"would write {target}" in out
+    assert f"would write {splits}" in out
+    before = fingerprint(targets["nnUNet_raw"].parent)
+    code, out, err = same_code(cells.main, [source], capsys)
+    assert code == 2
+    assert "3 labelled case(s)" in out
+    assert "the cases are in order" in out
+    assert err == f"error: Target folder {target} is not empty; use --overwrite to replace it.\n"
+    assert cells.main([source, "--overwrite", "--dry-run", "--jobs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"would replace {target} and the {sum(path.is_file() for path in target.rglob('*'))} file(s) in it" in out
+    assert f"would replace {splits}" in out
+    assert fingerprint(targets["nnUNet_raw"].parent) == before
+
+
+def test_a_dry_run_says_that_other_splits_are_there(pictures_of_cells, targets, capsys):
+    splits = targets["nnUNet_preprocessed"] / "Dataset504_NeurIPSCellSeg" / "splits_final.json"
+    splits.parent.mkdir(parents=True)
+    splits.write_text("[]")
+    code, _, err = same_code(cells.main, [str(pictures_of_cells)], capsys)
+    assert (code, err) == (2, f"error: {splits} holds other splits; use --overwrite to replace it.\n")
+    assert splits.read_text() == "[]"
+
+
+def test_a_dry_run_tells_of_bad_cases_although_the_target_is_there(pictures_of_cells, targets, tmp_path, capsys):
+    source = shutil.copytree(pictures_of_cells, tmp_path / "spoilt")
+    (targets["nnUNet_raw"] / "Dataset504_NeurIPSCellSeg" / "old").mkdir(parents=True)
+    label = next(source.rglob("*_label.tiff"))
+    label.write_bytes(b"")
+    code, _, err = same_code(cells.main, [str(source)], capsys)
+    assert code == 2
+    assert label.name in err
+
+
+@pytest.mark.parametrize("option", ["--images-only", "--restore"])
+def test_a_dry_run_over_a_folder_says_what_the_real_run_would_do(option, pictures_of_cells, tmp_path, capsys):
+    given, out = pictures_of_cells / "Training-labeled", tmp_path / "out"
+    if option == "--restore":
+        cells.convert(pictures_of_cells, tmp_path / "raw", None)
+        given = tmp_path / "raw" / "Dataset504_NeurIPSCellSeg" / "labelsTr"
+        capsys.readouterr()
+    code, said, _ = same_code(cells.main, [option, str(given), str(out)], capsys)
+    assert (code, f"would write {out}" in said) == (0, True)
+    code, said, err = same_code(cells.main, [option, str(given), str(out)], capsys)
+    assert (code, err) == (2, f"error: Target folder {out} is not empty; use --overwrite to replace it.\n")
+    assert cells.main([option, str(given), str(out), "--overwrite", "--dry-run", "--jobs", "1"]) == 0
+    assert f"would replace {out} and the 3 file(s) in it" in capsys.readouterr().out
+
+
+def test_a_dry_run_below_a_file_is_refused_as_the_real_run_is(pictures_of_cells, targets, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = ["--images-only", str(pictures_of_cells / "Training-labeled"), str(tmp_path / "file" / "out")]
+    code, _, err = same_code(cells.main, words, capsys)
+    assert code == 2
+    assert f"{tmp_path / 'file'} cannot be written" in err
+
+
+def test_ids_have_four_digits_if_wanted_and_nnunet_knows_them(pictures_of_cells, targets, capsys):
+    assert cells.main([str(pictures_of_cells), "-d", "1001", "--jobs", "1"]) == 0
+    assert convert_id_to_dataset_name(1001) == "Dataset1001_NeurIPSCellSeg"
+    assert (targets["nnUNet_preprocessed"] / "Dataset1001_NeurIPSCellSeg" / "splits_final.json").is_file()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cells.main([str(pictures_of_cells), "-d", "10000"])
+
+
+@pytest.mark.parametrize(
+    ("there", "number", "says"),
+    [
+        ("Dataset504_Trained", "504", "Id 504 is taken by {}; choose another one with -d."),
+        ("Dataset1001_Knee", "100", "Id 100 begins like that of {}, which nnU-Net takes for the same"),
+        ("Dataset100_Knee", "1001", "Id 1001 begins like that of {}, which nnU-Net takes for the same"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"])
+def test_an_id_that_nnunet_would_mix_up_is_refused_wherever_it_is(
+    folder, there, number, says, pictures_of_cells, targets, capsys
+):
+    (targets[folder] / there).mkdir(parents=True)
+    assert cells.main([str(pictures_of_cells), "-d", number, "--jobs", "1"]) == 2
+    assert says.format(targets[folder] / there) in capsys.readouterr().err
+    # This is what would have come of it.
+    (targets["nnUNet_raw"] / f"Dataset{number}_NeurIPSCellSeg").mkdir(parents=True)
+    with pytest.raises(RuntimeError, match="More than one dataset name found"):
+        convert_id_to_dataset_name(min(int(number), int(there[7:].split("_")[0])))
