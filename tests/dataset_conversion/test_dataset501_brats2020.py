@@ -1,16 +1,14 @@
 """The BraTS 2020 converter on generated sources, its traps, and nnU-Net's own verdict on the result."""
 
-import ast
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from dataset_conversion import Dataset501_BraTS2020 as brats
-from dataset_conversion import common, phantoms, reporting, splitting
+from dataset_conversion import phantoms, reporting, splitting
 from dataset_conversion.cases import Case, ConversionError
 
 MODULE = "dataset_conversion.Dataset501_BraTS2020"
@@ -456,11 +454,3 @@ def test_images_only_serves_prediction_of_any_scan(tmp_path, run_module, fingerp
     with pytest.raises(ConversionError, match=r"my_patient lacks my_patient_t1ce\.nii\.gz"):
         brats.convert_images(tmp_path / "validation", tmp_path / "again")
     assert not (tmp_path / "again").exists()
-
-
-def test_converters_do_not_import_the_package():
-    for path in sorted(Path(common.__file__).parent.glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(name.split(".")[0] == "nnunet_logvmamba" for name in names), path

@@ -361,6 +361,74 @@ def test_large_images_are_thinned():
     assert plane.image.shape == plane.truth.shape
 
 
+# The way to a run, and to a browser
+
+
+def test_a_folder_with_several_runs_lists_them_and_writes_nothing(tmp_path, capsys):
+    fold = cells(tmp_path)
+    other = write_run(tmp_path / "results", MODEL_2D.replace("LoGVMamba", "NoSSM"), 1, {"a": [0.5, 0.5]})
+    (fold.parent / "fold_3").mkdir()
+    results = tmp_path / "results"
+    for path in (results, fold.parents[1]):
+        assert main(["report", str(path)]) == 0
+        head, *listed = capsys.readouterr().out.splitlines()
+        assert head == "3 runs, each with a report of its own: logvmamba report RUN"
+        assert sorted(listed) == sorted([str(fold), f"{fold.parent / 'fold_3'}  (no final validation yet)", str(other)])
+    assert main(["report", str(results), "--open"]) == 2
+    assert "holds 3 runs, and a report is about one: name its folder" in capsys.readouterr().err
+    assert main(["report", str(results), "--output", str(tmp_path / "page.html")]) == 2
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_a_folder_with_one_run_is_that_run(tmp_path, capsys, monkeypatch):
+    fold = cells(tmp_path)
+    monkeypatch.chdir(fold)
+    for path in (tmp_path / "results", fold.parent, "."):
+        assert main(["report", str(path), "--cases", "0"]) == 0
+        assert capsys.readouterr().out.startswith(f"{fold / 'report.html'}: ")
+        (fold / "report.html").unlink()
+
+
+def test_the_page_opens_in_the_browser_of_the_user(tmp_path):
+    fold, seen = cells(tmp_path / "a b"), tmp_path / "seen"
+    program = tmp_path / "browser"
+    program.write_text(f'#!/bin/sh\nprintf %s "$1" > {seen}\n')
+    program.chmod(0o755)
+    words = ["logvmamba", "report", fold, "--cases", 0, "--open"]
+    run_command(words, BROWSER=f"{program} %s")
+    assert seen.read_text() == (fold / "report.html").as_uri()
+
+
+def test_a_computer_without_a_browser_is_told_where_the_page_is(tmp_path):
+    fold = cells(tmp_path)
+    nothing = {"PATH": str(tmp_path), "BROWSER": "", "DISPLAY": "", "WAYLAND_DISPLAY": ""}
+    sentence = refused(fold, "--cases", 0, "--open", **nothing)
+    assert sentence == (
+        f"logvmamba: there is no browser to show {fold / 'report.html'}: open it by hand, or copy it to a computer "
+        "with a browser"
+    )
+    assert (fold / "report.html").is_file()
+
+
+@pytest.mark.parametrize("spelled", [str, float, lambda value: f" 0{value}"])
+def test_labels_are_drawn_however_their_numbers_are_written(spelled, tmp_path):
+    fold = cells(tmp_path)
+    expected = report.build(fold, sources=report.Sources(tmp_path / "images"))
+    file = fold.parent / "dataset.json"
+    content = json.loads(file.read_text())
+    content["labels"] = {name: spelled(value) for name, value in content["labels"].items()}
+    file.write_text(json.dumps(content))
+    assert report.build(fold, sources=report.Sources(tmp_path / "images")) == expected
+    content["labels"]["ignore"] = spelled(2)
+    del content["labels"]["boundary"]
+    file.write_text(json.dumps(content))
+    page = report.build(fold, sources=report.Sources(tmp_path / "images"))
+    legend = re.search(r"<p class=legend>(.*?)</p>", page)[1]
+    assert "interior" in legend
+    assert "label 2" not in legend
+    assert "ignore" not in legend
+
+
 # What is refused
 
 
