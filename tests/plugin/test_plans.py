@@ -268,6 +268,14 @@ def test_a_batch_size_of_one_that_was_planned_is_said_too(plans_file, capsys):
     assert "ATTENTION: new: with a batch size of 1" in capsys.readouterr().out
 
 
+def test_the_printed_command_names_a_data_set_whose_number_nnunet_would_mix_up(plans_file, capsys):
+    assert command("-c", "2d", "--name", "first") == 0
+    assert "nnUNetv2_train 998 first 0" in capsys.readouterr().out
+    (plans_file.parent.parent / "Dataset9981_Other").mkdir()
+    assert command("-c", "2d", "--name", "second") == 0
+    assert f"nnUNetv2_train {small_dataset.NAME} second 0" in capsys.readouterr().out
+
+
 def rewrite(plans_file: Path, **changes: object) -> None:
     file = plans_file.parent / "dataset.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))

@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If anything does not fit; the plans file is then as it was.
     """
-    from nnunet_logvmamba.plugin import plans as library  # late, because it imports torch
+    from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets  # late, as they import torch
+
+    from nnunet_logvmamba.plugin import plans as library
 
     try:
         knobs, training = _assignments("--set", args.knobs), _assignments("--train", args.training)
@@ -87,11 +89,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from error
     library.write_plans(path, plans)
     print(f"{path}: wrote {' and '.join(names)}")
+    dataset = args.dataset
+    if dataset.isdecimal() and len(find_candidate_datasets(int(dataset))) > 1:
+        dataset = path.parent.name  # nnU-Net takes 1001 for 100, too, and refuses both by their numbers
     plans_option = "" if args.plans == "nnUNetPlans" else f" -p {args.plans}"
     for name in names:
         manager = library.PlansManager(plans).get_configuration(name)
         lineage = "Swin" if manager.network_arch_class_name == library.SWIN_CLASS_NAME else ""
-        print(f"nnUNetv2_train {args.dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{lineage}{plans_option}")
+        print(f"nnUNetv2_train {dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{lineage}{plans_option}")
         settings = manager.configuration.get(library.TRAINING_KEY, {})
         words, lacking = library.foreground_in_words(manager.batch_size, settings)
         if lacking or args.batch_size is not None:
