@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, title_of, titles
+from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, titles
 from nnunet_logvmamba.evaluation.metrics import MASK_METRICS as METRICS
 from nnunet_logvmamba.plugin.cli.options import above_zero, add_scoring, add_working, at_least, metric
 from nnunet_logvmamba.plugin.errors import UserError
@@ -108,8 +108,7 @@ def _run(args: argparse.Namespace) -> int:
     metrics = tuple(dict.fromkeys(args.metrics or (DEFAULT_INSTANCE_METRICS if args.instances else DEFAULT_METRICS)))
     of_instances = [metric for metric in metrics if metric in INSTANCE_METRICS]
     if of_instances and not args.instances:
-        title = title_of(of_instances[0])
-        raise UserError(f"--metrics {title} is a score of instance maps: if the files are, add --instances")
+        raise UserError(f"{of_instances[0]} is a score of instance maps: if the files are, add --instances")
     if args.instances and args.dataset_json is not None:
         raise UserError("--instances takes no --dataset-json: instance maps have no labels")
     tolerances = _tolerances(args.tolerance)
