@@ -193,6 +193,7 @@ def write_dataset(
     with contextlib.ExitStack() as stack:
         each_case = stack.enter_context(workers(jobs))
         facts = check_cases(everything, layout, each_case)
+        reader, about_reader = _reader_of_all(everything, facts, layout)
         report = reporting.make_report(
             name,
             description,
@@ -204,7 +205,7 @@ def write_dataset(
             len(splits),
             protocol,
             skipped,
-            notes,
+            [*notes, *_remarks(everything, facts), *about_reader],
         )
         reporting.print_report(report, layout)
         if dry_run:
@@ -220,7 +221,7 @@ def write_dataset(
         write_cases(cases, layout, folder, "Tr", each_case)
         write_cases(test_cases, layout, folder, "Ts", each_case)
         with staging.writing(folder / "dataset.json"):
-            _write_dataset_json(folder, name, description, layout, len(cases))
+            _write_dataset_json(folder, name, description, layout.file_ending, reader, len(cases))
         with staging.writing(folder / reporting.REPORT):
             (folder / reporting.REPORT).write_text(
                 json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -248,7 +249,39 @@ def _require_unique(cases: Sequence[Case]) -> None:
             )
 
 
-def _write_dataset_json(folder: Path, name: str, description: Description, layout: Layout, num_training: int) -> None:
+def _remarks(cases: Sequence[Case], facts: Sequence[Facts]) -> list[str]:
+    """What the check remarked, each once, with the number of cases and the first of them."""
+    found: dict[str, list[str]] = {}
+    for case, fact in zip(cases, facts):
+        for remark, path in fact.remarks.items():
+            found.setdefault(remark, []).append(f"{path.name} of case {case.name}")
+    return [f"{remark}: {len(where)} case(s), first {where[0]}" for remark, where in found.items()]
+
+
+def _reader_of_all(cases: Sequence[Case], facts: Sequence[Facts], layout: Layout) -> tuple[str, list[str]]:
+    """That of nnU-Net's readers which reads every case, and a note if it is not the usual one.
+
+    Raises:
+        ConversionError: If there is none.
+    """
+    usual = layout.reader_writer
+    needs = {case.name: fact.readers for case, fact in zip(cases, facts) if fact.readers}
+    known = dict.fromkeys([usual, *(reader for readers in needs.values() for reader in readers)])
+    fitting = [reader for reader in known if all(reader in readers for readers in needs.values())]
+    if not fitting:
+        first = {reader: next(name for name, readers in needs.items() if reader not in readers) for reader in known}
+        raise ConversionError(
+            "A data set has one reader, and none of nnU-Net's reads every case: "
+            + ", ".join(f"{reader} does not read {name}" for reader, name in first.items())
+            + "; save these again with a usual header, or leave one out."
+        )
+    note = f"nnU-Net reads this data set with {fitting[0]}, since {usual} does not read every case"
+    return fitting[0], [note] if fitting[0] != usual else []
+
+
+def _write_dataset_json(
+    folder: Path, name: str, description: Description, file_ending: str, reader: str, num_training: int
+) -> None:
     from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json  # late, since workers need none
 
     generate_dataset_json(
@@ -256,13 +289,13 @@ def _write_dataset_json(folder: Path, name: str, description: Description, layou
         channel_names={str(index): channel for index, channel in enumerate(description.channels)},
         labels=dict(description.labels),
         num_training_cases=num_training,
-        file_ending=layout.file_ending,
+        file_ending=file_ending,
         regions_class_order=description.regions_class_order,
         dataset_name=name,
         reference=description.reference,
         release=description.release,
         description=description.text,
-        overwrite_image_reader_writer=layout.reader_writer,
+        overwrite_image_reader_writer=reader,
         license=description.licence,
         converted_by="dataset_conversion of nnunet-logvmamba",
     )
@@ -289,7 +322,23 @@ def write_test_images(
     cases = [replace(case, mask=None) for case in cases]
     _require_unique(cases)
     words = ("case(s)", "write", "written for nnUNetv2_predict")
-    return _fill(target, cases, layout, _write_images, words, source=source, **options)
+    notes = functools.partial(_notes_to_predict, layout)
+    return _fill(target, cases, layout, _write_images, words, notes, source=source, **options)
+
+
+def _notes_to_predict(layout: Layout, cases: Sequence[Case], facts: Sequence[Facts]) -> list[str]:
+    """Remarks, and which cases need a model with another reader than the usual one."""
+    notes, usual = _remarks(cases, facts), layout.reader_writer
+    others = [
+        (case.name, fact.readers[0]) for case, fact in zip(cases, facts) if usual not in (fact.readers or [usual])
+    ]
+    if others:
+        name, reader = others[0]
+        notes.append(
+            f"{len(others)} case(s), first {name}, can be predicted only by a model whose plans.json says "
+            f'"image_reader_writer": "{reader}"; with {usual} nnU-Net ends there'
+        )
+    return notes
 
 
 def _write_images(layout: Layout, folder: Path, case: Case) -> None:
@@ -302,13 +351,14 @@ def _fill(
     layout: "Layout | Restorer",
     write: Callable,
     words: tuple[str, str, str],
+    notes: Callable[[Sequence[Case], Sequence[Facts]], list[str]],
     *,
     source: Path,
     overwrite: bool = False,
     jobs: int = 1,
     dry_run: bool = False,
 ) -> Path:
-    """Check cases and write each into a folder that appears once it is complete; ``words`` say what is done."""
+    """Check cases and write each into a folder that appears once it is complete; ``words`` and ``notes`` say what."""
     target = Path(target)
     what, verb, done = words
     staging.require_apart(source, target)
@@ -316,7 +366,9 @@ def _fill(
     if not dry_run:
         staging.require_writable(target)
     with workers(jobs) as each_case:
-        check_cases(cases, layout, each_case)
+        facts = check_cases(cases, layout, each_case)
+        for note in notes(cases, facts):
+            print(f"note: {note}")
         if dry_run:
             print(f"dry run: {len(cases)} {what} are in order, nothing was written")
             return target
@@ -379,7 +431,7 @@ def write_restored(
         owners[name] = path
     cases = [Case(path.name, (path,), about={"submit": name}) for path, name in names.items()]
     words = ("prediction(s)", "restore", "restored")
-    return _fill(target, cases, restorer, _restore, words, source=source, **options)
+    return _fill(target, cases, restorer, _restore, words, _remarks, source=source, **options)
 
 
 def _restore(restorer: Restorer, folder: Path, case: Case) -> None:

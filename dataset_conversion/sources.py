@@ -129,10 +129,10 @@ def require_case_name(name: str, path: Path) -> str:
     return name
 
 
-def unreadable(path: Path, case: str, reason: object) -> ConversionError:
+def unreadable(path: Path, case: str, reason: object, remedy: str = "fetch the file again") -> ConversionError:
     """The error for a damaged file."""
     reason = " ".join(str(reason).split()).rstrip(".!") or "no reason given"
-    return ConversionError(f"Case {case}: {path} cannot be read ({reason}); fetch the file again.")
+    return ConversionError(f"Case {case}: {path} cannot be read ({reason}); {remedy}.")
 
 
 def trailing_number(case: str) -> int:

@@ -32,12 +32,12 @@ class Volumes:
         """
         from dataset_conversion import label_values, nifti
 
-        grid = nifti.check_images(case.images, case.name)
+        images = nifti.check_images(case.images, case.name)
         if case.mask is None:
-            return Facts()
-        voxels = nifti.read_voxels(case.mask, case.name)
-        nifti.check_geometry(grid, nifti.read_header(case.mask, case.name), case.name)
-        return Facts(label_values.check_labels(voxels, self.description, case.name, case.mask))
+            return Facts(remarks=images.remarks, readers=images.readers)
+        voxels, remarks = nifti.check_mask(images, case.mask, case.name)
+        histogram = label_values.check_labels(voxels, self.description, case.name, case.mask)
+        return Facts(histogram, remarks={**images.remarks, **remarks}, readers=images.readers)
 
     def write_images(self, case: Case, folder: Path) -> None:
         """Copy every channel; the bytes stay, ``.nii`` is compressed."""
