@@ -37,7 +37,7 @@ def check_labels(voxels: np.ndarray, description: Description, case: str, path: 
     values, counts = value_counts(voxels)
     for value in values:
         if not np.isfinite(value) or value != np.rint(value):
-            raise ConversionError(f"Case {case}: mask {path} holds {value}, but labels are whole numbers.")
+            raise ConversionError(f"Case {case}: mask {path} holds {value!s}, but labels are whole numbers.")
     for value in map(int, values):
         if value not in description.label_map:
             legal = ", ".join(map(str, sorted(description.label_map)))
