@@ -85,11 +85,12 @@ def find_cases(folder: Path) -> list[Case]:
         ConversionError: If there are none, or an image or a mask has no partner of the same name.
     """
     images, masks = (volumes.nifti_files(folder / name) for name in ("imagesTr", "labelsTr"))
-    for have, lack, what in ((images, masks, "mask in labelsTr"), (masks, images, "image in imagesTr")):
+    for have, lack, what, where in ((images, masks, "mask", "labelsTr"), (masks, images, "image", "imagesTr")):
         alone = sorted(set(have) - set(lack))
         if alone:
             more = f" (and {len(alone) - 1} more such cases)" if len(alone) > 1 else ""
-            raise ConversionError(f"Case {alone[0]} has {have[alone[0]]} but no {what}{more}.")
+            more += volumes.found_instead(folder / where, alone[0])
+            raise ConversionError(f"Case {alone[0]} has {have[alone[0]]} but no {what} in {where}{more}.")
     if not images:
         raise ConversionError(f"There are no NIfTI files in {folder / 'imagesTr'}.")
     return [Case(name, (images[name],), masks[name], group=str(subject_of(name))) for name in sorted(images)]
@@ -114,7 +115,7 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
     def stem_of(path: Path) -> str | None:
         return None if path.parent.name == "labelsTr" else volumes.nifti_stem(path)
 
-    cases = sources.find_scans(source, stem_of, "NIfTI files")
+    cases = sources.find_scans(source, stem_of, "NIfTI files", volumes.volume_in)
     return common.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 

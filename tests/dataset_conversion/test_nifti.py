@@ -426,6 +426,30 @@ def test_a_sheared_scan_to_predict_is_written_and_the_model_that_takes_it_named(
 # Names, and what ITK and nibabel print
 
 
+def test_scans_to_predict_may_be_folders_with_the_volume_in_them(tmp_path, refused):
+    for number, modality in enumerate(("t1n", "t1c", "t2w", "t2f")):
+        write(tmp_path / "own" / "deep" / f"a-{modality}.nii" / f"0000005{number}_brain.nii", BRIGHTNESS)
+    brats.convert_images(tmp_path / "own", tmp_path / "out", jobs=1)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"a_000{n}.nii.gz" for n in range(4)]
+    for converter in (acdc, hippocampus):
+        converter.convert_images(tmp_path / "own", tmp_path / converter.__name__, jobs=1)
+        written = sorted(path.name for path in (tmp_path / converter.__name__).iterdir())
+        assert written == [f"a-{modality}_0000.nii.gz" for modality in ("t1c", "t1n", "t2f", "t2w")]
+    write(tmp_path / "own" / "deep" / "a-t1n.nii" / "again.nii", BRIGHTNESS)
+    for converter in (brats, acdc, hippocampus):
+        assert converter.main(["--images-only", str(tmp_path / "own"), str(tmp_path / "late"), "-np", "1"]) == 2
+
+
+def test_a_decathlon_source_may_hold_folders_with_the_volume_in_them(tmp_path):
+    source = decathlon(tmp_path / "source", ({}, {}))
+    for path in sorted(source.rglob("*_001.nii.gz")):
+        content = path.read_bytes()
+        path.unlink()
+        path.mkdir()
+        (path / "volume.nii.gz").write_bytes(content)
+    assert_masks_lie_on_their_images(converted(source, tmp_path))
+
+
 def test_a_name_that_itk_cannot_read_by_is_to_be_changed(tmp_path, refused):
     source = decathlon(tmp_path / "source", ({}, {}))
     image, mask = (source / part / "hippocampus_001.nii.gz" for part in ("imagesTr", "labelsTr"))
