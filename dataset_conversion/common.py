@@ -68,9 +68,7 @@ def workers(jobs: int) -> Iterator[EachCase]:
         # Spawned, not forked: a forked worker would inherit our signal handlers and die noisily at the end.
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker)
-    died, ending, gone = (threading.Event() for _ in range(3))
-    if pool:
-        threading.Thread(target=_end_together, args=(pool, died, ending, gone), daemon=True).start()
+        watch = _Watch(pool)
 
     def each_case(work: Callable, cases: Sequence[Case], verb: str) -> Iterator:
         from tqdm import tqdm  # late, since workers need none
@@ -83,45 +81,58 @@ def workers(jobs: int) -> Iterator[EachCase]:
                 results = map(work, cases)
             yield from tqdm(results, total=len(cases), desc=verb, unit="case", disable=None)
         except BrokenProcessPool:
-            died.set()
+            watch.died.set()
             raise ConversionError(
                 f"A worker process died during the {verb}, perhaps for lack of memory, or because a script uses "
                 "several jobs outside of if __name__ == '__main__'; try again with --jobs 1."
             ) from None
         except BaseException:
-            ending.set()
             if pool:  # nobody may still write into a folder that the caller now removes
-                pool.shutdown(cancel_futures=True)
+                watch.shut_down()
             raise
 
     try:
         yield each_case
     finally:
-        ending.set()
         if pool:
-            pool.shutdown(cancel_futures=True)
-        gone.set()
+            watch.shut_down()
 
 
-def _end_together(
-    pool: ProcessPoolExecutor, died: threading.Event, ending: threading.Event, gone: threading.Event
-) -> None:
-    """End every worker once one has died, as of kill -9 or for lack of memory.
+class _Watch(threading.Thread):
+    """Ends every worker of a pool once one has died, as of kill -9 or for lack of memory.
 
     CPython's pool may wait for ever then: for a worker that it started after it had ended the others, or for the rest
     of a result of which a part was sent, as it has the other end of that pipe open itself.
     """
-    while not died.wait(0.2):
-        processes = list((pool._processes or {}).values())
-        ended = multiprocessing.connection.wait([process.sentinel for process in processes], 0)
-        if ending.is_set():
-            return
-        if ended:
-            died.set()
-    while not gone.wait(0.05):
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        pool._result_queue._writer.close()
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        super().__init__(daemon=True)
+        self.pool, self.lock = pool, threading.Lock()
+        self.died, self.ending, self.gone = (threading.Event() for _ in range(3))
+        self.start()
+
+    def run(self) -> None:
+        while not self.died.wait(0.2):
+            ended = multiprocessing.connection.wait([process.sentinel for process in self._processes()], 0)
+            with self.lock:
+                if self.ending.is_set():
+                    return
+                if ended:
+                    self.died.set()
+                    self.pool._result_queue._writer.close()
+        while not self.gone.wait(0.05):
+            for process in self._processes():
+                process.kill()
+
+    def _processes(self) -> list:
+        return list((self.pool._processes or {}).values())
+
+    def shut_down(self) -> None:
+        """Wait for what the workers are at, and end them."""
+        with self.lock:
+            self.ending.set()
+        self.pool.shutdown(cancel_futures=True)
+        self.gone.set()
 
 
 def _start_worker() -> None:
