@@ -422,7 +422,7 @@ def _choose(
     which = f"BraTS {wanted}" if wanted else "BraTS 2017 to 2021, 2023-GLI or 2023-SSA (such as BraTS20_Training_001)"
     raise ConversionError(
         f"No folder of a labelled case of {which} below {source}"
-        + (f", only {', '.join(seen)}{where}." if seen else "; is the archive unpacked there?")
+        + (f", only {', '.join(seen)}{where}." if seen else volumes.lies_below(source))
     )
 
 

@@ -133,7 +133,7 @@ def find_cases(source: Path) -> Found:
         elif (folder / "Info.cfg").exists() or volumes.nifti_files(folder):
             sources.require_folder_name(folder, ("patient",), "patient001")
     if not folders:
-        raise ConversionError(f"No folder named patientNNN below {source}; is the archive unpacked there?")
+        raise ConversionError(f"No folder named patientNNN below {source}{volumes.lies_below(source)}")
     found: dict[bool, list[Case]] = defaultdict(list)
     skipped: list[Skipped] = []
     for name in sorted(folders):

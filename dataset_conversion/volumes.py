@@ -107,6 +107,15 @@ def volume_in(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
+def lies_below(source: Path) -> str:
+    """What lies below a source in which no case was found, for the error message."""
+    for folder in sources.walk_folders(source):
+        for path in sorted(folder.iterdir()):
+            if nifti_stem(path) is not None and path.is_file():
+                return f"; volumes such as {path} lie there, in folders of other names."
+    return "; is the archive unpacked there?"
+
+
 def found_instead(folder: Path, stem: str) -> str:
     """What lies in ``folder`` in place of a volume that is missing, for the error message; "" if nothing does."""
     if (folder / f"{stem}.hdr").exists() and any(folder.glob(f"{stem}.img*")):

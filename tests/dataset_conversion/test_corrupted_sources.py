@@ -97,6 +97,13 @@ def links_in_a_round(path):
     (path / "testing" / "back").symlink_to("../training")
 
 
+def renames(path, before, after):
+    """Rename everything below a folder, the folders last."""
+    for file in sorted(path.rglob(f"*{before}*"), key=lambda file: -len(file.parts)):
+        file.rename(file.with_name(file.name.replace(before, after)))
+        (file.parent / "Info.cfg").unlink(missing_ok=True)
+
+
 def renamed(name):
     return lambda path: path.rename(path.with_name(name))
 
@@ -362,6 +369,14 @@ FAULTS = [
     Fault("patient 1", "acdc", PATIENT, renamed("patient1"), "patient1 is not named"),
     Fault("heart without voxels", "acdc", f"{FRAME}.nii.gz", no_voxels, "frame09.nii has size (0,) and so no voxel"),
     Fault("frame with an umlaut", "acdc", f"{FRAME}.nii.gz", renamed("främé09.nii.gz"), "no patient001_frame09.nii.gz"),
+    Fault(
+        "hearts of others",
+        "acdc",
+        "database",
+        lambda p: renames(p, "patient", "A0S9V"),
+        "volumes such as",
+        (),
+    ),
     Fault("patient in other digits", "acdc", PATIENT, renamed("patient００１"), "patient００１ is not named"),
     Fault("test part only", "acdc", "database/training", remove, "None of the patients 001 to 100"),
     Fault("no test part", "acdc", "database/testing", remove, "tests on patients 101 to 150"),

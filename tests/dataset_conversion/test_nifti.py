@@ -353,20 +353,28 @@ def test_sheared_volumes_are_converted_for_the_reader_that_takes_them(tmp_path, 
     assert errors == ""
 
 
+@pytest.mark.slow
 def test_nnunet_finds_nothing_wrong_with_sheared_volumes(tmp_path):
     dataset = converted(decathlon(tmp_path / "source", ({"fields": SHEARED}, {"fields": SHEARED})), tmp_path)
-    script = (
-        "from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity\n"
-        f"if __name__ == '__main__': verify_dataset_integrity({str(dataset)!r}, 1)\n"
-    )
-    (tmp_path / "verify.py").write_text(script)
-    folders = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    folders = {name: str(tmp_path / name) for name in ("nnUNet_preprocessed", "nnUNet_results")}
     done = subprocess.run(
-        [sys.executable, tmp_path / "verify.py"], env=os.environ | folders, capture_output=True, text=True, timeout=300
+        [
+            Path(sys.executable).with_name("nnUNetv2_extract_fingerprint"),
+            "-d",
+            "4",
+            "-np",
+            "1",
+            "--verify_dataset_integrity",
+        ],
+        env=os.environ | {"nnUNet_raw": str(dataset.parent), "OMP_NUM_THREADS": "1"} | folders,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "verify_dataset_integrity Done" in done.stdout
     assert "arning" not in done.stdout
+    assert (tmp_path / "nnUNet_preprocessed" / dataset.name / "dataset_fingerprint.json").is_file()
 
 
 def test_nifti_2_is_converted_for_the_reader_that_takes_it(tmp_path):
@@ -388,6 +396,21 @@ def test_grids_of_sheared_volumes_are_compared_by_affine(tmp_path, refused):
     thick = placed(sform=affine(shear=0.02, spacing=(1, 1, 2)), qcode=0, scode=2, spacing=(1, 1, 2))
     refused(decathlon(source, ({"fields": SHEARED}, {"fields": thick})), "spacing of")
     refused(decathlon(source, ({"fields": SHEARED}, {"voxels": LABELS[1:], "fields": SHEARED})), "size of")
+
+
+def test_channels_differ_in_spacing_by_no_more_than_nnunet_grants(tmp_path, refused):
+    """The mask of a case may differ more, since it is written with the spacing of its image."""
+    wide = placed(affine(0, (1.00005, 1, 1)), scode=0, spacing=(1.00005, 1, 1))
+    near = placed(affine(0, (1.000005, 1, 1)), scode=0, spacing=(1.000005, 1, 1))
+    plain = placed(affine(0), scode=0)
+    dataset = converted(decathlon(tmp_path / "source", ({"fields": plain}, {"fields": wide})), tmp_path)
+    assert_masks_lie_on_their_images(dataset)
+    for name, fields in (("near", near), ("wide", wide)):
+        for modality in ("t1", "t1ce", "t2", "flair"):
+            write(tmp_path / name / f"a_{modality}.nii", BRIGHTNESS, fields if modality == "t2" else plain)
+    brats.convert_images(tmp_path / "near", tmp_path / "out", jobs=1)
+    shutil.rmtree(tmp_path / "out")
+    refused(tmp_path / "wide", "spacing of", "a_t2.nii is (1.00004", converter=brats, scans=True)
 
 
 def test_channels_that_no_reader_takes_together_are_named(tmp_path, refused):
