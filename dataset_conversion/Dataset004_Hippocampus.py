@@ -21,6 +21,19 @@ DESCRIPTION = Description(
     text="Left and right hippocampus heads (Anterior) and bodies (Posterior) in T1-weighted MRI, cropped around them.",
 )
 
+# How the cases of the Decathlon's other tasks are called; their labels would be taken for parts of the hippocampus.
+OTHER_TASKS = {
+    "BRATS": "Task01_BrainTumour",
+    "la": "Task02_Heart",
+    "liver": "Task03_Liver",
+    "prostate": "Task05_Prostate",
+    "lung": "Task06_Lung",
+    "pancreas": "Task07_Pancreas",
+    "hepaticvessel": "Task08_HepaticVessel",
+    "spleen": "Task09_Spleen",
+    "colon": "Task10_Colon",
+}
+
 
 def convert(
     source: Path,
@@ -82,16 +95,25 @@ def find_cases(folder: Path) -> list[Case]:
     """The cases of a Decathlon folder, sorted by name.
 
     Raises:
-        ConversionError: If there are none, or an image or a mask has no partner of the same name.
+        ConversionError: If there are none, an image or a mask has no partner of the same name, or they are of another
+            task.
     """
     images, masks = (volumes.nifti_files(folder / name) for name in ("imagesTr", "labelsTr"))
-    for have, lack, what in ((images, masks, "mask in labelsTr"), (masks, images, "image in imagesTr")):
+    for have, lack, what, where in ((images, masks, "mask", "labelsTr"), (masks, images, "image", "imagesTr")):
         alone = sorted(set(have) - set(lack))
         if alone:
             more = f" (and {len(alone) - 1} more such cases)" if len(alone) > 1 else ""
-            raise ConversionError(f"Case {alone[0]} has {have[alone[0]]} but no {what}{more}.")
+            more += volumes.found_instead(folder / where, alone[0])
+            raise ConversionError(f"Case {alone[0]} has {have[alone[0]]} but no {what} in {where}{more}.")
     if not images:
         raise ConversionError(f"There are no NIfTI files in {folder / 'imagesTr'}.")
+    for name, path in images.items():
+        task = OTHER_TASKS.get(name.rpartition("_")[0])
+        if task:
+            raise ConversionError(
+                f"Case {name}: {path} belongs to the Decathlon's {task}, and this command converts Task04_Hippocampus "
+                "alone; nnUNetv2_convert_MSD_dataset converts the others."
+            )
     return [Case(name, (images[name],), masks[name], group=str(subject_of(name))) for name in sorted(images)]
 
 
@@ -114,7 +136,7 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
     def stem_of(path: Path) -> str | None:
         return None if path.parent.name == "labelsTr" else volumes.nifti_stem(path)
 
-    cases = sources.find_scans(source, stem_of, "NIfTI files")
+    cases = sources.find_scans(source, stem_of, "NIfTI files", volumes.volume_in)
     return common.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 

@@ -1,4 +1,4 @@
-"""BraTS 2020, 2021 or 2023-GLI (brain tumour, four MR channels) as an nnU-Net data set with regions.
+"""BraTS 2017 to 2021, 2023-GLI or 2023-SSA (brain tumour, four MR channels) as an nnU-Net data set with regions.
 
 Run from a checkout: ``python -m dataset_conversion.Dataset501_BraTS2020 SOURCE``.
 """
@@ -6,6 +6,7 @@ Run from a checkout: ``python -m dataset_conversion.Dataset501_BraTS2020 SOURCE`
 import functools
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ class Release:
 
     Attributes:
         labelled: Pattern of a training case's folder; its group ``patient`` is one person.
-        unlabelled: Pattern of a validation case's folder, in 2021 and 2023 the same as of a training case.
+        unlabelled: Pattern of a validation case's folder, except in 2020 the same as of a training case.
         suffixes: File suffixes of T1, T1ce, T2 and FLAIR, in this order, and of the mask. ``_t1`` is a prefix of
             ``_t1ce``, so whole suffixes are compared.
         separator: What stands before the suffix.
@@ -61,9 +62,52 @@ class Release:
 
 
 _SUFFIXES = ("t1", "t1ce", "t2", "flair")
+_SUFFIXES_2023 = ("t1n", "t1c", "t2w", "t2f")
 _BRATS2021 = re.compile(r"(?P<patient>BraTS2021_[0-9]{5})")
-_BRATS2023 = re.compile(r"(?P<patient>BraTS-GLI-[0-9]{5})-[0-9]{3}")
+# Time points from 100 on are those of 2024, after treatment.
+_BRATS2023 = re.compile(r"(?P<patient>BraTS-GLI-[0-9]{5})-0[0-9]{2}")
+_BRATS2023_SSA = re.compile(r"(?P<patient>BraTS-SSA-[0-9]{5})-[0-9]{3}")
+_PAPERS = "Menze et al. 2015, doi:10.1109/TMI.2014.2377694; Bakas et al. 2017, doi:10.1038/sdata.2017.117"
+
+
+def _release_before_2020(year: str, prefix: str, training_cases: int, page: str) -> Release:
+    """2017 to 2019 label as 2020 does; the name ends with the number of a scan of its patient."""
+    pattern = re.compile(rf"(?P<patient>(?i:{prefix})_[A-Za-z0-9_]+)_[0-9]+")
+    description = replace(
+        DESCRIPTION,
+        name=f"BraTS{year}",
+        release=year,
+        foreign_values={3: f"enhancing tumour is 4 in BraTS {year}, a 3 belongs to BraTS 2023 and later"},
+        reference=f"{page}; {_PAPERS}",
+        licence=f"BraTS {year} data usage agreement of the organisers; registration required",
+    )
+    return Release(description, pattern, pattern, _SUFFIXES, "_", training_cases)
+
+
+def _release_2023(task: str, pattern: re.Pattern[str], training_cases: int, paper: str) -> Release:
+    """Tasks of 2023 with the labels of adult glioma."""
+    description = replace(
+        DESCRIPTION,
+        name=f"BraTS2023{task}",
+        release=f"2023-{task}",
+        label_map={0: 0, 1: 2, 2: 1, 3: 3},
+        foreign_values={
+            4: "enhancing tumour is 3 in BraTS 2023; a 4 belongs to BraTS 2022 and before, or is the resection "
+            "cavity of BraTS 2024"
+        },
+        reference=f"https://www.synapse.org/Synapse:syn51156910; {paper}; {_PAPERS}",
+        licence="BraTS 2023 data usage agreement of the organisers; registration required",
+        text="Brain tumour segmentation in T1, T1 with contrast, T2 and FLAIR. Source labels 2, 1, 3 are 1, 2, 3 here.",
+    )
+    return Release(description, pattern, pattern, _SUFFIXES_2023, "-", training_cases)
+
+
+BEFORE_2020 = ("2017", "2018", "2019")
+_PAGES = "https://www.med.upenn.edu"
 RELEASES = {
+    "2017": _release_before_2020("2017", "BraTS17", 285, f"{_PAGES}/sbia/brats2017.html"),
+    "2018": _release_before_2020("2018", "BraTS18", 285, f"{_PAGES}/sbia/brats2018.html"),
+    "2019": _release_before_2020("2019", "BraTS19", 335, f"{_PAGES}/cbica/brats2019/"),
     "2020": Release(
         DESCRIPTION,
         re.compile(r"(?P<patient>BraTS20_Training_[0-9]{3})"),
@@ -78,8 +122,7 @@ RELEASES = {
             name="BraTS2021",
             release="2021",
             foreign_values={3: "enhancing tumour is 4 in BraTS 2021, a 3 belongs to BraTS 2023 and later"},
-            reference="https://www.synapse.org/Synapse:syn25829067; Baid et al. 2021, arXiv:2107.02314; "
-            "Menze et al. 2015, doi:10.1109/TMI.2014.2377694; Bakas et al. 2017, doi:10.1038/sdata.2017.117",
+            reference=f"https://www.synapse.org/Synapse:syn25829067; Baid et al. 2021, arXiv:2107.02314; {_PAPERS}",
             licence="BraTS 2021 data usage agreement of the organisers; registration required",
         ),
         _BRATS2021,
@@ -88,30 +131,19 @@ RELEASES = {
         "_",
         1251,
     ),
-    "2023-GLI": Release(
-        replace(
-            DESCRIPTION,
-            name="BraTS2023GLI",
-            release="2023-GLI",
-            label_map={0: 0, 1: 2, 2: 1, 3: 3},
-            foreign_values={
-                4: "enhancing tumour is 3 in BraTS 2023; a 4 belongs to BraTS 2022 and before, or is the resection "
-                "cavity of BraTS 2024"
-            },
-            reference="https://www.synapse.org/Synapse:syn51156910; Baid et al. 2021, arXiv:2107.02314; "
-            "Menze et al. 2015, doi:10.1109/TMI.2014.2377694; Bakas et al. 2017, doi:10.1038/sdata.2017.117",
-            licence="BraTS 2023 data usage agreement of the organisers; registration required",
-            text="Brain tumour segmentation in T1, T1 with contrast, T2 and FLAIR. "
-            "Source labels 2, 1, 3 are 1, 2, 3 here.",
-        ),
-        _BRATS2023,
-        _BRATS2023,
-        ("t1n", "t1c", "t2w", "t2f"),
-        "-",
-        1251,
-    ),
+    "2023-GLI": _release_2023("GLI", _BRATS2023, 1251, "Baid et al. 2021, arXiv:2107.02314"),
+    "2023-SSA": _release_2023("SSA", _BRATS2023_SSA, 60, "Adewole et al. 2023, arXiv:2305.19369"),
 }
-OTHER_RELEASES = {"BraTS 2017 to 2019": re.compile(r"Brats1[789]_.+")}
+# Tasks whose labels mean something else, in part from year to year, so that they are named and left out.
+_OTHER_TASK = re.compile(r"brats-(?P<task>[a-z]+(-[a-z]+)*)-[0-9].*", re.IGNORECASE)
+_OTHER_TASKS = {
+    "MEN": " (meningioma)",
+    "MEN-RT": " (meningioma before radiotherapy)",
+    "MET": " (metastases)",
+    "PED": " (tumours of children)",
+    "GOAT": " (tumours of all kinds)",
+}
+_GLIOMA_2024 = re.compile(r"brats-gli-[0-9]{5}-[1-9][0-9]{2}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -136,7 +168,7 @@ def convert(
     release: str | None = None,
     **options: int,
 ) -> Path:
-    """Write Dataset501_BraTS2020 (or _BraTS2021, _BraTS2023GLI) from the archive below ``source``; return its folder.
+    """Write Dataset501_BraTS2020 (or _BraTS2021, _BraTS2023GLI …) from the archive below ``source``; return its folder.
 
     Labels become 1 oedema, 2 necrotic and non-enhancing core, 3 enhancing tumour, trained as the regions whole tumour,
     tumour core and enhancing tumour; :func:`restore_labels` is the inverse. Source files are never changed.
@@ -147,7 +179,7 @@ def convert(
         overwrite: Replace an existing data set of this name and its folds.
         protocol: ``crossval`` trains on all labelled cases; ``paper`` holds out a fifth of them for testing (236, 59
             and 74 of the 369 of 2020); ``official`` adds the unlabelled validation cases for testing.
-        release: ``2020``, ``2021`` or ``2023-GLI``; by default the one that lies there.
+        release: A key of ``RELEASES``; by default the one that lies there.
         options: ``jobs``, worker processes; ``dry_run``, check and report only.
 
     Raises:
@@ -232,7 +264,7 @@ def restore(
     """Write predictions with the label values of their release, named ``<case>.nii.gz``.
 
     Args:
-        release: ``2020``, ``2021`` or ``2023-GLI``; by default case names tell, which those of one's own scans do not.
+        release: A key of ``RELEASES``; by default case names tell, which those of one's own scans do not.
         options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
 
     Raises:
@@ -292,10 +324,11 @@ def find_cases(source: Path, wanted: str | None = None) -> Found:
     labelled: dict[str, dict[str, Path]] = {name: {} for name in RELEASES}
     unlabelled: dict[str, dict[str, Path]] = {name: {} for name in RELEASES}
     strangers: list[Skipped] = []
-    for folder in sources.walk_folders(source):
-        for other, pattern in OTHER_RELEASES.items():
-            if pattern.fullmatch(folder.name):
-                strangers.append(Skipped(folder, f"a case of {other}"))
+    for folder in sources.walk_folders(source, volumes.volume_in):
+        other = _other_task(folder.name)
+        if other:
+            strangers.append(Skipped(folder, f"a case of {other}"))
+            continue
         for name, release in RELEASES.items():
             kind = _kind_of(folder, release)
             if kind is None:
@@ -303,14 +336,15 @@ def find_cases(source: Path, wanted: str | None = None) -> Found:
             folders = (labelled if kind == "labelled" else unlabelled)[name]
             sources.enter_once(folders, folder.name, folder, f"Case {folder.name}")
         if _looks_like_a_case(folder):
-            sources.require_folder_name(folder, ("brats20", "brats2021", "brats-gli"), "BraTS20_Training_001")
+            prefixes = ("brats17", "brats18", "brats19", "brats20", "brats-")
+            sources.require_folder_name(folder, prefixes, "BraTS20_Training_001")
     chosen = _choose(wanted, labelled, unlabelled, strangers, source)
     release = RELEASES[chosen]
     skipped = [*strangers]
     for name in RELEASES:
         if name != chosen:
             skipped += [
-                Skipped(folder, f"a case of BraTS {name}")
+                Skipped(folder, f"a case of {_title(name)}")
                 for folders in (labelled[name], unlabelled[name])
                 for folder in folders.values()
             ]
@@ -324,10 +358,26 @@ def find_cases(source: Path, wanted: str | None = None) -> Found:
     return Found(release, tuple(cases), tuple(others), tuple(skipped), tuple(notes))
 
 
+def _title(release: str) -> str:
+    return "BraTS 2017 to 2019" if release in BEFORE_2020 else f"BraTS {release}"
+
+
+def _other_task(name: str) -> str | None:
+    """What a folder holds by its name if it is a case of a task that is not converted."""
+    if _GLIOMA_2024.fullmatch(name):
+        return "BraTS-GLI of 2024 (after treatment, where 4 is the resection cavity)"
+    match = _OTHER_TASK.fullmatch(name)
+    task = match["task"].upper() if match else "GLI"
+    return None if task in ("GLI", "SSA") else f"BraTS-{task}{_OTHER_TASKS.get(task, '')}"
+
+
 def _looks_like_a_case(folder: Path) -> bool:
     """Whether a folder that no release knows holds volumes itself, as no folder above the cases does."""
-    known = any(_kind_of(folder, release) for release in RELEASES.values())
-    return not known and any(volumes.nifti_stem(path) is not None for path in folder.iterdir())
+    return not any(_kind_of(folder, release) for release in RELEASES.values()) and _holds_volumes(folder)
+
+
+def _holds_volumes(folder: Path) -> bool:
+    return any(volumes.nifti_stem(path) is not None for path in folder.iterdir())
 
 
 def _kind_of(folder: Path, release: Release) -> str | None:
@@ -351,7 +401,11 @@ def _choose(
     strangers: Sequence[Skipped],
     source: Path,
 ) -> str:
-    present = [name for name in RELEASES if labelled[name]]
+    present = [
+        name
+        for name, folders in labelled.items()
+        if any(name not in BEFORE_2020 or _holds_volumes(folder) for folder in folders.values())
+    ]
     if wanted is None and len(present) > 1:
         first, second = (next(iter(labelled[name].values())) for name in present[:2])
         raise ConversionError(
@@ -360,13 +414,15 @@ def _choose(
         )
     if (wanted or (present or [""])[0]) in present:
         return wanted or present[0]
-    seen = [f"{len(folders)} unlabelled of BraTS {name}" for name, folders in unlabelled.items() if folders]
-    seen += [f"{len(labelled[name])} of BraTS {name}" for name in present]
-    seen += [f"{len(strangers)} of {', '.join(OTHER_RELEASES)}"] if strangers else []
-    which = f"BraTS {wanted}" if wanted else "BraTS 2020, 2021 or 2023-GLI (such as BraTS20_Training_001)"
+    counts = Counter({f"unlabelled of BraTS {name}": len(folders) for name, folders in unlabelled.items() if folders})
+    counts.update(f"of {_title(name)}" for name, folders in labelled.items() for _ in folders)
+    counts.update(skip.reason.removeprefix("a case ") for skip in strangers)
+    seen = [f"{count} {what}" for what, count in counts.items()]
+    where = f", such as {strangers[0].path}; this task is not converted" if strangers else ""
+    which = f"BraTS {wanted}" if wanted else "BraTS 2017 to 2021, 2023-GLI or 2023-SSA (such as BraTS20_Training_001)"
     raise ConversionError(
         f"No folder of a labelled case of {which} below {source}"
-        + (f", only {', '.join(seen)}." if seen else "; is the archive unpacked there?")
+        + (f", only {', '.join(seen)}{where}." if seen else volumes.lies_below(source))
     )
 
 
@@ -380,7 +436,8 @@ def _case(folder: Path, release: Release, labelled: bool, skipped: list[Skipped]
         notes.append(f"case {name}: mask taken from {mask.name}")
     if mask is None and labelled:
         wanted = f"{name}{release.separator}{release.mask_suffix}"
-        raise ConversionError(f"Case {name} has no mask {wanted}.nii.gz (or .nii) in {folder}.")
+        instead = volumes.found_instead(folder, wanted)
+        raise ConversionError(f"Case {name} has no mask {wanted}.nii.gz (or .nii) in {folder}{instead}.")
     skipped += [Skipped(path, "neither a modality nor the mask of its case") for path in files.values()]
     pattern = release.labelled if labelled else release.unlabelled
     return Case(name, images, mask if labelled else None, group=pattern.fullmatch(name)["patient"])
@@ -392,7 +449,8 @@ def _images(name: str, folder: Path, files: dict[str, Path], release: Release) -
     missing = [stem for stem in stems if stem not in files]
     if missing:
         wanted = " and ".join(f"{stem}.nii.gz" for stem in missing)
-        raise ConversionError(f"Case {name} lacks {wanted} (or .nii) in {folder}.")
+        instead = volumes.found_instead(folder, missing[0])
+        raise ConversionError(f"Case {name} lacks {wanted} (or .nii) in {folder}{instead}.")
     return tuple(files.pop(stem) for stem in stems)
 
 
@@ -405,7 +463,7 @@ def find_scans(source: Path) -> list[Case]:
     source = sources.require_source(source)
     cases: dict[str, Case] = {}
     seen: dict[str, Path] = {}
-    for folder in sources.walk_folders(source):
+    for folder in sources.walk_folders(source, volumes.volume_in):
         files = volumes.nifti_files(folder)
         for release in (RELEASES["2020"], RELEASES["2023-GLI"]):  # 2021 names its files as 2020 does
             parts = [stem.rpartition(release.separator) for stem in files]

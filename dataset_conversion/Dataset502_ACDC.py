@@ -127,13 +127,13 @@ def find_cases(source: Path) -> Found:
     """
     source = sources.require_source(source)
     folders: dict[str, Path] = {}
-    for folder in sources.walk_folders(source):
+    for folder in sources.walk_folders(source, volumes.volume_in):
         if PATIENT_FOLDER.fullmatch(folder.name):
             sources.enter_once(folders, folder.name, folder, f"Patient {folder.name}")
         elif (folder / "Info.cfg").exists() or volumes.nifti_files(folder):
             sources.require_folder_name(folder, ("patient",), "patient001")
     if not folders:
-        raise ConversionError(f"No folder named patientNNN below {source}; is the archive unpacked there?")
+        raise ConversionError(f"No folder named patientNNN below {source}{volumes.lies_below(source)}")
     found: dict[bool, list[Case]] = defaultdict(list)
     skipped: list[Skipped] = []
     for name in sorted(folders):
@@ -173,9 +173,11 @@ def _cases_of(folder: Path, testing: bool) -> tuple[list[Case], list[Skipped]]:
         name = f"{folder.name}_frame{int(info[phase]):02d}"
         image, mask = files.pop(name, None), files.pop(f"{name}_gt", None)
         if image is None:
-            raise ConversionError(f"Case {name} ({phase}) has no {name}.nii.gz (or .nii) in {folder}.")
+            instead = volumes.found_instead(folder, name)
+            raise ConversionError(f"Case {name} ({phase}) has no {name}.nii.gz (or .nii) in {folder}{instead}.")
         if mask is None and not testing:
-            raise ConversionError(f"Case {name} ({phase}) has no mask {name}_gt.nii.gz (or .nii) in {folder}.")
+            instead = volumes.found_instead(folder, f"{name}_gt")
+            raise ConversionError(f"Case {name} ({phase}) has no mask {name}_gt.nii.gz (or .nii) in {folder}{instead}.")
         about = {"phase": phase, "submit": f"{folder.name}_{phase}.nii.gz"}
         cases.append(Case(name, (image,), mask, group=folder.name, stratum=info.get("Group", ""), about=about))
     for stem, path in files.items():
@@ -224,7 +226,7 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
         stem = volumes.nifti_stem(path)
         return None if stem is None or stem.endswith(("_gt", "_4d")) else stem
 
-    cases = sources.find_scans(source, stem_of, "NIfTI files with a 3D stack")
+    cases = sources.find_scans(source, stem_of, "NIfTI files with a 3D stack", volumes.volume_in)
     return common.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 

@@ -173,10 +173,11 @@ def _is_mask(instances: np.ndarray) -> bool:
 
 def _stored_as_we_store(path: Path) -> bool:
     """Whether an instance map can be copied as it is."""
-    if path.suffix.lower() not in pictures.TIFF_ENDINGS:
+    if path.suffix.lower() not in pictures.TIFF_ENDINGS or not pictures.is_tiff(path):
         return False
     with tifffile.TiffFile(path) as file:
-        return file.series[0].axes == "YX" and file.series[0].dtype in (np.uint16, np.int32)
+        plain = file.series[0].axes == "YX" and file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISBLACK
+        return plain and file.series[0].dtype in (np.uint16, np.int32)
 
 
 # --- the source -----------------------------------------------------------------------------------------------------

@@ -39,10 +39,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the check of a case found: voxels per source label, none without a mask, and other things worth counting."""
+    """What the check of a case found.
+
+    Attributes:
+        histogram: Voxels per source label, none without a mask.
+        counts: Other things worth counting.
+        remarks: What a user should know, said once for all cases that it holds for, to a file that it holds for.
+        readers: Those of nnU-Net's readers that can read the case, the one to prefer first; none where only one is
+            made for it.
+    """
 
     histogram: Mapping[int, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    remarks: Mapping[str, Path] = field(default_factory=dict)
+    readers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.util
 import os
 import signal
@@ -67,6 +68,7 @@ def workers(jobs: int) -> Iterator[EachCase]:
         # Spawned, not forked: a forked worker would inherit our signal handlers and die noisily at the end.
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker)
+        watch = _Watch(pool)
 
     def each_case(work: Callable, cases: Sequence[Case], verb: str) -> Iterator:
         from tqdm import tqdm  # late, since workers need none
@@ -79,20 +81,58 @@ def workers(jobs: int) -> Iterator[EachCase]:
                 results = map(work, cases)
             yield from tqdm(results, total=len(cases), desc=verb, unit="case", disable=None)
         except BrokenProcessPool:
+            watch.died.set()
             raise ConversionError(
                 f"A worker process died during the {verb}, perhaps for lack of memory, or because a script uses "
                 "several jobs outside of if __name__ == '__main__'; try again with --jobs 1."
             ) from None
         except BaseException:
             if pool:  # nobody may still write into a folder that the caller now removes
-                pool.shutdown(cancel_futures=True)
+                watch.shut_down()
             raise
 
     try:
         yield each_case
     finally:
         if pool:
-            pool.shutdown(cancel_futures=True)
+            watch.shut_down()
+
+
+class _Watch(threading.Thread):
+    """Ends every worker of a pool once one has died, as of kill -9 or for lack of memory.
+
+    CPython's pool may wait for ever then: for a worker that it started after it had ended the others, or for the rest
+    of a result of which a part was sent, as it has the other end of that pipe open itself.
+    """
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        super().__init__(daemon=True)
+        self.pool, self.lock = pool, threading.Lock()
+        self.died, self.ending, self.gone = (threading.Event() for _ in range(3))
+        self.start()
+
+    def run(self) -> None:
+        while not self.died.wait(0.2):
+            ended = multiprocessing.connection.wait([process.sentinel for process in self._processes()], 0)
+            with self.lock:
+                if self.ending.is_set():
+                    return
+                if ended:
+                    self.died.set()
+                    self.pool._result_queue._writer.close()
+        while not self.gone.wait(0.05):
+            for process in self._processes():
+                process.kill()
+
+    def _processes(self) -> list:
+        return list((self.pool._processes or {}).values())
+
+    def shut_down(self) -> None:
+        """Wait for what the workers are at, and end them."""
+        with self.lock:
+            self.ending.set()
+        self.pool.shutdown(cancel_futures=True)
+        self.gone.set()
 
 
 def _start_worker() -> None:
@@ -208,6 +248,7 @@ def write_dataset(
     with contextlib.ExitStack() as stack:
         each_case = stack.enter_context(workers(jobs))
         facts = check_cases(everything, layout, each_case)
+        reader, about_reader = _reader_of_all(everything, facts, layout)
         report = reporting.make_report(
             name,
             description,
@@ -219,7 +260,7 @@ def write_dataset(
             len(splits),
             protocol,
             skipped,
-            notes,
+            [*notes, *_remarks(everything, facts), *about_reader],
         )
         reporting.print_report(report, layout)
         if dry_run:
@@ -238,7 +279,7 @@ def write_dataset(
         write_cases(cases, layout, folder, "Tr", each_case)
         write_cases(test_cases, layout, folder, "Ts", each_case)
         with staging.writing(folder / "dataset.json"):
-            _write_dataset_json(folder, name, description, layout, len(cases))
+            _write_dataset_json(folder, name, description, layout.file_ending, reader, len(cases))
         with staging.writing(folder / reporting.REPORT):
             (folder / reporting.REPORT).write_text(
                 json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -266,7 +307,39 @@ def _require_unique(cases: Sequence[Case]) -> None:
             )
 
 
-def _write_dataset_json(folder: Path, name: str, description: Description, layout: Layout, num_training: int) -> None:
+def _remarks(cases: Sequence[Case], facts: Sequence[Facts]) -> list[str]:
+    """What the check remarked, each once, with the number of cases and the first of them."""
+    found: dict[str, list[str]] = {}
+    for case, fact in zip(cases, facts):
+        for remark, path in fact.remarks.items():
+            found.setdefault(remark, []).append(f"{path.name} of case {case.name}")
+    return [f"{remark}: {len(where)} case(s), first {where[0]}" for remark, where in found.items()]
+
+
+def _reader_of_all(cases: Sequence[Case], facts: Sequence[Facts], layout: Layout) -> tuple[str, list[str]]:
+    """That of nnU-Net's readers which reads every case, and a note if it is not the usual one.
+
+    Raises:
+        ConversionError: If there is none.
+    """
+    usual = layout.reader_writer
+    needs = {case.name: fact.readers for case, fact in zip(cases, facts) if fact.readers}
+    known = dict.fromkeys([usual, *(reader for readers in needs.values() for reader in readers)])
+    fitting = [reader for reader in known if all(reader in readers for readers in needs.values())]
+    if not fitting:
+        first = {reader: next(name for name, readers in needs.items() if reader not in readers) for reader in known}
+        raise ConversionError(
+            "A data set has one reader, and none of nnU-Net's reads every case: "
+            + ", ".join(f"{reader} does not read {name}" for reader, name in first.items())
+            + "; save these again with a usual header, or leave one out."
+        )
+    note = f"nnU-Net reads this data set with {fitting[0]}, since {usual} does not read every case"
+    return fitting[0], [note] if fitting[0] != usual else []
+
+
+def _write_dataset_json(
+    folder: Path, name: str, description: Description, file_ending: str, reader: str, num_training: int
+) -> None:
     from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json  # late, since workers need none
 
     generate_dataset_json(
@@ -274,13 +347,13 @@ def _write_dataset_json(folder: Path, name: str, description: Description, layou
         channel_names={str(index): channel for index, channel in enumerate(description.channels)},
         labels=dict(description.labels),
         num_training_cases=num_training,
-        file_ending=layout.file_ending,
+        file_ending=file_ending,
         regions_class_order=description.regions_class_order,
         dataset_name=name,
         reference=description.reference,
         release=description.release,
         description=description.text,
-        overwrite_image_reader_writer=layout.reader_writer,
+        overwrite_image_reader_writer=reader,
         license=description.licence,
         converted_by="dataset_conversion of nnunet-logvmamba",
     )
@@ -307,7 +380,23 @@ def write_test_images(
     cases = [replace(case, mask=None) for case in cases]
     _require_unique(cases)
     words = ("case(s)", "write", "written for nnUNetv2_predict")
-    return _fill(target, cases, layout, _write_images, words, source=source, **options)
+    notes = functools.partial(_notes_to_predict, layout)
+    return _fill(target, cases, layout, _write_images, words, notes, source=source, **options)
+
+
+def _notes_to_predict(layout: Layout, cases: Sequence[Case], facts: Sequence[Facts]) -> list[str]:
+    """Remarks, and which cases need a model with another reader than the usual one."""
+    notes, usual = _remarks(cases, facts), layout.reader_writer
+    others = [
+        (case.name, fact.readers[0]) for case, fact in zip(cases, facts) if usual not in (fact.readers or [usual])
+    ]
+    if others:
+        name, reader = others[0]
+        notes.append(
+            f"{len(others)} case(s), first {name}, can be predicted only by a model whose plans.json says "
+            f'"image_reader_writer": "{reader}"; with {usual} nnU-Net ends there'
+        )
+    return notes
 
 
 def _write_images(layout: Layout, folder: Path, case: Case) -> None:
@@ -320,13 +409,14 @@ def _fill(
     layout: "Layout | Restorer",
     write: Callable,
     words: tuple[str, str, str],
+    notes: Callable[[Sequence[Case], Sequence[Facts]], list[str]],
     *,
     source: Path,
     overwrite: bool = False,
     jobs: int = 1,
     dry_run: bool = False,
 ) -> Path:
-    """Check cases and write each into a folder that appears once it is complete; ``words`` say what is done."""
+    """Check cases and write each into a folder that appears once it is complete; ``words`` and ``notes`` say what."""
     target = Path(target)
     what, verb, done = words
     staging.require_apart(source, target)
@@ -334,7 +424,9 @@ def _fill(
     if not dry_run:
         staging.require_free_target(target, overwrite)
     with workers(jobs) as each_case:
-        check_cases(cases, layout, each_case)
+        facts = check_cases(cases, layout, each_case)
+        for note in notes(cases, facts):
+            print(f"note: {note}")
         if dry_run:
             print(f"dry run: {len(cases)} {what} are in order, nothing was written")
             staging.require_free_target(target, overwrite)
@@ -399,7 +491,7 @@ def write_restored(
         owners[name] = path
     cases = [Case(path.name, (path,), about={"submit": name}) for path, name in names.items()]
     words = ("prediction(s)", "restore", "restored")
-    return _fill(target, cases, restorer, _restore, words, source=source, **options)
+    return _fill(target, cases, restorer, _restore, words, _remarks, source=source, **options)
 
 
 def _restore(restorer: Restorer, folder: Path, case: Case) -> None:

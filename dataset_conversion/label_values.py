@@ -30,13 +30,15 @@ def check_labels(voxels: np.ndarray, description: Description, case: str, path: 
         Source value to number of voxels.
 
     Raises:
-        ConversionError: For a fraction, a NaN or a value that the data set does not have.
+        ConversionError: For a fraction in single precision, a NaN or a value that the data set does not have.
     """
+    if voxels.dtype.kind == "f":
+        voxels = voxels.astype(np.float32)  # as nnU-Net reads them
     values, counts = value_counts(voxels)
     for value in values:
         if not np.isfinite(value) or value != np.rint(value):
-            raise ConversionError(f"Case {case}: mask {path} holds {value:g}, but labels are whole numbers.")
-    for value in values.astype(np.int64).tolist():
+            raise ConversionError(f"Case {case}: mask {path} holds {value!s}, but labels are whole numbers.")
+    for value in map(int, values):
         if value not in description.label_map:
             legal = ", ".join(map(str, sorted(description.label_map)))
             hint = description.foreign_values.get(value, "")

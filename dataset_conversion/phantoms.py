@@ -49,7 +49,7 @@ SIGNAL = {
 }
 OEDEMA, NECROSIS, ENHANCING = 3, 4, 5
 BRATS_LABEL = {OEDEMA: 2, NECROSIS: 1, ENHANCING: 4}
-BratsRelease = Literal["2020", "2021", "2023-GLI"]
+BratsRelease = Literal["2017", "2018", "2019", "2020", "2021", "2023-GLI", "2023-SSA"]
 # File suffixes and the label of enhancing tumour that 2023 changed.
 SUFFIX_2023 = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f", "seg": "-seg"}
 ENHANCING_2023 = 3
@@ -110,8 +110,8 @@ def write_brats2020(
         labelled: False writes the validation layout, which has no masks.
         file_ending: ``.nii.gz``, or ``.nii`` as in the widely used uncompressed copy.
         traps: Case number to what is odd or wrong about that case.
-        release: ``2021`` and ``2023-GLI`` name folders and files otherwise, the latter labels the enhancing tumour 3
-            and has two time points of every patient.
+        release: Others than 2020 name folders and files otherwise; those of 2023 label the enhancing tumour 3 and have
+            two time points of every patient.
 
     Raises:
         ConversionError: If ``target`` is not empty or an argument is out of range.
@@ -130,18 +130,21 @@ def write_brats2020(
         "2020": f"MICCAI_BraTS2020_{split}Data",
         "2021": f"BraTS2021_{split}_Data",
         "2023-GLI": f"ASNR-MICCAI-BraTS2023-GLI-Challenge-{split}Data",
-    }[release]
+        "2023-SSA": f"ASNR-MICCAI-BraTS2023-SSA-Challenge-{split}Data",
+    }.get(release, f"MICCAI_BraTS_{release}_Data_{split}" + "/HGG" * labelled)
     names = [
         {
             "2020": f"BraTS20_{split}_{number:03d}",
             "2021": f"BraTS2021_{number:05d}",
-            "2023-GLI": f"BraTS-GLI-{(number + 1) // 2:05d}-{(number + 1) % 2:03d}",
-        }[release]
+            "2017": f"Brats17_CBICA_{number:03d}_1",
+            "2018": f"Brats18_CBICA_{number:03d}_1",
+            "2019": f"BraTS19_CBICA_{number:03d}_1",
+        }.get(release, f"BraTS-{release[5:]}-{(number + 1) // 2:05d}-{(number + 1) % 2:03d}")
         for number in numbers
     ]
     with staging.staged_folder(target) as staged:
         folder = staged / cases
-        folder.mkdir()
+        folder.mkdir(parents=True)
         for number, name in zip(numbers, names):
             _write_brats_case(folder / name, number, shape, seed, labelled, file_ending, traps.get(number), release)
         if release == "2020":
@@ -287,7 +290,7 @@ def _write_brats_case(
     release: BratsRelease,
 ) -> None:
     folder.mkdir()
-    suffixes = SUFFIX_2023 if release == "2023-GLI" else {name: f"_{name}" for name in SUFFIX_2023}
+    suffixes = SUFFIX_2023 if release.startswith("2023") else {name: f"_{name}" for name in SUFFIX_2023}
     # A validation case must differ from the training case of the same number.
     rng = np.random.default_rng([seed, number, int(labelled), *shape])
     images, mask = brats_case(rng, shape, enhancing=trap != "no_enhancing_tumour")
@@ -304,7 +307,7 @@ def _write_brats_case(
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     if not labelled:
         return
-    if (trap == "illegal_label") != (release == "2023-GLI"):  # the value of the other releases is the illegal one
+    if (trap == "illegal_label") != release.startswith("2023"):  # the value of the other releases is the illegal one
         mask[mask == 4] = ENHANCING_2023
     if trap == "float_mask":
         mask = mask.astype(np.float32)

@@ -15,6 +15,8 @@ TIFF_ENDINGS = (".tif", ".tiff")
 PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", *TIFF_ENDINGS)
 FILE_ENDING = ".png"
 _PNG_BIT_DEPTH, _PNG_COLOUR_TYPE, _PNG_GREY, _PNG_GREY_ALPHA = 24, 25, 0, 4
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_NOT_RGB = {getattr(tifffile.PHOTOMETRIC, name) for name in ("SEPARATED", "YCBCR", "CIELAB", "ICCLAB", "ITULAB")}
 _TIFF_ALPHA = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA}
 
 Image.MAX_IMAGE_PIXELS = None  # whole-slide images are larger than Pillow's guard against decompression bombs
@@ -29,21 +31,26 @@ def picture_stem(path: Path) -> str | None:
 def read_picture(path: Path, case: str, *, indices: bool = False) -> np.ndarray:
     """The picture at ``path``, (height, width) or (height, width, channels), in the dtype it is stored in.
 
-    Pages of a TIFF that are declared to be channels, as microscopes write them, are channels. Transparency beside grey
-    is left out.
+    Pages of a TIFF that are declared to be channels, as microscopes write them, are channels; other axes must have the
+    length 1 and are left out. Where a TIFF stores black as the largest value, the picture is turned round, so that
+    larger is brighter as in every viewer; indices stay as they are. Transparency beside grey is left out.
 
     Args:
-        indices: Give the indices of a palette, as in a mask, rather than its colours.
+        indices: Give the stored numbers, as of a mask, rather than the colours or brightness they stand for.
 
     Raises:
-        ConversionError: If the file is damaged, holds several pages or no pixel; the text names case and file.
+        ConversionError: If the file is damaged, holds several pages or no pixel, or colours that are no RGB; the text
+            names case and file.
     """
     try:
-        read = _read_tiff if path.suffix.lower() in TIFF_ENDINGS else _read_other
-        picture = read(path, indices)
+        picture = (_read_tiff if is_tiff(path) else _read_other)(path, indices)
     except _Pages as pages:
         raise ConversionError(
             f"Case {case}: {path} holds {pages}, where one 2D picture is expected; export the page that is meant."
+        ) from None
+    except _Colours as colours:
+        raise ConversionError(
+            f"Case {case}: {path} stores its colours as {colours}, which is not read; export it as RGB."
         ) from None
     except Exception as error:  # decoders have no common error: struct, zlib, index and value errors all occur
         raise sources.unreadable(path, case, getattr(error, "strerror", None) or error) from None
@@ -56,21 +63,47 @@ class _Pages(Exception):
     """A TIFF that holds more than one picture; the text says how many."""
 
 
+class _Colours(Exception):
+    """A TIFF whose numbers are neither brightness nor RGB; the text says what."""
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file is a TIFF, whatever it is called."""
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_MAGIC
+
+
 def _read_tiff(path: Path, indices: bool) -> np.ndarray:
     with tifffile.TiffFile(path) as file:
         if not file.series:
             raise ValueError("it holds no picture")
-        series = file.series[0]
-        channels = [axis for axis in series.axes if axis in "SC"]
-        if len(file.series) > 1 or series.axes.replace("S", "").replace("C", "") != "YX" or len(channels) > 1:
+        series, page = file.series[0], file.pages[0]
+        axes = [axis for axis, length in zip(series.axes, series.shape) if length > 1 or axis in "YX"]
+        channels = [axis for axis in axes if axis in "SC"]
+        if len(file.series) > 1 or "".join(axis for axis in axes if axis not in "SC") != "YX" or len(channels) > 1:
             raise _Pages(f"{len(file.pages)} pages (axes {series.axes}, shape {series.shape})")
         picture = series.asarray()
-        if file.pages[0].photometric == tifffile.PHOTOMETRIC.PALETTE and not indices:
-            return np.moveaxis(file.pages[0].colormap, 0, -1)[picture]
+        picture = picture.reshape([length for axis, length in zip(series.axes, series.shape) if axis in axes])
         if channels:
-            picture = np.moveaxis(picture, series.axes.index(channels[0]), -1)
-        has_alpha = channels == ["S"] and set(file.pages[0].extrasamples) & _TIFF_ALPHA
-        return picture[..., 0] if has_alpha and picture.shape[-1] == 2 else picture
+            picture = np.moveaxis(picture, axes.index(channels[0]), -1)
+        if set(page.extrasamples) & _TIFF_ALPHA and channels == ["S"] and picture.shape[-1] == 2:
+            picture = picture[..., 0]
+        return picture if indices else _as_seen(picture, page)
+
+
+def _as_seen(picture: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
+    """Stored numbers as brightness or RGB."""
+    kind = tifffile.PHOTOMETRIC
+    if page.photometric == kind.PALETTE:
+        return np.moveaxis(page.colormap, 0, -1)[picture]
+    if page.photometric == kind.MINISWHITE:
+        if picture.dtype.kind == "u":
+            return picture.dtype.type((1 << page.bitspersample) - 1) - picture
+        return picture.max() + picture.min() - picture if picture.dtype.kind == "f" else ~picture
+    decoded = page.photometric == kind.YCBCR and page.compression != tifffile.COMPRESSION.NONE  # JPEG's own colours
+    if page.photometric in _NOT_RGB and not decoded:
+        raise _Colours(page.photometric.name)
+    return picture
 
 
 def _read_other(path: Path, indices: bool) -> np.ndarray:

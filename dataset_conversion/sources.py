@@ -26,8 +26,19 @@ def require_source(source: Path) -> Path:
     return source.resolve()
 
 
-def walk_folders(source: Path) -> Iterator[Path]:
+# The file that a folder stands for, or None for other folders.
+StandsFor = Callable[[Path], Path | None]
+
+
+def for_itself(folder: Path) -> None:
+    """No folder stands for a file."""
+
+
+def walk_folders(source: Path, stands_for: StandsFor = for_itself) -> Iterator[Path]:
     """``source`` and every folder below it, sorted, links followed, hidden folders and macOS's ``__MACOSX`` left out.
+
+    Args:
+        stands_for: Folders below ``source`` for which this gives a file are left out too.
 
     Raises:
         ConversionError: For a link that leads nowhere, or back to a folder above it; a case behind the first would be
@@ -52,33 +63,43 @@ def walk_folders(source: Path) -> Iterator[Path]:
             if real in above[folder]:
                 raise ConversionError(f"Link {path} leads back to {real}, which is above it; remove the link.")
             above[path] = above[folder] | {real}
-        yield Path(folder)
+        if folder == os.fspath(source) or not stands_for(Path(folder)):
+            yield Path(folder)
 
 
-def files_by_stem(folder: Path, stem_of: Callable[[Path], str | None]) -> dict[str, Path]:
+def files_by_stem(
+    folder: Path, stem_of: Callable[[Path], str | None], stands_for: StandsFor = for_itself
+) -> dict[str, Path]:
     """Files of ``folder`` by stem, sorted; files whose stem is None are passed over.
+
+    Args:
+        stands_for: A folder with a stem is taken for the file that this gives, and passed over if it gives none.
 
     Raises:
         ConversionError: If one stem lies there twice, such as ``.nii`` and ``.nii.gz``.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, tuple[str, Path]] = {}
     for path in sorted(folder.iterdir()):
         stem = stem_of(path)
-        if stem is None or not path.is_file():
+        file = None if stem is None else path if path.is_file() else stands_for(path)
+        if file is None:
             continue
         if stem in found:
             raise ConversionError(
-                f"Case {folder.name} has both {found[stem].name} and {path.name} in {folder}; remove one of them."
+                f"Case {folder.name} has both {found[stem][0]} and {path.name} in {folder}; remove one of them."
             )
-        found[stem] = path
-    return found
+        found[stem] = path.name, file
+    return {stem: file for stem, (_, file) in found.items()}
 
 
-def find_scans(source: Path, stem_of: Callable[[Path], str | None], what: str) -> list[Case]:
+def find_scans(
+    source: Path, stem_of: Callable[[Path], str | None], what: str, stands_for: StandsFor = for_itself
+) -> list[Case]:
     """Every file below ``source`` with a stem as a case of its own, to predict.
 
     Args:
         what: What the files are, for the error message.
+        stands_for: See :func:`files_by_stem`.
 
     Raises:
         ConversionError: If there are none, or one has a name that not every tool reads alike.
@@ -86,8 +107,8 @@ def find_scans(source: Path, stem_of: Callable[[Path], str | None], what: str) -
     source = require_source(source)
     cases = [
         Case(require_case_name(name, path), (path,))
-        for folder in walk_folders(source)
-        for name, path in files_by_stem(folder, stem_of).items()
+        for folder in walk_folders(source, stands_for)
+        for name, path in files_by_stem(folder, stem_of, stands_for).items()
     ]
     if not cases:
         raise ConversionError(f"There are no {what} below {source}.")
@@ -129,10 +150,10 @@ def require_case_name(name: str, path: Path) -> str:
     return name
 
 
-def unreadable(path: Path, case: str, reason: object) -> ConversionError:
+def unreadable(path: Path, case: str, reason: object, remedy: str = "fetch the file again") -> ConversionError:
     """The error for a damaged file."""
     reason = " ".join(str(reason).split()).rstrip(".!") or "no reason given"
-    return ConversionError(f"Case {case}: {path} cannot be read ({reason}); fetch the file again.")
+    return ConversionError(f"Case {case}: {path} cannot be read ({reason}); {remedy}.")
 
 
 def trailing_number(case: str) -> int:

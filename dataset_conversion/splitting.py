@@ -30,7 +30,8 @@ def make_splits(
     groups = group_cases(cases, group_of)
     if len(groups) < 2:
         raise ConversionError(
-            f"Only {len(groups)} subject found in {len(cases)} case(s); at least 2 are needed to train and validate."
+            f"Only {len(groups)} subject found in {len(cases)} case(s), such as {min(cases)}; at least 2 are needed to "
+            "train and validate."
         )
     folds: list[list[str]] = [[] for _ in range(min(MAX_FOLDS, len(groups)))]
     held: list[Counter] = [Counter() for _ in folds]

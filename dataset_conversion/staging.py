@@ -177,13 +177,13 @@ def writing(path: Path, case: str = "") -> Iterator[None]:
     """Name the file in whatever goes wrong while it is written: a full disk says no name of its own.
 
     Raises:
-        ConversionError: For an OSError, or a RuntimeError, which is SimpleITK's word for a full disk.
+        ConversionError: For an OSError.
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or "is the disk full, or the folder read-only?"
-        remedy = "free some space" if getattr(error, "errno", None) == errno.ENOSPC else "make the folder writable"
+    except OSError as error:
+        reason = error.strerror or "is the disk full, or the folder read-only?"
+        remedy = "free some space" if error.errno == errno.ENOSPC else "make the folder writable"
         raise ConversionError(
             f"{f'Case {case}: ' if case else ''}{final_path(path)} cannot be written ({reason}); "
             f"{remedy} or choose another target."

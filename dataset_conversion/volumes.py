@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dataset_conversion import sources, staging
-from dataset_conversion.cases import Case, Description, Facts
+from dataset_conversion.cases import Case, ConversionError, Description, Facts
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 FILE_ENDING = ".nii.gz"
@@ -32,12 +32,12 @@ class Volumes:
         """
         from dataset_conversion import label_values, nifti
 
-        grid = nifti.check_images(case.images, case.name)
+        images = nifti.check_images(case.images, case.name)
         if case.mask is None:
-            return Facts()
-        voxels = nifti.read_voxels(case.mask, case.name)
-        nifti.check_geometry(grid, nifti.read_header(case.mask, case.name), case.name)
-        return Facts(label_values.check_labels(voxels, self.description, case.name, case.mask))
+            return Facts(remarks=images.remarks, readers=images.readers)
+        voxels, remarks = nifti.check_mask(images, case.mask, case.name)
+        histogram = label_values.check_labels(voxels, self.description, case.name, case.mask)
+        return Facts(histogram, remarks={**images.remarks, **remarks}, readers=images.readers)
 
     def write_images(self, case: Case, folder: Path) -> None:
         """Copy every channel; the bytes stay, ``.nii`` is compressed."""
@@ -76,12 +76,54 @@ def nifti_stem(path: Path) -> str | None:
 
 
 def nifti_files(folder: Path) -> dict[str, Path]:
-    """NIfTI files of ``folder`` by stem, sorted.
+    """NIfTI files of ``folder`` by stem, sorted; a folder named like a file is taken for the file in it.
 
     Raises:
-        ConversionError: If one stem lies there twice, as ``.nii`` and ``.nii.gz``.
+        ConversionError: If one stem lies there twice, as ``.nii`` and ``.nii.gz``, or such a folder has several files.
     """
-    return sources.files_by_stem(folder, nifti_stem)
+    return sources.files_by_stem(folder, nifti_stem, volume_in)
+
+
+def volume_in(folder: Path) -> Path | None:
+    """The NIfTI file in a folder that is named like one, as unpackers leave it that keep the name within a ``.gz``.
+
+    Returns:
+        None for folders of other names and for those without a NIfTI file.
+
+    Raises:
+        ConversionError: If there are several.
+    """
+    if nifti_stem(folder) is None or not folder.is_dir():
+        return None
+    files = [
+        path if path.is_file() else volume_in(path) for path in sorted(folder.iterdir()) if nifti_stem(path) is not None
+    ]
+    files = [path for path in files if path is not None]
+    if len(files) > 1:
+        names = " and ".join(path.name for path in files[:2]) + (f" and {len(files) - 2} more" if files[2:] else "")
+        raise ConversionError(
+            f"{folder} is a folder that holds {names}, where one volume is expected; move the file that is meant up."
+        )
+    return files[0] if files else None
+
+
+def lies_below(source: Path) -> str:
+    """What lies below a source in which no case was found, for the error message."""
+    for folder in sources.walk_folders(source):
+        for path in sorted(folder.iterdir()):
+            if nifti_stem(path) is not None and path.is_file():
+                return f"; volumes such as {path} lie there, in folders of other names."
+    return "; is the archive unpacked there?"
+
+
+def found_instead(folder: Path, stem: str) -> str:
+    """What lies in ``folder`` in place of a volume that is missing, for the error message; "" if nothing does."""
+    if (folder / f"{stem}.hdr").exists() and any(folder.glob(f"{stem}.img*")):
+        return f"; {stem}.hdr and .img are there, save the pair as one {stem}.nii.gz"
+    for ending in NIFTI_ENDINGS:
+        if (folder / f"{stem}{ending}").is_dir():
+            return f"; {stem}{ending} is a folder that holds no NIfTI file, unpack it anew"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ import gzip
 import os
 import pty
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
 
@@ -169,6 +171,17 @@ def test_a_worker_that_dies_is_told_and_nothing_is_written(tmp_path):
 
 def die(case):
     os._exit(1)
+
+
+def die_while_the_result_is_sent(case):
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return bytes(1 << 28)
+
+
+def test_a_worker_that_is_killed_while_it_sends_its_result_is_told(tmp_path):
+    """CPython's own pool waits for the rest of the result for ever."""
+    with pytest.raises(ConversionError, match="worker process died"), common.workers(2) as each_case:
+        list(each_case(die_while_the_result_is_sent, [Case(str(number), ()) for number in range(3)], "check"))
 
 
 # Where source and target must not be

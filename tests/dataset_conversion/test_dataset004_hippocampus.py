@@ -132,6 +132,16 @@ def test_a_folder_of_another_layout_is_refused(tmp_path):
         hippocampus.convert(tmp_path, tmp_path / "raw")
 
 
+@pytest.mark.parametrize("prefix", hippocampus.OTHER_TASKS)
+def test_another_task_of_the_decathlon_is_named_and_never_converted(tmp_path, prefix):
+    folder = source_with(tmp_path)
+    for path in [*folder.rglob("hippocampus_*.nii.gz")]:
+        path.rename(path.with_name(path.name.replace("hippocampus", prefix)))
+    with pytest.raises(ConversionError, match=rf"{prefix}_001.nii.gz belongs to the Decathlon's Task\d\d_"):
+        hippocampus.convert(folder, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
 def test_real_selection_converts_with_folds_by_subject(tmp_path, decathlon_hippocampus, run_module, nnunet_variables):
     module = "dataset_conversion.Dataset004_Hippocampus"
     done = run_module(module, decathlon_hippocampus, environment=nnunet_variables)

@@ -245,11 +245,18 @@ def test_a_release_that_is_not_converted_is_named(tmp_path):
         brats.convert(tmp_path / "source", tmp_path / "raw")
 
 
-OTHER_RELEASES = [("2021", "BraTS2021", 4), ("2023-GLI", "BraTS2023GLI", 3)]
+OTHER_RELEASES = [
+    ("2017", "BraTS2017", 4),
+    ("2018", "BraTS2018", 4),
+    ("2019", "BraTS2019", 4),
+    ("2021", "BraTS2021", 4),
+    ("2023-GLI", "BraTS2023GLI", 3),
+    ("2023-SSA", "BraTS2023SSA", 3),
+]
 
 
-@pytest.mark.parametrize(("release", "name", "enhancing"), OTHER_RELEASES, ids=["2021", "2023-GLI"])
-def test_later_releases_are_told_by_their_names_and_keep_the_meaning_of_labels(tmp_path, release, name, enhancing):
+@pytest.mark.parametrize(("release", "name", "enhancing"), OTHER_RELEASES, ids=[row[0] for row in OTHER_RELEASES])
+def test_other_releases_are_told_by_their_names_and_keep_the_meaning_of_labels(tmp_path, release, name, enhancing):
     write(tmp_path / "source", 4, shape=SMALL, release=release)
     target = brats.convert(tmp_path / "source", tmp_path / "raw", tmp_path / "preprocessed")
     assert target.name == f"Dataset501_{name}"
@@ -260,6 +267,55 @@ def test_later_releases_are_told_by_their_names_and_keep_the_meaning_of_labels(t
         theirs, ours = voxels(path), voxels(target / "labelsTr" / path.name.replace("_seg", "").replace("-seg", ""))
         for before, after in ((0, 0), (2, 1), (1, 2), (enhancing, 3)):
             assert ((theirs == before) == (ours == after)).all()
+
+
+STRANGERS = {
+    "BraTS-PED-00001-000": r"1 of BraTS-PED \(tumours of children\)",
+    "BraTS-MEN-00004-000": r"1 of BraTS-MEN \(meningioma\)",
+    "BraTS-MEN-RT-0001-1": r"1 of BraTS-MEN-RT \(meningioma before radiotherapy\)",
+    "brats-met-00086-000": r"1 of BraTS-MET \(metastases\)",
+    "BRATS-MET-00086-000-1": r"1 of BraTS-MET \(metastases\)",
+    "BraTS-GoAT-00001": r"1 of BraTS-GOAT",
+    "BraTS-XYZ-00001-000": "1 of BraTS-XYZ",
+    "BraTS-GLI-00005-100": r"1 of BraTS-GLI of 2024 \(after treatment, where 4 is the resection cavity\)",
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_task_whose_labels_mean_something_else_is_named_and_never_converted(tmp_path, name, capsys):
+    folder = tmp_path / "source" / "archive" / name
+    folder.mkdir(parents=True)
+    for suffix in ("t1n", "t1c", "t2w", "t2f", "seg"):
+        (folder / f"{name}-{suffix}.nii.gz").touch()
+    with pytest.raises(ConversionError, match=rf"only {STRANGERS[name]}.*{name}; this task is not converted"):
+        brats.convert(tmp_path / "source", tmp_path / "raw")
+    write(tmp_path / "source" / "more", 3, shape=SMALL, release="2023-GLI")
+    brats.convert(tmp_path / "source", tmp_path / "raw")
+    said = capsys.readouterr().out
+    assert "3 labelled case(s)" in said
+    assert f"skipped 1: a case of BraTS-{name.split('-')[1].upper()}" in said
+
+
+@pytest.mark.parametrize("name", ["brats19_2013_0_1_", "Brats18 CBICA", "brats-ssa-00001-000", "BraTS-GLI-1-000"])
+def test_a_case_that_is_almost_named_as_its_owner_names_it_is_to_be_renamed(tmp_path, name):
+    write(tmp_path / "source", 2, shape=SMALL)
+    (tmp_path / "source" / name).mkdir()
+    (tmp_path / "source" / name / "t1.nii").touch()
+    with pytest.raises(ConversionError, match=rf"{name} is not named as the data owner names them .*; rename it"):
+        brats.convert(tmp_path / "source", tmp_path / "raw")
+
+
+def test_grades_and_validation_cases_of_the_early_releases_are_told_apart(tmp_path):
+    for grade, number in (("HGG", 1), ("LGG", 5)):
+        cases = write(tmp_path / grade, 2, shape=SMALL, release="2019", first_number=number)
+        shutil.copytree(cases, tmp_path / "source" / "MICCAI_BraTS_2019_Data_Training" / grade)
+    write(tmp_path / "source" / "v", 2, shape=SMALL, release="2019", first_number=8, labelled=False)
+    found = brats.find_cases(tmp_path / "source")
+    assert [len(found.labelled), len(found.unlabelled)] == [4, 2]
+    assert {case.group for case in found.labelled} == {f"BraTS19_CBICA_{number:03d}" for number in (1, 2, 5, 6)}
+    (tmp_path / "source" / "BraTS19_CBICA_009_1").mkdir()
+    with pytest.raises(ConversionError, match="Case BraTS19_CBICA_009_1 lies both in|BraTS19_CBICA_009_1 lacks"):
+        brats.find_cases(tmp_path / "source")
 
 
 def test_time_points_of_one_patient_stay_on_one_side(tmp_path):

@@ -196,10 +196,11 @@ def test_palettes_are_colours_in_pictures_and_indices_in_masks(tmp_path):
 def test_one_bit_pictures_are_black_and_white(tmp_path):
     flags = disc(8)
     Image.fromarray(flags).save(tmp_path / "a.png")
-    tifffile.imwrite(tmp_path / "b.tif", flags)
+    tifffile.imwrite(tmp_path / "b.tif", flags, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "c.tif", ~flags)  # tifffile's default for bits: 0 is white
     assert pictures.read_picture(tmp_path / "a.png", "a").dtype == bool
     cells.convert_images(tmp_path, tmp_path.parent / "scans")
-    for name in ("a_0000.png", "b_0000.png"):
+    for name in ("a_0000.png", "b_0000.png", "c_0000.png"):
         assert (pixels(tmp_path.parent / "scans" / name) == flags[..., None] * 255).all()
 
 
