@@ -211,8 +211,13 @@ def instance_definitions(iou: float, border: int, tile: int | None) -> dict[str,
     }
 
 
-def definitions(settings: Settings, unit: str, dimensions: int) -> dict[str, dict[str, str]]:
-    """Say for every column what it is, and in which unit, under these settings."""
+def definitions(settings: Settings, unit: str, dimensions: int, *, slices: bool = False) -> dict[str, dict[str, str]]:
+    """Say for every column what it is, and in which unit, under these settings.
+
+    Args:
+        dimensions: 3 if there are volumes, else 2.
+        slices: Whether some cases beside volumes are a single slice.
+    """
     distances = "distances from each border voxel to the other border"
     both = {
         "joined": f"95th percentile of the {distances}, both directions joined",
@@ -220,6 +225,9 @@ def definitions(settings: Settings, unit: str, dimensions: int) -> dict[str, dic
     }[settings.joining]
     neighbours = "6 neighbours" if dimensions == 3 else "4 neighbours"
     elements = "surface, by area" if dimensions == 3 else "outline, by length"
+    if slices:
+        neighbours += ", 4 in a single slice"
+        elements += " (of a single slice the outline, by length)"
     of_instances = {
         name: {"definition": text, "unit": "1"}
         for name, text in instance_definitions(settings.iou, settings.border, settings.tile).items()
