@@ -294,7 +294,7 @@ def _read_pair(pair: Pair, spacing: Sequence[float] | None, position: bool) -> t
     truth, prediction = read_labels(pair.reference), read_labels(pair.prediction)
     check_same_grid(truth, prediction, pair.reference, pair.prediction, position=position)
     if truth.unit == "px" and prediction.unit == "mm":
-        truth = replace(truth, spacing=prediction.spacing, unit="mm")
+        truth = replace(truth, spacing=prediction.spacing, thickness=prediction.thickness, unit="mm")
     return _with_spacing(truth, spacing, pair.reference), prediction
 
 
