@@ -342,6 +342,22 @@ def read_picture(path: Path) -> np.ndarray:
     return values
 
 
+def read_image(path: Path) -> np.ndarray:
+    """Read an image without nnU-Net: a picture by :func:`read_picture`, a volume by SimpleITK or else nibabel.
+
+    Raises:
+        CaseError: If it cannot be read.
+    """
+    if ending_of(path) in PICTURE_ENDINGS:
+        return read_picture(path)
+    try:
+        return read_volume(path).values
+    except CaseError:
+        raise
+    except Exception as error:  # every library has its own way to say that a file is broken
+        raise CaseError(f"{path} cannot be read: {_reason(error)}") from error
+
+
 def is_white_at_zero(path: Path) -> bool:
     """Whether a file is a TIFF that counts from white to black (MINISWHITE); nnU-Net takes its numbers as stored."""
     import tifffile
