@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -405,6 +405,35 @@ def check_same_grid(
         return
     what, predicted, true = difference
     raise CaseError(f"{prediction_file} has {what} {predicted} but its reference {truth_file} has {true}")
+
+
+def turned_like(read: LabelMap, other: LabelMap) -> LabelMap:
+    """Give a volume with its axes in the order and direction of another's, if then both lie on one grid; else as it is.
+
+    nnU-Net's readers that reorient images take a label in another orientation than the image, and write predictions in
+    that of the image.
+    """
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+    if read.values.ndim != 3 or other.values.ndim != 3 or not _elsewhere(other, read):
+        return read
+    for reader in read.affines.keys() & other.affines.keys():
+        ours, theirs = (np.vstack((one.affines[reader], (0, 0, 0, 1))) for one in (read, other))
+        if not np.isfinite((ours, theirs)).all() or abs(np.linalg.det(theirs)) == 0:
+            continue
+        turn = io_orientation(np.linalg.inv(theirs) @ ours)
+        if np.isnan(turn).any():
+            continue
+        back = inv_ornt_aff(turn, read.values.shape)
+        turned = replace(
+            read,
+            values=apply_orientation(read.values, turn),
+            spacing=tuple(read.spacing[axis] for axis in np.argsort(turn[:, 0])),
+            affines={name: (np.vstack((one, (0, 0, 0, 1))) @ back)[:3] for name, one in read.affines.items()},
+        )
+        if turned.values.shape == other.values.shape and not _elsewhere(other, turned):
+            return turned
+    return read
 
 
 def _slices(read: LabelMap) -> tuple[int, ...]:

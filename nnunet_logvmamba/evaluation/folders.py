@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels
+from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
 from .parallel import map_cases
 from .policies import BRATS_HD95_MM, BRATS_SHAPE, POLICIES
 from .report import as_text_table, describe, staged_files, write_csv, write_json
@@ -291,7 +291,8 @@ def _with_spacing(read: LabelMap, spacing: Sequence[float] | None, path: Path) -
 
 def _read_pair(pair: Pair, spacing: Sequence[float] | None, position: bool) -> tuple[LabelMap, LabelMap]:
     """Read truth and prediction; the truth has the spacing to score with."""
-    truth, prediction = read_labels(pair.reference), read_labels(pair.prediction)
+    truth = read_labels(pair.reference)
+    prediction = turned_like(read_labels(pair.prediction), truth)
     check_same_grid(truth, prediction, pair.reference, pair.prediction, position=position)
     if truth.unit == "px" and prediction.unit == "mm":
         truth = replace(truth, spacing=prediction.spacing, thickness=prediction.thickness, unit="mm")
