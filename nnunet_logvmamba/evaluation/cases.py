@@ -43,8 +43,8 @@ class Volume:
         values: Axes (slices, rows, columns) or (rows, columns), as nnU-Net reads them.
         spacing: Voxel size in mm per axis of ``values``.
         affines: By the library that reads the header, since SimpleITK and nibabel may take different parts of it: the
-            matrix that takes an index per axis of ``values`` and a 1 to mm towards right, front and top. Files of two
-            axes have no third row in SimpleITK's.
+            matrix that takes an index per axis of ``values`` and a 1 to positions towards right, front and top.
+            SimpleITK's is in mm and has no third row for a file of two axes, nibabel's is in the header's unit.
     """
 
     values: np.ndarray
@@ -187,7 +187,7 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
         broken = single != np.rint(single)
         if broken.any():
             raise CaseError(
-                f"{path} holds numbers that are not whole, the first is {single[broken][0]}; labels and instances "
+                f"{path} holds numbers that are not whole, the first is {single[broken][0]!s}; labels and instances "
                 "must be"
             )
         if np.abs(single).max() >= 2**63:
@@ -255,7 +255,7 @@ def check_gzip(path: Path) -> None:
 
 
 def _read_by_nibabel(path: Path) -> Volume:
-    """As nnU-Net's NibabelIO does, but in mm where the header counts in metres or micrometres, as SimpleITK does."""
+    """As nnU-Net's NibabelIO does, but with sizes in mm where the header counts otherwise, as SimpleITK does."""
     import nibabel
 
     check_gzip(path)
@@ -267,7 +267,7 @@ def _read_by_nibabel(path: Path) -> Volume:
     while values.ndim > 3 and values.shape[0] == 1:
         values, zooms = values[0], zooms[1:]
     mm = {1: 1000.0, 3: 0.001}.get(int(image.header["xyzt_units"]) & 7, 1.0)
-    affine = image.affine[:3] * mm
+    affine = image.affine[:3]  # in the header's unit, which nibabel does not write when it saves the affine alone
     affine = np.column_stack((affine[:, : min(values.ndim, 3)][:, ::-1], affine[:, 3]))
     return Volume(values, tuple(float(size) * mm for size in zooms), {"nibabel": affine})
 
@@ -292,7 +292,7 @@ def _check_same_values(by_itk: np.ndarray, by_nibabel: np.ndarray, path: Path) -
 
 def _few(values: np.ndarray) -> str:
     found = np.unique(values)
-    return ", ".join(map(str, found[:3].tolist())) + (", …" if len(found) > 3 else "")
+    return ", ".join(map(str, found[:3])) + (", …" if len(found) > 3 else "")
 
 
 def _read_label_picture(path: Path) -> tuple[Volume, str]:
@@ -391,13 +391,13 @@ def check_same_grid(
 ) -> None:
     """Raise CaseError, naming both files, unless both maps have the same shape, spacing and position.
 
-    What only one of the files knows is not compared, nor is the position if ``position`` is False. Positions are the
-    same if SimpleITK or nibabel sees both at the same place: nnU-Net reads a data set by one of them and writes what
-    that one sees.
+    What only one of the files knows is not compared, nor is the position if ``position`` is False. Spacings and
+    positions are the same if SimpleITK or nibabel sees the same: nnU-Net reads a data set by one of them and writes
+    what that one sees.
     """
     if _slices(truth) != _slices(prediction):
         difference = "shape", prediction.shape, truth.shape
-    elif truth.unit == prediction.unit and not _same_spacing(truth.spacing, prediction.spacing):
+    elif truth.unit == prediction.unit and not _same_spacing(truth, prediction):
         difference = "spacing", _rounded(prediction.spacing), _rounded(truth.spacing)
     elif position and (places := _elsewhere(truth, prediction)):
         difference = "origin or direction", *(_in_words(affine) for affine in places)
@@ -442,16 +442,26 @@ def _slices(read: LabelMap) -> tuple[int, ...]:
     return (1, *shape) if len(shape) == 2 else shape
 
 
-def _same_spacing(truth: Sequence[float], prediction: Sequence[float]) -> bool:
-    return all(abs(one - two) <= SPACING_TOLERANCE * one for one, two in zip(truth, prediction))
+def _same_spacing(truth: LabelMap, prediction: LabelMap) -> bool:
+    """By the sizes of voxels, which a header has apart from its affine, or by the lengths of the affine's axes."""
+    sizes = [(truth.spacing, prediction.spacing)]
+    sizes += [[np.linalg.norm(one[:, :-1], axis=0) for one in views] for views in _views(truth, prediction)]
+    return any(np.allclose(two, one, rtol=SPACING_TOLERANCE, atol=0) for one, two in sizes)
+
+
+def _views(truth: LabelMap, prediction: LabelMap) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Give the affines of both as each reader sees them; each against each where no reader takes both."""
+    readers = [reader for reader in truth.affines if reader in prediction.affines]
+    views = [(truth.affines[reader], prediction.affines[reader]) for reader in readers]
+    return views or list(product(truth.affines.values(), prediction.affines.values()))
 
 
 def _elsewhere(truth: LabelMap, prediction: LabelMap) -> tuple[np.ndarray, np.ndarray] | None:
     """Affines of prediction and truth that differ, None if any reader sees both at one place or one has none."""
-    readers = [reader for reader in truth.affines if reader in prediction.affines]
-    views = [(prediction.affines[reader], truth.affines[reader]) for reader in readers]
-    views = views or list(product(prediction.affines.values(), truth.affines.values()))
-    return None if any(_same_place(*view, min(truth.spacing)) for view in views) else next(iter(views), None)
+    views = _views(truth, prediction)
+    if not views or any(_same_place(*view, min(truth.spacing)) for view in views):
+        return None
+    return views[0][::-1]
 
 
 def _same_place(one: np.ndarray, two: np.ndarray, edge: float) -> bool:
