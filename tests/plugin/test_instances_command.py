@@ -261,6 +261,34 @@ def test_a_gallery_goes_where_it_is_told(cells):
     assert run(cells / "predictions", cells / "other", *words) == 2  # it exists
 
 
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (lambda values: values[..., None], {}),
+        (lambda values: values[None], {"photometric": "miniswhite"}),
+        (lambda values: np.stack([values] * 3), {"ome": True, "metadata": {"axes": "CYX"}}),
+    ],
+)
+def test_tiffs_of_any_axes_are_read_and_drawn_as_plain_ones(change, options, cells):
+    for path in (cells / "images").iterdir():
+        imsave(path, imread(path)[..., 0], check_contrast=False)
+    words = ("--references", cells / "truth", "--images", cells / "images")
+    assert run(cells / "predictions", cells / "plain", *words) == 0
+    for path in [*(cells / "images").iterdir(), *(cells / "predictions").glob("*.png")]:
+        values = imread(path)
+        path.unlink()
+        if path.parent.name == "predictions":
+            imwrite(path.with_suffix(".tif"), values[None])
+        else:
+            seen = 255 - values if "photometric" in options else values
+            imwrite(path.with_suffix(".tif"), change(seen), **options)
+    for path in (cells / "truth").iterdir():
+        imwrite(path, read_tiff(path)[None])
+    assert run(cells / "predictions", cells / "again", *words) == 0
+    assert (cells / "again/scores.csv").read_text() == (cells / "plain/scores.csv").read_text()
+    assert (imread(cells / "again/gallery.png") == imread(cells / "plain/gallery.png")).all()
+
+
 def test_what_was_written_can_be_scored_again(cells):
     """Though a gallery lies beside the maps."""
     out, again = cells / "out", cells / "again"
