@@ -117,6 +117,23 @@ def test_a_kill_that_falls_into_a_destructor_is_not_lost(tmp_path):
     assert (done.returncode, done.stderr) == (130, "")
 
 
+def test_a_pool_of_nnunets_ends_its_workers_although_a_command_waits_for_a_polite_kill(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "from nnunet_logvmamba.plugin.cli import doctor, main\n"
+        "def run(args):\n"
+        "    for _ in range(40):\n"
+        "        with multiprocessing.get_context('fork').Pool(12) as pool:\n"
+        "            pool.map(abs, range(12))\n"  # ended while some of them have not begun to wait
+        "    return 0\n"
+        "doctor.run = run\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_shrunken_pieces_score_less_and_the_files_say_so(cells):
     def summary(*options):
         out = cells / f"out{len(list(cells.iterdir()))}"
