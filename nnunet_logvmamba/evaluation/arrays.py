@@ -123,4 +123,4 @@ def as_array(values: object, name: str) -> np.ndarray:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
