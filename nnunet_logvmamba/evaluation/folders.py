@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels
+from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
 from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
 from .metrics import INSTANCE_METRICS, title_of
 from .parallel import map_cases
@@ -129,13 +129,15 @@ def evaluate(
 ) -> Evaluation:
     """Score every case and label.
 
+    A case of one slice is scored as the plane it is, also beside volumes; its volume is then that of the slice.
+
     Args:
         pairs: What to score.
         labels: Labels and regions; None takes the files for instance maps.
         settings: Which scores, and how; its tolerances are set here.
         tolerances: Of NSD, one for all or by label; for the others the published one of the structure, or 2.
         spacing: Voxel size to use in place of the files', one value or one per axis of the array (slices, rows,
-            columns), in mm; ones count voxels.
+            columns), in mm; ones count voxels. Of three values, a slice takes those of its two axes.
         position: Refuse files whose origin or direction differ; otherwise voxels are compared as they are stored.
         average: ``class-first`` or ``frame-first``, see ``AVERAGES``.
         processes: How many cases to score at a time.
@@ -155,12 +157,16 @@ def evaluate(
     results = map_cases(work, pairs, processes=processes, text="cases")
     rows = [row for case in results for row in case]
     columns = settings.columns()
+    axes = {row["_axes"] for row in rows}
+    slices = sorted({row["case"] for row in rows if row["_axes"] == 2}) if len(axes) > 1 else []
+    if "volume_difference" in columns and slices:
+        _areas_to_volumes(rows, {pair.case: pair.reference for pair in pairs})
     summary = {
         "cases": [pair.case for pair in pairs],
         "labels": {name: list(value) for name, value in labels.values.items()} if labels else {INSTANCES: "any"},
         "labels_from": labels.source if labels else "instance maps",
         "ignored_label": labels.ignored if labels else None,
-        "metrics": definitions(settings, first.unit, first.values.ndim),
+        "metrics": definitions(settings, first.unit, max(axes), slices=bool(slices)),
         "policy": {"name": settings.policy, **_described(settings.policy)},
         "hd95": settings.joining if "hd95" in settings.metrics else None,
         "tolerances": {name: vars(tolerance) for name, tolerance in chosen.items()},
@@ -170,16 +176,34 @@ def evaluate(
         "average": {"name": average, "definition": AVERAGES[average]},
         **_means(rows, columns, names, average),
     }
-    summary["notes"] = _notes(summary, first)
+    summary["notes"] = _notes(summary, first, slices)
     return Evaluation([{k: v for k, v in row.items() if not k.startswith("_")} for row in rows], columns, summary)
 
 
-def _notes(summary: dict, first: LabelMap) -> list[str]:
+def _areas_to_volumes(rows: Sequence[dict], references: Mapping[str, Path]) -> None:
+    """Turn the volume differences of slices beside volumes, which are areas in squares of the unit, into volumes."""
+    for row in rows:
+        if row["_axes"] == 2 and row["_thickness"] is None:
+            raise CaseError(
+                f"{references[row['case']]} is one slice of unknown thickness among volumes, so it has no "
+                "volume_difference: leave that out, or give the voxel size with --spacing"
+            )
+        if row["_axes"] == 2:
+            row["volume_difference"] *= row["_thickness"] / 1000
+
+
+def _notes(summary: dict, first: LabelMap, slices: Sequence[str]) -> list[str]:
     """Say what a reader of the numbers should not miss."""
+    notes = []
+    if slices:
+        notes.append(
+            f"{len(slices)} of {len(summary['cases'])} cases are one slice, the first is '{slices[0]}'; their "
+            "distances are those of outlines within the slice"
+        )
     halves = sum(len(one[kind]) for one in summary["empty_masks"].values() for kind in ("false_positive", "miss"))
     if summary["policy"]["name"] == "brats" and summary["hd95"] and halves and first.values.shape != BRATS_SHAPE:
-        return [f"HD95 of {halves} half-empty pair(s) is {BRATS_HD95_MM}, a BraTS diagonal; this is another grid"]
-    return []
+        notes.append(f"HD95 of {halves} half-empty pair(s) is {BRATS_HD95_MM}, a BraTS diagonal; this is another grid")
+    return notes
 
 
 def _described(name: str) -> dict:
@@ -208,18 +232,25 @@ def _tolerances(names: Sequence[str], given: Mapping[str, float] | float | None,
 def _with_spacing(read: LabelMap, spacing: Sequence[float] | None, path: Path) -> LabelMap:
     if spacing is None:
         return read
-    if len(spacing) not in (1, read.values.ndim):
-        raise CaseError(f"{path} has {read.values.ndim} axes, but --spacing has {len(spacing)} values")
-    wide = tuple(spacing) * (read.values.ndim if len(spacing) == 1 else 1)
-    return replace(read, spacing=wide, unit="px" if set(wide) == {1.0} else "mm")
+    axes = read.values.ndim
+    if len(spacing) not in (1, axes, 3):
+        raise CaseError(f"{path} has {axes} axes, but --spacing has {len(spacing)} values")
+    wide, thickness = tuple(spacing), read.thickness
+    if len(wide) == 1:
+        wide, thickness = wide * axes, wide[0]
+    elif len(wide) > axes:  # of a slice
+        axis = read.slice_axis or 0
+        wide, thickness = wide[:axis] + wide[axis + 1 :], wide[axis]
+    return replace(read, spacing=wide, thickness=thickness, unit="px" if set(spacing) == {1.0} else "mm")
 
 
 def _read_pair(pair: Pair, spacing: Sequence[float] | None, position: bool) -> tuple[LabelMap, LabelMap]:
     """Read truth and prediction; the truth has the spacing to score with."""
-    truth, prediction = read_labels(pair.reference), read_labels(pair.prediction)
+    truth = read_labels(pair.reference)
+    prediction = turned_like(read_labels(pair.prediction), truth)
     check_same_grid(truth, prediction, pair.reference, pair.prediction, position=position)
     if truth.unit == "px" and prediction.unit == "mm":
-        truth = replace(truth, spacing=prediction.spacing, unit="mm")
+        truth = replace(truth, spacing=prediction.spacing, thickness=prediction.thickness, unit="mm")
     return _with_spacing(truth, spacing, pair.reference), prediction
 
 
@@ -233,7 +264,7 @@ def _score_case(
     kind: tuple[str, int],
 ) -> list[dict]:
     truth, prediction = _read_pair(pair, spacing, position)
-    if (truth.unit, truth.values.ndim) != kind:
+    if truth.unit != kind[0]:
         raise CaseError(
             f"{pair.reference} has {truth.values.ndim} axes in {truth.unit}, the first case {kind[1]} in {kind[0]}; "
             f"put them into folders of their own"
@@ -248,6 +279,7 @@ def _score_case(
     rows = []
     for name, (true, predicted) in masks.items():
         row: dict = {"case": pair.case, "label": name, "_true": bool(true.any()), "_predicted": bool(predicted.any())}
+        row |= {"_axes": truth.values.ndim, "_thickness": truth.thickness}
         try:
             row |= score_masks(true, predicted, spacing=truth.spacing, label=name, settings=settings)
             if labels is None and set(settings.metrics) & set(INSTANCE_METRICS):

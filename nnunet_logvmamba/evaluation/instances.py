@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .overlap import check_same_shape
+from .arrays import as_array, as_instance_map, as_instances, check_number, check_whole
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
 """Classes of a three-class prediction."""
@@ -36,9 +36,16 @@ def to_classes(instances: np.ndarray) -> np.ndarray:
 
     Returns:
         uint8 map of the same shape.
+
+    Raises:
+        ValueError: If it is no such map.
     """
     from skimage.morphology import disk
     from skimage.segmentation import find_boundaries
+
+    instances = as_instance_map(instances)
+    if instances.ndim != 2:
+        raise ValueError(f"an instance map has two axes, not the shape {instances.shape}")
 
     boundary = ndimage.binary_dilation(find_boundaries(instances, mode="inner"), disk(1))
     interior = _without_small_pieces(_label((instances > 0) & ~boundary), MIN_INTERIOR) > 0
@@ -72,13 +79,16 @@ def recover_instances(
         int32 map of the same shape, instances numbered from 1 in raster order of their first pixel.
 
     Raises:
-        ValueError: If the map does not have two axes or holds other classes.
+        ValueError: If the map does not have two axes or holds other classes, or an option is below 0.
     """
     from skimage.segmentation import expand_labels
 
+    classes = as_array(classes, "the prediction")
+    check_number(grow, "grow", least=0)
+    check_number(min_size, "min_size", least=0)
     if classes.ndim != 2:
         raise ValueError(f"a three-class prediction has two axes, not the shape {classes.shape}")
-    strangers = sorted({int(value) for value in np.unique(classes)} - {BACKGROUND, INTERIOR, BOUNDARY})
+    strangers = sorted(set(np.unique(classes).tolist()) - {BACKGROUND, INTERIOR, BOUNDARY})
     if strangers:
         raise ValueError(f"holds the value {strangers[0]}; three-class predictions hold 0, 1 and 2 only")
     interior = classes == INTERIOR
@@ -122,7 +132,13 @@ def _numbered(pieces: np.ndarray) -> np.ndarray:
 
 
 def remove_border_instances(instances: np.ndarray, border: int = 2) -> np.ndarray:
-    """Blank every instance that has a pixel among the outermost ``border`` ones; the challenge's rule is 2."""
+    """Blank every instance that has a pixel among the outermost ``border`` ones; the challenge's rule is 2.
+
+    Raises:
+        ValueError: If it is no instance map, or ``border`` no whole number of at least 0.
+    """
+    instances = as_instance_map(instances)
+    check_whole(border, "border", least=0)
     if border == 0:
         return instances
     inside = tuple(slice(border, max(border, size - border)) for size in instances.shape)
@@ -153,9 +169,9 @@ def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
         prediction: The same for the prediction, of the same shape.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or either is no instance map.
     """
-    check_same_shape(truth, prediction)
+    truth, prediction = as_instances(truth, prediction)
     truths, true_sizes = np.unique(truth[truth != 0], return_counts=True)
     predictions, predicted_sizes = np.unique(prediction[prediction != 0], return_counts=True)
     both = (truth != 0) & (prediction != 0)
@@ -263,9 +279,11 @@ def count_matches(
             published scores of images above 25 million pixels (2000 there); None takes the whole image.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, either is no instance map, or an option is out of its bounds.
     """
-    check_same_shape(truth, prediction)
+    truth, prediction = as_instances(truth, prediction)
+    if tile is not None:
+        check_whole(tile, "tile", least=1)
     counts = dict.fromkeys(thresholds, Counts(0, 0, 0))
     for part in _tiles(truth.shape, tile):
         table = overlaps(*(remove_border_instances(instances[part], border) for instances in (truth, prediction)))

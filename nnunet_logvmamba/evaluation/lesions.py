@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .overlap import check_same_shape
+from .arrays import as_masks
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,9 @@ def count_lesions(truth: np.ndarray, prediction: np.ndarray) -> LesionCounts:
         prediction: Boolean mask of the same shape.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or either is no mask.
     """
-    check_same_shape(truth, prediction)
-    truth, prediction = truth.astype(bool), prediction.astype(bool)
+    truth, prediction = as_masks(truth, prediction)
     neighbours = np.ones((3,) * truth.ndim)
     true_pieces, true = ndimage.label(truth, neighbours)
     predicted_pieces, predicted = ndimage.label(prediction, neighbours)

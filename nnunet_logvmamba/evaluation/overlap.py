@@ -2,11 +2,7 @@
 
 import numpy as np
 
-
-def check_same_shape(truth: np.ndarray, prediction: np.ndarray) -> None:
-    """Raise ValueError, naming both shapes, unless the two masks have the same one."""
-    if truth.shape != prediction.shape:
-        raise ValueError(f"truth has shape {truth.shape} and prediction {prediction.shape}; they must be equal")
+from .arrays import as_masks, check_number
 
 
 def dice(truth: np.ndarray, prediction: np.ndarray) -> float:
@@ -19,7 +15,7 @@ def dice(truth: np.ndarray, prediction: np.ndarray) -> float:
         prediction: Boolean mask of the same shape.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or either is no mask.
     """
     common, true, predicted = _counts(truth, prediction)
     return 2 * common / (true + predicted) if true + predicted else float("nan")
@@ -35,14 +31,14 @@ def volume_difference(truth: np.ndarray, prediction: np.ndarray, *, voxel_volume
     """Predicted minus true volume, in the unit of ``voxel_volume``; below 0 where too little is predicted.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, either is no mask, or ``voxel_volume`` is not above 0.
     """
+    check_number(voxel_volume, "voxel_volume", above=0)
     _, true, predicted = _counts(truth, prediction)
     return (predicted - true) * voxel_volume
 
 
 def _counts(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int, int]:
     """Give the number of common, true and predicted voxels."""
-    check_same_shape(truth, prediction)
-    truth, prediction = truth.astype(bool), prediction.astype(bool)
+    truth, prediction = as_masks(truth, prediction)
     return int((truth & prediction).sum()), int(truth.sum()), int(prediction.sum())

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
+from .arrays import as_array, as_instances, as_masks, as_spacing
 from .instances import AVERAGE_PRECISION_THRESHOLDS, INTERIOR, average_precision, count_matches
 from .lesions import count_lesions
 from .metrics import INSTANCE_METRICS, MASK_METRICS, metric_name
-from .overlap import check_same_shape, dice, iou, volume_difference
+from .overlap import dice, iou, volume_difference
 from .policies import DEFAULT_POLICY, POLICIES
 
 DEFAULT_METRICS = ("dice", "iou", "hd95", "nsd")
@@ -77,10 +78,11 @@ def score_masks(
         settings: Which scores, and how.
 
     Raises:
-        ValueError: If the shapes differ, or U-Mamba's surface Dice is wanted of volumes.
+        ValueError: If the shapes differ, either is no such mask, there is not one spacing above 0 per axis, or
+            U-Mamba's surface Dice is wanted of volumes.
     """
-    check_same_shape(truth, prediction)
-    truth, prediction = _cropped(truth, prediction)
+    truth, prediction = _cropped(*as_masks(truth, prediction, axes=(2, 3)))
+    spacing = as_spacing(spacing, truth.ndim, "spacing")
     empty = POLICIES[settings.policy].outcome(truth_empty=not truth.any(), prediction_empty=not prediction.any())
     scores: dict[str, float | int] = {}
     for metric in settings.metrics:
@@ -156,7 +158,7 @@ def instance_scores(
         tile: See :func:`.instances.count_matches`.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, either is no instance map, or an option is out of its bounds.
     """
     thresholds = dict.fromkeys((iou, *AVERAGE_PRECISION_THRESHOLDS))
     counts = count_matches(truth, prediction, thresholds=tuple(thresholds), border=border, tile=tile)
@@ -182,12 +184,16 @@ def semantic_scores(
         prediction: The same for the prediction.
         classes: The three-class prediction; without it there is no reading by interior.
         tolerance_px: Of the surface Dice, in pixels.
+
+    Raises:
+        ValueError: If the shapes differ, a map is none, or the tolerance is negative.
     """
     from .surface import surface_dice  # late, since MONAI takes seconds to import
 
+    truth, prediction = as_instances(truth, prediction)
     readings = {"foreground": prediction > 0}
     if classes is not None:
-        readings["interior"] = classes == INTERIOR
+        readings["interior"] = as_array(classes, "classes") == INTERIOR
     scores = {}
     for name, mask in readings.items():
         scores[f"dice_{name}"] = dice(truth > 0, mask)
@@ -212,8 +218,13 @@ def instance_definitions(iou: float, border: int, tile: int | None) -> dict[str,
     }
 
 
-def definitions(settings: Settings, unit: str, dimensions: int) -> dict[str, dict[str, str]]:
-    """Say for every column what it is, and in which unit, under these settings."""
+def definitions(settings: Settings, unit: str, dimensions: int, *, slices: bool = False) -> dict[str, dict[str, str]]:
+    """Say for every column what it is, and in which unit, under these settings.
+
+    Args:
+        dimensions: 3 if there are volumes, else 2.
+        slices: Whether some cases beside volumes are a single slice.
+    """
     distances = "distances from each border voxel to the other border"
     both = {
         "joined": f"95th percentile of the {distances}, both directions joined",
@@ -221,6 +232,9 @@ def definitions(settings: Settings, unit: str, dimensions: int) -> dict[str, dic
     }[settings.joining]
     neighbours = "6 neighbours" if dimensions == 3 else "4 neighbours"
     elements = "surface, by area" if dimensions == 3 else "outline, by length"
+    if slices:
+        neighbours += ", 4 in a single slice"
+        elements += " (of a single slice the outline, by length)"
     of_instances = {
         name: {"definition": text, "unit": "1"}
         for name, text in instance_definitions(settings.iou, settings.border, settings.tile).items()

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .overlap import check_same_shape
+from .arrays import as_masks, as_spacing, check_number
 
 with warnings.catch_warnings():
     # MONAI loads torchvision where it can, and that warns beside some builds of torch; nothing here uses it.
@@ -31,11 +31,14 @@ def surface_distances(
         spacing_mm: Voxel size per axis of the masks, in mm; ones where there is none, and the result is in pixels.
 
     Raises:
-        ValueError: If the shapes differ, or there is not one spacing per axis.
+        ValueError: If the shapes differ, either is no such mask, or there is not one spacing above 0 per axis.
     """
-    truth, prediction = _checked(truth, prediction, spacing_mm)
+    truth, prediction, spacing_mm = _checked(truth, prediction, spacing_mm)
+    for name, mask in (("truth", truth), ("prediction", prediction)):
+        if not mask.any():
+            raise ValueError(f"{name} is empty and so has no surface")
     edges = get_mask_edges(np.pad(prediction, 1), np.pad(truth, 1), crop=True)
-    spacing = [float(size) for size in spacing_mm]
+    spacing = list(spacing_mm)
     return get_surface_distance(*edges, spacing=spacing), get_surface_distance(*edges[::-1], spacing=spacing)
 
 
@@ -54,11 +57,12 @@ def hd95(
             directed percentiles. Both are in use and differ.
 
     Raises:
-        ValueError: If the shapes differ, there is not one spacing per axis, or ``joining`` is neither.
+        ValueError: If the shapes differ, either is no such mask, there is not one spacing above 0 per axis, or
+            ``joining`` is neither.
     """
     if joining not in JOININGS:
         raise ValueError(f"joining must be one of {', '.join(JOININGS)}, not {joining!r}")
-    truth, prediction = _checked(truth, prediction, spacing_mm)
+    truth, prediction, spacing_mm = _checked(truth, prediction, spacing_mm)
     if not truth.any() or not prediction.any():
         return float("nan") if truth.any() == prediction.any() else float("inf")
     return percentile_95(*surface_distances(truth, prediction, spacing_mm=spacing_mm), joining)
@@ -87,16 +91,15 @@ def surface_dice(
         tolerance_mm: Distance up to which a surface element counts as met, in the unit of the spacing.
 
     Raises:
-        ValueError: If the shapes differ, there is not one spacing per axis, or the tolerance is negative.
+        ValueError: If the shapes differ, either is no such mask, there is not one spacing above 0 per axis, or the
+            tolerance is negative.
 
     References: Nikolov et al. (2018), Deep learning to achieve clinically applicable segmentation.
     """
-    truth, prediction = _checked(truth, prediction, spacing_mm)
-    if not 0 <= tolerance_mm < float("inf"):
-        raise ValueError(f"the tolerance must be a number of at least 0, not {tolerance_mm}")
+    truth, prediction, spacing = _checked(truth, prediction, spacing_mm)
+    check_number(tolerance_mm, "the tolerance", least=0)
     if not truth.any() or not prediction.any():
         return float("nan") if truth.any() == prediction.any() else 0.0
-    spacing = tuple(float(size) for size in spacing_mm)
     edges_prediction, edges_truth, areas_prediction, areas_truth = get_mask_edges(
         np.pad(prediction, 1), np.pad(truth, 1), crop=True, spacing=spacing
     )
@@ -118,17 +121,17 @@ def surface_dice_umamba(truth: np.ndarray, prediction: np.ndarray, *, tolerance_
     Both masks empty: NaN, nothing to score. One mask empty: 0.
 
     Raises:
-        ValueError: If the shapes differ or the masks do not have two axes.
+        ValueError: If the shapes differ, either is no mask or has not two axes, or the tolerance is negative.
     """
-    check_same_shape(truth, prediction)
+    truth, prediction = as_masks(truth, prediction)
     if truth.ndim != 2:
         raise ValueError(f"nsd_umamba is a score of 2D masks, not of the shape {truth.shape}")
     slabs = (mask[..., None] for mask in (truth, prediction))
     return surface_dice(*slabs, spacing_mm=(1, 1, 1), tolerance_mm=tolerance_px)
 
 
-def _checked(truth: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    check_same_shape(truth, prediction)
-    if len(spacing_mm) != truth.ndim:
-        raise ValueError(f"spacing_mm has {len(spacing_mm)} values for masks of {truth.ndim} axes")
-    return truth.astype(bool), prediction.astype(bool)
+def _checked(
+    truth: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    masks = as_masks(truth, prediction, axes=(2, 3))
+    return *masks, as_spacing(spacing_mm, masks[0].ndim)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_gzip, ending_of
+from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_gzip, ending_of, read_image, read_volume
 from nnunet_logvmamba.evaluation.dataset_json import channels_of
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.plugin.errors import UserError
@@ -159,7 +159,8 @@ def _why_unreadable(model: Model, files: Sequence[Path], error: Exception) -> st
         try:
             shape, spacing = _read(model, [path])
         except Exception as alone:
-            return f"{path} cannot be read by nnU-Net's {model.reader.__name__} ({_reason(alone)}): replace it"
+            reader = model.reader.__name__
+            return f"{path} cannot be read by nnU-Net's {reader} ({_reason(alone)}): {_remedy(model, path)}"
         shapes.append(shape)
         spacings.append(spacing)
     for what, values in (("shape", shapes), ("spacing", spacings)):
@@ -170,6 +171,26 @@ def _why_unreadable(model: Model, files: Sequence[Path], error: Exception) -> st
                     "same one"
                 )
     return f"{files[0]} and the other files of its case cannot be read together ({_reason(error)})"
+
+
+def _remedy(model: Model, path: Path) -> str:
+    """Say what helps where a file is not broken, but its axes are not those that the reader takes."""
+    picture, wants_pages = ending_of(path) in PICTURE_ENDINGS, model.reader.__name__ == "Tiff3DIO"
+    try:
+        volume = None if picture else read_volume(path)
+        shape = read_image(path).shape
+    except Exception:  # every library has its own way to say that a file is broken
+        return "replace it"
+    if picture and not wants_pages and (len(shape) == 2 or shape[-1] in (3, 4)):
+        return f"save it with the shape {shape}"
+    if len(shape) != 3 and (not picture or wants_pages):
+        return "save it with three axes"
+    if volume is not None and "SimpleITK" not in volume.affines:
+        return (
+            "save it with axes at right angles, or let nnU-Net read all images of this model with nibabel: "
+            "'image_reader_writer': 'NibabelIO' in its plans.json"
+        )
+    return "replace it"
 
 
 def _read(model: Model, files: Sequence[Path]) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -6,11 +6,12 @@ import base64
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,14 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_logvmamba.evaluation.cases import (
+    PICTURE_ENDINGS,
+    CaseError,
+    ending_of,
+    is_white_at_zero,
+    read_image,
+    read_labels,
+)
 from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
 from nnunet_logvmamba.evaluation.statistics import mean_and_standard_error
 from nnunet_logvmamba.plugin import pictures
@@ -34,6 +43,8 @@ from nnunet_logvmamba.plugin.results import (
     read_run,
 )
 from nnunet_logvmamba.plugin.run_record import name_alone, read_record
+
+Read = TypeVar("Read")
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
@@ -407,35 +418,50 @@ class _CaseReader:
             return f"The prediction of {case} is not in the folder validation."
         if reference_file is None:
             return f"The reference of {case} was not found: name its folder with --references."
-        prediction, properties = self._array(self.reader.read_seg, str(prediction_file))
-        truth, _ = self._array(self.reader.read_seg, str(reference_file))
-        truth, prediction = truth[0], prediction[0]
+        prediction, spacing = self._mask(prediction_file)
+        truth, _ = self._mask(reference_file)
         if truth.shape != prediction.shape:
             raise UserError(f"{reference_file} has shape {truth.shape} and the prediction {prediction.shape}")
         files = [path for path in self.images.get(case, []) if path.is_file()]
         image = None
         if files:
-            image, _ = self._array(self.reader.read_images, [str(path) for path in files])
+            image = self._image(files)
             if image.shape[1:] != truth.shape:
                 raise UserError(f"{files[0]} has shape {image.shape[1:]} and the prediction {prediction.shape}")
             image = self._channel(image)
-        spacing = tuple(float(value) for value in properties["spacing"])
-        if truth.shape[0] == 1:  # nnU-Net's form of a 2D image
-            truth, prediction, spacing = truth[0], prediction[0], spacing[1:]
-            image = None if image is None else image[0]
         ignored = labels_of(self.dataset_json, "dataset.json").ignored
         if ignored is not None:
             prediction = np.where(truth == ignored, 0, prediction)
             truth = np.where(truth == ignored, 0, truth)
         return pictures.Case(case, image, np.rint(truth).astype(int), np.rint(prediction).astype(int), spacing)
 
-    def _array(self, read, source):
+    def _mask(self, path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
+        """Labels and spacing as nnU-Net reads them; what its reader does not take, as our scores read it."""
         try:
-            return read(source)
+            values, properties = self.reader.read_seg(str(path))
         except Exception as error:  # every reader has exceptions of its own
-            name = source if isinstance(source, str) else source[0]
-            reason = str(error).strip().splitlines()
-            raise UserError(f"{name} cannot be read ({reason[-1] if reason else type(error).__name__})") from error
+            read = _or_refuse(read_labels, path, error)
+            return read.values, read.spacing
+        return _as_plane(values[0], tuple(map(float, properties["spacing"])))
+
+    def _image(self, files: Sequence[Path]) -> np.ndarray:
+        """Channels first; as nnU-Net reads it, but turned round where 0 is white, so that it looks as in a viewer."""
+        try:
+            image, _ = self.reader.read_images([str(path) for path in files])
+        except Exception as error:  # every reader has exceptions of its own
+            images = [_or_refuse(read_image, path, error) for path in files]
+            if images[0].ndim == 3 and ending_of(files[0]) in PICTURE_ENDINGS:
+                images = [np.moveaxis(one, -1, 0) for one in images]
+            else:
+                images = [_as_plane(one)[0][None] for one in images]
+            if len({one.shape[1:] for one in images}) > 1:
+                raise _cannot_be_read(files[0], error) from error
+            return np.concatenate(images)
+        image = np.stack([_as_plane(channel)[0] for channel in image])
+        for part, path in zip(np.array_split(image, len(files)), files):  # all files have as many channels
+            if is_white_at_zero(path):
+                np.negative(part, out=part)
+        return image
 
     def _channel(self, image: np.ndarray) -> np.ndarray:
         names = [name.lower() for name in channels_of(self.dataset_json, "dataset.json")]
@@ -444,6 +470,27 @@ class _CaseReader:
         if self.sources.channel >= len(image):
             raise UserError(f"there is no channel {self.sources.channel}: the images have {len(image)}, from 0")
         return image[self.sources.channel]
+
+
+def _as_plane(values: np.ndarray, spacing: tuple[float, ...] = ()) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Leave out the axis of a single slice, as nnU-Net's form of a 2D image has it."""
+    if values.ndim == 2 or 1 not in values.shape:
+        return values, spacing
+    axis = values.shape.index(1)
+    return values.squeeze(axis), spacing[:axis] + spacing[axis + 1 :]
+
+
+def _or_refuse(read: Callable[[Path], Read], path: Path, error: Exception) -> Read:
+    """Read a file that nnU-Net's reader has refused with an error, or say what that was."""
+    try:
+        return read(path)
+    except CaseError:
+        raise _cannot_be_read(path, error) from error
+
+
+def _cannot_be_read(path: Path, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()
+    return UserError(f"{path} cannot be read ({reason[-1] if reason else type(error).__name__})")
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------

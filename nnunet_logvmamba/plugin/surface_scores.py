@@ -25,7 +25,7 @@ METRICS_2D = (*METRICS, "nsd_umamba")
 def write_surface_scores(trainer: nnUNetTrainer) -> Path | None:
     """Score HD95 and NSD of what a trainer has predicted for its validation cases, and write ``surface.json``.
 
-    Pictures are also scored by ``nsd_umamba``.
+    Where every case is a picture or a single slice, they are also scored by ``nsd_umamba``.
 
     Predictions are those in ``validation`` of the fold, truths nnU-Net's ``gt_segmentations``; both at the resolution
     and geometry of the data set. The tolerance is ``surface_tolerance`` under ``logvmamba`` in the configuration, else
@@ -61,7 +61,7 @@ def _score(trainer: nnUNetTrainer, validation: Path) -> dict:
         endings=(trainer.dataset_json["file_ending"],),
         predicted_only=True,
     )
-    flat = read_labels(pairs[0].reference).values.ndim == 2
+    flat = all(read_labels(pair.reference).values.ndim == 2 for pair in pairs)  # of volumes, the first is enough
     evaluation = folders.evaluate(
         pairs,
         labels_of(trainer.dataset_json, "dataset.json"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
+import nifti_headers
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -241,6 +243,35 @@ def test_a_truncated_file(tmp_path, images, check, name):
     code, said = check(write_model(tmp_path, ending, RGB if ending == ".png" else MRI))
     assert code == 2
     assert f"{images / name} cannot be read by nnU-Net's" in said
+
+
+def test_volumes_that_simpleitk_refuses_and_the_reader_that_takes_them(tmp_path, images, check):
+    model = write_model(tmp_path, ".nii.gz", ("MR",))
+    values = picture(24, 20, 6)
+    image = nibabel.Nifti1Image(values, nifti_headers.affine(shear=0.02))
+    nibabel.save(image, images / "a_0000.nii.gz")
+    code, said = check(model)
+    assert code == 2
+    assert f"{images / 'a_0000.nii.gz'} cannot be read by nnU-Net's SimpleITKIO (ITK ERROR: ITK only supports" in said
+    assert "axes at right angles" in said
+    assert "'image_reader_writer': 'NibabelIO' in its plans.json" in said
+    plans = json.loads((model / "plans.json").read_text())
+    (model / "plans.json").write_text(json.dumps({**plans, "image_reader_writer": "NibabelIO"}))
+    assert check(model) == (0, "ready: 1 case(s), 1 channel(s) each")
+    assert preprocess_all(images, model)[0].shape[1] == 6
+    nibabel.save(nibabel.Nifti1Image(values[..., None], np.eye(4)), images / "a_0000.nii.gz")
+    code, said = check(model)
+    assert code == 2
+    assert "only 3d images are supported by NibabelIO" in said
+
+
+@pytest.mark.parametrize("shape", [(1, 20, 24), (20, 24, 1)])
+def test_a_tiff_with_an_axis_of_length_1(shape, tmp_path, images, check):
+    imwrite(images / "a_0000.tif", picture(20, 24).reshape(shape))
+    code, said = check(write_model(tmp_path, ".tif", ("grey",)))
+    assert code == 2
+    assert f"{images / 'a_0000.tif'} cannot be read by nnU-Net's NaturalImage2DIO" in said
+    assert said.endswith("save it with the shape (20, 24)")
 
 
 @pytest.mark.parametrize("name", ["a_0000.tif", "a_0000.PNG", "a.jpeg"])

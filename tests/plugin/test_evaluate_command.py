@@ -590,6 +590,70 @@ def test_a_single_slice_is_scored_as_the_plane_it_is(tmp_path):
     assert (summary["mean"]["1"]["hd95"]["mean"], summary["unit"]) == (1, "mm")
 
 
+@pytest.fixture
+def mixed(tmp_path) -> Path:
+    """A volume and one of its slices, predictions one row off; voxels of 5 x 2 x 1 mm."""
+    truth = np.zeros((4, 12, 12), np.uint8)
+    truth[1:3, 3:8, 3:8] = 1
+    for name, values in (("truth", truth), ("predictions", np.roll(truth, 1, 1))):
+        (tmp_path / name).mkdir()
+        values[1, 0, 0] = name == "predictions"
+        write_volume(tmp_path / name / "several.nii.gz", values, (5, 2, 1))
+        write_volume(tmp_path / name / "alone.nii.gz", values[1:2], (5, 2, 1))
+    return tmp_path
+
+
+def test_one_slice_beside_several_is_scored_as_the_plane_it_is(mixed, capsys):
+    words = ("--metrics", "dice", "hd95", "nsd", "volume_difference", "--output")
+    assert run(mixed / "predictions", mixed / "truth", *words, mixed / "out") == 0
+    rows = {row["case"]: row for row in read_rows(mixed / "out")}
+    assert float(rows["alone"]["volume_difference"]) == pytest.approx(5 * 2 * 1 / 1000)
+    assert float(rows["several"]["volume_difference"]) == pytest.approx(5 * 2 * 1 / 1000)
+    summary = read_summary(mixed / "out")
+    assert summary["metrics"]["volume_difference"]["unit"] == "ml"
+    assert "6 neighbours, 4 in a single slice" in summary["metrics"]["hd95"]["definition"]
+    assert "note: 1 of 2 cases are one slice, the first is 'alone'" in capsys.readouterr().out
+    (mixed / "flat").mkdir()  # the same slice in a folder of its own
+    for name in ("truth", "predictions"):
+        shutil.copytree(mixed / name, mixed / "flat" / name)
+        (mixed / "flat" / name / "several.nii.gz").unlink()
+    assert run(mixed / "flat/predictions", mixed / "flat/truth", *words, mixed / "flat/out") == 0
+    (alone,) = read_rows(mixed / "flat/out")
+    assert {name: alone[name] for name in ("dice", "hd95", "nsd")} == {
+        name: rows["alone"][name] for name in ("dice", "hd95", "nsd")
+    }
+    assert float(alone["volume_difference"]) == 2  # mm², as ever in a folder of planes
+
+
+@pytest.mark.parametrize(
+    ("spacing", "hd95", "volume"), [(("1",), 1, 1e-3), (("5", "3", "1"), 3, 15e-3), (("2",), 2, 8e-3)]
+)
+def test_a_slice_beside_volumes_takes_its_part_of_the_spacing(mixed, spacing, hd95, volume):
+    for name in ("truth", "predictions"):
+        values = sitk.GetArrayFromImage(sitk.ReadImage(str(mixed / name / "alone.nii.gz")))
+        values[0, 0, 0] = 0
+        values[0, 3, 3] = 0
+        write_volume(mixed / name / "alone.nii.gz", values, (5, 2, 1))
+    words = ("--metrics", "hd95", "volume_difference", "--spacing", *spacing, "--output", mixed / "out")
+    assert run(mixed / "predictions", mixed / "truth", *words) == 0
+    rows = {row["case"]: row for row in read_rows(mixed / "out")}
+    assert float(rows["alone"]["hd95"]) == hd95
+    assert float(rows["alone"]["volume_difference"]) == pytest.approx(volume)
+
+
+def test_what_a_slice_beside_volumes_has_no_score_for_is_said(mixed, capsys):
+    assert run(mixed / "predictions", mixed / "truth", "--metrics", "nsd_umamba") == 2
+    assert "several.nii.gz: nsd_umamba is a score of 2D masks" in capsys.readouterr().err
+    for name in ("truth", "predictions"):
+        values = sitk.GetArrayFromImage(sitk.ReadImage(str(mixed / name / "alone.nii.gz")))
+        write_volume(mixed / name / "alone.nii.gz", values[0], (2, 1))
+    assert run(mixed / "predictions", mixed / "truth", "--metrics", "hd95") == 0
+    words = (mixed / "predictions", mixed / "truth", "--metrics", "volume_difference")
+    assert run(*words) == 2
+    assert f"{mixed / 'truth/alone.nii.gz'} is one slice of unknown thickness among volumes" in capsys.readouterr().err
+    assert run(*words, "--spacing", "5", "2", "1") == 0
+
+
 def test_predictions_that_lack_cases_are_scored_when_asked_for(volumes):
     no_prediction(volumes)
     out = volumes / "out"

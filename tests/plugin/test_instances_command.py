@@ -117,6 +117,23 @@ def test_a_kill_that_falls_into_a_destructor_is_not_lost(tmp_path):
     assert (done.returncode, done.stderr) == (130, "")
 
 
+def test_a_pool_of_nnunets_ends_its_workers_although_a_command_waits_for_a_polite_kill(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "from nnunet_logvmamba.plugin.cli import doctor, main\n"
+        "def run(args):\n"
+        "    for _ in range(40):\n"
+        "        with multiprocessing.get_context('fork').Pool(12) as pool:\n"
+        "            pool.map(abs, range(12))\n"  # ended while some of them have not begun to wait
+        "    return 0\n"
+        "doctor.run = run\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_shrunken_pieces_score_less_and_the_files_say_so(cells):
     def summary(*options):
         out = cells / f"out{len(list(cells.iterdir()))}"
@@ -259,6 +276,34 @@ def test_a_gallery_goes_where_it_is_told(cells):
     assert imread(picture).ndim == 3
     assert not (cells / "out/gallery.png").exists()
     assert run(cells / "predictions", cells / "other", *words) == 2  # it exists
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (lambda values: values[..., None], {}),
+        (lambda values: values[None], {"photometric": "miniswhite"}),
+        (lambda values: np.stack([values] * 3), {"ome": True, "metadata": {"axes": "CYX"}}),
+    ],
+)
+def test_tiffs_of_any_axes_are_read_and_drawn_as_plain_ones(change, options, cells):
+    for path in (cells / "images").iterdir():
+        imsave(path, imread(path)[..., 0], check_contrast=False)
+    words = ("--references", cells / "truth", "--images", cells / "images")
+    assert run(cells / "predictions", cells / "plain", *words) == 0
+    for path in [*(cells / "images").iterdir(), *(cells / "predictions").glob("*.png")]:
+        values = imread(path)
+        path.unlink()
+        if path.parent.name == "predictions":
+            imwrite(path.with_suffix(".tif"), values[None])
+        else:
+            seen = 255 - values if "photometric" in options else values
+            imwrite(path.with_suffix(".tif"), change(seen), **options)
+    for path in (cells / "truth").iterdir():
+        imwrite(path, read_tiff(path)[None])
+    assert run(cells / "predictions", cells / "again", *words) == 0
+    assert (cells / "again/scores.csv").read_text() == (cells / "plain/scores.csv").read_text()
+    assert (imread(cells / "again/gallery.png") == imread(cells / "plain/gallery.png")).all()
 
 
 def test_what_was_written_can_be_scored_again(cells):

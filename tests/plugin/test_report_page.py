@@ -8,14 +8,16 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nifti_headers
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from browser import Browser, open_browser
 from commands import run_command
-from skimage.io import imread
+from skimage.io import imread, imsave
 from small_results import DATASET, write_run
+from tifffile import imwrite
 
 from nnunet_logvmamba.plugin import pictures, report
 from nnunet_logvmamba.plugin.cli import main
@@ -178,6 +180,57 @@ def test_instances_are_one_more_class_with_metrics_of_its_own(tmp_path):
     assert "<th>F1 instances</th><th>object_iou instances</th>" in page, "every case"
     assert re.search("<th scope=row>cell_00002</th>.*<td>0.6000</td><td>0.2500</td></tr>", page)
     assert "Instance metrics: grow_px 2, iou 0.5, tile_px None, watershed False." in page
+
+
+def as_tiffs(folder: Path, fold: Path, ending: str, change, **options: object) -> None:
+    """Turn the pictures of ``cells`` into TIFF files, images by ``change`` as well as masks unless it inverts."""
+    for file in (fold.parent / "dataset.json", fold / "validation/summary.json"):
+        file.write_text(file.read_text().replace(".png", ending))
+    for part in (folder / "images", folder / "references", fold / "validation"):
+        for path in part.glob("*.png"):
+            values = imread(path)
+            imwrite(path.with_suffix(ending), change(values), **({} if part.name != "images" else options))
+
+
+WHITE = {"photometric": "miniswhite"}
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (lambda values: values[..., None], {}),
+        (lambda values: values[None], WHITE),
+        (lambda values: values, WHITE),
+    ],
+)
+def test_tiffs_of_any_axes_are_shown_as_plain_ones(change, options, tmp_path):
+    fold = cells(tmp_path)
+    page = report.build(fold, num_cases=1, sources=report.Sources(tmp_path / "images"))
+    assert page.count("<figure>") == 2
+    if options is WHITE:  # what is bright is small
+        for path in (tmp_path / "images").iterdir():
+            imsave(path, 255 - imread(path), check_contrast=False)
+    as_tiffs(tmp_path, fold, ".tif", change, **options)
+    again = report.build(fold, num_cases=1, sources=report.Sources(tmp_path / "images"))
+    figures = [re.findall(r"<figure>.*?</figure>", one, re.DOTALL) for one in (page, again)]
+    assert figures[0] == figures[1]
+
+
+def test_volumes_that_simpleitk_refuses_are_shown(tmp_path):
+    fold = cells(tmp_path)
+    plans = json.loads((fold.parent / "plans.json").read_text())
+    (fold.parent / "plans.json").write_text(json.dumps({**plans, "image_reader_writer": "SimpleITKIO"}))
+    for file in (fold.parent / "dataset.json", fold / "validation/summary.json"):
+        file.write_text(file.read_text().replace(".png", ".nii"))
+    pages = []
+    for shear in (0, 0.02):
+        for part in (tmp_path / "images", tmp_path / "references", fold / "validation"):
+            for path in part.glob("*.png"):
+                values = np.stack([imread(path)] * 5, -1)
+                nifti_headers.write(path.with_suffix(".nii"), values, sform=nifti_headers.affine(shear=shear))
+        pages.append(report.build(fold, num_cases=1, sources=report.Sources(tmp_path / "images")))
+    assert pages[0].count("<figure>") == 2
+    assert pages[0] == pages[1]
 
 
 def test_names_from_files_are_shown_and_not_obeyed(tmp_path, browser):

@@ -1,12 +1,19 @@
 """Surfaces of the final validation, after a real training and on files whose distances are known."""
 
+import gzip
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel
+import nifti_headers
 import numpy as np
 import pytest
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage.io import imsave
+from tifffile import imwrite
 
 from nnunet_logvmamba.plugin.cli import main
 from nnunet_logvmamba.plugin.plans import check_training_settings
@@ -161,6 +168,77 @@ def test_pictures_also_have_the_nsd_of_published_tables(finished):
     assert list(surfaces["metrics"]) == ["hd95", "nsd", "nsd_umamba"]
     assert surfaces["mean"]["cell"]["nsd"]["mean"] < surfaces["mean"]["cell"]["nsd_umamba"]["mean"] < 1
     assert "mean nsd_umamba" in finished.log[-1]
+
+
+def replace_pictures(finished, ending: str) -> tuple[Path, Path]:
+    """Make the validation one of files with another ending, none there yet; folders of truths and predictions."""
+    finished.dataset_json["file_ending"] = ending
+    folders = (
+        Path(finished.preprocessed_dataset_folder_base, "gt_segmentations"),
+        Path(finished.output_folder, "validation"),
+    )
+    for folder in folders:
+        for path in folder.iterdir():
+            path.unlink()
+    return folders
+
+
+@pytest.mark.parametrize("reader", [NibabelIO, SimpleITKIO])
+def test_a_fold_of_odd_headers_is_scored_in_mm(reader, finished):
+    truths, validation = replace_pictures(finished, ".nii.gz")
+    mask = np.zeros((12, 12, 12), np.uint8)
+    mask[3:8, 3:8, 3:8] = 1
+    for number, (header, write) in enumerate(nifti_headers.HEADERS.items()):
+        if reader is SimpleITKIO and header in nifti_headers.NOT_FOR_SIMPLEITK or "micro" in header:
+            continue
+        truth = truths / f"{number}.nii.gz"
+        write(truth.with_suffix(""), mask)
+        truth.write_bytes(gzip.compress(truth.with_suffix("").read_bytes()))
+        truth.with_suffix("").unlink()
+        values, properties = reader().read_seg(str(truth))
+        reader().write_seg(np.roll(values[0], 1, 0), str(validation / truth.name), properties)  # one slice, 3 mm
+    surfaces = json.loads(write_surface_scores(finished).read_text())
+    assert len(surfaces["cases"]) > 8
+    assert [row["hd95"] for row in surfaces["scores"]] == pytest.approx([3] * len(surfaces["cases"]))
+
+
+@pytest.mark.parametrize("volumes", [True, False])
+def test_single_slices_are_scored_beside_volumes(volumes, finished):
+    truths, validation = replace_pictures(finished, ".nii.gz")
+    mask = np.zeros((12, 12, 4), np.uint8)
+    mask[3:8, 3:8, 1:3] = 1
+    cases = {
+        "first": mask[:, :, 1:2],
+        "flat": mask[:, :, 1],
+        "sideways": mask[:, 5:6],
+        **({"volume": mask} if volumes else {}),
+    }
+    for case, values in cases.items():
+        for folder, shown in ((truths, values), (validation, np.roll(values, 1, 0))):
+            nibabel.save(nibabel.Nifti1Image(shown, np.eye(4)), folder / f"{case}.nii.gz")
+    surfaces = json.loads(write_surface_scores(finished).read_text())
+    assert surfaces["cases"] == sorted(cases)
+    assert [row["hd95"] for row in surfaces["scores"]] == [1] * len(cases)
+    assert list(surfaces["metrics"]) == ["hd95", "nsd", *([] if volumes else ["nsd_umamba"])]
+    assert surfaces["notes"] == (
+        ["3 of 4 cases are one slice, the first is 'first'; their distances are those of outlines within the slice"]
+        if volumes
+        else []
+    )
+
+
+def test_tiff_volumes_of_one_page_are_scored_beside_others(finished):
+    truths, validation = replace_pictures(finished, ".tif")
+    mask = np.zeros((4, 12, 12), np.uint8)
+    mask[1:3, 3:8, 3:8] = 1
+    for case, values in (("one", mask[1:2]), ("several", mask)):
+        imwrite(truths / f"{case}.tif", values, photometric="minisblack")
+        (truths / f"{case}.json").write_text(json.dumps({"spacing": [5, 2, 2]}))
+        read, properties = Tiff3DIO().read_seg(str(truths / f"{case}.tif"))
+        Tiff3DIO().write_seg(np.roll(read[0], 1, 1), str(validation / f"{case}.tif"), properties)
+    surfaces = json.loads(write_surface_scores(finished).read_text())
+    assert (surfaces["cases"], surfaces["unit"]) == (["one", "several"], "mm")
+    assert [row["hd95"] for row in surfaces["scores"]] == [2, 2]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 if interrupted.
     """
     args = build_parser().parse_args(argv)
-    previous = signal.signal(signal.SIGTERM, partial(_unwind, os.getpid()))
+    previous = signal.signal(signal.SIGTERM, _unwind)
     hook, sys.unraisablehook = sys.unraisablehook, partial(_unwind_again, sys.unraisablehook)
     try:
         return args.run(args)
@@ -58,10 +58,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _unwind(process: int, signum: int, frame: object) -> None:
-    if os.getpid() != process:  # a forked worker has inherited this, and its pool ends it in this way
-        os._exit(128 + signum)
+def _unwind(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _change_mask(how: int) -> None:
+    if signal.getsignal(signal.SIGTERM) is _unwind:
+        signal.pthread_sigmask(how, {signal.SIGTERM})
+
+
+def _end_at_once() -> None:
+    """Let a forked worker end as others do: its pool kills it politely, and a handler in Python may come too late.
+
+    A worker that is about to wait for its next task would note the signal and wait, and its pool would wait for it.
+    """
+    if signal.getsignal(signal.SIGTERM) is _unwind:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # and a kill that came meanwhile takes effect
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=partial(_change_mask, signal.SIG_BLOCK),
+        after_in_parent=partial(_change_mask, signal.SIG_UNBLOCK),
+        after_in_child=_end_at_once,
+    )
 
 
 def _unwind_again(hook: Callable[[Any], object], unraisable: Any) -> None:
