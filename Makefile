@@ -15,11 +15,12 @@ STATE = $$(cat pyproject.toml constraints.txt nnunet_logvmamba/plugin/nnunet_log
 	nnunet_logvmamba/plugin/environment.py | cksum) $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all demo clean
+.PHONY: help install lint test test-all demo clean
 
 help:
 	@echo "make install    virtual environment in $(VENV) from constraints.txt   (VENV=path, PYTHON=interpreter)"
 	@echo "make demo       stock nnU-Net trains and predicts on a generated tumour phantom   (DEVICE=cpu or cuda)"
+	@echo "make lint       what ruff says of the code and its layout"
 	@echo "make test       the test suite without its slow part"
 	@echo "make test-all   every test"
 	@echo "make clean      remove what demo, tests and builds left behind (the environment stays)"
@@ -41,6 +42,10 @@ install:
 	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e ".[dev]"; \
 	"$(BIN)/python" -m nnunet_logvmamba.plugin.environment; \
 	echo "$(STATE)" > "$(STAMP)"
+
+lint: install
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
 
 test: install
 	"$(BIN)/python" -m pytest $(SHARED_OUT) -m "not slow"
