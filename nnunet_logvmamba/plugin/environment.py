@@ -13,11 +13,9 @@ import subprocess
 import sys
 
 from nnunet_logvmamba.plugin.errors import UserError
+from nnunet_logvmamba.plugin.startup import FORGIVING_TORCHVISION
 
-# The last release whose Python part can be imported when its compiled part does not fit torch. Nothing in nnU-Net
-# calls the compiled part. It has wheels up to Python 3.11.
-FORGIVING_TORCHVISION = "0.16.2"
-FORGIVING_TORCHVISION_PYTHON = (3, 11)
+FORGIVING_TORCHVISION_PYTHON = (3, 11)  # the last one that this release has wheels for
 
 
 def torch_build() -> str:
@@ -29,6 +27,21 @@ def torch_build() -> str:
     if getattr(torch.version, "hip", None) is not None:
         return f"ROCm {torch.version.hip}"
     return "CPU"
+
+
+def best_device() -> str:
+    """Name the fastest device that torch finds here, as ``-device`` of nnU-Net's commands does: cuda, mps or cpu."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_option() -> str:
+    """Give what nnU-Net's commands need in order to run here, `` -device cpu`` or so; nothing where CUDA will do."""
+    device = best_device()
+    return "" if device == "cuda" else f" -device {device}"
 
 
 def version_of(distribution: str) -> str | None:

@@ -1,5 +1,13 @@
-"""What our commands say when the user can put it right."""
+"""What our commands and trainers say when the user can put it right."""
 
 
 class UserError(Exception):
     """One sentence for the user that names the value or file and the remedy; shown without a traceback."""
+
+
+class Refused(SystemExit, RuntimeError):
+    """What a trainer says to whoever started it, in one sentence that names the value or file and the remedy.
+
+    Trainers run under nnU-Net's commands, which catch nothing. Being a ``SystemExit``, it ends such a command with the
+    sentence on stderr, without a traceback, and with exit code 1; being a ``RuntimeError``, it is caught as one.
+    """

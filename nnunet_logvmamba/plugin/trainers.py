@@ -1,6 +1,6 @@
 """Trainers that stock nnU-Net finds by name: one recipe, one line per network family.
 
-``nnUNetTrainer<Family>[_adam|_paper|_sgd][_<N>epochs][_seed<K>]`` names a trainer; the parts in brackets are made on
+``trainer_names.GRAMMAR`` is how a trainer is named; the parts in brackets are made on
 demand.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -25,6 +26,8 @@ from torch import nn
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet
 from nnunet_logvmamba.ops import backends
 from nnunet_logvmamba.plugin import pretraining
+from nnunet_logvmamba.plugin.environment import best_device, torch_build
+from nnunet_logvmamba.plugin.errors import Refused
 from nnunet_logvmamba.plugin.instance_scores import write_instance_scores
 from nnunet_logvmamba.plugin.plans import (
     SWIN_CLASS_NAME,
@@ -37,7 +40,9 @@ from nnunet_logvmamba.plugin.plans import (
     to_our_architecture,
 )
 from nnunet_logvmamba.plugin.run_record import RecordedTrainer
+from nnunet_logvmamba.plugin.startup import EXT_FOLDER, VARIABLE
 from nnunet_logvmamba.plugin.surface_scores import write_surface_scores
+from nnunet_logvmamba.plugin.trainer_names import GRAMMAR, nearest_name
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ class RecipeTrainer(RecordedTrainer):
     Matrices and kernels are decayed; biases, norms and whatever the network marks with ``_no_weight_decay`` are not.
 
     Raises:
-        RuntimeError: Before any folder is created, if the configuration cannot be built or its settings are wrong.
+        Refused: Before any folder is created, if there is no such device or configuration here, if the configuration
+            cannot be built, or if its settings are wrong.
     """
 
     default_recipe = DEFAULT_RECIPE
@@ -94,6 +100,7 @@ class RecipeTrainer(RecordedTrainer):
 
     # nnU-Net stores the arguments under these names in every checkpoint, so they stay as they are.
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = _CUDA):
+        _refuse_absent_device(device)
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         super().__init__(self._own_plans(plans, configuration), configuration, fold, dataset_json, device)
         self.recipe = self.choose_recipe(self.configuration_manager)
@@ -123,7 +130,10 @@ class RecipeTrainer(RecordedTrainer):
     @classmethod
     def _checked_settings(cls, plans: dict, configuration: str, dataset_json: dict, device: torch.device) -> dict:
         plans_manager = PlansManager({k: v for k, v in plans.items() if k != "continue_training"})
-        manager = plans_manager.get_configuration(configuration)
+        try:
+            manager = plans_manager.get_configuration(configuration)
+        except RuntimeError as error:  # nnU-Net's sentence; it lists those that there are
+            raise Refused(str(error)) from error
         channels = determine_num_input_channels(plans_manager, manager, dataset_json)
         classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
         try:
@@ -136,7 +146,7 @@ class RecipeTrainer(RecordedTrainer):
             if isinstance(network, LoGVMambaSwinUNet) and not plans.get("continue_training"):
                 pretraining.check_checkpoint(network.encoder, settings)
         except ValueError as error:
-            raise RuntimeError(f"Configuration '{configuration}' cannot be trained: {error}") from error
+            raise Refused(f"Configuration '{configuration}' cannot be trained: {error}") from error
         return settings
 
     @classmethod
@@ -192,7 +202,7 @@ class RecipeTrainer(RecordedTrainer):
                     log,
                 )
             except ValueError as error:
-                raise RuntimeError(str(error)) from error
+                raise Refused(str(error)) from error
         if self.pretrained_parameters and self.num_epochs <= pretraining.KEPT_EPOCHS:
             log(
                 f"ATTENTION: a pretrained encoder is kept for {pretraining.KEPT_EPOCHS} epochs and this training has "
@@ -251,7 +261,7 @@ class RecipeTrainer(RecordedTrainer):
         """Load a checkpoint of this very trainer and network.
 
         Raises:
-            RuntimeError: If another trainer wrote it or its tensors are not those of this network; nothing is changed.
+            Refused: If another trainer wrote it or its tensors are not those of this network; nothing is changed.
         """
         if not self.was_initialized:
             self._continues = True
@@ -266,7 +276,7 @@ class RecipeTrainer(RecordedTrainer):
         name = source if isinstance(source, str) else "the checkpoint"
         writer = checkpoint.get("trainer_name")
         if writer != type(self).__name__:
-            raise RuntimeError(
+            raise Refused(
                 f"{name} was written by the trainer {writer}, not by {type(self).__name__}: continue with "
                 f"-tr {writer}, or remove the file to start anew."
             )
@@ -274,10 +284,21 @@ class RecipeTrainer(RecordedTrainer):
         weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
         difference = _first_difference(network, weights)
         if difference is not None:
-            raise RuntimeError(
+            raise Refused(
                 f"{name} holds another network than configuration '{self.configuration_name}' builds ({difference}): "
                 f"use the plans it was trained with, or remove the file to start anew."
             )
+
+
+def _refuse_absent_device(device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        missing = f"CUDA is nnU-Net's default, and torch, a {torch_build()} build, finds no CUDA device here"
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        missing = "torch finds no Apple GPU (mps) here"
+    else:
+        return
+    options = ["-device cpu", *["-device mps"] * (best_device() == "mps")]
+    raise Refused(f"{missing}: run the command with {' or '.join(options)} (in Python, device=torch.device('cpu')).")
 
 
 def _first_difference(network: nn.Module, weights: dict) -> str | None:
@@ -296,7 +317,7 @@ def _refuse_other_weights(network: nn.Module, weights: dict, prefix: str, metada
     own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     difference = _first_difference(network, own) if strict else None
     if difference is not None:
-        raise RuntimeError(
+        raise Refused(
             f"These weights belong to another network than the plans describe ({difference}): use the plans.json that "
             f"was written when they were trained."
         )
@@ -342,7 +363,7 @@ def _builder(family: str | None, network_name: str | None = None):
                 **overrides,
             )
         except ValueError as error:
-            raise RuntimeError(f"The network cannot be built from this plan: {error}.") from error
+            raise Refused(f"The network cannot be built from this plan: {error}.") from error
         network.register_load_state_dict_pre_hook(_refuse_other_weights)
         return network
 
@@ -442,7 +463,7 @@ class nnUNetTrainerStockNetwork(RecipeTrainer):
     ) -> nn.Module:
         """Build nnU-Net's network; a configuration that names ours is refused, lest a comparison compare nothing."""
         if is_ours(configuration_manager.configuration["architecture"]):
-            raise RuntimeError(
+            raise Refused(
                 "nnUNetTrainerStockNetwork trains the network that nnU-Net planned, but this configuration names "
                 "LoG-VMamba: use nnU-Net's own configuration, or one written by logvmamba plans --keep-network."
             )
@@ -478,3 +499,32 @@ def __getattr__(name: str):
         "named_seed": None if match["seed"] is None else int(match["seed"]),
     }
     return globals().setdefault(name, type(name, (family,), body))
+
+
+def for_nnunet(name: str):
+    """Give what nnU-Net looks for in our folder; a name that is close to one of ours and is nobody's ends the search.
+
+    Raises:
+        AttributeError: If the name is not close to one of ours, or a trainer of the user in another folder has it.
+        Refused: Otherwise; it names the nearest trainer.
+    """
+    try:
+        return globals()[name] if name in globals() else __getattr__(name)
+    except AttributeError:
+        nearest = nearest_name(name, tuple(TRAINER_OF_FAMILY), tuple(RECIPES))
+        if nearest is None or _is_in_another_folder(name):
+            raise
+    raise Refused(
+        f"There is no trainer '{name}', the nearest is {nearest}: names are {GRAMMAR}, parts in this order, with "
+        f"<Family> one of {', '.join(TRAINER_OF_FAMILY)} (a trainer of your own needs its folder in {VARIABLE})."
+    )
+
+
+def _is_in_another_folder(name: str) -> bool:
+    """Whether nnU-Net would find a trainer in a folder of the user's that it has not come to yet."""
+    for folder in os.environ.get(VARIABLE, "").split(os.pathsep):
+        if os.path.isdir(folder) and not os.path.samefile(folder, EXT_FOLDER):
+            found = recursive_find_python_class(folder, name, None, cleanup_imports_from_base_folder=True)
+            if found is not None:
+                return True
+    return False

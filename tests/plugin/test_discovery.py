@@ -1,13 +1,17 @@
 """nnU-Net finds our trainers in any shell, leaves the user's alone, and Python's start stays as light as it was."""
 
+import importlib.metadata
 import json
 import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from commands import NnunetFolders
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_logvmamba.plugin import startup
 
@@ -64,10 +68,49 @@ def test_nnunet_finds_every_family_and_names_made_on_demand(run_command):
     assert find_trainers(run_command, *names) == [["nnunet_logvmamba.plugin.trainers", name] for name in names]
 
 
-def test_an_unknown_name_ends_in_nnunets_own_message(run_command):
-    done = run_command(["python", "-c", FIND, "nnUNetTrainerLoGVMamba_0epochs"], check=False)
-    assert done.returncode != 0
-    assert "Could not find requested nnunet trainer nnUNetTrainerLoGVMamba_0epochs" in done.stderr.splitlines()[-1]
+def test_a_misspelt_name_ends_the_stock_command_with_the_nearest_one(run_command, tmp_path):
+    folders = NnunetFolders.below(tmp_path)
+    done = run_command(
+        ["nnUNetv2_train", 998, "2d", 0, "-tr", "nnUNetTrainerLogVMamba_seed1_5epoch"],
+        check=False,
+        **folders.environment,
+    )
+    assert done.returncode == 1
+    said, *rest = done.stderr.splitlines()
+    assert not rest, "neither a traceback nor what torchvision has to say"
+    assert said.startswith(
+        "There is no trainer 'nnUNetTrainerLogVMamba_seed1_5epoch', the nearest is "
+        "nnUNetTrainerLoGVMamba_5epochs_seed1: names are nnUNetTrainer<Family>[_adam|_paper|_sgd][_<N>epochs][_seed<K>]"
+    )
+    assert all(not list(folder.iterdir()) for folder in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerLoGVMamba_0epochs", "nnUNetTrainerlogvmamba", "LoGVMamba"])
+def test_a_name_close_to_ours_is_refused_by_nnunets_search(name):
+    with pytest.raises(
+        RuntimeError, match=f"There is no trainer '{name}', the nearest is nnUNetTrainerLoGVMamba: "
+    ) as end:
+        recursive_find_trainer_class_by_name(name)
+    assert isinstance(end.value, SystemExit)  # which ends a command without a traceback
+    assert end.value.code == str(end.value)
+    assert "\n" not in str(end.value)
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainer_5epoch", "nnUNetTrainerUMambaEnc", "nnUNetTrainerOfTheUser"])
+def test_a_name_unlike_ours_ends_in_nnunets_own_message(name):
+    with pytest.raises(RuntimeError, match=f"Could not find requested nnunet trainer {name}"):
+        recursive_find_trainer_class_by_name(name)
+
+
+@pytest.mark.parametrize("order", ["{theirs}{sep}{ours}", "{ours}{sep}{theirs}"])
+def test_a_trainer_of_the_user_is_found_though_its_name_is_close_to_ours(order, tmp_path, monkeypatch):
+    name = "nnUNetTrainerLoGVMamba2"
+    (tmp_path / "close.py").write_text(USERS_TRAINER.replace("nnUNetTrainerOfTheUser", name))
+    value = order.format(theirs=tmp_path, ours=startup.EXT_FOLDER, sep=os.pathsep)
+    monkeypatch.setenv(startup.VARIABLE, value)
+    assert recursive_find_trainer_class_by_name(name).__module__ == "close"
+    with pytest.raises(RuntimeError, match="There is no trainer 'nnUNetTrainerLoGVMamba3'"):
+        recursive_find_trainer_class_by_name("nnUNetTrainerLoGVMamba3")
 
 
 def test_the_users_trainers_are_found_as_before_next_to_ours(run_command, users_folder):
@@ -99,6 +142,47 @@ def test_our_folder_is_appended_once_and_what_was_set_is_kept(before, after, mon
     for _ in range(2):
         startup.append_ext_folder()
         assert os.environ[startup.VARIABLE] == after.format(**words)
+
+
+def said_by_torchvision(module: str, category: str) -> list[str]:
+    """What comes out of a warning of that module where no other filter stands."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        startup.silence_torchvision()
+        exec(f"import warnings; warnings.warn('something', {category})", {"__name__": module})
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize(
+    ("release", "module", "category", "heard"),
+    [
+        (startup.FORGIVING_TORCHVISION, "torchvision.io.image", "UserWarning", False),
+        (startup.FORGIVING_TORCHVISION, "torchvision.io.image", "DeprecationWarning", True),
+        (startup.FORGIVING_TORCHVISION, "torchvision.io", "UserWarning", True),
+        (startup.FORGIVING_TORCHVISION, "torchvision.io.image_of_another", "UserWarning", True),
+        ("0.28.0", "torchvision.io.image", "UserWarning", True),
+    ],
+)
+def test_only_the_torchvision_that_was_chosen_for_it_may_fail_silently(
+    release, module, category, heard, tmp_path, monkeypatch
+):
+    (tmp_path / f"torchvision-{release}.dist-info").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert said_by_torchvision(module, category) == ["something"] * heard
+
+
+@pytest.mark.slow
+def test_what_a_user_asks_of_warnings_comes_first(run_command):
+    if importlib.metadata.version("torchvision") != startup.FORGIVING_TORCHVISION:
+        pytest.skip("torchvision fits torch here and has nothing to say")
+    assert run_command(["python", "-c", "import torchvision"]).stderr == ""
+    assert "Failed to load image" in run_command(["python", "-W", "always", "-c", "import torchvision"]).stderr
+
+
+def test_what_fails_at_the_start_is_said_and_python_starts(monkeypatch, capsys):
+    monkeypatch.setattr(startup, "append_ext_folder", lambda: 1 / 0)
+    startup.start()
+    assert capsys.readouterr().err.endswith("failed at the start of Python: division by zero\n")
 
 
 def test_the_hook_is_one_line_that_sorts_behind_the_editable_path_file():

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from nnunet_logvmamba.plugin import environment
 
@@ -81,6 +82,16 @@ def test_a_torchvision_made_for_another_torch_is_recognised(tmp_path, monkeypatc
 )
 def test_the_remedy_for_torchvision_fits_the_python(python, remedy):
     assert remedy in environment.torchvision_remedy(python)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "option"),
+    [(True, False, ""), (True, True, ""), (False, True, " -device mps"), (False, False, " -device cpu")],
+)
+def test_printed_commands_name_a_device_that_is_there(cuda, mps, option, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert environment.device_option() == option
 
 
 def test_running_the_set_up_again_changes_nothing(run_command):

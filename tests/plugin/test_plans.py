@@ -13,7 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_logvmamba.networks import LoGVMambaUNet
-from nnunet_logvmamba.plugin import plans, trainers
+from nnunet_logvmamba.plugin import environment, plans, trainers
 from nnunet_logvmamba.plugin.cli import main
 
 # As nnU-Net's planners write them, for a few of the patches that issue from real data sets.
@@ -215,7 +215,8 @@ def test_the_command_writes_a_configuration_that_stock_nnunet_can_read(plans_fil
     words += ["--set", "state_size=8", "squeeze=null", "--train", "num_epochs=3", "initial_lr=1e-3", "optimizer=adam"]
     before, _ = contents(plans_file)
     done = run_command(["logvmamba", "plans", *words], **nnunet_folders.environment)
-    assert "nnUNetv2_train Dataset998_Balls 3d_fullres_head 0 -tr nnUNetTrainerLoGVMamba" in done.stdout.splitlines()
+    command = "nnUNetv2_train Dataset998_Balls 3d_fullres_head 0 -tr nnUNetTrainerLoGVMamba"
+    assert command + environment.device_option() in done.stdout.splitlines()
     after, _ = contents(plans_file)
     entry = after["configurations"].pop("3d_fullres_head")
     assert after == before

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import small_dataset
 import torch
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.run.run_training import run_training
 
 from nnunet_logvmamba.layers import SelectiveSSM
 from nnunet_logvmamba.networks import LoGVMambaUNet
@@ -425,6 +427,41 @@ def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(changes, sent
     with pytest.raises(RuntimeError, match=sentence) as error:
         make("nnUNetTrainerLoGVMamba", **changes)
     assert "\n" not in str(error.value)
+    assert isinstance(error.value, SystemExit)  # nnU-Net's commands end with the sentence, without a traceback
+    assert results(nnunet_folders) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a computer without CUDA")
+def test_a_forgotten_device_ends_the_stock_command_with_one_sentence_before_anything_is_written(
+    plans_file, nnunet_folders, run_command
+):
+    before = {path: path.stat().st_mtime_ns for path in plans_file.parent.rglob("*")}
+    command = ["nnUNetv2_train", small_dataset.NUMBER, "3d_fullres", 0, "-tr", "nnUNetTrainerLoGVMamba"]
+    done = run_command(command, check=False, **nnunet_folders.environment)
+    assert done.returncode == 1
+    said, *rest = done.stderr.splitlines()
+    assert re.match("CUDA is nnU-Net's default, .* finds no CUDA device here: run the command with -device ", said)
+    assert not rest, "neither a traceback nor what torchvision has to say"
+    assert results(nnunet_folders) == []
+    assert {path: path.stat().st_mtime_ns for path in plans_file.parent.rglob("*")} == before
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused_before_a_folder_is_made(device, plans_file, nnunet_folders):
+    if {"cuda": torch.cuda, "mps": torch.backends.mps}[device].is_available():
+        pytest.skip(f"needs a computer without {device}")
+    with pytest.raises(RuntimeError, match="-device cpu") as end:
+        run_training(small_dataset.NUMBER, "2d", 0, "nnUNetTrainerStockNetwork", device=torch.device(device))
+    assert isinstance(end.value, SystemExit)  # which ends a command without a traceback
+    assert results(nnunet_folders) == []
+
+
+def test_a_configuration_that_is_not_in_the_plans_is_refused_before_a_folder_is_made(plans_file, nnunet_folders):
+    with pytest.raises(
+        RuntimeError, match="3d_fulres not found in plans. Available configurations: .*3d_fullres"
+    ) as end:
+        run_training(small_dataset.NUMBER, "3d_fulres", 0, "nnUNetTrainerLoGVMambaSwin", device=torch.device("cpu"))
+    assert isinstance(end.value, SystemExit)
     assert results(nnunet_folders) == []
 
 

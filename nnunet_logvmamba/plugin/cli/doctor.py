@@ -16,7 +16,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from nnunet_logvmamba.plugin import startup
-from nnunet_logvmamba.plugin.environment import torch_build, torchvision_error, torchvision_remedy, version_of
+from nnunet_logvmamba.plugin.environment import (
+    device_option,
+    torch_build,
+    torchvision_error,
+    torchvision_remedy,
+    version_of,
+)
 
 TRAINER = "nnUNetTrainerLoGVMamba"
 DISTRIBUTIONS = (
@@ -96,6 +102,9 @@ def examine() -> Iterator[Finding]:
         return
     devices = _devices(torch)
     yield from (Finding("devices", str(device), OK, text) for device, text in devices)
+    if device_option():
+        needed = f"nnU-Net's commands need{device_option()} here, since torch finds no CUDA device"
+        yield Finding("devices", "-device", NOTE, needed)
     yield from _thread_limit()
     for device, _ in devices:
         yield from _scan_backends(device)

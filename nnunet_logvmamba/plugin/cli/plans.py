@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from nnunet_logvmamba.plugin.environment import device_option
 from nnunet_logvmamba.plugin.errors import UserError
 
 
@@ -92,11 +93,11 @@ def run(args: argparse.Namespace) -> int:
     dataset = args.dataset
     if dataset.isdecimal() and len(find_candidate_datasets(int(dataset))) > 1:
         dataset = path.parent.name  # nnU-Net takes 1001 for 100, too, and refuses both by their numbers
-    plans_option = "" if args.plans == "nnUNetPlans" else f" -p {args.plans}"
+    options = ("" if args.plans == "nnUNetPlans" else f" -p {args.plans}") + device_option()
     for name in names:
         manager = library.PlansManager(plans).get_configuration(name)
         lineage = "Swin" if manager.network_arch_class_name == library.SWIN_CLASS_NAME else ""
-        print(f"nnUNetv2_train {dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{lineage}{plans_option}")
+        print(f"nnUNetv2_train {dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{lineage}{options}")
         settings = manager.configuration.get(library.TRAINING_KEY, {})
         words, lacking = library.foreground_in_words(manager.batch_size, settings)
         if lacking or args.batch_size is not None:

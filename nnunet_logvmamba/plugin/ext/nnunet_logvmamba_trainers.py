@@ -14,4 +14,6 @@ except ModuleNotFoundError as error:
 
 
 def __getattr__(name: str):
-    return getattr(trainers, name)
+    if trainers is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return trainers.for_nnunet(name)
