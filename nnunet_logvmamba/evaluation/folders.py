@@ -356,8 +356,12 @@ def _overall(rows: Sequence[dict], means: dict, column: str, average: str) -> di
     }
 
 
-def as_text(summary: dict) -> str:
-    """Lay the summary out for reading: means, standard deviations and case counts, and how they came about."""
+def as_text(summary: dict, width: int | None = None) -> str:
+    """Lay the summary out for reading: means, standard deviations and case counts, and how they came about.
+
+    Args:
+        width: Characters that a line of the table may have; None for as many as it takes.
+    """
     columns = list(summary["metrics"])
     units = {column: summary["metrics"][column]["unit"] for column in columns}
     shown = {column: "" if unit == "1" else f" [{unit}]" for column, unit in units.items()}
@@ -365,7 +369,7 @@ def as_text(summary: dict) -> str:
     rows = [[name, *(_mean_cell(scores[column]) for column in columns)] for name, scores in summary["mean"].items()]
     if len(rows) > 1:
         rows.append([f"all, {summary['average']['name']}", *(_mean_cell(summary["overall"][c]) for c in columns)])
-    lines = [as_text_table(header, rows), "", "mean ± standard deviation over cases (cases behind the mean)"]
+    lines = [as_text_table(header, rows, width), "", "mean ± standard deviation over cases (cases behind the mean)"]
     lines.append(f"cases: {len(summary['cases'])}" + _more(summary.get("cases_not_scored"), "without a prediction"))
     if summary["labels_from"] == FOUND:
         lines.append(f"labels: {', '.join(summary['labels'])}, {FOUND}")

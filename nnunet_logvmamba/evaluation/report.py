@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .cases import CaseError
+from .layout import in_columns
 
 
 def describe(values: Iterable[float]) -> dict[str, float | int | None]:
@@ -58,18 +59,11 @@ def _finite(content: object) -> object:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def as_text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Lay rows out in columns, words to the left and numbers to the right."""
+def as_text_table(header: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> str:
+    """Lay rows out in columns, words to the left and numbers to the right; see ``in_columns`` for ``width``."""
     cells = [list(map(str, header)), *(list(map(_cell, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    words = [all(isinstance(row[index], str) for row in rows) for index in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if word else cell.rjust(width) for cell, width, word in zip(row, widths, words)
-        ).rstrip()
-        for row in cells
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    numbers = [index for index in range(len(header)) if not all(isinstance(row[index], str) for row in rows)]
+    return in_columns(cells, right=numbers, width=width)
 
 
 def _cell(value: object) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan
 
+from nnunet_logvmamba.evaluation.layout import in_columns
 from nnunet_logvmamba.plugin.comparison import (
     AVERAGE,
     Comparison,
@@ -54,7 +55,7 @@ class Table:
 
 def as_markdown(comparison: Comparison) -> str:
     """Give a whole page."""
-    lines = [f"# Comparison on {_plain(comparison.dataset)}", "", _subject(comparison), ""]
+    lines = [f"# Comparison on {_plain(comparison.dataset)}", "", _plain(_subject(comparison)), ""]
     lines += [f"- {_plain(conclusion(comparison, metric))}" for metric in comparison.metrics]
     for table in _tables(comparison):
         lines += ["", f"## {_plain(table.title)}", ""]
@@ -66,9 +67,22 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
+def as_text(comparison: Comparison, width: int | None) -> str:
+    """Give the page without the marks of Markdown, its tables within so many characters."""
+    lines = [f"Comparison on {comparison.dataset}", "", _subject(comparison), ""]
+    lines += [f"- {conclusion(comparison, metric)}" for metric in comparison.metrics]
+    for table in _tables(comparison):
+        cells = [table.head, *([_marked(cell, cell.text) for cell in row] for row in table.rows)]
+        lines += ["", table.title, "", in_columns(cells, width=width)]
+    lines += ["", DEFINITION, "", TESTS]
+    if comparison.notes:
+        lines += ["", "To be kept in mind", "", *(f"- {note}" for note in comparison.notes)]
+    return "\n".join(lines)
+
+
 def as_latex(comparison: Comparison) -> str:
     """Give one table environment after another; they need the package booktabs."""
-    remarks = (_subject(comparison), DEFINITION, TESTS, *comparison.notes)
+    remarks = (_plain(_subject(comparison)), DEFINITION, TESTS, *comparison.notes)
     lines = [f"% {' '.join(remark.splitlines())}" for remark in remarks]
     for table in _tables(comparison):
         lines += [
@@ -136,7 +150,7 @@ def _subject(comparison: Comparison) -> str:
     for kind, settings in comparison.settings.items():
         words = ", ".join(f"{key} {_word(value)}" for key, value in sorted(settings.items()))
         text += f" {kind.capitalize()} metrics: {words}." if words else ""
-    return _plain(f"{text} Dice and IoU as in nnU-Net's summary.json: both masks empty is left out.")
+    return f"{text} Dice and IoU as in nnU-Net's summary.json: both masks empty is left out."
 
 
 def _word(value: object) -> str:
@@ -285,7 +299,10 @@ def _safe(value: object) -> object:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = _plain(cell.text)
+    return _marked(cell, _plain(cell.text))
+
+
+def _marked(cell: Cell, text: str) -> str:
     text = f"**{text}**" if cell.best else text
     return f"{text} {NOT_BEYOND_NOISE}" if cell.close else text
 

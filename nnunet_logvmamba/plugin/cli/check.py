@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunet_logvmamba.plugin.cli import terminal
 from nnunet_logvmamba.plugin.cli.options import at_least
 from nnunet_logvmamba.plugin.errors import UserError
 
@@ -43,5 +44,5 @@ def run(args: argparse.Namespace) -> int:
     if others:
         ready += f"; {len(others)} other image(s) would be passed over, for they do not end in {model.ending}, the "
         ready += f"first is {others[0].name}"
-    print(ready)
+    terminal.show(ready)
     return 0

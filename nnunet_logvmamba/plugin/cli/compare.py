@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, MASK_METRICS, METRICS, titles
+from nnunet_logvmamba.plugin.cli import terminal
 from nnunet_logvmamba.plugin.errors import UserError
 
 FORMATS = ("markdown", "latex", "csv")
@@ -50,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=Path,
         metavar="DIR",
         help="write comparison.md, comparison.tex, means.csv, pairs.csv and costs.csv there (with --format, those "
-        "alone); without it, Markdown is printed (with --format, that)",
+        "alone); without it, tables are printed, as Markdown into a pipe or file (with --format, that)",
     )
     parser.set_defaults(run=run)
 
@@ -74,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
     found = comparison.compare(
         args.results, metrics=args.metrics, folds=args.folds, against=args.against, renamed=renamed
     )
+    if args.format is None and args.output is None and terminal.width() is not None:
+        terminal.show(tables.as_text(found, terminal.width()))
+        return 0
     formats = args.format or (FORMATS if args.output else ("markdown",))
     texts: dict[str, str] = {}
     for name in formats:
@@ -91,6 +95,6 @@ def run(args: argparse.Namespace) -> int:
     except CaseError as error:
         raise UserError(str(error)) from error
     for metric in found.metrics:
-        print(comparison.conclusion(found, metric))
-    print(f"written to {args.output}: {', '.join(texts)}")
+        terminal.show(comparison.conclusion(found, metric))
+    terminal.show(f"written to {args.output}: {', '.join(texts)}")
     return 0

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from nnunet_logvmamba.plugin import startup
+from nnunet_logvmamba.plugin.cli import terminal
 from nnunet_logvmamba.plugin.environment import (
     device_option,
     torch_build,
@@ -74,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
         report = {"training_would_fail": bool(failures), "findings": [asdict(finding) for finding in findings]}
         print(json.dumps(report, indent=2))
     else:
-        print(as_table(findings))
+        terminal.show(as_table(findings))
         names = ", ".join(finding.name for finding in failures)
-        print(f"\ndoctor: training would fail, see {names}" if failures else "\ndoctor: ready to train")
+        terminal.show(f"\ndoctor: training would fail, see {names}" if failures else "\ndoctor: ready to train")
     return 1 if failures else 0
 
 

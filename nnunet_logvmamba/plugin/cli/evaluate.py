@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, titles
 from nnunet_logvmamba.evaluation.metrics import MASK_METRICS as METRICS
+from nnunet_logvmamba.plugin.cli import terminal
 from nnunet_logvmamba.plugin.cli.options import above_zero, add_scoring, add_working, at_least, metric
 from nnunet_logvmamba.plugin.errors import UserError
 
@@ -148,9 +149,9 @@ def _run(args: argparse.Namespace) -> int:
     )
     if args.output is not None:
         evaluation.write(args.output, overwrite=args.overwrite)
-    print(folders.as_text(evaluation.summary))
+    terminal.show(folders.as_text(evaluation.summary, terminal.width()))
     if args.output is not None:
-        print(f"\nwritten: {args.output}")
+        terminal.show(f"\nwritten: {args.output}")
     return 0
 
 

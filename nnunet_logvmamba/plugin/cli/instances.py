@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.evaluation.metrics import title_of
+from nnunet_logvmamba.plugin.cli import terminal
 from nnunet_logvmamba.plugin.cli.options import add_scoring, add_working, at_least
 from nnunet_logvmamba.plugin.errors import UserError
 
@@ -129,7 +130,7 @@ def _run(args: argparse.Namespace) -> int:
         do_case = partial(recover_and_score, settings)
         rows = map_cases(do_case, cases, processes=args.jobs or default_processes(), text="instances")
         if references:
-            print(_write_scores(settings, rows, unscored, staged))
+            terminal.show(_write_scores(settings, rows, unscored, staged))
         if shown:
             chosen = {case.case: case for case in cases}
             scores = {row["case"]: row for row in rows}
@@ -138,9 +139,9 @@ def _run(args: argparse.Namespace) -> int:
             if args.gallery is not None:
                 args.gallery.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(picture, args.gallery)
-    print(f"{len(rows)} instance map(s) with {sum(row['predicted'] for row in rows):,} instances: {args.out}")
+    terminal.show(f"{len(rows)} instance map(s) with {sum(row['predicted'] for row in rows):,} instances: {args.out}")
     if shown:
-        print(f"gallery of {len(shown)} case(s): {args.gallery or args.out / 'gallery.png'}")
+        terminal.show(f"gallery of {len(shown)} case(s): {args.gallery or args.out / 'gallery.png'}")
     return 0
 
 
@@ -163,7 +164,8 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
     ]
     recipe = f"grow {settings.grow:g} px, IoU {settings.iou:g}"
     recipe += f", instances within {settings.border} px of the border left out"
-    return f"{as_text_table(['score', 'mean', 'std', 'images', 'left out'], table)}\n{recipe}\n"
+    header = ["score", "mean", "std", "images", "left out"]
+    return f"{as_text_table(header, table, terminal.width())}\n{recipe}\n"
 
 
 def _draw(cases: list[tuple[CellCase, Path, dict]], path: Path, iou: float) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from nnunet_logvmamba.plugin.cli import terminal
 from nnunet_logvmamba.plugin.environment import device_option
 from nnunet_logvmamba.plugin.errors import UserError
 
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UserError(str(error)) from error
     library.write_plans(path, plans)
-    print(f"{path}: wrote {' and '.join(names)}")
+    terminal.show(f"{path}: wrote {' and '.join(names)}")
     dataset = args.dataset
     if dataset.isdecimal() and len(find_candidate_datasets(int(dataset))) > 1:
         dataset = path.parent.name  # nnU-Net takes 1001 for 100, too, and refuses both by their numbers
@@ -97,13 +98,15 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         manager = library.PlansManager(plans).get_configuration(name)
         lineage = "Swin" if manager.network_arch_class_name == library.SWIN_CLASS_NAME else ""
-        print(f"nnUNetv2_train {dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{lineage}{options}")
+        terminal.show_command(f"nnUNetv2_train {dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{lineage}{options}")
         settings = manager.configuration.get(library.TRAINING_KEY, {})
         words, lacking = library.foreground_in_words(manager.batch_size, settings)
         if lacking or args.batch_size is not None:
-            print(f"{'ATTENTION' if lacking else 'note'}: {name}: {words}")
+            terminal.show(f"{'ATTENTION' if lacking else 'note'}: {name}: {words}")
     if knobs.get("seg_heads") == "last":
-        print("seg_heads=last has no deep supervision: the stock trainer for it is nnUNetTrainerNoDeepSupervision")
+        terminal.show(
+            "seg_heads=last has no deep supervision: the stock trainer for it is nnUNetTrainerNoDeepSupervision"
+        )
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunet_logvmamba.plugin.cli import terminal
 from nnunet_logvmamba.plugin.errors import UserError
 
 
@@ -50,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.run_folder} holds {len(folds)} runs, and a report is about one: name its folder, out of those "
                 f"that logvmamba report {args.run_folder} lists"
             )
-        print(f"{len(folds)} runs, each with a report of its own: logvmamba report RUN")
+        terminal.show(f"{len(folds)} runs, each with a report of its own: logvmamba report RUN")
         for fold in folds:
-            print(f"{fold}{_state(fold)}")
+            terminal.show(f"{fold}{_state(fold)}")
         return 0
     (fold,) = folds
     target = args.output or fold / "report.html"
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     sources = report.Sources(args.images, args.references, args.channel)
     page = report.build(fold, num_cases=args.cases, sources=sources)
     replace_text(target, page)
-    print(f"{target}: {len(page) / 1e6:.1f} MB")
+    terminal.show(f"{target}: {len(page) / 1e6:.1f} MB")
     if args.open:
         _show(target)
     return 0

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from nnunet_logvmamba.plugin.cli import terminal
 from nnunet_logvmamba.plugin.counting import count_multiply_adds, count_parameters
-from nnunet_logvmamba.plugin.errors import UserError
+from nnunet_logvmamba.plugin.errors import Refused, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -89,23 +90,21 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"a patch of {_times(patch_size)} does not pass through the network: {reason}") from error
-    print(f"{title}: {type(network).__name__}, {channels} input channels, patch {_times(patch_size)}")
-    print()
-    for line in _table(summary):
-        print(line)
-    print()
+    lines = [f"{title}: {type(network).__name__}, {channels} input channels, patch {_times(patch_size)}", ""]
+    lines += [_table(summary, terminal.width()), ""]
     weights = COPIES[optimizer] * BYTES * summary.parameters
-    print(f"parameters    {summary.parameters:,}")
-    print(
-        f"multiply-adds {summary.multiply_adds / 1e9:.2f} GMAC in convolutions and matrix products, one patch forwards"
-    )
+    lines += [
+        f"parameters    {summary.parameters:,}",
+        f"multiply-adds {summary.multiply_adds / 1e9:.2f} GMAC in convolutions and matrix products, one patch forwards",
+    ]
     if summary.state_updates:
-        print(f"scan          {summary.state_updates / 1e9:.3f} G state updates, not among the multiply-adds")
-    print(
+        lines.append(f"scan          {summary.state_updates / 1e9:.3f} G state updates, not among the multiply-adds")
+    lines.append(
         f"training      {_gib(weights + summary.activation_bytes)} GiB estimated for batch {batch_size} in float32: "
         f"{_gib(summary.activation_bytes)} kept for the backward pass (counted on a dry run) and {_gib(weights)} for "
         f"weights, gradients and {optimizer}; workspaces come on top, and mixed precision about halves the first part"
     )
+    terminal.show("\n".join(lines))
     return 0
 
 
@@ -326,6 +325,8 @@ def _from_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int]
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # where it looks is of interest to nobody here
                 trainer = recursive_find_trainer_class_by_name(args.trainer)
+        except Refused as error:  # a name close to one of ours
+            raise UserError(str(error)) from error
         except RuntimeError as error:
             raise UserError(f"nnU-Net finds no trainer '{args.trainer}': see logvmamba doctor") from error
     try:
@@ -343,7 +344,9 @@ def _from_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int]
     return network, channels, manager.patch_size, manager.batch_size, optimizer
 
 
-def _table(summary: Summary) -> list[str]:
+def _table(summary: Summary, width: int | None) -> str:
+    from nnunet_logvmamba.evaluation.layout import in_columns
+
     head = ("stage", "size", "tokens", "mixer", "LTX", "GTX", "parameters", "of block", "GMAC", "of block")
     cells = [head]
     digits = 2 if summary.multiply_adds >= 1e10 else 4
@@ -359,15 +362,7 @@ def _table(summary: Summary) -> list[str]:
     block_multiply_adds = sum(row.block_multiply_adds for row in summary.rows)
     totals = (f"{summary.parameters:,}", f"{blocks:,}", f"{summary.multiply_adds / 1e9:.{digits}f}")
     cells.append(("total", "", "", "", "", "", *totals, f"{block_multiply_adds / 1e9:.{digits}f}"))
-    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-    numbers = range(6, len(head))
-    return [
-        "  ".join(
-            text.rjust(width) if column in numbers else text.ljust(width)
-            for column, (text, width) in enumerate(zip(line, widths))
-        ).rstrip()
-        for line in cells
-    ]
+    return in_columns(cells, right=range(6, len(head)), beside=(7, 9), rule=False, width=width)
 
 
 def _times(sizes: Sequence[int]) -> str:

@@ -1,0 +1,28 @@
+"""What our commands print: as wide as it is into files and pipes, within the width of a terminal."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+
+def width() -> int | None:
+    """Give the columns of the terminal that stdout is, None if it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def show(text: str) -> None:
+    """Print text, its long lines broken between words on a terminal."""
+    from nnunet_logvmamba.evaluation.layout import wrapped  # late, as every command imports this file
+
+    print(wrapped(text, width()))
+
+
+def show_command(command: str) -> None:
+    """Print a command; where it is too wide for a terminal, in several lines that can be copied as they are."""
+    lines, limit = [""], width()
+    for word in command.split():
+        if limit is not None and len(f"{lines[-1]} {word} \\") > limit and lines[-1].strip():
+            lines.append("   ")
+        lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    print(" \\\n".join(lines))
