@@ -13,6 +13,9 @@ from pathlib import Path
 from dataset_conversion import staging
 from dataset_conversion.cases import ConversionError
 
+PAGE = "dataset_conversion/README.md"
+"""The documentation of all converters, in the checkout that they run from."""
+
 
 def run(command: Callable[[], object]) -> int:
     """Run a command and turn what a user can put right into one sentence on stderr.
@@ -95,6 +98,19 @@ def positive(text: str) -> int:
     return value
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Argparse's own, but paragraphs stay apart, and one with indented lines stays as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(part if "\n  " in part else fill(part, width, indent) for part in text.split("\n\n"))
+
+
+def examples(*commands: str) -> str:
+    """Give the end of a help text: commands that can be copied, and the page with the rest."""
+    return "\n\nexamples:\n" + "\n".join(f"  {command}" for command in commands) + f"\n\nmore: {PAGE}"
+
+
 def make_parser(
     module: str,
     description: str,
@@ -115,7 +131,9 @@ def make_parser(
         description=description,
         epilog="--images-only and --restore stand in for a conversion and take two folders"
         + (which_id or "; they need no -d")
-        + ".",
+        + "."
+        + examples(f"python -m {module} SOURCE --dry-run", f"python -m {module} --images-only SCANS IMAGES"),
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("source", type=Path, nargs="?", help="folder below which the archive was unpacked")
     parser.add_argument(

@@ -662,7 +662,12 @@ LAYOUTS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: write one phantom source into an empty or new folder."""
-    parser = argparse.ArgumentParser(prog="python -m dataset_conversion.phantoms", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset_conversion.phantoms",
+        description=__doc__,
+        epilog=command_line.examples("python -m dataset_conversion.phantoms brats2020 TARGET --cases 12"),
+        formatter_class=command_line.HelpFormatter,
+    )
     parser.add_argument("layout", choices=LAYOUTS)
     parser.add_argument("target", type=Path, help="new or empty folder")
     parser.add_argument(

@@ -53,7 +53,7 @@ def words_to_type(page: str, program: str) -> list[list[str]]:
         while "=" in call[0]:
             call.pop(0)
         if call[0] == program:
-            found.append(call[1:])
+            found.append(call[1 : call.index(">") if ">" in call else None])
     return found
 
 

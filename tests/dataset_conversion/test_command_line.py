@@ -1,5 +1,8 @@
 """Exit codes, and what is said when a command fails."""
 
+import importlib
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -84,6 +87,32 @@ def test_run_says_one_sentence_about_a_full_disk_or_a_forbidden_folder(capsys):
     assert capsys.readouterr().err == (
         "error: /some/folder: Permission denied; check that it exists and that you may read and write there.\n"
     )
+
+
+CONVERTERS = sorted(path.stem for path in Path(command_line.__file__).parent.glob("Dataset*.py"))
+
+
+@pytest.mark.parametrize("name", [*CONVERTERS, "phantoms"])
+def test_every_help_ends_with_examples_that_parse_and_a_page_that_exists(name, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    main = importlib.import_module(f"dataset_conversion.{name}").main
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["--help"])
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    assert lines[-1] == f"more: {command_line.PAGE}"
+    assert (Path(__file__).resolve().parents[2] / command_line.PAGE).is_file()
+    shown = [shlex.split(line) for line in lines[lines.index("examples:") + 1 :] if line.startswith("  ")]
+    assert shown
+    monkeypatch.chdir(tmp_path)
+    for folder in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setenv(folder, str(tmp_path / folder))
+    for python, option, module, *words in shown:
+        assert (python, option, module) == ("python", "-m", f"dataset_conversion.{name}")
+        if name == "phantoms":
+            assert main([*words, "--shape", "16", "16", "16"]) == 0
+        else:  # argparse would end the test
+            assert main(words) == 2
+            assert re.search("SOURCE|SCANS", capsys.readouterr().err)
 
 
 def test_run_does_not_hide_programming_errors():

@@ -16,14 +16,19 @@ from functools import partial
 from typing import Any
 
 from nnunet_logvmamba import __version__
+from nnunet_logvmamba.plugin.cli.options import examples
 from nnunet_logvmamba.plugin.errors import UserError
 
-SUB_COMMANDS = ("doctor", "plans", "summary", "check", "evaluate", "instances", "compare", "report")
+SUB_COMMANDS = ("doctor", "plans", "summary", "check", "evaluate", "instances", "compare", "report", "completion")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Give the parser of ``logvmamba`` with all sub-commands; ``args.run`` is the function to call."""
-    parser = argparse.ArgumentParser(prog="logvmamba", description="LoG-VMamba for stock nnU-Net v2.")
+    parser = argparse.ArgumentParser(
+        prog="logvmamba",
+        description="LoG-VMamba for stock nnU-Net v2. Training and prediction are nnU-Net's own commands.",
+        **examples("reference/commands.md", "logvmamba doctor", "logvmamba plans --help"),
+    )
     parser.add_argument("--version", action="version", version=f"logvmamba {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in SUB_COMMANDS:
@@ -34,13 +39,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``logvmamba``; a polite kill (SIGTERM) unwinds like Ctrl-C, so that no half of an output stays.
+    """Run ``logvmamba``; without arguments it prints its help.
+
+    A polite kill (SIGTERM) unwinds like Ctrl-C, so that no half of an output stays.
 
     Returns:
         The exit code: what the sub-command gives, 2 if the user has to put something right (one sentence on stderr),
         130 if interrupted.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        return 0
+    args = parser.parse_args(argv)
     previous = signal.signal(signal.SIGTERM, _unwind)
     hook, sys.unraisablehook = sys.unraisablehook, partial(_unwind_again, sys.unraisablehook)
     try:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_logvmamba.plugin.cli import terminal
-from nnunet_logvmamba.plugin.cli.options import at_least
+from nnunet_logvmamba.plugin.cli.options import at_least, examples
 from nnunet_logvmamba.plugin.errors import UserError
 
 
@@ -17,6 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="say whether a trained model accepts a folder of images, before predicting",
         description="Read all images of a folder as nnU-Net would and compare them with what a trained model takes: "
         "names, files per case, channels, and within a case shape and spacing. Nothing is written.",
+        **examples("how-to/predict.md", "logvmamba check imagesTs nnUNetTrainerLoGVMamba__nnUNetPlans__3d_fullres"),
     )
     parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images, as for nnUNetv2_predict -i")
     parser.add_argument(

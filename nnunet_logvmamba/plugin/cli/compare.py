@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, MASK_METRICS, METRICS, titles
 from nnunet_logvmamba.plugin.cli import terminal
+from nnunet_logvmamba.plugin.cli.options import examples
 from nnunet_logvmamba.plugin.errors import UserError
 
 FORMATS = ("markdown", "latex", "csv")
@@ -22,6 +23,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="tables with spread and paired tests from nnU-Net's results folders",
         description="Compare trained methods (trainers, plans, configurations, each with its folds and seeds) case by "
         "case. What cannot be compared is refused: other cases, splits, references, spacing, policies or settings.",
+        **examples(
+            "how-to/compare.md",
+            "logvmamba compare nnUNet_results/Dataset004_Hippocampus",
+            "logvmamba compare nnUNet_results/Dataset004_Hippocampus --output tables",
+        ),
     )
     parser.add_argument(
         "results",

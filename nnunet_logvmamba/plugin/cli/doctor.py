@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 
 from nnunet_logvmamba.plugin import startup
 from nnunet_logvmamba.plugin.cli import terminal
+from nnunet_logvmamba.plugin.cli.options import examples
 from nnunet_logvmamba.plugin.environment import (
     device_option,
     torch_build,
@@ -63,6 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="show versions, devices and what works here",
         description="Show versions, devices, which scan backends work here and whether nnU-Net finds our trainers. "
         "The exit code is 1 if training would fail.",
+        **examples("reference/commands.md#logvmamba-doctor", "logvmamba doctor"),
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, titles
 from nnunet_logvmamba.evaluation.metrics import MASK_METRICS as METRICS
 from nnunet_logvmamba.plugin.cli import terminal
-from nnunet_logvmamba.plugin.cli.options import above_zero, add_scoring, add_working, at_least, metric
+from nnunet_logvmamba.plugin.cli.options import above_zero, add_scoring, add_working, at_least, examples, metric
 from nnunet_logvmamba.plugin.errors import UserError
 
 # What is in evaluation/, named again because importing it would make every command slow; a test compares.
@@ -24,6 +24,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Score the segmentations of one folder with those of another, paired by the names of their files "
         "(NIfTI, PNG, TIFF). Prints a table; with --output also writes scores.csv (a row per case and label), "
         "scores.json (definitions, policy, tolerances, means with case counts) and scores.txt.",
+        **examples(
+            "how-to/evaluate.md",
+            "logvmamba evaluate predictions labelsTs --output scores",
+            "logvmamba evaluate maps instancesTs --instances",
+        ),
     )
     parser.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="folder of predicted segmentations")
     parser.add_argument("references", metavar="REFERENCES", type=Path, help="folder of true ones, e.g. labelsTr")

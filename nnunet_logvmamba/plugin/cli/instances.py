@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.evaluation.metrics import title_of
 from nnunet_logvmamba.plugin.cli import terminal
-from nnunet_logvmamba.plugin.cli.options import add_scoring, add_working, at_least
+from nnunet_logvmamba.plugin.cli.options import add_scoring, add_working, at_least, examples
 from nnunet_logvmamba.plugin.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Turn a folder of predictions (0 background, 1 interior, 2 boundary) into instance maps, "
         "OUT/<case>_label.tiff. With --references, score them into OUT/scores.csv and OUT/scores.json; with --images, "
         "draw a gallery of outlines.",
+        **examples(
+            "how-to/cells.md",
+            "logvmamba instances predictions maps",
+            "logvmamba instances predictions maps --references truth --images imagesTs",
+        ),
     )
     parser.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="folder of PNG or TIFF predictions")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to; new or empty")

@@ -7,6 +7,23 @@ from collections.abc import Callable, Sequence
 
 from nnunet_logvmamba.evaluation.metrics import metric_name
 
+DOCS = "docs"
+"""Where the pages of the documentation are that help texts name; a test looks whether each is there."""
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Argparse's own, but a text of several lines stays as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+def examples(page: str, *commands: str) -> dict:
+    """Give the arguments of a parser whose help ends with commands that can be copied and a page of the docs."""
+    word = "example" if len(commands) == 1 else "examples"
+    lines = [f"{word}:", *(f"  {command}" for command in commands), "", f"more: {DOCS}/{page}"]
+    return {"epilog": "\n".join(lines), "formatter_class": HelpFormatter}
+
 
 def at_least(least: float, kind: type = float) -> Callable[[str], float]:
     """Give a parser of finite numbers that are not below ``least``; ``kind`` is float or int."""
@@ -34,6 +51,7 @@ def metric(names: Sequence[str]) -> Callable[[str], str]:
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
+    parse.choices = tuple(names)  # for completion
     return parse
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from nnunet_logvmamba.plugin.cli import terminal
+from nnunet_logvmamba.plugin.cli.options import examples
 from nnunet_logvmamba.plugin.environment import device_option
 from nnunet_logvmamba.plugin.errors import UserError
 
@@ -18,6 +19,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="write a configuration with our network and chosen knobs into the plans of a data set",
         description="Derive a configuration from one of nnU-Net's. It shares the preprocessed data, and any trainer, "
         "the stock nnUNetTrainer included, can train it. A configuration of a cascade brings its partner along.",
+        **examples(
+            "how-to/knobs.md",
+            "logvmamba plans -d 4 -c 3d_fullres --name 3d_head --set placement=head",
+            "logvmamba plans -d 4 -c 3d_fullres --name 3d_short --train num_epochs=100",
+        ),
     )
     parser.add_argument("-d", "--dataset", required=True, metavar="ID", help="number or name of the data set")
     parser.add_argument("-c", "--configuration", required=True, help="configuration to derive from, e.g. 3d_fullres")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_logvmamba.plugin.cli import terminal
+from nnunet_logvmamba.plugin.cli.options import examples
 from nnunet_logvmamba.plugin.errors import UserError
 
 
@@ -15,6 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "report",
         help="one HTML page about a training: curves, scores, worst and best cases, commands, configuration",
         description="Write one self-contained HTML page about a fold. It loads nothing, so it can be mailed and kept.",
+        **examples("how-to/report.md", "logvmamba report nnUNetTrainerLoGVMamba__nnUNetPlans__3d_fullres/fold_0"),
     )
     parser.add_argument(
         "run_folder",

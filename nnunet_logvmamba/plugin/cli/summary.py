@@ -11,6 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.plugin.cli import terminal
+from nnunet_logvmamba.plugin.cli.options import examples
 from nnunet_logvmamba.plugin.counting import count_multiply_adds, count_parameters
 from nnunet_logvmamba.plugin.errors import Refused, UserError
 
@@ -63,6 +64,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="show a network stage by stage: tokens, parameters, multiply-adds, memory",
         description="Show the network that a trainer builds from a plan, or a published one, stage by stage. Nothing "
         "is computed, so no memory is needed whatever the patch.",
+        **examples(
+            "reference/commands.md#logvmamba-summary",
+            "logvmamba summary -d 4 -c 3d_fullres",
+            "logvmamba summary --preset paper3d",
+        ),
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-d", "--dataset", metavar="ID", help="number or name of a data set that has been planned")
