@@ -42,6 +42,7 @@ def epochs_begun(fold: Path) -> list[int]:
 
 
 def last_line(done: subprocess.CompletedProcess) -> str:
+    assert "Traceback" not in done.stderr
     return done.stderr.strip().splitlines()[-1]
 
 

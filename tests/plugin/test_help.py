@@ -48,7 +48,7 @@ def test_every_help_ends_with_examples_that_parse_and_a_page_that_exists(name, m
 
 def test_the_pages_are_where_the_package_says_its_documentation_is():
     published = re.search(r'^Documentation = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert options.DOCS == (published[1] if published else "docs")
+    assert (published[1] if published else "docs") == options.DOCS
 
 
 def test_the_bare_command_prints_its_help(run_command):
