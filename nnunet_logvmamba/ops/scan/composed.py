@@ -6,7 +6,8 @@ state numbers, several times over; training never comes here.
 
 The sequence is cut into lanes of ``LANE_LENGTH`` steps. Inside a lane the recurrence is solved by doubling: each step
 takes in the one before, then the one two before, then four; the ends of the lanes obey the same recurrence. So the
-number of operations grows with the logarithm of the length. Decays are only ever multiplied, never divided by.
+number of operations grows with the logarithm of the length. Decays are only ever multiplied, never divided by. Sums are
+no matrix products: below a transform of torch.func autocast would round those, and cannot be kept from it.
 
 Axes inside: (batch, length, group, channel in group, state).
 """
@@ -28,7 +29,7 @@ def forward(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus):
     """Output (batch, length, channels) and last state (batch, channels, state), both in the compute dtype."""
     u, delta, A, B, C, D, delta_bias, initial_state = _in_compute_dtype(u, delta, A, B, C, D, delta_bias, initial_state)
     _, _, states = _states(u, delta, A, B, delta_bias, initial_state, delta_softplus)
-    y = (states @ C.unsqueeze(-1)).squeeze(-1).flatten(2)
+    y = (states * C.unsqueeze(3)).sum(-1).flatten(2)
     return (y if D is None else y + D * u), states.select(1, states.shape[1] - 1).flatten(1, 2)
 
 
@@ -41,7 +42,9 @@ def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_
     dt, decay, states = _states(u, delta, A, B, delta_bias, initial_state, delta_softplus)
     before = _shifted(states, 1, 1, 0.0)
     if initial_state is not None:
-        before = torch.cat((_grouped(initial_state, 1, groups).unsqueeze(1), before.narrow(1, 1, u.shape[1] - 1)), dim=1)
+        before = torch.cat(
+            (_grouped(initial_state, 1, groups).unsqueeze(1), before.narrow(1, 1, u.shape[1] - 1)), dim=1
+        )
 
     # From the last step to the first, where the gradient of the last state comes in without a decay.
     wanted = _grouped(grad_y, 2, groups).unsqueeze(-1)
@@ -49,7 +52,7 @@ def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_
     grad_h = (reach + product * _grouped(grad_last_state, 1, groups).unsqueeze(1)).flip(1)
 
     grad_exponent = grad_h * decay * before  # of dt * A
-    grad_input = (grad_h @ B.unsqueeze(-1)).squeeze(-1).flatten(2)  # of dt * u
+    grad_input = (grad_h * B.unsqueeze(3)).sum(-1).flatten(2)  # of dt * u
     grad_dt = grad_input * u + (grad_exponent * _grouped(A, 0, groups)).sum(-1).flatten(2)
     grad_delta = grad_dt * step_slope(delta, delta_bias, delta_softplus)
     grad_u = grad_input * dt

@@ -89,10 +89,22 @@ def _register(
         ]
         return tuple(map(torch.stack, zip(*outputs))), (0,) * len(outputs[0])
 
+    def decomposition(*arguments):
+        if any(
+            isinstance(size, torch.SymInt) for x in arguments if isinstance(x, torch.Tensor) for size in x.shape[1:]
+        ):
+            raise ValueError(
+                "The selective scan is decomposed for one length: give the image a fixed size; only the batch may be "
+                "dynamic."
+            )
+        return composition(*arguments)
+
     _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
     torch.library.register_vmap(qualified, mapped, lib=_LIBRARY)
-    register_decomposition(op)(composition)
-    register_decomposition(op, type="meta")(fake)  # else a decomposition would stand in for it where lengths are symbols
+    register_decomposition(op)(decomposition)
+    register_decomposition(op, type="meta")(
+        fake
+    )  # else a decomposition would stand in for it where lengths are symbols
     return op
 
 
@@ -120,11 +132,9 @@ def _fake_scan(u, delta, A, B, C, D, delta_bias, initial_state, context, order, 
 
 
 def _composed_scan(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus, backend):
-    with torch.autocast(u.device.type, enabled=False):
-        y, last_state = rows.forward(
-            composed, u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus
-        )
-        return y.to(u.dtype).contiguous(), last_state.contiguous()
+    tensors = (u, delta, A, B, C, D, delta_bias, initial_state, context, order)
+    y, last_state = rows.forward(composed, *tensors, delta_softplus)
+    return y.to(u.dtype).contiguous(), last_state.contiguous()
 
 
 def _scan_derivative(ctx, grad_y, grad_last_state):
@@ -158,8 +168,7 @@ def _composed_gradients(
     grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus, backend
 ):
     inputs = (u, delta, A, B, C, D, delta_bias, initial_state, context)
-    with torch.autocast(u.device.type, enabled=False):
-        gradients = rows.backward(composed, grad_y, grad_last_state, *inputs, order, delta_softplus)
+    gradients = rows.backward(composed, grad_y, grad_last_state, *inputs, order, delta_softplus)
     return tuple(u.new_empty(0) if x is None else gradient.to(x.dtype) for x, gradient in zip(inputs, gradients))
 
 
