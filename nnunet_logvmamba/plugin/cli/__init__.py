@@ -18,7 +18,7 @@ from typing import Any
 from nnunet_logvmamba import __version__
 from nnunet_logvmamba.plugin.errors import UserError
 
-SUB_COMMANDS = ("doctor", "plans", "summary", "check", "evaluate", "instances", "compare", "report")
+SUB_COMMANDS = ("doctor", "plans", "summary", "check", "evaluate", "instances", "compare", "report", "export")
 
 
 def build_parser() -> argparse.ArgumentParser:
