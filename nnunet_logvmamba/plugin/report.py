@@ -14,7 +14,6 @@ from statistics import median
 from typing import TypeVar
 
 import numpy as np
-import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
@@ -30,6 +29,7 @@ from nnunet_logvmamba.evaluation.cases import (
 from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
 from nnunet_logvmamba.evaluation.statistics import mean_and_standard_error
 from nnunet_logvmamba.plugin import pictures
+from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, read_checkpoint
 from nnunet_logvmamba.plugin.errors import UserError
 from nnunet_logvmamba.plugin.results import (
     SUMMARY,
@@ -45,14 +45,6 @@ from nnunet_logvmamba.plugin.results import (
 from nnunet_logvmamba.plugin.run_record import name_alone, read_record
 
 Read = TypeVar("Read")
-
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
-
-# Numbers of NumPy, as nnU-Net logs them; loading with these alone runs no code from the file.
-_SAFE = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
-_SAFE += [
-    (np.float64(0).__reduce__()[0], name) for name in ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
-]
 
 
 @dataclass(frozen=True)
@@ -116,11 +108,10 @@ def _num_epochs(logging: Mapping[str, Sequence]) -> int:
 def _logging_of_checkpoint(path: Path) -> dict[str, list] | None:
     """None if the file holds more than numbers and text, which would have to be run to be read."""
     try:
-        with torch.serialization.safe_globals(_SAFE):
-            logging = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["logging"]
-    except Exception as error:  # torch has no class of its own for what it refuses
-        if isinstance(error, (MemoryError, KeyboardInterrupt)):
-            raise
+        logging = read_checkpoint(path).get("logging")
+    except ValueError:
+        return None
+    if not isinstance(logging, dict):
         return None
     starts, ends = logging.get("epoch_start_timestamps", []), logging.get("epoch_end_timestamps", [])
     return {**logging, "seconds": [float(end) - float(start) for start, end in zip(starts, ends)]}

@@ -26,6 +26,7 @@ from torch import nn
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet
 from nnunet_logvmamba.ops import backends
 from nnunet_logvmamba.plugin import pretraining
+from nnunet_logvmamba.plugin.checkpoints import first_difference
 from nnunet_logvmamba.plugin.environment import best_device, torch_build
 from nnunet_logvmamba.plugin.errors import Refused
 from nnunet_logvmamba.plugin.instance_scores import write_instance_scores
@@ -282,7 +283,7 @@ class RecipeTrainer(RecordedTrainer):
             )
         network = self._bare_network()
         weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
-        difference = _first_difference(network, weights)
+        difference = first_difference(network, weights)
         if difference is not None:
             raise Refused(
                 f"{name} holds another network than configuration '{self.configuration_name}' builds ({difference}): "
@@ -301,21 +302,10 @@ def _refuse_absent_device(device: torch.device) -> None:
     raise Refused(f"{missing}: run the command with {' or '.join(options)} (in Python, device=torch.device('cpu')).")
 
 
-def _first_difference(network: nn.Module, weights: dict) -> str | None:
-    """Say in which tensor weights differ in name or shape from those of a network, None if they fit."""
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in weights.items()}
-    for key in sorted(expected.keys() | found.keys()):
-        if expected.get(key) != found.get(key):
-            there, here = (f"has shape {shapes[key]}" if key in shapes else "is absent" for shapes in (found, expected))
-            return f"'{key}' {there} in the weights and {here} in the network"
-    return None
-
-
 def _refuse_other_weights(network: nn.Module, weights: dict, prefix: str, metadata: dict, strict: bool, *_) -> None:
     # nnUNetv2_predict loads weights into the network itself, so the network has to speak for us.
     own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    difference = _first_difference(network, own) if strict else None
+    difference = first_difference(network, own) if strict else None
     if difference is not None:
         raise Refused(
             f"These weights belong to another network than the plans describe ({difference}): use the plans.json that "

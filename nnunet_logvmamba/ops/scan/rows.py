@@ -15,12 +15,11 @@ from torch import Tensor
 
 def forward(compute: ModuleType, u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus):
     """Output for the rows of ``u`` and last state by the backend ``compute``."""
-    _check_order(order, delta.shape[1])
     if getattr(compute, "READS_ROWS", False):
         return compute.forward(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus)
     inputs, steps, entries, exits = (_in_order(x, order) for x in (_joined(u, context), delta, B, C))
     y, last_state = compute.forward(inputs, steps, A, entries, exits, D, delta_bias, initial_state, delta_softplus)
-    return _put_back(y, order)[:, : u.shape[1]], last_state
+    return _in_order(y, _places(order))[:, : u.shape[1]], last_state
 
 
 def backward(
@@ -51,8 +50,9 @@ def backward(
     grad_inputs, grad_steps, grad_A, grad_entries, grad_exits, *others = compute.backward(
         grad_outputs, grad_last_state, inputs, steps, A, entries, exits, D, delta_bias, initial_state, delta_softplus
     )
+    places = _places(order)
     grad_rows, grad_delta, grad_B, grad_C = (
-        _put_back(x, order) for x in (grad_inputs, grad_steps, grad_entries, grad_exits)
+        _in_order(x, places) for x in (grad_inputs, grad_steps, grad_entries, grad_exits)
     )
     grad_u, grad_context = grad_rows, None
     if context is not None:  # copies: with one batch entry the parts would be contiguous and share their memory
@@ -63,12 +63,23 @@ def backward(
     return grad_u, grad_delta, grad_A, grad_B, grad_C, *others, grad_context
 
 
-def _check_order(order: Tensor | None, rows: int) -> None:
+def check_order(order: Tensor | None, rows: int) -> None:
     """Refuse an order that is not a permutation; on a GPU this would wait for it, and is left to the caller."""
     if order is None or order.device.type != "cpu":
         return
     if order.min() < 0 or order.max() >= rows or torch.bincount(order, minlength=rows).max() > 1:
-        raise ValueError(f"order is not a permutation of 0 to {rows - 1}: each row must come exactly once.")
+        raise ValueError(_no_permutation(rows))
+
+
+def assert_order(order: Tensor | None) -> None:
+    """The same where values may not be looked at, because a graph is being recorded; so a RuntimeError."""
+    if order is not None and order.device.type == "cpu":
+        rows = order.shape[0]
+        torch._assert_async((order.sort().values == torch.arange(rows)).all(), _no_permutation(rows))
+
+
+def _no_permutation(rows: int) -> str:
+    return f"order is not a permutation of 0 to {rows - 1}: each row must come exactly once."
 
 
 def _joined(u: Tensor, context: Tensor | None) -> Tensor:
@@ -79,5 +90,8 @@ def _in_order(rows: Tensor, order: Tensor | None) -> Tensor:
     return rows if order is None else rows.index_select(1, order)
 
 
-def _put_back(sequence: Tensor, order: Tensor | None) -> Tensor:
-    return sequence if order is None else torch.empty_like(sequence).index_copy_(1, order, sequence)
+def _places(order: Tensor | None) -> Tensor | None:
+    """Where in the sequence each row came, the inverse of ``order``."""
+    if order is None:
+        return None
+    return torch.zeros_like(order).scatter(0, order, torch.arange(order.shape[0], device=order.device))

@@ -19,7 +19,18 @@ from nnunet_logvmamba import __version__
 from nnunet_logvmamba.plugin.cli.options import examples
 from nnunet_logvmamba.plugin.errors import UserError
 
-SUB_COMMANDS = ("doctor", "plans", "summary", "check", "evaluate", "instances", "compare", "report", "completion")
+SUB_COMMANDS = (
+    "doctor",
+    "plans",
+    "summary",
+    "check",
+    "evaluate",
+    "instances",
+    "compare",
+    "report",
+    "export",
+    "completion",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
