@@ -38,7 +38,7 @@ install:
 	fi; \
 	"$(BIN)/python" -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
 		{ echo "install: '$(VENV)' holds a Python older than 3.10; choose another folder with VENV=path" >&2; exit 1; }; \
-	"$(BIN)/python" -m pip install -c constraints.txt "pip>=23.1" setuptools hatchling; \
+	"$(BIN)/python" -m pip install -c constraints.txt "pip>=23.1" setuptools hatchling hatch-fancy-pypi-readme; \
 	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e ".[dev]"; \
 	"$(BIN)/python" -m nnunet_logvmamba.plugin.environment; \
 	echo "$(STATE)" > "$(STAMP)"

@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 import zipfile
+from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
+import trove_classifiers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,13 +95,38 @@ def test_wheel_holds_the_package_the_hook_and_the_licence_and_nothing_else(wheel
     assert sources == {name for name in names if name.endswith(".py")}
 
 
-def test_wheel_is_pure_python_and_declares_what_the_package_imports(wheel):
-    assert wheel.name.endswith("-py3-none-any.whl")
+@pytest.fixture(scope="module")
+def metadata(wheel) -> str:
     archive = zipfile.ZipFile(wheel)
-    metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+    return archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+
+
+def test_wheel_is_pure_python_and_declares_what_the_package_imports(wheel, metadata):
+    assert wheel.name.endswith("-py3-none-any.whl")
     assert "Requires-Dist: nnunetv2<2.9,>=2.8" in metadata
     assert "License-Expression: Apache-2.0" in metadata
     assert "Provides-Extra: cuda" in metadata
+
+
+def test_wheel_says_who_made_it_for_whom_and_where_more_stands(metadata):
+    fields = HeaderParser().parsestr(metadata)
+    assert "maintainers" in fields["Author"]
+    classifiers = fields.get_all("Classifier")
+    assert set(classifiers) <= trove_classifiers.classifiers
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)} <= set(classifiers)
+    for url in fields.get_all("Project-URL"):
+        assert re.fullmatch(r"[\w -]+, https://\S+", url)
+
+
+def test_the_description_has_no_link_that_leads_nowhere_outside_the_clone(metadata):
+    fields = HeaderParser().parsestr(metadata)
+    assert fields["Description-Content-Type"] == "text/markdown"
+    text = fields.get_payload()
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert targets
+    assert [target for target in targets if not re.match(r"https?://|#", target)] == []
+    for page in re.findall(r"\(`([\w./-]+)[#`]", text):
+        assert (ROOT / page).exists(), page
 
 
 def test_nnunet_finds_the_installed_trainer_without_any_variable_of_ours(installed):
