@@ -1,6 +1,7 @@
 """2D pictures: PNG, BMP, TIFF and JPEG as they are stored, 16 bits and palettes included, and PNG without loss."""
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,11 @@ def is_tiff(path: Path) -> bool:
 
 
 def _read_tiff(path: Path, indices: bool) -> np.ndarray:
-    with tifffile.TiffFile(path) as file:
+    files, channels = _set_of_files(path)
+    if files > 1 and channels > 1 and not indices:
+        raise _Colours(f"{files} files of one OME-TIFF")
+    # Alone, for its header makes tifffile look for the other files, and fill with 0 what it does not find.
+    with tifffile.TiffFile(path, is_ome=False if files > 1 else None) as file:
         if not file.series:
             raise ValueError("it holds no picture")
         series, page = file.series[0], file.pages[0]
@@ -89,6 +94,15 @@ def _read_tiff(path: Path, indices: bool) -> np.ndarray:
         if set(page.extrasamples) & _TIFF_ALPHA and channels == ["S"] and picture.shape[-1] == 2:
             picture = picture[..., 0]
         return picture if indices else _as_seen(picture, page)
+
+
+def _set_of_files(path: Path) -> tuple[int, int]:
+    """Number of files over which an OME-TIFF is spread, and of its channels; 0 for other files."""
+    with tifffile.TiffFile(path) as file:
+        header = file.ome_metadata or ""
+    return len(set(re.findall(r'FileName="([^"]*)"', header))), max(
+        map(int, re.findall(r'SizeC="(\d+)"', header)), default=0
+    )
 
 
 def _as_seen(picture: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -378,6 +379,9 @@ def _stored_picture(path: Path) -> np.ndarray:
             values = np.asarray(imread(path))
             return values[..., 0] if values.ndim == 3 and values.shape[-1] == 2 else values
         with tifffile.TiffFile(path) as file:
+            several = len(set(re.findall(r'FileName="([^"]*)"', file.ome_metadata or ""))) > 1
+        # A file of an OME-TIFF that spans several is read alone: tifffile fills with 0 what it does not find beside it.
+        with tifffile.TiffFile(path, is_ome=False if several else None) as file:
             series, extra = file.series[0], set(file.pages[0].extrasamples)
             values = np.asarray(series.asarray())
             transparent = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA} & extra

@@ -169,3 +169,34 @@ def test_cells_give_the_same_data_set_however_tiffs_are_stored(stored, options, 
         if odd.suffix == ".tiff":
             with tifffile.TiffFile(odd) as file:
                 assert (file.series[0].axes, file.pages[0].photometric.name) == ("YX", "MINISBLACK")
+
+
+def one_of_a_set(path, files: int, channels: int):
+    """One page of an OME-TIFF over ``files`` files, whose header names the others; they are not there."""
+    names = "".join(
+        f'<TiffData IFD="0" FirstC="{number % channels}" FirstZ="{number // channels}" PlaneCount="1">'
+        f'<UUID FileName="set_{number}.ome.tif">urn:uuid:00000000-0000-4000-8000-00000000000{number}</UUID></TiffData>'
+        for number in range(files)
+    )
+    header = (
+        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+        'UUID="urn:uuid:00000000-0000-4000-8000-000000000000"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+        f'DimensionOrder="XYCZT" Type="uint16" SizeX="20" SizeY="24" SizeZ="{files // channels}" SizeC="{channels}" '
+        f'SizeT="1">{names}</Pixels></Image></OME>'
+    )
+    return tiff(path, GREY, description=header, metadata=None, photometric="minisblack")
+
+
+def test_a_slice_of_an_ome_tiff_over_several_files_is_read_without_the_others(tmp_path):
+    path = one_of_a_set(tmp_path / "renamed.tif", files=5, channels=1)
+    for indices in (False, True):
+        np.testing.assert_array_equal(pictures.read_picture(path, "a", indices=indices), GREY)
+
+
+def test_one_channel_of_an_ome_tiff_over_several_files_is_no_picture_but_may_be_a_mask(tmp_path):
+    path = one_of_a_set(tmp_path / "renamed.tif", files=3, channels=3)
+    with pytest.raises(
+        ConversionError, match="renamed.tif stores its colours as 3 files of one OME-TIFF, which is not"
+    ):
+        pictures.read_picture(path, "a")
+    np.testing.assert_array_equal(pictures.read_picture(path, "a", indices=True), GREY)

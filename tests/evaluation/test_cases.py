@@ -333,3 +333,19 @@ def test_the_spacing_beside_a_tiff_of_one_page_is_taken(tmp_path):
     ):
         side.write_text(json.dumps(content))
         assert says in refused(tmp_path / "a.tif")
+
+
+def test_one_file_of_an_ome_tiff_over_several_is_read_alone(tmp_path):
+    names = "".join(
+        f'<TiffData IFD="0" FirstZ="{z}" PlaneCount="1"><UUID FileName="set_{z}.ome.tif">urn:uuid:{z}</UUID></TiffData>'
+        for z in range(3)
+    )
+    rows, columns = PICTURE.shape
+    header = (
+        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+        'UUID="urn:uuid:0"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" '
+        f'Type="{PICTURE.dtype}" SizeX="{columns}" SizeY="{rows}" SizeZ="3" SizeC="1" SizeT="1">{names}</Pixels>'
+        "</Image></OME>"
+    )
+    tifffile.imwrite(tmp_path / "a.tif", PICTURE, description=header, metadata=None, photometric="minisblack")
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif").values, PICTURE)
