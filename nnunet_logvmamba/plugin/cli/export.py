@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunet_logvmamba.plugin.cli import terminal
 from nnunet_logvmamba.plugin.cli.options import at_least, examples
 from nnunet_logvmamba.plugin.errors import UserError
 
@@ -16,9 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="write a trained network as an ONNX file, which runs without torch, nnU-Net and this package",
         description="Write the network of a trained fold as one ONNX file for one patch size and any batch size, with "
         "what it must be fed as metadata in the file, and compare it with ONNX Runtime.",
-        **examples(
-            "how-to/export.md", "logvmamba export nnUNetTrainerLoGVMamba__nnUNetPlans__3d_fullres model.onnx --fold 0"
-        ),
+        **examples("how-to/export.md", "logvmamba export nnUNetTrainerLoGVMamba__nnUNetPlans__3d_fullres model.onnx"),
     )
     parser.add_argument(
         "run_folder", type=Path, metavar="RUN", help="folder of a fold, or of its model TRAINER__PLANS__CONFIGURATION"
@@ -61,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
     trained = export.read_network(fold, checkpoint_name=args.checkpoint, patch_size=args.patch_size)
     difference = export.write_onnx(trained, target)
     shape = " x ".join(map(str, trained.patch_size))
-    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {trained.channels} channel(s), patch {shape}, any batch")
+    size = f"{target.stat().st_size / 1e6:.1f} MB"
+    terminal.show(f"{target}: {size}, {trained.channels} channel(s), patch {shape}, any batch")
     if difference is None:
-        print("not compared, since onnxruntime is not installed: run python -m pip install onnxruntime")
+        terminal.show("not compared, since onnxruntime is not installed: run python -m pip install onnxruntime")
     else:
-        print(f"ONNX Runtime and torch differ by at most {difference:.1e} on a random patch")
+        terminal.show(f"ONNX Runtime and torch differ by at most {difference:.1e} on a random patch")
     return 0
