@@ -72,6 +72,7 @@ def test_converters_know_nothing_of_the_package_but_what_a_cell_is():
         ("nnunet_logvmamba.plugin.startup", {"torch", "numpy", "nnunetv2"}),
         ("nnunet_logvmamba.plugin.cli", {"torch", "numpy", "nnunetv2"}),
         ("nnunet_logvmamba.networks", {"nnunetv2", "numba", "triton", "mamba_ssm"}),
+        ("nnunet_logvmamba.evaluation", {"torch", "numpy", "scipy", "monai", "nnunetv2"}),
         ("nnunet_logvmamba.evaluation.overlap", {"nnunetv2", "torchvision"}),
         ("nnunet_logvmamba.evaluation.instances", {"torch", "monai", "nnunetv2", "scipy.optimize", "SimpleITK"}),
         ("nnunet_logvmamba.evaluation.cells", {"torch", "monai", "nnunetv2"}),

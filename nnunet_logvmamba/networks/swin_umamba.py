@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch.nn.functional as F
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
@@ -13,6 +14,7 @@ from .expanding_decoder import ExpandingDecoder
 from .heads import every_scale_has_a_head
 from .images import check_image
 from .policy import StageSettings, per_axis, stage_settings, swin_decoder_tokens
+from .presets import preset_arguments
 from .vmamba_encoder import VMambaEncoder
 
 
@@ -151,6 +153,23 @@ class LoGVMambaSwinUNet(nn.Module):
             **common,
         )
         self.apply(InitWeights_He(1e-2))
+
+    @classmethod
+    def from_preset(cls, preset: str, **overrides: Any) -> "LoGVMambaSwinUNet":
+        """Build a published size, with other channels or any other argument.
+
+        Example:
+            >>> network = LoGVMambaSwinUNet.from_preset("paper2d", in_channels=1, deep_supervision=False)
+
+        Args:
+            preset: ``paper2d``: 3 channels, 1 class, deep supervision, for patches of 512 x 512.
+            overrides: Arguments of the class, which win; ``in_channels`` is another word for ``input_channels``,
+                ``out_channels`` for ``num_classes``.
+
+        Raises:
+            ValueError: If there is no such preset, it is that of another class, or an argument does not fit.
+        """
+        return cls(**preset_arguments(cls.__name__, preset, overrides))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_image(x, self.input_channels, 2)

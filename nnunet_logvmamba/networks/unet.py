@@ -17,6 +17,7 @@ from .encoder import Encoder
 from .heads import every_scale_has_a_head
 from .images import check_image
 from .policy import StageSettings, stage_settings, unet_tokens
+from .presets import in_our_words, preset_arguments
 
 _INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
@@ -26,7 +27,19 @@ class LoGVMambaUNet(nn.Module):
 
     Plan stage 0 is a full-resolution stem. Plan stage i + 1 is mixing stage i: residual blocks and one block of the
     LoG-VMamba family; it takes the plan's i-th width, so a BraTS plan (32, 64, 128, 256, 320, 320) gives
-    32 | 32, 64, 128, 256, 320. Every argument can be written in JSON, and the vocabulary is that of nnU-Net's plans.
+    32 | 32, 64, 128, 256, 320. Every argument can be written in JSON, and the vocabulary is that of nnU-Net's plans;
+    ``from_preset`` and ``from_channels`` take plain words.
+
+    Example:
+        >>> network = LoGVMambaUNet(
+        ...     input_channels=1,
+        ...     n_stages=3,
+        ...     features_per_stage=[32, 64, 64],
+        ...     conv_op=nn.Conv2d,
+        ...     kernel_sizes=[[3, 3]] * 3,
+        ...     strides=[[1, 1], [2, 2], [2, 2]],
+        ...     num_classes=2,
+        ... )
 
     Args:
         input_channels: Image channels.
@@ -174,6 +187,70 @@ class LoGVMambaUNet(nn.Module):
             **residual_options,
         )
         self.apply(InitWeights_He(1e-2))
+
+    @classmethod
+    def from_preset(cls, preset: str, **overrides: Any) -> "LoGVMambaUNet":
+        """Build a published size, with other channels or any other argument.
+
+        Example:
+            >>> network = LoGVMambaUNet.from_preset("paper3d", in_channels=1, out_channels=2)
+
+        Args:
+            preset: ``paper3d``: 4 channels, 3 classes, six stages, for patches of 128 x 128 x 128.
+            overrides: Arguments of the class, which win; ``in_channels`` is another word for ``input_channels``,
+                ``out_channels`` for ``num_classes``.
+
+        Raises:
+            ValueError: If there is no such preset, it is that of another class, or an argument does not fit.
+        """
+        return cls(**preset_arguments(cls.__name__, preset, overrides))
+
+    @classmethod
+    def from_channels(
+        cls,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int] | int] | int = 2,
+        kernel_size: Sequence[int] | int = 3,
+        **options: Any,
+    ) -> "LoGVMambaUNet":
+        """Build a network in plain words, without a plan.
+
+        Example:
+            >>> network = LoGVMambaUNet.from_channels(
+            ...     spatial_dims=2, in_channels=3, out_channels=2, channels=(32, 64, 128)
+            ... )
+
+        Args:
+            spatial_dims: 2 or 3.
+            in_channels: Image channels.
+            out_channels: Output channels.
+            channels: Widths of the stages, finest first. The stem at full resolution has the first width too.
+            strides: Stride ahead of each stage, one for all or one per stage, each a number or one per axis. Image
+                sizes must be divisible by their product.
+            kernel_size: Side of the convolutions, a number or one per axis.
+            options: Further arguments of the class, such as ``family`` or ``deep_supervision``.
+
+        Raises:
+            ValueError: If an argument does not fit.
+        """
+        if spatial_dims not in CONVOLUTIONS:
+            raise ValueError(f"spatial_dims is {spatial_dims!r}; LoG-VMamba is defined for 2 and 3")
+        if not channels:
+            raise ValueError("channels is empty; one width per stage is needed, such as (32, 64, 128)")
+        strides = [strides] * len(channels) if isinstance(strides, int) else list(strides)
+        if len(strides) != len(channels):
+            raise ValueError(f"strides has {len(strides)} entries for {len(channels)} channels; one each is needed")
+        return cls(
+            **in_our_words({"in_channels": in_channels, "out_channels": out_channels, **options}),
+            n_stages=len(channels) + 1,
+            features_per_stage=[*channels, channels[-1]],
+            conv_op=CONVOLUTIONS[spatial_dims],
+            kernel_sizes=[kernel_size] * (len(channels) + 1),
+            strides=[1, *strides],
+        )
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_image(x, self.input_channels, self.spatial_dims)

@@ -1,0 +1,192 @@
+"""The network in Python: what the pages and docstrings show runs, and the page of signatures is up to date."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from small_model import planned_architecture, write_model
+
+from nnunet_logvmamba import evaluation
+from nnunet_logvmamba.evaluation import instances, lesions, overlap, scoring, surface
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet, swin_umamba, unet
+from nnunet_logvmamba.plugin.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def in_a_folder_with_a_model(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    model = write_model(tmp_path, 2, [32, 32], architecture=planned_architecture(2, stages=3))
+    plans = json.loads((model / "plans.json").read_text())
+    fullres = {**plans["configurations"]["small"], "patch_size": [32, 32, 32], "spacing": [1.0] * 3}
+    plans["configurations"]["3d_fullres"] = {**fullres, "architecture": planned_architecture(3)}
+    (tmp_path / "nnUNetPlans.json").write_text(json.dumps(plans))
+    image = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(5, 40, 44)).astype(np.float32))
+    sitk.WriteImage(image, tmp_path / "case_0000.nii.gz")
+    return tmp_path
+
+
+def run_blocks(page: str) -> dict:
+    """Run the Python blocks of a page, one after the other, as a reader would; give the names they define."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
+    assert len(blocks) > 2
+    names: dict = {"__name__": "page"}
+    for number, block in enumerate(blocks, start=1):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
+    return names
+
+
+@pytest.mark.usefixtures("in_a_folder_with_a_model")
+def test_what_the_page_on_the_network_in_python_shows_runs():
+    names = run_blocks("docs/how-to/python.md")
+    assert names["logits"].shape == (1, 3, 32, 32)
+
+
+@pytest.mark.slow
+def test_what_the_page_on_export_shows_runs(in_a_folder_with_a_model):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = in_a_folder_with_a_model / "nnUNetTrainerLoGVMamba__nnUNetPlans__small"
+    assert main(["export", str(model), "model.onnx"]) == 0
+    names = run_blocks("docs/how-to/export.md")
+    assert names["labels"].shape == (1, 32, 32)
+    assert names["image"].shape == (1, 5, 40, 44)
+    assert (in_a_folder_with_a_model / "plain.onnx").is_file()
+
+
+@pytest.mark.parametrize("module", [unet, swin_umamba])
+def test_examples_in_docstrings_run(module):
+    with torch.device("meta"):
+        result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_the_page_of_signatures_is_what_the_script_writes():
+    specification = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    assert script.PAGE.read_text(encoding="utf-8") == script.page(), "run python docs/make_api.py"
+
+
+# Networks
+
+
+def test_a_preset_takes_other_channels_in_either_words():
+    with torch.device("meta"):
+        plain = LoGVMambaUNet.from_preset("paper3d", spatial_dims=3, in_channels=1, out_channels=2)
+        ours = LoGVMambaUNet.from_preset("paper3d", input_channels=1, num_classes=2)
+        published = LoGVMambaUNet.from_preset("paper3d")
+    shapes = [[tuple(p.shape) for p in network.parameters()] for network in (plain, ours, published)]
+    assert shapes[0] == shapes[1] != shapes[2]
+    assert sum(p.numel() for p in published.parameters()) == 20_551_641
+
+
+def test_a_network_in_plain_words_is_the_one_in_words_of_plans():
+    torch.manual_seed(0)
+    plain = LoGVMambaUNet.from_channels(3, 2, 4, (8, 16), strides=((1, 2, 2), 2), kernel_size=(1, 3, 3), family="vss")
+    torch.manual_seed(0)
+    planned = LoGVMambaUNet(
+        input_channels=2,
+        n_stages=3,
+        features_per_stage=[8, 16, 16],
+        conv_op=torch.nn.Conv3d,
+        kernel_sizes=[[1, 3, 3]] * 3,
+        strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+        num_classes=4,
+        family="vss",
+    )
+    image = torch.randn(1, 2, 4, 16, 16)
+    assert torch.equal(plain.eval()(image), planned.eval()(image))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: LoGVMambaUNet.from_preset("paper"), "there is no preset 'paper'; there are 'paper3d', 'paper2d'"),
+        (lambda: LoGVMambaUNet.from_preset("paper2d"), r"use LoGVMambaSwinUNet.from_preset\('paper2d', ...\)"),
+        (lambda: LoGVMambaSwinUNet.from_preset("paper3d"), r"use LoGVMambaUNet.from_preset\('paper3d', ...\)"),
+        (lambda: LoGVMambaUNet.from_preset("paper3d", spatial_dims=2), "has 3 spatial axes, not 2"),
+        (
+            lambda: LoGVMambaUNet.from_preset("paper3d", in_channels=1, input_channels=1),
+            "in_channels and input_channels are the same argument",
+        ),
+        (lambda: LoGVMambaUNet.from_channels(1, 1, 2, (8,)), "spatial_dims is 1; LoG-VMamba is defined for 2 and 3"),
+        (lambda: LoGVMambaUNet.from_channels(2, 1, 2, ()), "channels is empty"),
+        (lambda: LoGVMambaUNet.from_channels(2, 1, 2, (8, 8), strides=(2,)), "strides has 1 entries for 2 channels"),
+    ],
+)
+def test_what_does_not_fit_is_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+# Scores: each differs if prediction and truth are exchanged, or has two parts that do
+
+PREDICTION = np.zeros((12, 12), bool)
+PREDICTION[2:5, 2:5] = PREDICTION[8:10, 8:10] = PREDICTION[2:4, 8:10] = True
+TRUTH = np.zeros((12, 12), bool)
+TRUTH[2:6, 2:6] = True
+FORMS = {
+    "arrays": lambda mask: mask,
+    "tensors": torch.from_numpy,
+    "tensors that want gradients": lambda mask: torch.from_numpy(mask).float().requires_grad_(),
+    "lists": lambda mask: mask.astype(int).tolist(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scores_have_the_prediction_first_and_take_arrays_tensors_and_lists(form):
+    prediction, truth = FORMS[form](PREDICTION), FORMS[form](TRUTH)
+    sized, near = {"spacing_mm": (2, 1)}, {"spacing_mm": (2, 1), "tolerance_mm": 1}
+    assert evaluation.dice(prediction, truth) == overlap.dice(TRUTH, PREDICTION) == 18 / 33
+    assert evaluation.iou(prediction, truth) == overlap.iou(TRUTH, PREDICTION)
+    assert evaluation.volume_difference(prediction, truth, voxel_volume=0.5) == (17 - 16) * 0.5
+    assert vars(evaluation.count_lesions(prediction, truth)) == {"true": 1, "missed": 0, "false": 2}
+    assert evaluation.count_lesions(prediction, truth) == lesions.count_lesions(TRUTH, PREDICTION)
+    assert evaluation.hd95(prediction, truth, **sized) == surface.hd95(TRUTH, PREDICTION, **sized)
+    assert evaluation.surface_dice(prediction, truth, **near) == surface.surface_dice(TRUTH, PREDICTION, **near)
+    there, back = evaluation.surface_distances(prediction, truth, **sized)
+    assert there.max() > back.max()  # only the prediction has pieces that are far from the truth
+    scores = evaluation.instance_scores(prediction, truth, border=0)
+    assert scores == scoring.instance_scores(TRUTH.astype(int), PREDICTION.astype(int), border=0)
+    assert evaluation.recover_instances is instances.recover_instances
+
+
+def test_scores_of_instances_count_what_is_invented_as_false_positive():
+    truth = np.zeros((20, 20), int)
+    truth[4:9, 4:9] = 1
+    prediction = truth.copy()
+    prediction[12:16, 12:16] = 2
+    scores = evaluation.instance_scores(prediction, truth)
+    assert (scores["tp"], scores["fp"], scores["fn"]) == (1, 1, 0)
+
+
+def test_by_keyword_both_orders_of_arguments_say_the_same():
+    arguments = {"truth": TRUTH, "prediction": PREDICTION}
+    assert evaluation.volume_difference(**arguments) == overlap.volume_difference(**arguments) == 1
+
+
+@pytest.mark.parametrize(
+    "given", [None, "mask", TRUTH.astype(int) * 2 + PREDICTION, np.full((12, 12), np.nan)], ids=str
+)
+def test_what_is_no_mask_is_refused_in_a_sentence(given):
+    with pytest.raises(ValueError, match="^prediction ") as refusal:
+        evaluation.dice(given, TRUTH)
+    assert "\n" not in str(refusal.value)
+
+
+def test_all_scores_are_listed_and_others_are_no_attributes():
+    assert set(evaluation.__all__) <= set(dir(evaluation))
+    assert all(callable(getattr(evaluation, name)) for name in evaluation.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'dise'"):
+        evaluation.dise  # noqa: B018 - asked for on purpose
