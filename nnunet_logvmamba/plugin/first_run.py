@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from nnunet_logvmamba.plugin.errors import UserError
+from nnunet_logvmamba.plugin.errors import Refused, UserError
 from nnunet_logvmamba.plugin.files import replace_text
+from nnunet_logvmamba.plugin.trainer_names import GRAMMAR
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PLANS = "nnUNetPlans"
@@ -442,11 +443,10 @@ def _find_trainer(name: str) -> None:
     try:
         with redirect_stdout(io.StringIO()):  # where it looks
             recursive_find_trainer_class_by_name(name)
+    except Refused as error:  # a name close to one of ours
+        raise UserError(str(error)) from error
     except RuntimeError as error:
-        raise UserError(
-            f"nnU-Net finds no trainer '{name}': our names are nnUNetTrainer<Family>[_adam|_paper|_sgd][_<N>epochs]"
-            "[_seed<K>], parts in this order, e.g. nnUNetTrainerLoGVMamba_5epochs"
-        ) from error
+        raise UserError(f"nnU-Net finds no trainer '{name}': our names are {GRAMMAR}, parts in this order") from error
 
 
 def _device(asked: str) -> str:

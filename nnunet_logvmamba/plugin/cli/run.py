@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from nnunet_logvmamba.plugin.cli import terminal
 from nnunet_logvmamba.plugin.cli.options import examples
 from nnunet_logvmamba.plugin.errors import UserError
 
@@ -97,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
         if step.finished is not None:
             _say(f"\n# {step.title}: skipped, {step.finished}")
             continue
-        _say(f"\n# {step.title}\n$ {step.typed}")
+        _say(f"\n# {step.title}")
+        terminal.show_command(f"$ {step.typed}")
+        sys.stdout.flush()
         if not args.dry_run:
             first_run.execute(step, wanted.logs)
     if not args.dry_run:
@@ -109,4 +113,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)  # before the commands write to the same terminal
+    terminal.show(text)
+    sys.stdout.flush()  # before the commands write to the same terminal
