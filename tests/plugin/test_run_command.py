@@ -294,6 +294,18 @@ def test_a_command_that_fails_is_named_with_its_log(tmp_path):
     assert "why" in (tmp_path / "do_it.log").read_text()
 
 
+def begin(command: list[str], **options) -> subprocess.Popen:
+    """Start a command that heeds Ctrl-C and a closed terminal, also where these tests run in the background."""
+
+    def heed() -> None:
+        for which in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(which, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed, **options
+    )
+
+
 WITH_A_WORKER = """
 import subprocess, sys, time
 worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
@@ -314,7 +326,7 @@ def test_an_interrupt_ends_the_command_and_its_workers(tmp_path, which):
         f"doctor.run = lambda args: first_run.execute(step, Path({str(tmp_path)!r}))\n"
         "sys.exit(cli.main(['doctor']))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = begin([sys.executable, "-c", code])
     words = process.stdout.readline().split()
     assert words[0] == "worker"
     process.send_signal(which)
@@ -350,9 +362,7 @@ def test_a_whole_run_is_interrupted_continued_and_then_has_nothing_left_to_do(fo
     words = ["run", 998, "2d", "--quick", "--device", "cpu", "--predict", new, out, "--references", truths]
     fold = folders.results / small_dataset.NAME / f"{TRAINER}__nnUNetPlans__2d_quick" / "fold_0"
     command = [str(BIN / "logvmamba"), *map(str, words)]
-    process = subprocess.Popen(
-        command, env=environment(folders), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = begin(command, env=environment(folders))
     deadline = time.monotonic() + 900
     while not in_training(fold):
         assert process.poll() is None, process.stdout.read()[-3000:]

@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         **examples(
             "getting-started.md",
             "logvmamba run 4 3d_fullres --quick --predict NEW_SCANS PREDICTIONS",
-            "logvmamba run 4 3d_fullres --trainer nnUNetTrainerLoGVMamba nnUNetTrainerStockNetwork --dry-run",
+            "logvmamba run 4 3d_fullres --fold 0 1 2 3 4 --dry-run",
         ),
     )
     parser.add_argument("dataset", metavar="DATASET", help="number or name of a data set in nnUNet_raw, e.g. 4")
