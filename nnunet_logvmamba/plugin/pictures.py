@@ -100,7 +100,8 @@ def box_plots(scores: Mapping[str, Mapping[str, Sequence[float]]], colours: Mapp
         for place, (name, series) in zip(places, labels.items()):
             spread = generator.uniform(-0.16, 0.16, len(series))
             colour = colours.get(name, NO_LABEL)
-            axes.plot(place + spread, series, "o", markersize=4, alpha=0.6, color=colour, zorder=3)
+            dots = {"markersize": 4, "alpha": 0.7, "markeredgecolor": "#444444", "markeredgewidth": 0.3}
+            axes.plot(place + spread, series, "o", color=colour, zorder=3, **dots)
         axes.set_xticks(
             places, [_short(name) for name in labels], rotation=30, ha="right", fontsize=9, parse_math=False
         )
