@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from .instances import match, overlaps
+from .instances import LEFT_OUT, UNMATCHED, matched_maps
 
 WINDOW = 384
 """Larger images are shown by their middle, so many pixels wide and high."""
 
-_UNMATCHED = (1.0, 0.15, 0.15)
+RED, GREY = (1.0, 0.15, 0.15), (0.75, 0.75, 0.75)
+"""Outlines of instances without a partner, and, dashed, of those that the score leaves out."""
+
+_SCALE, _DASH = 3, 8  # pixels of an outline per pixel of the image, and length of its dashes
 
 
 @dataclass(frozen=True)
@@ -37,18 +40,22 @@ class Exhibit:
     scores: str = ""
 
 
-def draw_gallery(exhibits: Sequence[Exhibit], path: Path, *, iou: float = 0.5) -> None:
+def draw_gallery(
+    exhibits: Sequence[Exhibit], path: Path, *, iou: float = 0.5, border: int = 2, tile: int | None = None
+) -> None:
     """Write one PNG: a row per case with its image, the outlines of the truth and those of the prediction.
 
-    A true instance and the prediction that meets it at the given IoU share a colour. Red are those without a partner:
-    missed in the truth's column, false in the prediction's. Without a truth every prediction has a colour of its own.
-    Images above ``WINDOW`` pixels show their middle.
+    Instances are matched as :func:`.instances.count_matches` does under the same ``iou``, ``border`` and ``tile``. A
+    true instance and its partner share a colour. Red are those without a partner: missed in the truth's column, false
+    in the prediction's. Grey and dashed are those that the score leaves out. Without a truth nothing is scored, and
+    every prediction has a colour of its own. Images above ``WINDOW`` pixels show their middle.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     with_truth = any(exhibit.truth is not None for exhibit in exhibits)
-    titles = ["image", "truth (red: missed)", "prediction (red: false)"] if with_truth else ["image", "prediction"]
+    titles = ["image", "truth", "prediction"] if with_truth else ["image", "prediction"]
     shapes = [_window(exhibit.image)[0].shape for exhibit in exhibits]
     width = 3.6
     heights = [width * shape[0] / shape[1] + 0.35 for shape in shapes]
@@ -56,13 +63,22 @@ def draw_gallery(exhibits: Sequence[Exhibit], path: Path, *, iou: float = 0.5) -
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(exhibits), len(titles), squeeze=False, gridspec_kw={"height_ratios": heights})
     for number, (row, exhibit) in enumerate(zip(axes, exhibits)):
-        for panel, title, picture in zip(row, titles, _panels(exhibit, with_truth, iou)):
+        for panel, title, picture in zip(row, titles, _panels(exhibit, with_truth, iou, border, tile)):
             panel.imshow(picture, interpolation="nearest")
             panel.set_axis_off()
             if number == 0:
                 panel.set_title(title, fontsize=10)
         label = "   ".join(filter(None, (exhibit.title, exhibit.scores, _window(exhibit.image)[1])))
         row[0].text(0, -0.02, label, transform=row[0].transAxes, fontsize=8, va="top")
+    if with_truth:
+        left_out = f"left out of the score: within {border} px of the border" + (
+            f" of a tile of {tile} px" if tile else ""
+        )
+        styles = {"in one colour: a pair": (_colour(0), "-"), "missed (truth) or false (prediction)": (RED, "-")}
+        if border:
+            styles[left_out] = (GREY, (0, (2, 1.2)))
+        lines = [Line2D([], [], color=colour, linestyle=style, linewidth=2) for colour, style in styles.values()]
+        figure.legend(lines, styles, loc="outside lower left", ncols=len(styles), fontsize=8, frameon=False)
     figure.savefig(path, format="png")
 
 
@@ -73,13 +89,15 @@ def _window(image: np.ndarray) -> tuple[np.ndarray, str]:
     return cut, "" if cut.shape == image.shape else f"middle {cut.shape[1]} x {cut.shape[0]} px"
 
 
-def _panels(exhibit: Exhibit, with_truth: bool, iou: float) -> list[np.ndarray]:
+def _panels(exhibit: Exhibit, with_truth: bool, iou: float, border: int, tile: int | None) -> list[np.ndarray]:
     picture = _as_rgb(exhibit.image)
-    true_colours, predicted_colours = _colours(exhibit, iou)
     panels = [_window(picture)[0]]
-    if with_truth:
-        panels.append(_outlined(picture, exhibit.truth, true_colours))
-    return [*panels, _outlined(picture, exhibit.prediction, predicted_colours)]
+    if exhibit.truth is None:
+        panels += [np.ones_like(panels[0])] * with_truth
+        return [*panels, _outlined(picture, exhibit.prediction, np.unique(exhibit.prediction, return_inverse=True)[1])]
+    fates = matched_maps(exhibit.truth, exhibit.prediction, threshold=iou, border=border, tile=tile)
+    instances = exhibit.truth, exhibit.prediction
+    return [*panels, *(_outlined(picture, each, fate) for each, fate in zip(instances, fates))]
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:
@@ -92,40 +110,36 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
-def _colours(exhibit: Exhibit, iou: float) -> tuple[dict[int, tuple], dict[int, tuple]]:
-    predictions = [int(value) for value in np.unique(exhibit.prediction) if value]
-    if exhibit.truth is None:
-        return {}, {value: _colour(index) for index, value in enumerate(predictions)}
-    pairs = match(overlaps(exhibit.truth, exhibit.prediction), iou)
-    true = {truth: _colour(index) for index, (truth, _) in enumerate(pairs)}
-    predicted = {prediction: _colour(index) for index, (_, prediction) in enumerate(pairs)}
-    missed = {int(value): _UNMATCHED for value in np.unique(exhibit.truth) if value}
-    return missed | true, dict.fromkeys(predictions, _UNMATCHED) | predicted
-
-
 def _colour(index: int) -> tuple[float, float, float]:
     """Bright hues from yellow over green to cyan, and violet, in turn; red is kept for errors."""
     hue = (0.14, 0.5, 0.33, 0.8, 0.42, 0.22, 0.57, 0.75)[index % 8]
     return colorsys.hsv_to_rgb(hue, 1 if hue < 0.55 else 0.6, 1)
 
 
-def _outlined(picture: np.ndarray, instances: np.ndarray | None, colours: dict[int, tuple]) -> np.ndarray:
-    """Draw outlines at three times the resolution, so that they are finer than a pixel of the image."""
+def _outlined(picture: np.ndarray, instances: np.ndarray, fates: np.ndarray) -> np.ndarray:
+    """Draw outlines at ``_SCALE`` times the resolution, so that they are finer than a pixel of the image.
+
+    Args:
+        picture: RGB, 0 to 1, (height, width, 3).
+        instances: Instance map, (height, width).
+        fates: What becomes of each pixel's instance, as :func:`.instances.matched_maps` says it.
+    """
     from skimage.segmentation import find_boundaries
 
-    scale = 3
-    picture = _window(picture)[0].repeat(scale, 0).repeat(scale, 1)
-    if instances is None:
-        return np.ones_like(picture)
-    instances = _window(instances)[0].repeat(scale, 0).repeat(scale, 1)
+    picture, instances, fates = (
+        _window(each)[0].repeat(_SCALE, 0).repeat(_SCALE, 1)
+        for each in (picture, instances, fates.reshape(instances.shape))
+    )
     # Padded, lest the border of the image or window become an outline.
     edge = find_boundaries(np.pad(instances, 1, mode="edge"), mode="inner", connectivity=2)[1:-1, 1:-1]
-    edge = ndimage.binary_dilation(edge, np.ones((3, 3))) & (instances > 0)
+    edge = ndimage.binary_dilation(edge, np.ones((3, 3))) & (instances != 0)
+    rows, columns = np.indices(edge.shape)
+    edge &= (fates != LEFT_OUT) | ((rows + columns) // _DASH % 2 == 0)
     picture[ndimage.binary_dilation(edge, iterations=2)] *= (
         0.3  # a dark rim, so that bright lines show on bright images
     )
-    known = np.array([0, *colours])
-    table = np.array([(0.0, 0.0, 0.0), *colours.values()])
-    order = np.argsort(known)
-    picture[edge] = table[order][np.searchsorted(known[order], instances[edge])]
+    values, inverse = np.unique(fates[edge], return_inverse=True)
+    if len(values):
+        colours = [{UNMATCHED: RED, LEFT_OUT: GREY}.get(value) or _colour(value - 1) for value in values.tolist()]
+        picture[edge] = np.array(colours)[inverse]
     return picture

@@ -23,6 +23,9 @@ MIN_INTERIOR = 16
 AVERAGE_PRECISION_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """0.50, 0.55, ... 0.95: what average precision is averaged over."""
 
+UNMATCHED, LEFT_OUT = -1, -2
+"""Of a pixel's instance: it has no partner in the other map; the border's rule keeps it out of the score."""
+
 
 def to_classes(instances: np.ndarray) -> np.ndarray:
     """Turn an instance map into the three classes that a network is trained on.
@@ -282,15 +285,57 @@ def count_matches(
         ValueError: If the shapes differ, either is no instance map, or an option is out of its bounds.
     """
     truth, prediction = as_instances(truth, prediction)
-    if tile is not None:
-        check_whole(tile, "tile", least=1)
     counts = dict.fromkeys(thresholds, Counts(0, 0, 0))
-    for part in _tiles(truth.shape, tile):
-        table = overlaps(*(remove_border_instances(instances[part], border) for instances in (truth, prediction)))
+    for _, true_part, predicted_part in _scored_parts(truth, prediction, border, tile):
+        table = overlaps(true_part, predicted_part)
         for threshold in counts:
             hits = len(match(table, threshold))
             counts[threshold] += Counts(hits, len(table.predictions) - hits, len(table.truths) - hits)
     return counts
+
+
+def matched_maps(
+    truth: np.ndarray, prediction: np.ndarray, *, threshold: float = 0.5, border: int = 2, tile: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Say of every pixel what :func:`count_matches` makes of the instance that it belongs to.
+
+    Args:
+        truth: Integer map, 0 background, (height, width); numbers may have gaps.
+        prediction: The same for the prediction.
+        threshold: Least IoU of a match.
+        border: As for :func:`count_matches`.
+        tile: As for :func:`count_matches`; an instance that a tile cuts may then be several things.
+
+    Returns:
+        Two int64 maps, for truth and prediction: 0 background, the number of its pair (from 1, the same in both) where
+        an instance is matched, ``UNMATCHED`` and ``LEFT_OUT``.
+
+    Raises:
+        ValueError: As :func:`count_matches`.
+    """
+    truth, prediction = as_instances(truth, prediction)
+    maps = tuple(np.where(instances != 0, LEFT_OUT, 0) for instances in (truth, prediction))
+    number = 0
+    for part, *pieces in _scored_parts(truth, prediction, border, tile):
+        pairs = match(overlaps(*pieces), threshold)
+        for found, instances, partners in zip(maps, pieces, zip(*pairs) if pairs else ((), ())):
+            values, inverse = np.unique(instances, return_inverse=True)
+            fates = np.full(len(values), UNMATCHED)
+            fates[np.searchsorted(values, partners)] = number + 1 + np.arange(len(pairs))
+            there = instances != 0
+            found[part][there] = fates[inverse.reshape(instances.shape)][there]
+        number += len(pairs)
+    return maps
+
+
+def _scored_parts(
+    truth: np.ndarray, prediction: np.ndarray, border: int, tile: int | None
+) -> Iterator[tuple[tuple[slice, ...], np.ndarray, np.ndarray]]:
+    """Give what is matched by itself: where it lies, and both maps there without the instances that are left out."""
+    if tile is not None:
+        check_whole(tile, "tile", least=1)
+    for part in _tiles(truth.shape, tile):
+        yield part, *(remove_border_instances(instances[part], border) for instances in (truth, prediction))
 
 
 def _tiles(shape: tuple[int, ...], tile: int | None) -> Iterator[tuple[slice, ...]]:

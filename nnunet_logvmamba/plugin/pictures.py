@@ -11,10 +11,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, which readers with a colour vision deficiency can tell apart.
-LABEL_COLOURS = ("#009E73", "#56B4E9", "#E69F00", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#999999")
-MISSED, INVENTED, CONFUSED = "#2F7DFF", "#D55E00", "#F0E442"
+# Errors are warm and classes cool, so that no error looks like a class, with a colour vision deficiency neither. A test
+# measures the distances; the first colours differ most.
+LABEL_COLOURS = (
+    "#BB55FF",
+    "#BBEEAA",
+    "#669966",
+    "#006699",
+    "#66DDFF",
+    "#7711FF",
+    "#CC88CC",
+    "#33CC88",
+    "#7777BB",
+    "#99AAFF",
+)
+MISSED, INVENTED, CONFUSED = "#F01010", "#FF9000", "#FFF000"
 ERRORS = {"missed": MISSED, "invented": INVENTED, "wrong class": CONFUSED}
+NO_LABEL = "#777777"
+CLASS_OPACITY, ERROR_OPACITY = 0.55, 0.85
 LONGEST_SIDE = 1200
 
 
@@ -69,8 +83,11 @@ def curves(logging: Mapping[str, Sequence]) -> bytes:
     return _png(figure)
 
 
-def box_plots(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """One panel per metric, one box per class, one dot per case; ``scores`` are metric, class, finite values."""
+def box_plots(scores: Mapping[str, Mapping[str, Sequence[float]]], colours: Mapping[str, str]) -> bytes:
+    """One panel per metric, one box per class, one dot per case; ``scores`` are metric, class, finite values.
+
+    Dots have the colour of their class in the pictures of cases, grey where ``colours`` has none.
+    """
     figure = Figure(figsize=(min(13.0, 0.8 + sum(1.4 + 0.75 * len(s) for s in scores.values())), 3.0))
     figure.set_layout_engine("constrained")
     widths = [1.4 + 0.75 * len(labels) for labels in scores.values()]
@@ -80,9 +97,11 @@ def box_plots(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
         values = [np.asarray(series, dtype=float) for series in labels.values()]
         places = np.arange(1, len(values) + 1)
         axes.boxplot(values, positions=places, widths=0.55, showfliers=False, medianprops={"color": "black"})
-        for place, series in zip(places, values):
+        for place, (name, series) in zip(places, labels.items()):
             spread = generator.uniform(-0.16, 0.16, len(series))
-            axes.plot(place + spread, series, "o", markersize=4, alpha=0.6, color=colour_of(int(place)), zorder=3)
+            colour = colours.get(name, NO_LABEL)
+            dots = {"markersize": 4, "alpha": 0.7, "markeredgecolor": "#444444", "markeredgewidth": 0.3}
+            axes.plot(place + spread, series, "o", color=colour, zorder=3, **dots)
         axes.set_xticks(
             places, [_short(name) for name in labels], rotation=30, ha="right", fontsize=9, parse_math=False
         )
@@ -123,7 +142,7 @@ def paint(case: Case) -> bytes:
             CONFUSED: (truth > 0) & (prediction > 0) & (truth != prediction),
         }
         for colour, mask in wrong.items():
-            _overlay(row[3], plane, mask, colour, outline=False, opacity=0.85)
+            _overlay(row[3], plane, mask, colour, outline=False, opacity=ERROR_OPACITY)
     return _png(figure, dpi=90)
 
 
@@ -187,7 +206,9 @@ def _show(axes: Axes, plane: _Plane) -> None:
     axes.imshow(image, origin=plane.origin, aspect=plane.aspect, interpolation="nearest", **options)
 
 
-def _overlay(axes: Axes, plane: _Plane, mask: np.ndarray, colour: str, *, outline: bool, opacity: float = 0.55) -> None:
+def _overlay(
+    axes: Axes, plane: _Plane, mask: np.ndarray, colour: str, *, outline: bool, opacity: float = CLASS_OPACITY
+) -> None:
     if not mask.any():
         return
     if outline:

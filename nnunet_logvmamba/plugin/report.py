@@ -238,7 +238,8 @@ class _Page:
             words = ", ".join(f"{key} {value}" for key, value in sorted(settings.items()))
             note += f" {kind.capitalize()} metrics: {words}." if words else ""
         table = f"<table><tr><th>class</th>{head}</tr>{''.join(rows)}</table>"
-        plots = _image(pictures.box_plots(finite), "one box per class, one dot per case")
+        colours = {name: pictures.colour_of(value) for value, name in self._painted().items()}
+        plots = _image(pictures.box_plots(finite, colours), "one box per class, one dot per case")
         return _section("Scores", f"<div class=pair>{table}{plots}</div><p class=note>{_text(note)}</p>")
 
     def _cells_of(self, finite: Mapping[str, Sequence[float]], metric: str, label: str) -> str:
@@ -275,14 +276,17 @@ class _Page:
         return _section("Worst and best cases, by Dice", "\n".join(parts))
 
     def _legend(self) -> str:
-        labels = labels_of(self.dataset_json, "dataset.json")
-        names = labels.names
-        values = sorted({value for key in names for value in key} - {0, labels.ignored})
-        swatches = [(names.get((value,), f"label {value}"), pictures.colour_of(value)) for value in values]
+        swatches = [(name, pictures.colour_of(value)) for value, name in self._painted().items()]
         words = [f"<span><i style='background:{colour}'></i>{_text(name)}</span>" for name, colour in swatches]
         words += ["<span class=gap>errors:</span>"]
         words += [f"<span><i style='background:{c}'></i>{_text(name)}</span>" for name, c in pictures.ERRORS.items()]
         return f"<p class=legend>{''.join(words)}</p>"
+
+    def _painted(self) -> dict[int, str]:
+        """Name of every value that pictures paint; of regions, what a value is in their words."""
+        labels = labels_of(self.dataset_json, "dataset.json")
+        values = sorted({value for key in labels.names for value in key} - {0, labels.ignored})
+        return {value: _name_of_value(value, labels.names) for value in values}
 
     def _every_case(self) -> str:
         means = self._means_of_cases()
@@ -347,6 +351,19 @@ class _Page:
         body = f"<table>{''.join(rows)}</table>" if rows else ""
         body += f"<details><summary>the whole configuration {_text(name)}</summary><pre>{_text(whole)}</pre></details>"
         return _section("Configuration", body)
+
+
+def _name_of_value(value: int, names: Mapping[tuple[int, ...], str]) -> str:
+    """Its own name, else the smallest region that holds it, without those inside that do not."""
+    if (value,) in names:
+        return names[value,]
+    around = min((key for key in names if value in key), key=len)
+    inside = [set(key) for key in names if set(key) < set(around) and value not in key]
+    largest = [key for key in inside if not any(key < other for other in inside)]
+    rest = " or ".join(name for key, name in names.items() if set(key) in largest)
+    words = f"{names[around]} without {rest}" if rest else names[around]
+    alike = [other for other in around if other not in set().union(*inside)]
+    return words if len(alike) == 1 else f"{words} (label {value})"
 
 
 def _without_folders(content: object) -> object:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import SimpleITK as sitk
 import torch
 from browser import Browser, open_browser
 from commands import run_command
+from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.io import imread, imsave
 from small_results import DATASET, write_run
 from tifffile import imwrite
 
+from nnunet_logvmamba.evaluation.dataset_json import labels_of
 from nnunet_logvmamba.plugin import pictures, report
 from nnunet_logvmamba.plugin.cli import main
 from nnunet_logvmamba.plugin.errors import UserError
@@ -368,7 +371,7 @@ def colours(png: bytes, tmp_path: Path) -> np.ndarray:
 
 def share(pixels: np.ndarray, colour: str) -> float:
     wanted = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)])
-    return float((np.abs(pixels.astype(int) - wanted).max(axis=-1) < 60).mean())
+    return float((np.abs(pixels.astype(int) - wanted).max(axis=-1) < 45).mean())
 
 
 @pytest.mark.parametrize(
@@ -384,6 +387,86 @@ def test_errors_are_painted_in_the_colour_of_their_kind(truth, prediction, shown
     errors = pixels[:, pixels.shape[1] * 3 // 4 :]
     for colour in pictures.ERRORS.values():
         assert (share(errors, colour) > 0.1) == (colour == shown), colour
+
+
+# Machado, Oliveira and Fernandes 2009: what is seen with a full deficiency, in linear RGB.
+VISION = {
+    "usual": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def in_lab(colours: Sequence[str], vision: str, opacity: float = 1.0, grey: float = 0.0) -> np.ndarray:
+    """CIELAB of colours that are painted with this opacity on grey, as an eye sees them."""
+    painted = np.array([[int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)] for colour in colours])
+    painted = opacity * painted + (1 - opacity) * grey
+    linear = np.where(painted <= 0.04045, painted / 12.92, ((painted + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(linear @ np.array(VISION[vision]).T, 1e-9, 1)
+    seen = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return rgb2lab(seen[None])[0]
+
+
+def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return deltaE_ciede2000(first[:, None], second[None])
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_no_error_has_the_colour_of_a_class_whoever_looks(vision):
+    """CIEDE2000: 2 is just seen side by side; full deficiencies bring the best sets of ten down to 9."""
+    errors, classes = (in_lab(list(colours), vision) for colours in (pictures.ERRORS.values(), pictures.LABEL_COLOURS))
+    assert distances(errors, classes).min() > (22 if vision == "usual" else 13)
+    assert distances(errors, errors)[np.triu_indices(3, 1)].min() > (20 if vision == "usual" else 13)
+    among = distances(classes, classes)
+    assert among[np.triu_indices(len(classes), 1)].min() > (12 if vision == "usual" else 8)
+    assert among[:4, :4][np.triu_indices(4, 1)].min() > 13, "few classes are told apart more easily"
+
+
+@pytest.mark.parametrize("grey", [0.0, 0.3, 0.6, 0.9])
+def test_no_error_has_the_colour_of_a_class_once_painted_on_an_image(grey):
+    errors = in_lab(list(pictures.ERRORS.values()), "usual", pictures.ERROR_OPACITY, grey)
+    classes = in_lab(pictures.LABEL_COLOURS, "usual", pictures.CLASS_OPACITY, grey)
+    assert distances(errors, classes).min() > 18
+
+
+def test_the_legend_names_labels_as_the_data_set_does_and_painted_values_by_their_regions():
+    def painted(labels: dict) -> list[str]:
+        names = labels_of({"labels": labels, "file_ending": ".nii.gz"}, "dataset.json").names
+        values = sorted({value for key in names for value in key} - {0})
+        return [report._name_of_value(value, names) for value in values]
+
+    assert painted({"background": 0, "Anterior": 1, "Posterior": 2}) == ["Anterior", "Posterior"]
+    regions = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}
+    assert painted(regions) == [
+        "whole tumor without tumor core",
+        "tumor core without enhancing tumor",
+        "enhancing tumor",
+    ]
+    assert painted({"background": 0, "whole": [1, 2, 3], "core": [3]}) == [
+        "whole without core (label 1)",
+        "whole without core (label 2)",
+        "core",
+    ]
+    assert painted({"background": 0, "both": [1, 2], "left": 1, "right": 2}) == ["left", "right"]
+    assert painted({"background": 0, "organs": [1, 2, 3], "a": 1, "b": 2}) == ["a", "b", "organs without a or b"]
+
+
+def test_a_class_has_one_colour_on_the_whole_page_and_a_region_of_several_none(page_3d, tmp_path):
+    """The dots of the box plots are those of the legend; what no single colour stands for is grey."""
+    found = {"Dice": {"left": [0.5, 0.6], "all": [0.7, 0.8]}}
+    (tmp_path / "boxes.png").write_bytes(pictures.box_plots(found, {"left": pictures.colour_of(3)}))
+    pixels = colours((tmp_path / "boxes.png").read_bytes(), tmp_path).astype(int)
+    assert share(pixels, pictures.colour_of(3)) > 0
+    assert share(pixels, pictures.colour_of(1)) == 0
+    legend = re.findall(r"<i style='background:(#\w{6})'></i>([^<]+)", page_3d.read_text())
+    assert [name for _, name in legend] == [
+        "whole tumor without tumor core",
+        "tumor core without enhancing tumor",
+        "enhancing tumor",
+        *pictures.ERRORS,
+    ]
+    assert len({colour for colour, _ in legend}) == len(legend)
 
 
 def test_planes_go_where_most_is_wrong_and_keep_their_proportions():

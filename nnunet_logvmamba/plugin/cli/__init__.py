@@ -21,6 +21,7 @@ from nnunet_logvmamba.plugin.errors import UserError
 
 SUB_COMMANDS = (
     "doctor",
+    "run",
     "plans",
     "summary",
     "check",

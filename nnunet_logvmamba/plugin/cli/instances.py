@@ -140,7 +140,7 @@ def _run(args: argparse.Namespace) -> int:
             chosen = {case.case: case for case in cases}
             scores = {row["case"]: row for row in rows}
             picture = staged / "gallery.png"
-            _draw([(chosen[case], images[case], scores[case]) for case in shown], picture, args.iou)
+            _draw([(chosen[case], images[case], scores[case]) for case in shown], picture, settings)
             if args.gallery is not None:
                 args.gallery.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(picture, args.gallery)
@@ -173,7 +173,7 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
     return f"{as_text_table(header, table, terminal.width())}\n{recipe}\n"
 
 
-def _draw(cases: list[tuple[CellCase, Path, dict]], path: Path, iou: float) -> None:
+def _draw(cases: list[tuple[CellCase, Path, dict]], path: Path, settings: CellSettings) -> None:
     from nnunet_logvmamba.evaluation.cases import CaseError, read_labels, read_picture
     from nnunet_logvmamba.evaluation.gallery import Exhibit, draw_gallery
 
@@ -187,4 +187,4 @@ def _draw(cases: list[tuple[CellCase, Path, dict]], path: Path, iou: float) -> N
         truth = read_labels(case.reference).values if case.reference else None
         scores = "" if truth is None else f"F1 {row['f1']:.2f} (TP {row['tp']}, FP {row['fp']}, FN {row['fn']})"
         exhibits.append(Exhibit(case.case, image, instances, truth, scores))
-    draw_gallery(exhibits, path, iou=iou)
+    draw_gallery(exhibits, path, iou=settings.iou, border=settings.border, tile=settings.tile)

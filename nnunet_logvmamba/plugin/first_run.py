@@ -1,0 +1,542 @@
+"""A whole first run on a data set: which commands are due, what is finished already, and how they are run.
+
+Everything is done by the commands that a user would type. So what they leave on the disk says what is finished, and a
+run that was interrupted goes on where it was, whoever began it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+from nnunet_logvmamba.plugin.errors import Refused, UserError
+from nnunet_logvmamba.plugin.files import replace_text
+from nnunet_logvmamba.plugin.trainer_names import GRAMMAR
+
+VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+PLANS = "nnUNetPlans"
+PLANNED = ("2d", "3d_fullres", "3d_lowres")
+QUICK = {"num_epochs": 8, "num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 5}
+QUICK_BATCH = 2
+QUICK_VOXELS = {2: 128 * 128, 3: 24 * 40 * 24}
+"""The patch of a quick run has at most so many voxels per axes of the network, if its strides allow it."""
+
+PREDICTED_BY = "predicted_by.json"
+LAYOUT = (
+    "nnU-Net wants DATASET/dataset.json, DATASET/imagesTr/<case>_0000.nii.gz (one file per channel) and "
+    "DATASET/labelsTr/<case>.nii.gz, DATASET being Dataset123_Name in nnUNet_raw"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        dataset: Number or name of a data set in ``nnUNet_raw``.
+        configuration: One that nnU-Net plans, or that the plans have already.
+        trainers: Names for ``-tr``; two or more are compared.
+        folds: Numbers, or ``all``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        quick: Train a short schedule with small patches.
+        images: Folder of scans to predict, None for none.
+        predictions: Folder to write them to.
+        references: Folder of their true segmentations, if there are any.
+    """
+
+    dataset: str
+    configuration: str
+    trainers: tuple[str, ...]
+    folds: tuple[str, ...] = ("0",)
+    device: str = "auto"
+    quick: bool = False
+    images: Path | None = None
+    predictions: Path | None = None
+    references: Path | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, or why it need not run."""
+
+    title: str
+    command: tuple[str, ...] = ()
+    finished: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def typed(self) -> str:
+        """The command as a user would type it."""
+        return " ".join([*(f"{name}={value}" for name, value in self.environment.items()), shlex.join(self.command)])
+
+
+class FirstRun:
+    """A request that was checked: everything that can be known to fail has been said before the first command."""
+
+    def __init__(self, request: Request):
+        self.request = request
+        self.raw, self.preprocessed, self.results = _folders()
+        self.dataset = _find_dataset(request.dataset, self.raw)
+        self.number = str(int(re.match(r"Dataset(\d+)", self.dataset)[1]))
+        if "cascade" in request.configuration:
+            raise UserError(
+                f"'{request.configuration}' is the second stage of a cascade and needs the first one of all folds: run "
+                "3d_lowres with --fold 0 1 2 3 4, then train the second stage by hand"
+            )
+        for fold in request.folds:
+            if not re.fullmatch(r"all|\d+", fold):
+                raise UserError(f"--fold takes the numbers of folds, as 0, or all, not '{fold}'")
+        self.dataset_json, self.cases = _read_raw(self.raw / self.dataset)
+        self._check_planned(self._plans())
+        self._check_splits()
+        for trainer in request.trainers:
+            _find_trainer(trainer)
+        self.device = _device(request.device)
+        self.new_cases = self._check_new_images() if request.images is not None else 0
+
+    # What is checked
+
+    def _check_planned(self, plans: dict | None) -> None:
+        names = PLANNED if plans is None else tuple(plans["configurations"])
+        if self.request.configuration not in names:
+            source = "nnU-Net plans" if plans is None else f"the plans of {self.dataset} have"
+            raise UserError(f"there is no configuration '{self.request.configuration}': {source} {', '.join(names)}")
+
+    def _check_splits(self) -> None:
+        """Refuse folds of cases that are gone, on which nnU-Net's training stops without naming the file."""
+        file = self.preprocessed / self.dataset / "splits_final.json"
+        if not file.is_file():
+            return
+        try:
+            splits = json.loads(file.read_text(encoding="utf-8"))
+            listed = {case for split in splits for case in (*split["train"], *split["val"])}
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{file} holds no folds ({error!r}): remove it, and nnU-Net makes new ones") from error
+        gone = sorted(listed - self.cases.keys())
+        if gone:
+            raise UserError(
+                f"{file} lists {len(gone)} case(s) that the data set does not have, the first is {gone[0]}: correct "
+                "it, or remove it, and nnU-Net makes new folds"
+            )
+
+    def _check_new_images(self) -> int:
+        """Read every scan as ``nnUNetv2_predict`` will, now rather than after hours of training."""
+        from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+        from nnunet_logvmamba.evaluation.cases import CaseError
+        from nnunet_logvmamba.evaluation.dataset_json import channels_of
+        from nnunet_logvmamba.evaluation.parallel import default_processes
+        from nnunet_logvmamba.plugin.acceptance import Model, check_images
+
+        request = self.request
+        example = next(iter(self.cases.values()))[0]
+        reader = determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False)
+        channels = channels_of(self.dataset_json, "dataset.json")
+        try:
+            count, _ = check_images(
+                request.images, Model(channels, self.dataset_json["file_ending"], reader), processes=default_processes()
+            )
+        except CaseError as error:
+            raise UserError(str(error)) from error
+        if request.references is not None and not request.references.is_dir():
+            raise UserError(f"{request.references} is not a folder")
+        for trainer in request.trainers:
+            target, wanted = self._target(trainer), self._predicted_by(trainer)
+            taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+            if taken and self._record(target)[0] != wanted:
+                raise UserError(
+                    f"{target} holds something else than predictions of this run: name a new or an empty folder"
+                )
+        return count
+
+    # Where things are
+
+    @property
+    def configuration(self) -> str:
+        return f"{self.request.configuration}_quick" if self.request.quick else self.request.configuration
+
+    def model(self, trainer: str) -> Path:
+        """Folder of a trained model."""
+        return self.results / self.dataset / f"{trainer}__{PLANS}__{self.configuration}"
+
+    def _target(self, trainer: str) -> Path:
+        predictions = self.request.predictions
+        return predictions / trainer if len(self.request.trainers) > 1 else predictions
+
+    def _predicted_by(self, trainer: str) -> dict:
+        return {
+            "images": str(self.request.images.resolve()),
+            "model": self.model(trainer).name,
+            "dataset": self.dataset,
+            "folds": list(self.request.folds),
+        }
+
+    @staticmethod
+    def _record(target: Path) -> tuple[dict, bool]:
+        """What was to be predicted into a folder, nothing if nobody knows, and whether that was finished."""
+        try:
+            content = json.loads((target / PREDICTED_BY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}, False
+        return (content, content.pop("finished", False) is True) if isinstance(content, dict) else ({}, False)
+
+    def _plans(self) -> dict | None:
+        file = self.preprocessed / self.dataset / f"{PLANS}.json"
+        if not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(
+                f"{file} is not valid JSON ({error}): remove it, and the data set is planned anew"
+            ) from error
+
+    # What is due
+
+    def steps(self, *, dry_run: bool = False) -> Iterator[Step]:
+        """Give one step after the other; each is decided upon once those before it were run.
+
+        Args:
+            dry_run: Nothing is run between the steps, so what is not there yet is left open.
+        """
+        yield self._preparation()
+        self._check_planned(self._plans())  # a small data set has no 3d_lowres
+        if self.request.quick:
+            yield self._schedule()
+        for trainer in self.request.trainers:
+            for fold in self.request.folds:
+                yield self._training(trainer, fold)
+            if self.request.images is not None:
+                yield from self._prediction(trainer, dry_run=dry_run)
+            for fold in self.request.folds:
+                yield from self._scores_and_page(trainer, fold)
+        if len(self.request.trainers) > 1:
+            models = [str(self.model(trainer)) for trainer in self.request.trainers]
+            folds = ["--folds", *self.request.folds]
+            yield Step("compare the trainers", ("logvmamba", "compare", *models, *folds))
+
+    def _preparation(self) -> Step:
+        title, base = "plan and preprocess", self.request.configuration
+        plans, cores = self._plans(), os.cpu_count() or 1
+        processes = ["-np", str(cores)] if cores < 4 else []
+        if plans is None:
+            command = ["nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", base, "--verify_dataset_integrity"]
+            command += [*processes, "-npfp", str(cores)] if cores < 8 else []
+            # The planner takes this variable for a number of threads, and torch refuses 0.
+            zero = dict(os.environ).get("nnUNet_n_proc_DA") == "0"
+            return Step(title, tuple(command), environment={"nnUNet_n_proc_DA": "1"} if zero else {})
+        if self._is_preprocessed(plans, base):
+            return Step(title, finished=f"{len(self.cases)} cases are preprocessed for {base}")
+        return Step(title, ("nnUNetv2_preprocess", "-d", self.number, "-plans_name", PLANS, "-c", base, *processes))
+
+    def _is_preprocessed(self, plans: dict, configuration: str) -> bool:
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+        folder = self.preprocessed / self.dataset
+        done = {path.stem for path in (folder / identifier).glob("*.pkl")}  # written last of a case
+        truths = {path.name for path in (folder / "gt_segmentations").glob("*")}
+        ending = self.dataset_json["file_ending"]
+        return all(case in done and f"{case}{ending}" in truths for case in self.cases)
+
+    def _schedule(self) -> Step:
+        title, base, plans = "a short schedule", self.request.configuration, self._plans()
+        if plans is not None and self.configuration in plans["configurations"]:
+            return Step(title, finished=f"the plans have {self.configuration}")
+        patch = ["PATCH"]  # before planning, in a dry run
+        if plans is not None:
+            patch = list(map(str, quick_patch(plans, base)))
+        settings = [f"{name}={value}" for name, value in QUICK.items()]
+        command = ["logvmamba", "plans", "-d", self.number, "-c", base, "--name", self.configuration, "--keep-network"]
+        command += ["--batch-size", str(QUICK_BATCH), "--patch-size", *patch, "--train", *settings]
+        return Step(title, tuple(command))
+
+    def _training(self, trainer: str, fold: str) -> Step:
+        title, folder = f"train {trainer} fold {fold}", self.model(trainer) / f"fold_{fold}"
+        command = ["nnUNetv2_train", self.number, self.configuration, fold, "-tr", trainer, "-device", self.device]
+        if (folder / "checkpoint_final.pth").is_file():
+            if (folder / "validation" / "summary.json").is_file():
+                return Step(title, finished=f"it is trained and validated: {folder}")
+            return Step(title, (*command, "--val"))
+        begun = any((folder / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
+        return Step(title, (*command, *["--c"] * begun))
+
+    def _prediction(self, trainer: str, *, dry_run: bool) -> Iterator[Step]:
+        request, target = self.request, self._target(trainer)
+        title = f"predict with {trainer}"
+        trained = [self.model(trainer) / f"fold_{fold}" / "checkpoint_final.pth" for fold in request.folds]
+        wanted, record = self._predicted_by(trainer), target / PREDICTED_BY
+        ending = self.dataset_json["file_ending"]
+        complete = len(list(target.glob(f"*{ending}"))) >= self.new_cases
+        if self._record(target) == (wanted, True) and complete and _newer(record, trained):
+            yield Step(title, finished=f"{self.new_cases} case(s) are predicted: {target}")
+        else:
+            command = ["nnUNetv2_predict", "-i", request.images, "-o", target, "-d", self.number]
+            command += ["-c", self.configuration, "-f", *request.folds, "-tr", trainer, "-device", self.device]
+            command += ["-npp", "1", "-nps", "1"] if (os.cpu_count() or 1) < 4 else []
+            if not dry_run:
+                target.mkdir(parents=True, exist_ok=True)
+                replace_text(record, json.dumps({**wanted, "finished": False}, indent=1) + "\n")
+            yield Step(title, tuple(map(str, command)))
+            if not dry_run:
+                replace_text(record, json.dumps({**wanted, "finished": True}, indent=1) + "\n")
+        if request.references is not None:
+            words = ("logvmamba", "evaluate", str(target), str(request.references), "--predicted-only")
+            yield _scoring(f"score the predictions of {trainer}", words, target / "scores", [record])
+
+    def _scores_and_page(self, trainer: str, fold: str) -> Iterator[Step]:
+        folder = self.model(trainer) / f"fold_{fold}"
+        validation = folder / "validation"
+        truths = self.preprocessed / self.dataset / "gt_segmentations"
+        # Positions are nnU-Net's own, which writes predictions with the header of the image.
+        words = ("logvmamba", "evaluate", str(validation), str(truths), "--predicted-only", "--ignore-position")
+        summary = [validation / "summary.json"]
+        yield _scoring(f"score the validation of {trainer} fold {fold}", words, folder / "scores", summary)
+        title, page = f"report about {trainer} fold {fold}", folder / "report.html"
+        if _newer(page, summary):
+            yield Step(title, finished=f"it is written: {page}")
+        else:
+            yield Step(title, ("logvmamba", "report", str(folder)))
+
+    def outcome(self) -> list[tuple[str, Path]]:
+        """What there is to look at, and where."""
+        found = []
+        for trainer in self.request.trainers:
+            for fold in self.request.folds:
+                folder = self.model(trainer) / f"fold_{fold}"
+                found += [("report", folder / "report.html"), ("scores of the validation", folder / "scores")]
+            if self.request.images is not None:
+                found.append(("predictions", self._target(trainer)))
+        return found
+
+    @property
+    def logs(self) -> Path:
+        """Folder of what the commands printed."""
+        return self.results / self.dataset / "run_logs"
+
+
+def _scoring(title: str, words: tuple[str, ...], target: Path, sources: Sequence[Path]) -> Step:
+    if _newer(target / "scores.json", sources):
+        return Step(title, finished=f"it is scored: {target}")
+    return Step(title, (*words, "--output", str(target), *["--overwrite"] * target.exists()))
+
+
+def _newer(path: Path, sources: Sequence[Path]) -> bool:
+    """Whether a file is there and no source was written after it."""
+    there = path.is_file() and all(source.is_file() for source in sources)
+    return there and all(source.stat().st_mtime_ns <= path.stat().st_mtime_ns for source in sources)
+
+
+def quick_patch(plans: dict, configuration: str) -> list[int]:
+    """Shrink the planned patch, keeping its proportions, to ``QUICK_VOXELS``.
+
+    Every axis stays a multiple of the network's strides and, where it was, of at least twice their product.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans).get_configuration(configuration)
+    planned = list(map(int, manager.patch_size))
+    strides = manager.network_arch_init_kwargs["strides"]
+    steps = [
+        prod(stage[axis] if isinstance(stage, Sequence) else stage for stage in strides) for axis in range(len(planned))
+    ]
+    patch = list(planned)
+    while prod(patch) > QUICK_VOXELS[len(patch)]:
+        longer = [axis for axis in range(len(patch)) if patch[axis] >= 3 * steps[axis]]
+        if not longer:
+            break
+        axis = max(longer, key=lambda axis: patch[axis] / planned[axis])
+        patch[axis] -= steps[axis]
+    return patch
+
+
+def _folders() -> tuple[Path, Path, Path]:
+    missing = [name for name in VARIABLES if not os.environ.get(name, "").strip()]
+    if missing:
+        exports = " ".join(f"{name}=~/nnunet/{name.removeprefix('nnUNet_')}" for name in missing)
+        raise UserError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set, so nnU-Net does not know its "
+            f"folders; for example: export {exports}"
+        )
+    raw, preprocessed, results = (Path(os.environ[name]).expanduser() for name in VARIABLES)
+    if not raw.is_dir():
+        raise UserError(f"nnUNet_raw is {raw}, and there is no such folder: make it, and put the data set into it")
+    return raw, preprocessed, results
+
+
+def _find_dataset(text: str, raw: Path) -> str:
+    """Name of the one data set that is meant."""
+    found = sorted(path.name for path in raw.iterdir() if path.is_dir() and re.match(r"Dataset\d{3,}_.", path.name))
+    if text.isdecimal():
+        # nnU-Net looks for names that begin so, and would also take Dataset1001 for 100.
+        chosen = [name for name in found if name.startswith(f"Dataset{int(text):03d}")]
+        exact = [name for name in chosen if name.startswith(f"Dataset{int(text):03d}_")]
+    else:
+        chosen = exact = [name for name in found if name == text]
+    if len(chosen) > 1 and exact:
+        raise UserError(f"{raw} has {' and '.join(chosen)}, which nnU-Net mixes up: rename or move all but one")
+    if exact:
+        return exact[0]
+    if not text.isdecimal() and not text.startswith("Dataset"):
+        raise UserError(
+            f"'{text}' is neither the number nor the name of a data set: {LAYOUT}; then name its number, e.g. 123"
+        )
+    there = f"there are {', '.join(found)}" if found else "there is none"
+    raise UserError(f"{raw} has no data set {text} ({there}): {LAYOUT}")
+
+
+def _read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
+    """Content of ``dataset.json``, and the images of every labelled case."""
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    from nnunet_logvmamba.plugin.plans import check_dataset_json
+    from nnunet_logvmamba.plugin.results import read_json
+
+    file = folder / "dataset.json"
+    if not file.is_file():
+        raise UserError(f"{folder} has no dataset.json: {LAYOUT}")
+    content = read_json(file)
+    try:
+        check_dataset_json(content, file)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    ending = content.get("file_ending")
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise UserError(f"{file} names no 'file_ending' such as .nii.gz: correct it there")
+    if "dataset" not in content:
+        for name in ("imagesTr", "labelsTr"):
+            if not (folder / name).is_dir():
+                raise UserError(f"{folder} has no folder {name}: {LAYOUT}")
+    listed = get_filenames_of_train_images_and_targets(str(folder), content)
+    cases = {str(case): files["images"] for case, files in listed.items()}
+    if "dataset" not in content:
+        named = {image for images in cases.values() for image in images}
+        stray = [path for path in sorted((folder / "imagesTr").glob(f"*{ending}")) if str(path) not in named]
+        if stray:
+            raise UserError(
+                f"{stray[0]} has no channel number: name images <case>_0000{ending}, its label <case>{ending}"
+            )
+    if not cases:
+        raise UserError(f"{folder / 'imagesTr'} holds no image <case>_0000{ending}: {LAYOUT}")
+    unlabelled = [files["label"] for files in listed.values() if not Path(files["label"]).is_file()]
+    if unlabelled:
+        raise UserError(f"{unlabelled[0]} is missing; {len(unlabelled)} of {len(cases)} image(s) have no label there")
+    return content, cases
+
+
+def _find_trainer(name: str) -> None:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        with redirect_stdout(io.StringIO()):  # where it looks
+            recursive_find_trainer_class_by_name(name)
+    except Refused as error:  # a name close to one of ours
+        raise UserError(str(error)) from error
+    except RuntimeError as error:
+        raise UserError(f"nnU-Net finds no trainer '{name}': our names are {GRAMMAR}, parts in this order") from error
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if asked == "auto":
+        return "cuda" if there["cuda"] else "cpu"
+    if not there[asked]:
+        raise UserError(
+            f"--device {asked}: torch sees no such device here (logvmamba doctor says what it sees): use cpu"
+        )
+    return asked
+
+
+# --- Running ----------------------------------------------------------------------------------------------------------
+
+
+def execute(step: Step, logs: Path) -> None:
+    """Run a command, show what it prints, and keep that in a log; an interrupt ends it with all its processes.
+
+    Raises:
+        UserError: If it ends with another exit code than 0.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{re.sub(r'[^A-Za-z0-9]+', '_', step.title)}.log"
+    program, *words = step.command
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which(program, path=os.pathsep.join((beside, os.environ.get("PATH", ""))))
+    if found is None:
+        raise UserError(f"there is no command {program} beside {sys.executable}: install the package again")
+    environment = {**os.environ, **step.environment, "PYTHONUNBUFFERED": "1"}
+    with log.open("ab") as kept, _hangup_interrupts():
+        kept.write(f"# {time.strftime('%Y-%m-%d %H:%M:%S')}\n$ {step.typed}\n".encode())
+        process = subprocess.Popen(
+            [found, *words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that all its workers can be ended with it
+        )
+        try:
+            for chunk in iter(lambda: process.stdout.read1(65536), b""):
+                kept.write(chunk)
+                kept.flush()
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+            code = process.wait()
+        finally:
+            _end(process)
+    if code:
+        raise UserError(
+            f"the step '{step.title}' ended with exit code {code}, and those after it were not run: {log} has what it "
+            "said; once that is put right, the same command goes on from here"
+        )
+
+
+@contextmanager
+def _hangup_interrupts() -> Iterator[None]:
+    """Let a closed terminal end the run like Ctrl-C, unless nohup has that ignored."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is None or signal.getsignal(hangup) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(hangup, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(hangup, signal.SIG_DFL)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End what is left of a command: politely, so that ours clean up behind them, then at once."""
+    process.stdout.close()
+    if not hasattr(os, "killpg"):
+        process.kill()
+        process.wait()
+        return
+    try:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=20)
+    except (subprocess.TimeoutExpired, ProcessLookupError):
+        pass
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # workers whose parent is gone
+        process.wait()
