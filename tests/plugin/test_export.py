@@ -286,7 +286,9 @@ class _Payload:
 
 
 @pytest.mark.parametrize(
-    "content", [b"not a checkpoint", b"", {"network_weights": {}}, {"x": _Payload()}, [1]], ids=str
+    "content",
+    [b"not a checkpoint", b"", {"network_weights": {}}, {"x": _Payload()}, [1]],
+    ids=["text", "empty", "no weights", "code", "a list"],
 )
 def test_a_file_that_is_no_checkpoint_is_refused_and_runs_nothing(content, own_model, tmp_path, capsys):
     path = own_model / "fold_0" / "checkpoint_final.pth"
