@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -524,19 +524,23 @@ def _hangup_interrupts() -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End what is left of a command: politely, so that ours clean up behind them, then at once."""
+    """End a command that was interrupted: politely, so that ours clean up behind them, then at once."""
     process.stdout.close()
-    if not hasattr(os, "killpg"):
-        process.kill()
-        process.wait()
+    if process.returncode is not None:
         return
-    try:
-        if process.poll() is None:
+    if hasattr(os, "killpg"):
+        # Its number is not free, and so its group nobody else's, before it is waited for.
+        try:
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=20)
-    except (subprocess.TimeoutExpired, ProcessLookupError):
-        pass
-    finally:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # workers whose parent is gone
-        process.wait()
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline and not _has_ended(process.pid):
+                time.sleep(0.05)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # workers whose parent is gone, too
+    else:
+        process.kill()
+    process.wait()
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
