@@ -3,6 +3,7 @@
 Run from a checkout: ``python -m dataset_conversion.Dataset504_NeurIPSCellSeg SOURCE``.
 """
 
+import argparse
 import csv
 import functools
 import re
@@ -480,9 +481,12 @@ def restore(
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
     if not 0 < value < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"must be a share between 0 and 1, such as 0.2, not '{text}'")
     return value
 
 

@@ -175,6 +175,8 @@ class RecipeTrainer(RecordedTrainer):
             f"Recipe: {asdict(self.recipe)}, {self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations, "
             f"seed {self.seed}"
         )
+        if any(name.endswith("A_log") for name, _ in self.network.named_parameters()):
+            self.print_to_log_file("The first iteration takes longer: it compiles the scan, once on a machine.")
         words, lacking = self._foreground
         self.print_to_log_file(f"{'ATTENTION: ' if lacking else 'Foreground: '}{words}")
 

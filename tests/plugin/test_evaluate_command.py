@@ -707,3 +707,19 @@ def test_cells_of_the_shared_data_are_perfect_against_themselves(shared, tmp_pat
     assert {name: means[name]["mean"] for name in ("f1", "object_iou", "average_precision", "dice", "nsd")} == (
         dict.fromkeys(("f1", "object_iou", "average_precision", "dice", "nsd"), 1)
     )
+
+
+def test_instance_maps_without_their_option_are_refused_with_it(volumes, capsys):
+    maps = volumes / "instancesTr"
+    maps.mkdir()
+    (maps / "a.tiff").touch()
+    (volumes / "dataset.json").write_text("{}")
+    assert run(volumes / "predictions", maps) == 2
+    assert "then score OUT with --instances" in capsys.readouterr().err
+    found = volumes / "out"
+    found.mkdir()
+    (found / "a_label.tiff").touch()
+    assert run(found, maps) == 2
+    assert f"{found / 'a_label.tiff'} is named as an instance map: to score instances, add --instances" in (
+        capsys.readouterr().err
+    )

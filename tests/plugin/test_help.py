@@ -56,6 +56,23 @@ def test_the_bare_command_prints_its_help(run_command):
     assert main([]) == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "usage", "near"),
+    [
+        (["instnaces", "a", "b"], "usage: logvmamba ", "did you mean instances?"),
+        (["instances", "a", "b", "--referecnes", "c"], "usage: logvmamba instances ", "did you mean --references?"),
+        (["evaluate", "a", "b", "--metric=dice", "--polcy=paper"], "usage: logvmamba evaluate ", "--policy?"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_nearest_and_the_usage_of_its_command(words, usage, near, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(usage)
+    assert near in said
+
+
 def test_every_shell_that_is_offered_gets_a_script(capsys):
     assert set(completion.SHELLS) <= set(shtab.SUPPORTED_SHELLS)
     for shell in completion.SHELLS:

@@ -347,3 +347,12 @@ def test_real_cells(shared, tmp_path, run_command):
     assert len(summary["cases_not_scored"]) == 87
     assert summary["mean"]["f1"]["mean"] > 0.9
     assert summary["mean"]["nsd_foreground"]["mean"] > 0.9
+
+
+def test_classes_in_place_of_true_instance_maps_are_named_where_the_maps_lie_beside_them(cells, capsys):
+    for name in ("labelsTr", "instancesTr"):
+        (cells / name).mkdir()
+    assert run(cells / "predictions", cells / "out", "--references", cells / "labelsTr") == 2
+    said = capsys.readouterr().err
+    assert f"the true instance maps are in {cells / 'instancesTr'}" in said
+    assert not (cells / "out").exists()

@@ -6,12 +6,13 @@ All files are imported to build the help text, so they import torch and nnU-Net 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,12 +43,30 @@ def build_parser() -> argparse.ArgumentParser:
         **examples("reference/commands.md", "logvmamba doctor", "logvmamba plans --help"),
     )
     parser.add_argument("--version", action="version", version=f"logvmamba {__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name in SUB_COMMANDS:
         command = importlib.import_module(f"{__name__}.{name}")
         command.add_parser(subparsers)
         subparsers.choices[name].set_defaults(run=command.run)
     return parser
+
+
+def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse; what is unknown is answered with the usage of the sub-command and the nearest word that it knows."""
+    choices = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    if not words[0].startswith("-") and words[0] not in choices:
+        parser.error(f"there is no command '{words[0]}'{_nearest(words[0], choices)}; there are {', '.join(choices)}")
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        own = choices[words[0]]
+        hint = _nearest(unknown[0].partition("=")[0], own._option_string_actions)
+        own.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return args
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help()
         return 0
-    args = parser.parse_args(argv)
+    args = _parsed(parser, sys.argv[1:] if argv is None else list(argv))
     previous = signal.signal(signal.SIGTERM, _unwind)
     hook, sys.unraisablehook = sys.unraisablehook, partial(_unwind_again, sys.unraisablehook)
     try:

@@ -121,6 +121,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.output is not None:
         check_target(args.output, overwrite=args.overwrite)
     processes = args.jobs or default_processes()
+    if not args.instances:
+        _refuse_instance_maps(args.predictions, args.references)
     pairs, unscored = folders.find_pairs(
         args.predictions,
         args.references,
@@ -158,6 +160,18 @@ def _run(args: argparse.Namespace) -> int:
     if args.output is not None:
         terminal.show(f"\nwritten: {args.output}")
     return 0
+
+
+def _refuse_instance_maps(predictions: Path, references: Path) -> None:
+    """Say what to add for maps that ``logvmamba instances`` or the converter of cells has named or put there."""
+    maps = sorted(predictions.glob("*_label.tif*")) if predictions.is_dir() else []
+    if maps and not any((references / one.name).is_file() for one in maps):
+        raise UserError(f"{maps[0]} is named as an instance map: to score instances, add --instances")
+    if references.name.startswith("instances") and (references.parent / "dataset.json").is_file():
+        raise UserError(
+            f"{references} holds true instance maps: make instances of the predictions with logvmamba instances "
+            f"PREDICTIONS OUT, then score OUT with --instances"
+        )
 
 
 def _tolerances(words: list[str] | None) -> dict[str, float] | float | None:

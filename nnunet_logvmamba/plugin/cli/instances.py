@@ -106,6 +106,9 @@ def _run(args: argparse.Namespace) -> int:
     predictions = find_cases(args.predictions, endings=PICTURE_ENDINGS)
     references, images, unscored = {}, {}, []
     if args.references is not None:
+        maps = args.references.parent / args.references.name.replace("labels", "instances", 1)
+        if args.references.name.startswith("labels") and maps.is_dir():
+            raise UserError(f"{args.references} holds the classes of nnU-Net; the true instance maps are in {maps}")
         references = find_cases(args.references, endings=PICTURE_ENDINGS, suffixes=LABEL_SUFFIXES)
         unscored = check_pairs(
             predictions, references, args.predictions, args.references, predicted_only=args.predicted_only
