@@ -127,7 +127,10 @@ def check_pairs(
     """
     alone = sorted(set(predicted) - set(true))
     if alone:
-        raise CaseError(f"{references} holds no reference for {len(alone)} prediction(s), the first is '{alone[0]}'")
+        raise CaseError(
+            f"{references} holds no reference for {len(alone)} prediction(s), the first is '{alone[0]}'; add it, or "
+            f"move what cannot be scored out of {predictions}"
+        )
     unscored = sorted(set(true) - set(predicted))
     if unscored and not predicted_only:
         raise CaseError(
@@ -408,7 +411,8 @@ def check_same_grid(
     else:
         return
     what, predicted, true = difference
-    raise CaseError(f"{prediction_file} has {what} {predicted} but its reference {truth_file} has {true}")
+    remedy = "; logvmamba evaluate --ignore-position scores it all the same" if what.startswith("origin") else ""
+    raise CaseError(f"{prediction_file} has {what} {predicted} but its reference {truth_file} has {true}{remedy}")
 
 
 def turned_like(read: LabelMap, other: LabelMap) -> LabelMap:
@@ -483,4 +487,4 @@ def _in_words(affine: np.ndarray) -> str:
 
 
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(f"{value:.7g}") for value in values)
+    return tuple(float(f"{value:.7g}") + 0.0 for value in values)  # without the sign of 0

@@ -6,7 +6,6 @@ run that was interrupted goes on where it was, whoever began it.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -17,18 +16,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from nnunet_logvmamba.plugin.errors import Refused, UserError
+from nnunet_logvmamba.plugin.errors import UserError
 from nnunet_logvmamba.plugin.files import replace_text
-from nnunet_logvmamba.plugin.trainer_names import GRAMMAR
+from nnunet_logvmamba.plugin.trainer_names import find_trainer
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PLANS = "nnUNetPlans"
 PLANNED = ("2d", "3d_fullres", "3d_lowres")
+NNUNETS_FOLDS = 5
 QUICK = {"num_epochs": 8, "num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 5}
 QUICK_BATCH = 2
 QUICK_VOXELS = {2: 128 * 128, 3: 24 * 40 * 24}
@@ -103,7 +103,7 @@ class FirstRun:
         self._check_planned(self._plans())
         self._check_splits()
         for trainer in request.trainers:
-            _find_trainer(trainer)
+            find_trainer(trainer)
         self.device = _device(request.device)
         self.new_cases = self._check_new_images() if request.images is not None else 0
 
@@ -116,9 +116,14 @@ class FirstRun:
             raise UserError(f"there is no configuration '{self.request.configuration}': {source} {', '.join(names)}")
 
     def _check_splits(self) -> None:
-        """Refuse folds of cases that are gone, on which nnU-Net's training stops without naming the file."""
+        """Refuse folds that do not exist, and folds of cases that are gone.
+
+        For the former nnU-Net draws cases at random, whatever the folds keep apart; on the latter its training stops
+        without naming the file.
+        """
         file = self.preprocessed / self.dataset / "splits_final.json"
         if not file.is_file():
+            self._check_folds(NNUNETS_FOLDS, "nnU-Net makes")
             return
         try:
             splits = json.loads(file.read_text(encoding="utf-8"))
@@ -131,6 +136,12 @@ class FirstRun:
                 f"{file} lists {len(gone)} case(s) that the data set does not have, the first is {gone[0]}: correct "
                 "it, or remove it, and nnU-Net makes new folds"
             )
+        self._check_folds(len(splits), f"{file} has")
+
+    def _check_folds(self, number: int, source: str) -> None:
+        beyond = [fold for fold in self.request.folds if fold != "all" and int(fold) >= number]
+        if beyond:
+            raise UserError(f"there is no fold {beyond[0]}: {source} {number} folds, 0 to {number - 1}")
 
     def _check_new_images(self) -> int:
         """Read every scan as ``nnUNetv2_predict`` will, now rather than after hours of training."""
@@ -151,16 +162,43 @@ class FirstRun:
             )
         except CaseError as error:
             raise UserError(str(error)) from error
-        if request.references is not None and not request.references.is_dir():
-            raise UserError(f"{request.references} is not a folder")
+        if request.references is not None:
+            self._check_references()
         for trainer in request.trainers:
             target, wanted = self._target(trainer), self._predicted_by(trainer)
             taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
-            if taken and self._record(target)[0] != wanted:
+            there = self._record(target)[0] if taken else wanted
+            if there != wanted:
+                differ = [key for key in wanted if key in there and there[key] != wanted[key]]
+                other = "".join(f"; {key}: {there[key]}, not {wanted[key]}" for key in differ[:1])
                 raise UserError(
-                    f"{target} holds something else than predictions of this run: name a new or an empty folder"
+                    f"{target} holds something else than predictions of this run{other}: name a new or an empty folder"
                 )
         return count
+
+    def _check_references(self) -> None:
+        """Refuse true segmentations that the scores of the predictions would stop at."""
+        from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
+
+        from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, CaseError, find_cases, read_image, read_labels
+
+        images, folder, ending = self.request.images, self.request.references, self.dataset_json["file_ending"]
+        cases = get_identifiers_from_splitted_dataset_folder(str(images), ending)
+        try:
+            references = find_cases(folder)
+            missing = sorted(set(map(str, cases)) - references.keys())
+            if missing:
+                raise UserError(
+                    f"{folder} holds no reference for {len(missing)} scan(s) of {images}, the first is '{missing[0]}': "
+                    f"add it, or leave --references away and score with logvmamba evaluate later"
+                )
+            for case in map(str, cases):
+                image, axes = images / f"{case}_0000{ending}", 2 if ending in PICTURE_ENDINGS else 3
+                scan, truth = read_image(image).shape[:axes], read_labels(references[case]).shape
+                if [size for size in scan if size > 1] != [size for size in truth if size > 1]:
+                    raise UserError(f"{references[case]} has the shape {truth}, but its scan {image} has {scan}")
+        except CaseError as error:
+            raise UserError(str(error)) from error
 
     # Where things are
 
@@ -435,18 +473,6 @@ def _read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
     if unlabelled:
         raise UserError(f"{unlabelled[0]} is missing; {len(unlabelled)} of {len(cases)} image(s) have no label there")
     return content, cases
-
-
-def _find_trainer(name: str) -> None:
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    try:
-        with redirect_stdout(io.StringIO()):  # where it looks
-            recursive_find_trainer_class_by_name(name)
-    except Refused as error:  # a name close to one of ours
-        raise UserError(str(error)) from error
-    except RuntimeError as error:
-        raise UserError(f"nnU-Net finds no trainer '{name}': our names are {GRAMMAR}, parts in this order") from error
 
 
 def _device(asked: str) -> str:

@@ -1,10 +1,14 @@
-"""What a misspelt name of a trainer was meant to be."""
+"""Trainers by name, and what a misspelt name was meant to be."""
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from difflib import SequenceMatcher, get_close_matches
+
+from nnunet_logvmamba.plugin.errors import Refused, UserError
 
 PREFIX = "nnUNetTrainer"
 GRAMMAR = f"{PREFIX}<Family>[_adam|_paper|_sgd][_<N>epochs][_seed<K>]"
@@ -12,6 +16,23 @@ CLOSE = 0.75
 """How alike (0 to 1, ``difflib``) a word and the name of a family must be, for the name to be one of ours."""
 
 _UNITS = ("epochs", "epoch", "ep", "seed")
+
+
+def find_trainer(name: str) -> type:
+    """Give the trainer that nnU-Net finds by a name.
+
+    Raises:
+        UserError: If it finds none; the sentence has the nearest name of ours, or how they are made.
+    """
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        with redirect_stdout(io.StringIO()):  # where it looks is of interest to nobody here
+            return recursive_find_trainer_class_by_name(name)
+    except Refused as error:  # a name close to one of ours
+        raise UserError(str(error)) from error
+    except RuntimeError as error:
+        raise UserError(f"nnU-Net finds no trainer '{name}': our names are {GRAMMAR}, parts in this order") from error
 
 
 def nearest_name(typed: str, families: Sequence[str], recipes: Sequence[str]) -> str | None:

@@ -77,6 +77,7 @@ def test_an_origin_that_is_off_is_noticed_however_far_from_zero(header, origin, 
     nifti_headers.write(tmp_path / "prediction.nii", LABELS, sform=shifted)
     said = refused(tmp_path / "truth.nii", tmp_path / "prediction.nii")
     assert f"{tmp_path / 'prediction.nii'} has origin or direction" in said
+    assert "-0.0" not in said
     check_same_grid(
         *(read_labels(tmp_path / f"{name}.nii") for name in ("truth", "prediction")),
         Path("t"),

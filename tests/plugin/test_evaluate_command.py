@@ -449,6 +449,7 @@ def vectors(root):
         ),
         (other_spacing, r"b.nii.gz has spacing \(3.0, 1.0, 0.6\) but its reference .* \(3.0, 1.0, 0.5\)"),
         (other_origin, "b.nii.gz has origin or direction"),
+        (other_origin, "; logvmamba evaluate --ignore-position scores it all the same"),
         (strange_label, "predictions/b.nii.gz holds the value 9, which is no label; the labels are 0, 1, 2, 3"),
         (strange_label_in_the_truth, "labelsTr/c.nii.gz holds the value 4, which is no label"),
         (fractions, "b.nii.gz holds numbers that are not whole"),
@@ -723,3 +724,5 @@ def test_instance_maps_without_their_option_are_refused_with_it(volumes, capsys)
     assert f"{found / 'a_label.tiff'} is named as an instance map: to score instances, add --instances" in (
         capsys.readouterr().err
     )
+    assert run(found, found) == 2  # a pair by its name; what is wrong is that the file is empty
+    assert "a_label.tiff cannot be read" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 import small_dataset
 from commands import BIN, NnunetFolders
 from small_project import Project, segmentations
@@ -179,6 +180,7 @@ def test_missing_variables_are_named_with_what_to_export(folders, monkeypatch, c
         ((998, "3d_fulres"), "no configuration '3d_fulres': nnU-Net plans 2d, 3d_fullres, 3d_lowres"),
         ((998, "3d_cascade_fullres"), "'3d_cascade_fullres' is the second stage of a cascade"),
         ((998, "2d", "--fold", "five"), "--fold takes the numbers of folds, as 0, or all, not 'five'"),
+        ((998, "2d", "--fold", 0, 5), "there is no fold 5: nnU-Net makes 5 folds, 0 to 4"),
         ((998, "2d", "--trainer", "nnUNetTrainerLogVMamba"), "nnUNetTrainerLoGVMamba"),
         ((998, "2d", "--trainer", "nnUNetTrainerOfMine"), "nnU-Net finds no trainer 'nnUNetTrainerOfMine'"),
         ((998, "2d", "--references", "."), "--references are of the scans to predict"),
@@ -256,6 +258,38 @@ def test_folds_of_cases_that_are_gone_are_refused(folders, capsys):
     )
 
 
+def test_a_fold_that_the_data_set_does_not_have_is_refused_since_nnunet_would_draw_one(folders, capsys):
+    small_dataset.copy_into(folders)
+    splits = folders.preprocessed / small_dataset.NAME / "splits_final.json"
+    splits.write_text(json.dumps([{"train": ["ball_0"], "val": ["ball_1"]}] * 2))
+    assert f"there is no fold 2: {splits} has 2 folds, 0 to 1" in refused(capsys, 998, "2d", "--fold", 2)
+    dry_run(capsys, 998, "2d", "--fold", 1, "all")
+
+
+@pytest.mark.parametrize("fault", ["missing", "other shape", "no labels", None])
+def test_references_that_the_scores_would_stop_at_are_named_before_the_training(folders, tmp_path, capsys, fault):
+    new, references = images(folders, tmp_path / "new"), tmp_path / "references"
+    shutil.copytree(folders.raw / small_dataset.NAME / "labelsTr", references)
+    last = references / "ball_1.nii.gz"
+    if fault == "missing":
+        last.unlink()
+    elif fault == "other shape":
+        voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(last)))
+        sitk.WriteImage(sitk.GetImageFromArray(voxels[:-1]), str(last))
+    elif fault == "no labels":
+        shutil.copy(new / "ball_1_0000.nii.gz", last)
+    words = (998, "2d", "--predict", new, tmp_path / "out", "--references", references)
+    if fault is None:
+        assert f"--output {tmp_path / 'out' / 'scores'}" in dry_run(capsys, *words)
+        return
+    reasons = {
+        "missing": f"{references} holds no reference for 1 scan(s) of {new}, the first is 'ball_1'",
+        "other shape": f"{last} has the shape",
+        "no labels": f"{last} holds numbers that are not whole",
+    }
+    assert reasons[fault] in refused(capsys, *words)
+
+
 def test_scans_that_nnunet_cannot_predict_are_named_before_the_training(folders, tmp_path, capsys):
     new = images(folders, tmp_path / "new")
     (new / "ball_0_0000.nii.gz").rename(new / "ball_0.nii.gz")
@@ -269,6 +303,11 @@ def test_a_folder_that_holds_something_else_is_not_predicted_into(folders, tmp_p
     assert f"{out} holds something else" in refused(capsys, 998, "2d", "--predict", new, out)
     assert f"{new} holds something else" in refused(capsys, 998, "2d", "--predict", new, new)
     assert (out / "ball_0.nii.gz").read_text() == "a colleague's"
+    wanted = {"images": str(tmp_path / "old"), "model": f"{TRAINER}__nnUNetPlans__2d", "finished": True}
+    (out / first_run.PREDICTED_BY).write_text(json.dumps(wanted))
+    assert f"of this run; images: {tmp_path / 'old'}, not {new}: name a new" in refused(
+        capsys, 998, "2d", "--predict", new, out
+    )
 
 
 # How commands end

@@ -212,7 +212,10 @@ def test_the_grid_in_use_is_shown_where_it_is_not_the_canonical_one(planned, cap
     [
         ("--preset paper4d", "there is no preset 'paper4d'; there are paper3d, paper2d"),
         ("-d 998 -c 4d", "there is no configuration '4d' in nnUNetPlans; there are 2d, 3d_fullres"),
-        ("-d 998 -tr nnUNetTrainerNone", "nnU-Net finds no trainer 'nnUNetTrainerNone': see logvmamba doctor"),
+        (
+            "-d 998 -tr nnUNetTrainerNone",
+            "finds no trainer 'nnUNetTrainerNone': our names are nnUNetTrainer<Family>",
+        ),
         ("-d 998 -tr nnUNetTrainerLogVMamba_sdg", "the nearest is nnUNetTrainerLoGVMamba_sgd: names are"),
         ("-d 998 -tr json", "nnU-Net finds no trainer 'json'"),
         ("-d 1", "one data set Dataset001_* is needed"),

@@ -164,9 +164,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _refuse_instance_maps(predictions: Path, references: Path) -> None:
     """Say what to add for maps that ``logvmamba instances`` or the converter of cells has named or put there."""
-    maps = sorted(predictions.glob("*_label.tif*")) if predictions.is_dir() else []
-    if maps and not any((references / one.name).is_file() for one in maps):
-        raise UserError(f"{maps[0]} is named as an instance map: to score instances, add --instances")
+    suffix = "_label"
+    if predictions.is_dir() and references.is_dir():
+        true = {path.name.partition(".")[0] for path in references.iterdir()}
+        for path in sorted(predictions.glob(f"*{suffix}.tif*")):
+            if path.stem not in true and path.stem.removesuffix(suffix) in true:
+                raise UserError(f"{path} is named as an instance map: to score instances, add --instances")
     if references.name.startswith("instances") and (references.parent / "dataset.json").is_file():
         raise UserError(
             f"{references} holds true instance maps: make instances of the predictions with logvmamba instances "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING
 from nnunet_logvmamba.plugin.cli import terminal
 from nnunet_logvmamba.plugin.cli.options import examples
 from nnunet_logvmamba.plugin.counting import count_multiply_adds, count_parameters
-from nnunet_logvmamba.plugin.errors import Refused, UserError
+from nnunet_logvmamba.plugin.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -312,12 +310,12 @@ def _from_preset(name: str) -> tuple[nn.Module, int, Sequence[int], int]:
 
 def _from_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int], int, str]:
     import torch
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_logvmamba.plugin import trainers
     from nnunet_logvmamba.plugin.plans import find_plans
+    from nnunet_logvmamba.plugin.trainer_names import find_trainer
 
     try:
         _, plans, dataset_json = find_plans(args.dataset, args.plans)
@@ -327,14 +325,7 @@ def _from_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int]
         there = ", ".join(plans["configurations"])
         raise UserError(f"there is no configuration '{args.configuration}' in {args.plans}; there are {there}")
     trainer = getattr(trainers, args.trainer, None) if args.trainer.startswith("nnUNetTrainer") else None
-    if trainer is None:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # where it looks is of interest to nobody here
-                trainer = recursive_find_trainer_class_by_name(args.trainer)
-        except Refused as error:  # a name close to one of ours
-            raise UserError(str(error)) from error
-        except RuntimeError as error:
-            raise UserError(f"nnU-Net finds no trainer '{args.trainer}': see logvmamba doctor") from error
+    trainer = trainer or find_trainer(args.trainer)
     try:
         plans_manager = PlansManager(plans)
         manager = plans_manager.get_configuration(args.configuration)
