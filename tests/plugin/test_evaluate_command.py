@@ -724,5 +724,6 @@ def test_instance_maps_without_their_option_are_refused_with_it(volumes, capsys)
     assert f"{found / 'a_label.tiff'} is named as an instance map: to score instances, add --instances" in (
         capsys.readouterr().err
     )
+    (volumes / "dataset.json").unlink()
     assert run(found, found) == 2  # a pair by its name; what is wrong is that the file is empty
     assert "a_label.tiff cannot be read" in capsys.readouterr().err
