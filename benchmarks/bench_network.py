@@ -27,7 +27,7 @@ from measure import RESULTS, circumstances, save, side_by_side
 from torch import nn
 
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
-from nnunet_logvmamba.networks.presets import PAPER_2D
+from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_2D
 
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6)  # per stage, as nnU-Net's residual encoder presets plan it
 

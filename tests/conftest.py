@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+pytest_plugins = ["trained_projects"]
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 # Where there is no GPU, Triton's kernels run in its interpreter. Triton looks at this when it is first imported.

@@ -14,7 +14,9 @@ MAY_IMPORT = {
     "layers": {"ops"},
     "networks": {"layers", "dynamic_network_architectures"},
     "evaluation": {"monai"},
-    "plugin": {"ops", "networks", "evaluation", "nnunetv2"},
+    "results": {"evaluation", "plugin", "nnunetv2"},
+    "plugin": {"ops", "networks", "evaluation", "results", "nnunetv2"},
+    "cli": {"ops", "networks", "evaluation", "results", "plugin", "nnunetv2"},
 }
 GUARDED = set(MAY_IMPORT).union(*MAY_IMPORT.values()) | {"dataset_conversion", "tests", "benchmarks"}
 
@@ -70,7 +72,7 @@ def test_converters_know_nothing_of_the_package_but_what_a_cell_is():
     [
         ("nnunet_logvmamba", {"torch", "numpy", "nnunetv2"}),
         ("nnunet_logvmamba.plugin.startup", {"torch", "numpy", "nnunetv2"}),
-        ("nnunet_logvmamba.plugin.cli", {"torch", "numpy", "nnunetv2"}),
+        ("nnunet_logvmamba.cli", {"torch", "numpy", "nnunetv2"}),
         ("nnunet_logvmamba.networks", {"nnunetv2", "numba", "triton", "mamba_ssm"}),
         ("nnunet_logvmamba.evaluation", {"torch", "numpy", "scipy", "monai", "nnunetv2"}),
         ("nnunet_logvmamba.evaluation.overlap", {"nnunetv2", "torchvision"}),

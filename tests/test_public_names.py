@@ -5,8 +5,9 @@ import inspect
 
 from nnunet_logvmamba.layers import FAMILIES, PLACEMENTS
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
-from nnunet_logvmamba.networks.presets import PRESETS
-from nnunet_logvmamba.plugin import plans, pretraining, trainers
+from nnunet_logvmamba.networks.log_vmamba.presets import PRESETS
+from nnunet_logvmamba.plugin import plans, trainers
+from nnunet_logvmamba.plugin.trainers import pretraining
 
 TRAINERS = (
     "nnUNetTrainerLoGVMamba",
@@ -157,13 +158,13 @@ def test_words_that_plans_may_hold():
 
 def test_files_of_scores():
     folders = importlib.import_module("nnunet_logvmamba.evaluation.folders")
-    assert importlib.import_module("nnunet_logvmamba.plugin.surface_scores").FILE == "surface.json"
-    assert importlib.import_module("nnunet_logvmamba.plugin.instance_scores").FILE == "instances.json"
+    assert importlib.import_module("nnunet_logvmamba.plugin.trainers.surface_scores").FILE == "surface.json"
+    assert importlib.import_module("nnunet_logvmamba.plugin.trainers.instance_scores").FILE == "instances.json"
     assert (folders.SCORES, folders.SUMMARY, folders.TABLE) == ("scores.csv", "scores.json", "scores.txt")
 
 
 def test_record_of_a_training():
-    run_record = importlib.import_module("nnunet_logvmamba.plugin.run_record")
+    run_record = importlib.import_module("nnunet_logvmamba.plugin.trainers.recording")
     assert (run_record.RECORD_NAME, run_record.FORMAT) == ("logvmamba.json", 1)
     assert tuple(run_record.KEYS) == RECORD_KEYS
 

@@ -18,9 +18,9 @@ import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_logvmamba import networks
-from nnunet_logvmamba.networks.presets import PRESETS
+from nnunet_logvmamba.cli import SUB_COMMANDS, build_parser
+from nnunet_logvmamba.networks.log_vmamba.presets import PRESETS
 from nnunet_logvmamba.plugin import plans, trainers
-from nnunet_logvmamba.plugin.cli import SUB_COMMANDS, build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {

@@ -1,6 +1,6 @@
 """Networks for nnU-Net plans. The dotted paths of these classes are written into plans files and never move."""
 
-from .swin_umamba import LoGVMambaSwinUNet
-from .unet import LoGVMambaUNet
+from nnunet_logvmamba.networks.log_vmamba.swin_unet import LoGVMambaSwinUNet
+from nnunet_logvmamba.networks.log_vmamba.unet import LoGVMambaUNet
 
 __all__ = ["LoGVMambaSwinUNet", "LoGVMambaUNet"]

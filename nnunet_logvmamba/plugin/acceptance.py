@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_gzip, ending_of, read_image, read_volume
 from nnunet_logvmamba.evaluation.dataset_json import channels_of
 from nnunet_logvmamba.evaluation.parallel import map_cases
-from nnunet_logvmamba.plugin.errors import UserError
-from nnunet_logvmamba.plugin.results import read_dataset_json, read_json
+from nnunet_logvmamba.results.runs import read_dataset_json, read_json
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter

@@ -12,7 +12,7 @@ import importlib.util
 import subprocess
 import sys
 
-from nnunet_logvmamba.plugin.errors import UserError
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin.startup import FORGIVING_TORCHVISION
 
 FORGIVING_TORCHVISION_PYTHON = (3, 11)  # the last one that this release has wheels for

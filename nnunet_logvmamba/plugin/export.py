@@ -21,12 +21,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_logvmamba import __version__
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.files import replacing
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, first_difference, read_checkpoint
 from nnunet_logvmamba.plugin.environment import version_of
-from nnunet_logvmamba.plugin.errors import UserError
-from nnunet_logvmamba.plugin.files import replacing
 from nnunet_logvmamba.plugin.plans import check_patch
-from nnunet_logvmamba.plugin.results import read_dataset_json, read_json
+from nnunet_logvmamba.results.runs import read_dataset_json, read_json
 
 FORMAT = "1"
 """Of the metadata."""

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from nnunet_logvmamba.plugin.errors import UserError
-from nnunet_logvmamba.plugin.files import replace_text
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.plugin.trainer_names import find_trainer
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -441,7 +441,7 @@ def _read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     from nnunet_logvmamba.plugin.plans import check_dataset_json
-    from nnunet_logvmamba.plugin.results import read_json
+    from nnunet_logvmamba.results.runs import read_json
 
     file = folder / "dataset.json"
     if not file.is_file():

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from difflib import SequenceMatcher, get_close_matches
 
-from nnunet_logvmamba.plugin.errors import Refused, UserError
+from nnunet_logvmamba.errors import Refused, UserError
 
 PREFIX = "nnUNetTrainer"
 GRAMMAR = f"{PREFIX}<Family>[_adam|_paper|_sgd][_<N>epochs][_seed<K>]"

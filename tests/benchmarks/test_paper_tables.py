@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_logvmamba.cli import build_parser
 from nnunet_logvmamba.plugin import plans, trainers
-from nnunet_logvmamba.plugin.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "tables.sh"

@@ -12,8 +12,8 @@ from scipy import ndimage
 from dataset_conversion import Dataset504_NeurIPSCellSeg as cells
 from dataset_conversion import phantoms, pictures, reporting
 from dataset_conversion.cases import ConversionError
+from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.evaluation.instances import recover_instances, to_classes
-from nnunet_logvmamba.plugin.cli import main
 
 MODULE = "dataset_conversion.Dataset504_NeurIPSCellSeg"
 NAME = "Dataset504_NeurIPSCellSeg"

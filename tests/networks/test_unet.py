@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_logvmamba.layers import FAMILIES
 from nnunet_logvmamba.networks import LoGVMambaUNet
-from nnunet_logvmamba.networks.presets import PRESETS
+from nnunet_logvmamba.networks.log_vmamba.presets import PRESETS
 
 KEYS = Path(__file__).resolve().parents[1] / "data" / "paper3d_keys.json"
 

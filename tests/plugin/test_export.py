@@ -24,8 +24,8 @@ from small_model import (
 )
 from torch import nn
 
+from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
-from nnunet_logvmamba.plugin.cli import main
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime, which is not installed")
 pytest.importorskip("onnxscript", reason="needs onnxscript, which is not installed")

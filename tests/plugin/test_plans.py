@@ -12,9 +12,9 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.networks import LoGVMambaUNet
 from nnunet_logvmamba.plugin import environment, plans, trainers
-from nnunet_logvmamba.plugin.cli import main
 
 # As nnU-Net's planners write them, for a few of the patches that issue from real data sets.
 KERNEL, STRIDE = [3, 3, 3], [2, 2, 2]

@@ -15,9 +15,11 @@ import torch
 from small_model import planned_architecture, write_model
 
 from nnunet_logvmamba import evaluation
+from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.evaluation import instances, lesions, overlap, scoring, surface
-from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet, swin_umamba, unet
-from nnunet_logvmamba.plugin.cli import main
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
+from nnunet_logvmamba.networks.log_vmamba import swin_unet as swin_umamba
+from nnunet_logvmamba.networks.log_vmamba import unet
 
 ROOT = Path(__file__).resolve().parents[2]
 

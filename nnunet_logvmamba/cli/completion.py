@@ -1,0 +1,51 @@
+"""``logvmamba completion``: a script with which a shell completes our commands, options and files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from nnunet_logvmamba.cli.options import examples
+
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add ``completion`` to the sub-commands of ``logvmamba``."""
+    parser = subparsers.add_parser(
+        "completion",
+        help="print a script for the tab key of your shell",
+        description="Print a script with which a shell completes commands, options, their choices and files. Put it "
+        "where the shell looks for such scripts; print it anew after an update.",
+        **examples(
+            "reference/commands.md#logvmamba-completion",
+            "logvmamba completion bash > ~/.logvmamba.bash  # source this in ~/.bashrc",
+            "logvmamba completion zsh > ~/.zfunc/_logvmamba",
+        ),
+    )
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the script."""
+    import shtab
+
+    from nnunet_logvmamba.cli import build_parser
+
+    parser = build_parser()
+    for action in _actions(parser):
+        if action.type is Path:
+            action.complete = shtab.FILE
+        elif hasattr(action.type, "choices"):
+            action.choices = action.type.choices
+    print(shtab.complete(parser, args.shell))
+    return 0
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)

@@ -1,0 +1,258 @@
+"""``logvmamba doctor``: what is installed, what works here, and whether training would."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from nnunet_logvmamba.cli import terminal
+from nnunet_logvmamba.cli.options import examples
+from nnunet_logvmamba.plugin import startup
+from nnunet_logvmamba.plugin.environment import (
+    device_option,
+    torch_build,
+    torchvision_error,
+    torchvision_remedy,
+    version_of,
+)
+
+TRAINER = "nnUNetTrainerLoGVMamba"
+DISTRIBUTIONS = (
+    "nnunet-logvmamba",
+    "torch",
+    "nnunetv2",
+    "dynamic-network-architectures",
+    "batchgenerators",
+    "SimpleITK",
+    "monai",
+    "torchvision",
+    "triton",
+    "numba",
+    "mamba-ssm",
+    "causal-conv1d",
+)
+OPTIONAL = {"triton", "mamba-ssm", "causal-conv1d"}
+TESTED_NNUNET = (2, 8)
+
+OK, NOTE, FAILS = "ok", "note", "FAILS"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the table; ``FAILS`` means that training would fail for it."""
+
+    section: str
+    name: str
+    state: str
+    text: str
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add ``doctor`` to the sub-commands of ``logvmamba``."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="show versions, devices and what works here",
+        description="Show versions, devices, which scan backends work here and whether nnU-Net finds our trainers. "
+        "The exit code is 1 if training would fail.",
+        **examples("reference/commands.md#logvmamba-doctor", "logvmamba doctor"),
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print all findings; give 1 if training would fail, else 0."""
+    findings = list(examine())
+    failures = [finding for finding in findings if finding.state == FAILS]
+    if args.json:
+        report = {"training_would_fail": bool(failures), "findings": [asdict(finding) for finding in findings]}
+        print(json.dumps(report, indent=2))
+    else:
+        terminal.show(as_table(findings))
+        names = ", ".join(finding.name for finding in failures)
+        terminal.show(f"\ndoctor: training would fail, see {names}" if failures else "\ndoctor: ready to train")
+    return 1 if failures else 0
+
+
+def as_table(findings: list[Finding]) -> str:
+    """Lay findings out in columns, one block per section."""
+    width = max(len(finding.name) for finding in findings)
+    lines, section = [], None
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            lines += [""] * bool(lines) + [section]
+        lines.append(f"  {finding.state:<5}  {finding.name:<{width}}  {finding.text}")
+    return "\n".join(lines)
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything that training needs; what is broken becomes a finding, not an exception."""
+    yield from _versions()
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("devices", "torch", FAILS, f"cannot be imported: {_first_line(error)}; install it again")
+        return
+    devices = _devices(torch)
+    yield from (Finding("devices", str(device), OK, text) for device, text in devices)
+    if device_option():
+        needed = f"nnU-Net's commands need{device_option()} here, since torch finds no CUDA device"
+        yield Finding("devices", "-device", NOTE, needed)
+    yield from _thread_limit()
+    for device, _ in devices:
+        yield from _scan_backends(device)
+    yield from _nnunet()
+    yield from _paths()
+    yield from _caches()
+
+
+def _versions() -> Iterator[Finding]:
+    section = "versions"
+    yield Finding(section, "python", OK, f"{platform.python_version()} ({sys.executable})")
+    for name in DISTRIBUTIONS:
+        version = version_of(name)
+        if version is None:
+            missing = "not installed, not needed" if name in OPTIONAL else "not installed"
+            yield Finding(section, name, NOTE if name in OPTIONAL else FAILS, missing)
+        elif name == "nnunetv2" and _release(version) != TESTED_NNUNET:
+            window = ".".join(map(str, TESTED_NNUNET))
+            yield Finding(
+                section, name, FAILS, f"{version}, but we work with {window}: pip install 'nnunetv2=={window}.*'"
+            )
+        else:
+            yield Finding(section, name, OK, version)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """First two numbers of a version, 2.8rc1 being of 2.8."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def _devices(torch) -> list[tuple]:
+    devices = [(torch.device("cpu"), f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        text = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        devices.append((torch.device("cuda", index), text))
+    if torch.backends.mps.is_available():
+        devices.append((torch.device("mps"), "Apple GPU"))
+    devices[0] = (devices[0][0], f"{devices[0][1]}; torch is a {torch_build()} build")
+    return devices
+
+
+def _thread_limit() -> Iterator[Finding]:
+    """Find the one setting under which training on a CPU hangs for ever instead of failing.
+
+    nnU-Net asks torch for one thread per core. Under a lower ``OMP_THREAD_LIMIT`` OpenMP grants fewer, and oneDNN's
+    backward of a convolution waits for the missing ones.
+    """
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    if limit.isdecimal() and int(limit) < (os.cpu_count() or 1):
+        remedy = f"training on the CPU would hang, since nnU-Net uses {os.cpu_count()} threads: unset OMP_THREAD_LIMIT"
+        yield Finding("devices", "OMP_THREAD_LIMIT", FAILS, f"{limit}; {remedy}")
+
+
+def _scan_backends(device) -> Iterator[Finding]:
+    from nnunet_logvmamba.ops import backends
+
+    section = f"selective scan on {device}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it would warn of is in the table
+        default = backends.automatic(device.type, device.index)
+    for name, backend in backends.BACKENDS.items():
+        reason = backends.obstacle(name, device)
+        broken = None if reason else backends.what_fails(name, device)
+        if reason is not None:
+            yield Finding(section, name, NOTE, f"cannot run here: {reason}")
+        elif broken is not None:
+            yield Finding(section, name, FAILS if name == default else NOTE, broken)
+        else:
+            text = f"works{', the default' if name == default else ''}; largest relative error "
+            yield Finding(section, name, OK, f"{text}{backends.largest_error(name, device):.0e}")
+        if name == default and backend.made_for is None and device.type in {"cpu", "cuda"}:
+            yield Finding(section, "auto", NOTE, f"the default is the slow portable {name!r}: see above")
+
+
+def _nnunet() -> Iterator[Finding]:
+    section = "nnU-Net"
+    error = torchvision_error()
+    if error is None:
+        yield Finding(section, "torchvision", OK, "can be imported")
+    else:
+        yield Finding(section, "torchvision", FAILS, f"cannot be imported ({error}); {torchvision_remedy()}")
+
+    value = os.environ.get(startup.VARIABLE, "")
+    if startup.EXT_FOLDER in value.split(os.pathsep):
+        yield Finding(section, startup.VARIABLE, OK, value)
+    else:
+        remedy = f"export {startup.VARIABLE}={value + os.pathsep if value else ''}{startup.EXT_FOLDER}"
+        yield Finding(section, startup.VARIABLE, FAILS, f"lacks our folder; install the package again, or: {remedy}")
+    yield _look_up(section)
+
+
+def _look_up(section: str) -> Finding:
+    """Let nnU-Net look for our trainer as its commands do: in a fresh process and from another folder."""
+    code = (
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        f"trainer = find({TRAINER!r})\n"
+        "print(f'{trainer.__module__}.{trainer.__qualname__}')"
+    )
+    with tempfile.TemporaryDirectory() as elsewhere:
+        search = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=elsewhere, check=False
+        )
+    if search.returncode == 0:
+        return Finding(section, f"-tr {TRAINER}", OK, f"found: {search.stdout.splitlines()[-1]}")
+    reason = (search.stderr.strip() or f"exit code {search.returncode}").splitlines()[-1]
+    return Finding(section, f"-tr {TRAINER}", FAILS, f"not found: {reason}")
+
+
+def _paths() -> Iterator[Finding]:
+    section = "folders"
+    uses = {
+        "nnUNet_raw": (NOTE, NOTE, "planning and preprocessing need it"),
+        "nnUNet_preprocessed": (FAILS, FAILS, "training needs it"),
+        "nnUNet_results": (FAILS, NOTE, "training writes to it"),
+    }
+    for name, (when_unset, when_absent, use) in uses.items():
+        folder = os.environ.get(name)
+        if folder is None:
+            yield Finding(section, name, when_unset, f"not set; {use}: export {name}=/path/to/{name}")
+        elif not os.path.isdir(folder):
+            yield Finding(section, name, when_absent, f"{folder} does not exist; {use}")
+        else:
+            yield Finding(section, name, OK, folder)
+
+
+def _caches() -> Iterator[Finding]:
+    section = "compiled code is kept in"
+    inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if inductor is None:
+        try:
+            inductor = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+        except (KeyError, OSError):  # a container may run as a user without a name
+            inductor = "unknown, since this user has no name: set TORCHINDUCTOR_CACHE_DIR"
+    yield Finding(section, "torch.compile", OK, inductor)
+    from nnunet_logvmamba.ops.backends import compiled_code_folder
+
+    try:
+        yield Finding(section, "numba", OK, str(compiled_code_folder()))
+    except RuntimeError as error:  # a user without a home
+        yield Finding(section, "numba", NOTE, f"nowhere ({_first_line(error)}): set NUMBA_CACHE_DIR")
+    triton_home = os.environ.get("TRITON_HOME", os.path.expanduser("~"))
+    triton = os.environ.get("TRITON_CACHE_DIR") or os.path.join(triton_home, ".triton", "cache")
+    yield Finding(section, "triton", OK if version_of("triton") else NOTE, triton)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

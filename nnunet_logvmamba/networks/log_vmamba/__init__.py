@@ -1,0 +1,1 @@
+"""LoG-VMamba's networks."""

@@ -1,0 +1,72 @@
+"""The encoder: a full-resolution stem, then residual stages, each with an optional token-mixing block."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nnunet_logvmamba.layers import LoGVMambaBlock
+from nnunet_logvmamba.networks.blocks.residual import residual_stage
+from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings
+
+_POOLS = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_STEM_BLOCKS = 2
+_STAGE_BLOCKS = (2, 2, 2, 1)  # by mixing stage; deeper stages keep the last
+
+
+class Encoder(nn.Module):
+    """Stem at full resolution, max-pooling by the plan's first stride, mixing stages.
+
+    ``forward`` returns the stem's map and the map of every mixing stage, finest first.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        stem_width: int,
+        widths: Sequence[int],
+        conv_op: type[nn.Module],
+        kernel_sizes: Sequence[Sequence[int]],
+        strides: Sequence[Sequence[int]],
+        settings: Sequence[StageSettings],
+        *,
+        mixer_options: dict[str, Any],
+        checkpointing: bool,
+        **residual_options: Any,
+    ):
+        super().__init__()
+        spatial_dims = len(strides[0])
+        self.checkpointing = checkpointing
+        self.stem = residual_stage(
+            conv_op, input_channels, stem_width, kernel_sizes[0], strides[0], _STEM_BLOCKS, **residual_options
+        )
+        first = tuple(strides[1])
+        self.pool = _POOLS[spatial_dims](first, first)
+        self.stages, self.mixers = nn.ModuleList(), nn.ModuleList()
+        previous = stem_width
+        for index, (width, setting) in enumerate(zip(widths, settings)):
+            stride = 1 if index == 0 else strides[index + 1]
+            num_blocks = _STAGE_BLOCKS[min(index, len(_STAGE_BLOCKS) - 1)]
+            self.stages.append(
+                residual_stage(
+                    conv_op, previous, width, kernel_sizes[index + 1], stride, num_blocks, **residual_options
+                )
+            )
+            self.mixers.append(
+                LoGVMambaBlock(width, spatial_dims, **setting.block_arguments, **mixer_options)
+                if setting.mixes
+                else nn.Identity()
+            )
+            previous = width
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = [self.stem(x)]
+        x = self.pool(maps[0])
+        for stage, mixer in zip(self.stages, self.mixers):
+            if self.checkpointing and self.training:
+                x = checkpoint(lambda x, stage=stage, mixer=mixer: mixer(stage(x)), x, use_reentrant=False)
+            else:
+                x = mixer(stage(x))
+            maps.append(x)
+        return maps

@@ -1,0 +1,288 @@
+"""What a training was and what it cost, in ``logvmamba.json`` beside its checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from math import isfinite
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from statistics import median
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_logvmamba import __version__
+from nnunet_logvmamba.files import replace_text
+from nnunet_logvmamba.networks.counting import count_multiply_adds, count_parameters
+from nnunet_logvmamba.plugin.environment import version_of
+
+RECORD_NAME = "logvmamba.json"
+"""Lies in the folder of a fold; read by ``logvmamba compare`` and ``logvmamba report``."""
+
+FORMAT = 1
+
+_WORD, _WHOLE, _NUMBER = (str,), (int,), (int, float)
+KEYS = {
+    "format": _WHOLE,
+    "trainer": _WORD,
+    "network": _WORD,
+    "dataset": _WORD,
+    "plans": _WORD,
+    "configuration": _WORD,
+    "fold": (int, str),
+    "seed": _WHOLE,
+    "recipe": (dict,),
+    "epochs": _WHOLE,
+    "iterations_per_epoch": _WHOLE,
+    "validation_iterations_per_epoch": _WHOLE,
+    "patch_size": (list,),
+    "batch_size": _WHOLE,
+    "spacing": (list,),
+    "split": (dict,),
+    "parameters": _WHOLE,
+    "multiply_adds": _WHOLE,
+    "device": (dict,),
+    "versions": (dict,),
+    "sessions": (list,),
+    "peak_memory_bytes": _WHOLE,
+    "epochs_done": _WHOLE,
+    "median_seconds_per_epoch": _NUMBER,
+    "seconds_per_epoch": (list,),
+}
+"""What a record holds, in this order, and of which types; any of it may be absent or null but lists and versions."""
+
+_NEVER_NULL = ("patch_size", "spacing", "sessions", "seconds_per_epoch", "versions")
+
+
+class RecordedTrainer(nnUNetTrainer):
+    """nnU-Net's training, which also writes a record of itself into the folder of its fold.
+
+    It is written when training starts and after every epoch, by rank 0, each time as a whole. A continued training
+    keeps what the record says of earlier sessions. A record that cannot be written, or a network that cannot be
+    counted, is said in the log and does not end a training of days.
+    """
+
+    recipe: Any = None
+    seed: int | None = None
+    _split: tuple | None = None
+
+    def do_split(self):
+        """Give nnU-Net's training and validation cases, and keep them for the record."""
+        self._split = super().do_split()
+        return self._split
+
+    def on_train_start(self):
+        """Start as nnU-Net does, then write what is known."""
+        super().on_train_start()
+        if self.local_rank == 0:
+            self._record = {**_facts(self), **_sessions(self)}
+            self._write_record()
+
+    def on_epoch_end(self):
+        """End the epoch as nnU-Net does, then bring the record up to date."""
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            self._write_record()
+
+    def _write_record(self) -> None:
+        try:
+            self._update_record()
+            replace_text(Path(self.output_folder) / RECORD_NAME, json.dumps(self._record, indent=1) + "\n")
+        except Exception as error:  # whatever it is, it is not worth a training
+            reason = (
+                error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+            )
+            self.print_to_log_file(
+                f"{RECORD_NAME} could not be written ({reason}): the training goes on, but logvmamba compare and "
+                f"report will not know what it cost."
+            )
+
+    def _update_record(self) -> None:
+        starts, ends = (self.logger.get_value(f"epoch_{which}_timestamps", None) for which in ("start", "end"))
+        seconds = [round(end - start, 3) for start, end in zip(starts, ends)]
+        peak = peak_memory_bytes(self.device)
+        if peak is not None:
+            self._record["peak_memory_bytes"] = max(peak, self._record["peak_memory_bytes"] or 0)
+        self._record.update(
+            epochs_done=len(seconds),
+            median_seconds_per_epoch=round(median(seconds), 3) if seconds else None,
+            seconds_per_epoch=seconds,
+        )
+
+
+def read_record(fold: Path) -> dict | None:
+    """Read the record in the folder of a fold; None where there is none.
+
+    Raises:
+        ValueError: If the file is not a record.
+    """
+    path = fold / RECORD_NAME
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): remove it, or copy it anew") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a record of format {FORMAT}: remove it, or update this package")
+    for key, value in record.items():
+        if not _fits(key, value):
+            raise ValueError(f"{path} is damaged, '{key}' cannot be {value!r:.40}: remove it, or copy it anew")
+    return record
+
+
+def _fits(key: str, value: object) -> bool:
+    types = KEYS.get(key)
+    if types is None:
+        return True  # of a newer version
+    if value is None:
+        return key not in _NEVER_NULL
+    if not isinstance(value, types) or isinstance(value, bool):
+        return False
+    if isinstance(value, float):
+        return isfinite(value)
+    return key != "sessions" or all(isinstance(session, dict) for session in value)
+
+
+def without_paths(words: Sequence[str]) -> str:
+    """Join the words of a command line, absolute paths and those of options (``--x=/a/b``) reduced to the last name."""
+    return shlex.join(name_alone(word) for word in words)
+
+
+def name_alone(word: str) -> str:
+    """Reduce an absolute path, or that of an option, to its last name; any other word stays as it is."""
+    option, sign, value = word.partition("=")
+    if sign and option.startswith("-"):
+        return f"{option}={name_alone(value)}"
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(word).is_absolute():
+            return kind(word).name or word
+    return word
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Give the most memory that was in use so far: tensors on a CUDA device, else what this process had resident.
+
+    Processes that only augment are not counted. None where the system does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:  # of this program alone, where getrusage may tell what the program that started it had
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not on Linux
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def split_digest(training: Sequence[str], validation: Sequence[str]) -> str:
+    """Give a short word that is the same for the same cases on the same sides, in whatever order."""
+    text = json.dumps([sorted(map(str, training)), sorted(map(str, validation))])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _facts(trainer: RecordedTrainer) -> dict:
+    """What is known when training starts."""
+    configuration = trainer.configuration_manager
+    network = trainer.network.module if trainer.is_ddp else trainer.network
+    network = getattr(network, "_orig_mod", network)
+    return {
+        "format": FORMAT,
+        "trainer": type(trainer).__name__,
+        "network": type(network).__name__,
+        "dataset": trainer.plans_manager.dataset_name,
+        "plans": trainer.plans_manager.plans_name,
+        "configuration": trainer.configuration_name,
+        "fold": trainer.fold,
+        "seed": trainer.seed,
+        "recipe": None if trainer.recipe is None else asdict(trainer.recipe),
+        "epochs": trainer.num_epochs,
+        "iterations_per_epoch": trainer.num_iterations_per_epoch,
+        "validation_iterations_per_epoch": trainer.num_val_iterations_per_epoch,
+        "patch_size": [int(size) for size in configuration.patch_size],
+        "batch_size": int(configuration.batch_size),
+        "spacing": [float(value) for value in configuration.spacing],
+        "split": None if trainer._split is None else _described_split(*trainer._split),
+        "parameters": count_parameters(network),
+        "multiply_adds": _multiply_adds(trainer),
+        "device": {
+            "type": trainer.device.type,
+            "name": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else None,
+            "count": torch.distributed.get_world_size() if trainer.is_ddp else 1,
+            "threads": torch.get_num_threads(),
+        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Give the versions of what a result depends on."""
+    names = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgeneratorsv2", "numpy", "numba", "triton")
+    return {
+        "nnunet_logvmamba": __version__,
+        "python": platform.python_version(),
+        **{name: version_of(name) for name in names},
+        "cuda": torch.version.cuda,
+        "system": platform.system(),
+    }
+
+
+def _described_split(training: Sequence[str], validation: Sequence[str]) -> dict:
+    return {
+        "training_cases": len(training),
+        "validation_cases": len(validation),
+        "digest": split_digest(training, validation),
+    }
+
+
+def _multiply_adds(trainer: RecordedTrainer) -> int | None:
+    try:
+        with torch.device("meta"):
+            network = trainer.build_network_architecture(
+                trainer.plans_manager,
+                trainer.configuration_manager,
+                trainer.num_input_channels,
+                trainer.label_manager.num_segmentation_heads,
+                False,
+            )
+        counts = count_multiply_adds(
+            network.eval(), trainer.num_input_channels, trainer.configuration_manager.patch_size
+        )
+    except Exception as error:  # a network of the user that cannot run without data may raise anything
+        reason = f"{str(error).strip().splitlines()[0]} " if str(error).strip() else ""
+        trainer.print_to_log_file(
+            f"The multiply-adds of this network could not be counted: {reason}({type(error).__name__})"
+        )
+        return None
+    return counts[""]
+
+
+def _sessions(trainer: RecordedTrainer) -> dict:
+    """The commands so far, this one last, and the peak memory of earlier ones."""
+    before: dict = {}
+    if trainer.current_epoch > 0:
+        try:
+            before = read_record(Path(trainer.output_folder)) or {}
+        except (OSError, ValueError) as error:
+            trainer.print_to_log_file(f"What was recorded before this training was continued is lost: {error}")
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    program = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+    session = {"command": without_paths(program), "first_epoch": trainer.current_epoch, "started": now}
+    return {
+        "sessions": [*before.get("sessions", []), session],
+        "peak_memory_bytes": before.get("peak_memory_bytes"),
+    }

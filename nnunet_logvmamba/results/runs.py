@@ -1,0 +1,298 @@
+"""Reads what nnU-Net leaves in its results folders: which trainings there are, and their scores case by case."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.evaluation.cases import CaseError
+from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
+from nnunet_logvmamba.evaluation.folders import INSTANCES
+from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, METRICS, title_of
+
+SUMMARY = "summary.json"
+HIGHER_IS_BETTER = {
+    metric.title: metric.higher_is_better for metric in METRICS.values() if metric.higher_is_better is not None
+}
+"""Titles of the metrics that can be compared, and which way is better."""
+
+USUAL_METRICS = ("Dice", "NSD", "HD95", "F1", "object_iou")
+"""Those of the tables where nobody chooses, in their order."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of ours in the folder ``validation``: titles of the metrics in it, by their names there."""
+
+    kind: str
+    file: str
+    metrics: Mapping[str, str]
+
+
+SURFACE = Source("surface", "surface.json", {name: title_of(name) for name in ("hd95", "nsd", "nsd_umamba")})
+INSTANCE = Source("instance", "instances.json", {name: title_of(name) for name in INSTANCE_METRICS})
+SOURCES = (SURFACE, INSTANCE)
+
+
+def source_of(metric: str) -> Source | None:
+    """Give the file of ours that a metric comes from; None for those of nnU-Net's summary."""
+    return next((source for source in SOURCES if metric in source.metrics.values()), None)
+
+
+_SETTINGS = re.compile(r"policy|tolerance|unit|hd95|nsd|spacing")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fold of one training, with the scores of its final validation.
+
+    ``scores`` are metric, then label, then case. ``voxels`` are, per label and case, the reference's voxels and those
+    of the whole image. ``settings`` are those of our own metrics by kind: policy and tolerance of the surface metrics,
+    how instances are recovered and matched for those of instances. ``labels`` are those of the data set.
+    """
+
+    folder: Path
+    dataset: str
+    trainer: str
+    plans: str
+    configuration: str
+    fold: str
+    labels: tuple[str, ...]
+    cases: tuple[str, ...]
+    scores: dict[str, dict[str, dict[str, float]]]
+    voxels: dict[tuple[str, str], tuple[int, int]]
+    settings: dict[str, dict[str, object]] = field(default_factory=dict)
+    record: dict | None = None
+    spacing: tuple[float, ...] | None = None
+
+    def labels_of(self, metric: str) -> tuple[str, ...]:
+        """What a metric has values for: the labels of the data set, or its instances as one."""
+        return (INSTANCES,) if source_of(metric) is INSTANCE else self.labels
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that the trainer's name ends with."""
+        match = re.search(r"_seed(\d+)$", self.trainer)
+        return None if match is None else int(match[1])
+
+    @property
+    def method(self) -> tuple[str, str, str]:
+        """Trainer without its seed, plans, configuration: what is compared."""
+        return re.sub(r"_seed\d+$", "", self.trainer), self.plans, self.configuration
+
+    @property
+    def name(self) -> str:
+        """How the run is called in messages."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+
+def find_folds(paths: Sequence[Path]) -> list[Path]:
+    """Give the folders of folds at or below results roots, data sets, models and folds, in that order, each once.
+
+    Raises:
+        UserError: If a path does not exist or there is no fold below it.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path} is not a folder: name a folder of results, of a data set, a model or a fold")
+        here = _folds_below(path.resolve())
+        if not here:
+            raise UserError(
+                f"{path} holds no trained model: expected are folders TRAINER__PLANS__CONFIGURATION with fold_0, …, "
+                f"as nnUNetv2_train makes them"
+            )
+        found.update({fold: fold for fold in here})
+    return list(found)
+
+
+def _folds_below(path: Path) -> list[Path]:
+    if re.fullmatch(r"fold_(\d+|all)", path.name) and _is_model(path.parent):
+        return [path]
+    if _is_model(path):
+        folds = [child for child in path.iterdir() if re.fullmatch(r"fold_(\d+|all)", child.name) and child.is_dir()]
+        return sorted(folds, key=lambda fold: (len(fold.name), fold.name))
+    children = sorted(child for child in path.iterdir() if child.is_dir())
+    if not path.name.startswith("Dataset"):
+        # nnU-Net's name for a data set; the number in it has any number of digits.
+        children = [child for child in children if child.name.startswith("Dataset") or _is_model(child)]
+        return [fold for child in children for fold in _folds_below(child)]
+    return [fold for child in children if _is_model(child) for fold in _folds_below(child)]
+
+
+def _is_model(path: Path) -> bool:
+    return len(path.name.split("__")) == 3
+
+
+def is_finished(fold: Path) -> bool:
+    """True if nnU-Net's final validation wrote its scores."""
+    return (fold / "validation" / SUMMARY).is_file()
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file that holds a table.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: copy the whole results folder, or validate again with --val") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): validate again with nnUNetv2_train … --val") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold what nnU-Net writes: validate again with nnUNetv2_train … --val")
+    return content
+
+
+def read_dataset_json(model: Path) -> dict:
+    """Read ``dataset.json`` of a trained model.
+
+    Raises:
+        UserError: If it is missing, damaged, or lacks labels, channels or file ending as nnU-Net has them.
+    """
+    path = model / "dataset.json"
+    content = read_json(path)
+    try:
+        labels_of(content, str(path))
+        channels_of(content, str(path))
+    except CaseError as error:
+        raise UserError(f"{error}: correct it there") from error
+    ending = content.get("file_ending")
+    if not isinstance(ending, str) or not ending:
+        raise UserError(f"{path} has no 'file_ending' as nnU-Net's dataset.json has: add it there, such as .nii.gz")
+    return content
+
+
+def read_run(fold: Path) -> Run:
+    """Read a finished fold.
+
+    Raises:
+        UserError: If a file is missing, damaged or not nnU-Net's; the message names it.
+    """
+    from nnunet_logvmamba.plugin.trainers.recording import read_record  # late, because it imports torch
+
+    model = fold.parent
+    trainer, plans, configuration = model.name.split("__")
+    dataset_json, plans_json = read_dataset_json(model), read_json(model / "plans.json")
+    ending, names = dataset_json["file_ending"], labels_of(dataset_json, "dataset.json")
+    summary_file = fold / "validation" / SUMMARY
+    summary = read_json(summary_file)
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    voxels: dict[tuple[str, str], tuple[int, int]] = {}
+    cases: list[str] = []
+    labels: dict[str, None] = {}
+    try:
+        for entry in summary["metric_per_case"]:
+            case = case_of(entry["prediction_file"], ending)
+            cases.append(case)
+            for key, metrics in entry["metrics"].items():
+                label = names.name_of(key)
+                labels[label] = None
+                _store(scores, metrics, label, case)
+                total = sum(int(metrics[name]) for name in ("TP", "FP", "FN", "TN"))
+                voxels[label, case] = int(metrics["n_ref"]), total
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{summary_file} is not what nnU-Net 2.8 writes ({error!r}): validate again") from error
+    if not cases:
+        raise UserError(f"{summary_file} holds no case: validate again with nnUNetv2_train … --val")
+    settings = {}
+    for source in SOURCES:
+        path = fold / "validation" / source.file
+        if path.is_file():
+            settings[source.kind] = _add_scores(source, path, scores, names, tuple(cases))
+    try:
+        record = read_record(fold)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    spacing = plans_json.get("original_median_spacing_after_transp")
+    try:
+        spacing = None if spacing is None else tuple(map(float, spacing))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{model / 'plans.json'} has a spacing that is none ({spacing!r}): copy it anew") from error
+    return Run(
+        folder=fold,
+        dataset=plans_json.get("dataset_name", model.parent.name),
+        trainer=trainer,
+        plans=plans,
+        configuration=configuration,
+        fold=fold.name.removeprefix("fold_"),
+        labels=tuple(sorted(labels, key=lambda label: _place(label, names))),
+        cases=tuple(cases),
+        scores=scores,
+        voxels=voxels,
+        settings=settings,
+        record=record,
+        spacing=spacing,
+    )
+
+
+def _add_scores(source: Source, path: Path, scores: dict, names: Labels, cases: tuple[str, ...]) -> dict:
+    """Add the metrics of a file of ours, and give their settings."""
+    content = read_json(path)
+    there = set()
+    try:
+        for case, key, metrics in _rows(content):
+            there.add(case)
+            found = {
+                source.metrics[name.lower()]: value for name, value in metrics.items() if name.lower() in source.metrics
+            }
+            label = key if key in names.values else names.name_of(key)  # ours has names, also such as 1
+            _store(scores, found, INSTANCES if source is INSTANCE else label, case)
+        if source is INSTANCE:
+            settings = dict(content["settings"].items())
+        else:
+            settings = {key: _plain(value) for key, value in content.items() if _SETTINGS.match(key.lower())}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): validate again, or remove it") from error
+    if there != set(cases):
+        odd = sorted(there ^ set(cases))[0]
+        raise UserError(f"{path} and {SUMMARY} beside it have other cases ({odd}): validate again, or remove it")
+    return settings
+
+
+def _rows(content: dict) -> Iterator[tuple[str, str, dict]]:
+    """Case, label and metrics; from one row per case and label, or from nnU-Net's nested form."""
+    if "scores" in content:
+        for row in content["scores"]:
+            yield row["case"], row["label"], {name: row[name] for name in row if name not in ("case", "label")}
+        return
+    for entry in content["metric_per_case"]:
+        for key, metrics in entry["metrics"].items():
+            yield entry["case"], key, metrics
+
+
+def _plain(setting: object) -> object:
+    """A setting without where it comes from: ``{"name": x, "source": …}`` is x, equal values per label are one."""
+    if isinstance(setting, dict):
+        for key in ("name", "value"):
+            if key in setting:
+                return setting[key]
+        values = {label: _plain(value) for label, value in setting.items()}
+        first = next(iter(values.values()), None)
+        return first if all(value == first for value in values.values()) else values
+    return setting
+
+
+def _store(scores: dict, metrics: dict, label: str, case: str) -> None:
+    for metric, value in metrics.items():
+        if metric in HIGHER_IS_BETTER:
+            number = math.nan if value is None else float(value)
+            scores.setdefault(metric, {}).setdefault(label, {})[case] = number
+
+
+def _place(label: str, names: Labels) -> int:
+    """Where dataset.json has a label; those that it does not name come last, in the order of the summary."""
+    listed = list(names.values)
+    return listed.index(label) if label in listed else len(listed)
+
+
+def case_of(file: str, ending: str) -> str:
+    """Name of the case that a file of any system's path holds."""
+    return re.split(r"[\\/]", file)[-1].removesuffix(ending)

@@ -1,0 +1,354 @@
+"""Writes a comparison as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite, isnan
+
+from nnunet_logvmamba.evaluation.layout import in_columns
+from nnunet_logvmamba.results.comparison import (
+    AVERAGE,
+    Comparison,
+    Cost,
+    Pair,
+    Score,
+    conclusion,
+    indistinguishable,
+)
+from nnunet_logvmamba.results.runs import HIGHER_IS_BETTER
+
+NOT_BEYOND_NOISE = "†"
+DEFINITION = (
+    "Each value is the mean over the cases of a run, then mean ± standard error over runs (folds and seeds); the "
+    "average is over classes within a run. Best in bold; † marks what is not beyond noise of the best. (7 of 16): so "
+    "many values there were. Where the methods have values for different cases, nothing is bold."
+)
+TESTS = (
+    "Difference: first minus second, mean over cases, seeds averaged per case. Interval: 95 %, BCa bootstrap over "
+    "cases. p: Wilcoxon signed-rank, two-sided; Holm: corrected over the pairs of a metric. Beyond noise: Holm p < "
+    "0.05, the interval excludes 0, and the difference exceeds its 95 % margin from run to run (Student's t, Welch)."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table: text, and whether it is the best of its column or not to be told from it."""
+
+    text: str
+    best: bool = False
+    close: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, one column of names and then numbers."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """Give a whole page."""
+    lines = [f"# Comparison on {_plain(comparison.dataset)}", "", _plain(_subject(comparison)), ""]
+    lines += [f"- {_plain(conclusion(comparison, metric))}" for metric in comparison.metrics]
+    for table in _tables(comparison):
+        lines += ["", f"## {_plain(table.title)}", ""]
+        lines += [f"| {' | '.join(map(_plain, table.head))} |", f"|{' --- |' * len(table.head)}"]
+        lines += [f"| {' | '.join(map(_markdown_cell, row))} |" for row in table.rows]
+    lines += ["", DEFINITION, "", TESTS]
+    if comparison.notes:
+        lines += ["", "## To be kept in mind", "", *(f"- {_plain(note)}" for note in comparison.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def as_text(comparison: Comparison, width: int | None) -> str:
+    """Give the page without the marks of Markdown, its tables within so many characters."""
+    lines = [f"Comparison on {comparison.dataset}", "", _subject(comparison), ""]
+    lines += [f"- {conclusion(comparison, metric)}" for metric in comparison.metrics]
+    for table in _tables(comparison):
+        cells = [table.head, *([_marked(cell, cell.text) for cell in row] for row in table.rows)]
+        lines += ["", table.title, "", in_columns(cells, width=width)]
+    lines += ["", DEFINITION, "", TESTS]
+    if comparison.notes:
+        lines += ["", "To be kept in mind", "", *(f"- {note}" for note in comparison.notes)]
+    return "\n".join(lines)
+
+
+def as_latex(comparison: Comparison) -> str:
+    """Give one table environment after another; they need the package booktabs."""
+    remarks = (_plain(_subject(comparison)), DEFINITION, TESTS, *comparison.notes)
+    lines = [f"% {' '.join(remark.splitlines())}" for remark in remarks]
+    for table in _tables(comparison):
+        lines += [
+            "",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_tex(table.title)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
+            r"\toprule",
+            rf"{' & '.join(map(_tex, table.head))} \\",
+            r"\midrule",
+            *(rf"{' & '.join(map(_latex_cell, row))} \\" for row in table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(comparison: Comparison) -> dict[str, str]:
+    """Give the files ``means.csv``, ``pairs.csv`` and ``costs.csv`` with unrounded numbers."""
+    means = [
+        [metric, method, label, *_numbers(score)]
+        for metric, methods in comparison.scores.items()
+        for method, labels in methods.items()
+        for label, score in labels.items()
+    ]
+    pairs = [
+        [p.metric, p.label, p.first, p.second, p.test.difference, p.test.low, p.test.high, p.test.p, p.p_holm]
+        + [p.run_margin, p.test.wins, p.test.ties, p.test.losses, p.test.cases, p.verdict]
+        for p in comparison.pairs
+    ]
+    costs = [
+        [method.name, len(method.runs)]
+        + [method.cost.parameters, method.cost.multiply_adds, method.cost.seconds_per_epoch]
+        + [method.cost.peak_memory_bytes]
+        for method in comparison.methods
+    ]
+    head_of_means = ["metric", "method", "class", "mean", "standard_error", "runs", "values", "left_out"]
+    head_of_pairs = [
+        "metric",
+        "class",
+        "first",
+        "second",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+        "margin_over_runs",
+    ]
+    head_of_pairs += ["wins", "ties", "losses", "cases", "verdict"]
+    head_of_costs = ["method", "runs", "parameters", "multiply_adds", "seconds_per_epoch", "peak_memory_bytes"]
+    return {
+        "means.csv": _csv(head_of_means, means),
+        "pairs.csv": _csv(head_of_pairs, pairs),
+        "costs.csv": _csv(head_of_costs, costs),
+    }
+
+
+def _subject(comparison: Comparison) -> str:
+    folds = ", ".join(comparison.folds)
+    runs = ", ".join(f"{method.name} {len(method.runs)}" for method in comparison.methods)
+    text = f"{comparison.num_cases} cases in fold{'s' if len(comparison.folds) > 1 else ''} {folds}; runs: {runs}."
+    for kind, settings in comparison.settings.items():
+        words = ", ".join(f"{key} {_word(value)}" for key, value in sorted(settings.items()))
+        text += f" {kind.capitalize()} metrics: {words}." if words else ""
+    return f"{text} Dice and IoU as in nnU-Net's summary.json: both masks empty is left out."
+
+
+def _word(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_word(entry)}" for key, entry in value.items())
+    if value is None or isinstance(value, bool):
+        return {None: "none", False: "no", True: "yes"}[value]
+    return str(value)
+
+
+def _tables(comparison: Comparison) -> list[Table]:
+    by_class = [metric for metric in comparison.metrics if len(comparison.labels[metric]) > 1]
+    tables = [_main_table(comparison, "Average over classes" if by_class else "Average over cases")]
+    tables += [_class_table(comparison, metric) for metric in by_class]
+    return [*tables, *(_pair_table(comparison, metric) for metric in comparison.metrics)]
+
+
+def _main_table(comparison: Comparison, title: str) -> Table:
+    costs = [column for column in _COSTS if any(column.read(m.cost) is not None for m in comparison.methods)]
+    columns = [_score_column(comparison, metric, AVERAGE) for metric in comparison.metrics]
+    rows = [
+        (Cell(method.name), *(column[index] for column in columns), *(Cell(c.text(method.cost)) for c in costs))
+        for index, method in enumerate(comparison.methods)
+    ]
+    head = ("method", *(f"{metric} {_arrow(metric)}" for metric in comparison.metrics), *(c.title for c in costs))
+    return Table(f"{title}, and cost" if costs else title, head, tuple(rows))
+
+
+def _class_table(comparison: Comparison, metric: str) -> Table:
+    labels = (*comparison.labels[metric], AVERAGE)
+    columns = [_score_column(comparison, metric, label) for label in labels]
+    rows = [
+        (Cell(method.name), *(column[index] for column in columns)) for index, method in enumerate(comparison.methods)
+    ]
+    return Table(f"{metric} per class {_arrow(metric)}", ("method", *labels), tuple(rows))
+
+
+def _score_column(comparison: Comparison, metric: str, label: str) -> list[Cell]:
+    scores = {method.name: comparison.scores[metric][method.name][label] for method in comparison.methods}
+    means = {name: score.mean for name, score in scores.items() if isfinite(score.mean)}
+    same = comparison.same_cases[metric][label]
+    best = (max if HIGHER_IS_BETTER[metric] else min)(means, key=means.__getitem__) if means and same else None
+    close = indistinguishable(comparison, metric, label, best) if best is not None else set()
+    return [
+        Cell(
+            _score(score, metric),
+            # What reads the same is as good, so that no order of rows decides.
+            best=best is not None and name in means and _rounded(score.mean, metric) == _rounded(means[best], metric),
+            close=name in close and name != best,
+        )
+        for name, score in scores.items()
+    ]
+
+
+def _pair_table(comparison: Comparison, metric: str) -> Table:
+    head = ("pair", "difference", "95 % interval", "p", "p (Holm)", "win/tie/loss", "cases", "verdict")
+    pairs = [pair for pair in comparison.pairs if (pair.metric, pair.label) == (metric, AVERAGE)]
+    subject = f"{metric}, average over classes" if len(comparison.labels[metric]) > 1 else metric
+    return Table(f"{subject}: pairs", head, tuple(_pair_row(pair) for pair in pairs))
+
+
+def _pair_row(pair: Pair) -> tuple[Cell, ...]:
+    test = pair.test
+    words = (
+        f"{pair.first} − {pair.second}",
+        _signed(test.difference, pair.metric),
+        "-" if isnan(test.low) else f"{_signed(test.low, pair.metric)} to {_signed(test.high, pair.metric)}",
+        _p(test.p),
+        _p(pair.p_holm),
+        f"{test.wins}/{test.ties}/{test.losses}",
+        str(test.cases),
+        pair.verdict,
+    )
+    return tuple(map(Cell, words))
+
+
+@dataclass(frozen=True)
+class _CostColumn:
+    title: str
+    read: Callable[[Cost], float | None]
+    written: Callable[[float], str]
+
+    def text(self, cost: Cost) -> str:
+        value = self.read(cost)
+        return "-" if value is None else self.written(value)
+
+
+_COSTS = (
+    _CostColumn("parameters (M)", lambda cost: cost.parameters, lambda value: f"{value / 1e6:.2f}"),
+    _CostColumn("multiply-adds (G)", lambda cost: cost.multiply_adds, lambda value: f"{value / 1e9:.2f}"),
+    _CostColumn("s per epoch", lambda cost: cost.seconds_per_epoch, lambda value: f"{value:.1f}"),
+    _CostColumn("peak memory (GiB)", lambda cost: cost.peak_memory_bytes, lambda value: f"{value / 2**30:.2f}"),
+)
+
+
+def _digits(metric: str) -> int:
+    return 2 if metric.startswith("HD") else 4
+
+
+def _rounded(value: float, metric: str) -> str:
+    return f"{value:.{_digits(metric)}f}"
+
+
+def _signed(value: float, metric: str) -> str:
+    return "-" if isnan(value) else f"{value:+.{_digits(metric)}f}"
+
+
+def _score(score: Score, metric: str) -> str:
+    if not isfinite(score.mean):
+        return "-"
+    error = f" ± {_rounded(score.error, metric)}" if isfinite(score.error) else ""
+    count = f" ({score.scored} of {score.scored + score.left_out})" if score.left_out else ""
+    return f"{_rounded(score.mean, metric)}{error}{count}"
+
+
+def _p(value: float) -> str:
+    if isnan(value):
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _arrow(metric: str) -> str:
+    return "↑" if HIGHER_IS_BETTER[metric] else "↓"
+
+
+def _numbers(score: Score) -> list[object]:
+    return [score.mean, score.error, score.runs, score.scored, score.left_out]
+
+
+def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow(["" if value is None or _is_nan(value) else _safe(value) for value in row])
+    return file.getvalue()
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and value != value
+
+
+def _safe(value: object) -> object:
+    """A name that a spreadsheet would run as a formula begins with a quote mark."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return _marked(cell, _plain(cell.text))
+
+
+def _marked(cell: Cell, text: str) -> str:
+    text = f"**{text}**" if cell.best else text
+    return f"{text} {NOT_BEYOND_NOISE}" if cell.close else text
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, also where a name comes from somebody's disk."""
+    text = text.replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([|\\`*\[\]])", r"\\\1", text)
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = _tex(cell.text)
+    text = rf"\textbf{{{text}}}" if cell.best else text
+    return rf"{text} $^\dagger$" if cell.close else text
+
+
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
+    "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+)
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "†": r"$\dagger$",
+    "→": r"$\rightarrow$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "≠": r"$\neq$",
+    "≈": r"$\approx$",
+    "∞": r"$\infty$",
+    "<": "$<$",
+    ">": "$>$",
+    "|": r"\textbar{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\n": " ",
+    # At the start of a row these would be taken for arguments of what ends the row before.
+    **{character: f"{{{character}}}" for character in "[*"},
+    **{letter: rf"$\{name}$" for letter, name in zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", _GREEK.split(), strict=True)},
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def _tex(text: str) -> str:
+    """Text that pdflatex shows as it is, but for scripts that need another engine."""
+    return "".join(_TEX.get(character, character) for character in unicodedata.normalize("NFC", text))

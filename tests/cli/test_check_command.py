@@ -1,0 +1,333 @@
+"""``logvmamba check``: what it refuses in one sentence, and that nnU-Net takes what it accepts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import nifti_headers
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+from PIL import Image
+from tifffile import imwrite
+
+from nnunet_logvmamba.cli import main
+
+RGB, MRI = ("R", "G", "B"), ("FLAIR", "T1")
+
+
+def write_model(root: Path, ending: str = ".png", channels: tuple[str, ...] = RGB) -> Path:
+    """What the command needs of a model, as nnU-Net writes it."""
+    folder = root / "nnUNetTrainerLoGVMamba__nnUNetPlans__2d"
+    folder.mkdir()
+    reader = determine_reader_writer_from_file_ending(ending, verbose=False)
+    configuration = {
+        "architecture": {},  # nnU-Net takes plans without it for older ones
+        "preprocessor_name": "DefaultPreprocessor",
+        "spacing": [1.0, 1.0],
+        "patch_size": [64, 64],
+        "normalization_schemes": ["ZScoreNormalization"] * len(channels),
+        "use_mask_for_norm": [False] * len(channels),
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
+    }
+    plans = {
+        "image_reader_writer": reader.__name__,
+        "transpose_forward": [0, 1, 2],
+        "foreground_intensity_properties_per_channel": {str(index): {} for index in range(len(channels))},
+        "configurations": {"2d": configuration},
+    }
+    dataset_json = {
+        "channel_names": {str(index): name for index, name in enumerate(channels)},
+        "labels": {"background": 0, "interior": 1},
+        "file_ending": ending,
+    }
+    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "dataset.json").write_text(json.dumps(dataset_json))
+    return folder
+
+
+def picture(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, np.iinfo(dtype).max, shape, dtype)
+
+
+def write_volume(path: Path, *shape: int, spacing: float = 1.0) -> None:
+    image = sitk.GetImageFromArray(picture(*shape))
+    image.SetSpacing([spacing] * 3)
+    sitk.WriteImage(image, path)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    (tmp_path / "images").mkdir()
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def check(images, capsys):
+    """Run the command and give its exit code and the one line it printed, the progress bar left out."""
+
+    def run(model: Path, *options: object, images: Path = images) -> tuple[int, str]:
+        code = main(["check", str(images), str(model), "--jobs", "1", *map(str, options)])
+        printed = capsys.readouterr()
+        text = printed.out if code == 0 else printed.err
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("images:")]
+        assert len(lines) == 1, lines
+        return code, lines[0]
+
+    return run
+
+
+def preprocess_all(images: Path, model: Path) -> list[np.ndarray]:
+    """Read and preprocess every case of a folder by the functions that ``nnUNetv2_predict`` calls."""
+    dataset_json = json.loads((model / "dataset.json").read_text())
+    plans = PlansManager(str(model / "plans.json"))
+    configuration = plans.get_configuration("2d")
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    lists = create_lists_from_splitted_dataset_folder(str(images), dataset_json["file_ending"], num_processes=1)
+    return [preprocessor.run_case(files, None, plans, configuration, dataset_json)[0] for files in lists]
+
+
+# What nnU-Net takes
+
+
+def pictures_of_all_kinds(folder: Path) -> None:
+    Image.fromarray(picture(80, 100, 3)).save(folder / "colour_0000.png")
+    Image.fromarray(picture(9, 12, 3)).save(folder / "smaller_than_the_patch_0000.png")
+    Image.fromarray(np.zeros((80, 100, 3), np.uint8)).save(folder / "black_0000.png")
+    for channel in range(3):
+        Image.fromarray(picture(80, 100, dtype=np.uint16)).save(folder / f"three_files_of_16_bits_{channel:04d}.png")
+
+
+def tiffs_of_16_bits(folder: Path) -> None:
+    for case in ("a", "b"):
+        imwrite(folder / f"{case}_0000.tif", picture(80, 100, 3, dtype=np.uint16), photometric="rgb")
+
+
+def volumes(folder: Path) -> None:
+    for case in ("a", "b", "c"):
+        for channel in range(2):
+            write_volume(folder / f"{case}_{channel:04d}.nii.gz", 4, 20, 24)
+
+
+@pytest.mark.parametrize(
+    ("write", "ending", "channels", "cases"),
+    [(pictures_of_all_kinds, ".png", RGB, 4), (tiffs_of_16_bits, ".tif", RGB, 2), (volumes, ".nii.gz", MRI, 3)],
+)
+def test_what_is_ready_nnunet_reads_and_preprocesses(tmp_path, images, check, write, ending, channels, cases):
+    model = write_model(tmp_path, ending, channels)
+    write(images)
+    assert check(model) == (0, f"ready: {cases} case(s), {len(channels)} channel(s) each")
+    arrays = preprocess_all(images, model)
+    assert [len(array) for array in arrays] == [len(channels)] * cases
+    assert all(np.isfinite(array).all() for array in arrays)
+
+
+def test_values_of_16_bits_are_kept(tmp_path, images):
+    tiffs_of_16_bits(images)
+    reader = PlansManager(str(write_model(tmp_path, ".tif") / "plans.json")).image_reader_writer_class()
+    assert reader.read_images([str(images / "a_0000.tif")])[0].max() > 2**15
+
+
+def test_the_second_stage_of_a_cascade_wants_no_files_of_the_first(tmp_path, images, check):
+    model = write_model(tmp_path, ".nii.gz", MRI)
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["2d"]["previous_stage"] = "lowres"
+    (model / "plans.json").write_text(json.dumps(plans))
+    volumes(images)
+    assert check(model) == (0, "ready: 3 case(s), 2 channel(s) each")
+
+
+def test_images_that_would_be_passed_over_are_mentioned(tmp_path, images, check):
+    pictures_of_all_kinds(images)
+    imwrite(images / "forgotten.tif", picture(80, 100, 3))
+    (images / "notes.txt").write_text("nothing that anybody would predict")
+    code, said = check(write_model(tmp_path))
+    assert code == 0
+    assert said.startswith("ready: 4 case(s)")
+    assert "1 other image(s) would be passed over" in said
+    assert "forgotten.tif" in said
+
+
+# What it does not take
+
+
+def test_rgba_for_three_channels(tmp_path, images, check):
+    pictures_of_all_kinds(images)
+    for case in ("x", "y", "z"):
+        Image.fromarray(picture(80, 100, 4)).save(images / f"{case}_0000.png")
+    model = write_model(tmp_path)
+    code, said = check(model)
+    assert code == 2
+    assert f"{images / 'x_0000.png'} has 4 channel(s)" in said
+    assert "trained on 3 channel(s) (R, G, B)" in said
+    assert "--images-only" in said
+    assert said.endswith("2 more case(s) have faults")
+    with pytest.raises(IndexError):  # the remedy is due as long as nnU-Net ends in this
+        preprocess_all(images, model)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_sentence(tmp_path, images, check):
+    for case in ("x", "y", "z"):
+        Image.fromarray(picture(80, 100, 4)).save(images / f"{case}_0000.png")
+    model = write_model(tmp_path)
+    assert check(model, "--jobs", 2) == check(model)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_for_three_channels(tmp_path, images, check, dtype):
+    Image.fromarray(picture(80, 100, dtype=dtype)).save(images / "grey_0000.png")
+    code, said = check(write_model(tmp_path))
+    assert code == 2
+    assert f"{images / 'grey_0000.png'} has 1 channel(s)" in said
+    assert "trained on 3 channel(s) (R, G, B)" in said
+    assert "more case" not in said
+
+
+def test_a_missing_last_channel(tmp_path, images, check):
+    volumes(images)
+    (images / "b_0001.nii.gz").unlink()
+    code, said = check(write_model(tmp_path, ".nii.gz", MRI))
+    assert code == 2
+    assert f"{images / 'b_0000.nii.gz'} has 1 channel(s)" in said
+    assert "(FLAIR, T1): add b_0001.nii.gz" in said
+
+
+def test_a_missing_first_channel(tmp_path, images, check):
+    volumes(images)
+    (images / "b_0000.nii.gz").unlink()
+    code, said = check(write_model(tmp_path, ".nii.gz", MRI))
+    assert code == 2
+    assert f"{images / 'b_0000.nii.gz'} is missing although there is b_0001.nii.gz" in said
+
+
+def test_more_files_than_channels(tmp_path, images, check):
+    volumes(images)
+    write_volume(images / "c_0002.nii.gz", 4, 20, 24)
+    code, said = check(write_model(tmp_path, ".nii.gz", MRI))
+    assert code == 2
+    assert f"{images / 'c_0000.nii.gz'} and the other files of its case have together 3 channel(s)" in said
+    assert "leave out" in said
+
+
+def test_files_of_a_case_that_differ_in_shape(tmp_path, images, check):
+    volumes(images)
+    write_volume(images / "a_0001.nii.gz", 5, 20, 24)
+    code, said = check(write_model(tmp_path, ".nii.gz", MRI))
+    assert code == 2
+    assert f"{images / 'a_0001.nii.gz'} has the shape (1, 5, 20, 24), and a_0000.nii.gz (1, 4, 20, 24)" in said
+
+
+def test_files_of_a_case_that_differ_in_spacing(tmp_path, images, check):
+    volumes(images)
+    write_volume(images / "a_0001.nii.gz", 4, 20, 24, spacing=2)
+    code, said = check(write_model(tmp_path, ".nii.gz", MRI))
+    assert code == 2
+    assert f"{images / 'a_0001.nii.gz'} has the spacing (2.0, 2.0, 2.0), and a_0000.nii.gz (1.0, 1.0, 1.0)" in said
+
+
+@pytest.mark.parametrize("name", ["colour_0000.png", "b_0001.nii.gz"])
+def test_a_truncated_file(tmp_path, images, check, name):
+    ending = "." + name.partition(".")[2]
+    (pictures_of_all_kinds if ending == ".png" else volumes)(images)
+    content = (images / name).read_bytes()
+    (images / name).write_bytes(content[: len(content) // 2])
+    code, said = check(write_model(tmp_path, ending, RGB if ending == ".png" else MRI))
+    assert code == 2
+    assert f"{images / name} cannot be read by nnU-Net's" in said
+
+
+def test_volumes_that_simpleitk_refuses_and_the_reader_that_takes_them(tmp_path, images, check):
+    model = write_model(tmp_path, ".nii.gz", ("MR",))
+    values = picture(24, 20, 6)
+    image = nibabel.Nifti1Image(values, nifti_headers.affine(shear=0.02))
+    nibabel.save(image, images / "a_0000.nii.gz")
+    code, said = check(model)
+    assert code == 2
+    assert f"{images / 'a_0000.nii.gz'} cannot be read by nnU-Net's SimpleITKIO (ITK ERROR: ITK only supports" in said
+    assert "axes at right angles" in said
+    assert "'image_reader_writer': 'NibabelIO' in its plans.json" in said
+    plans = json.loads((model / "plans.json").read_text())
+    (model / "plans.json").write_text(json.dumps({**plans, "image_reader_writer": "NibabelIO"}))
+    assert check(model) == (0, "ready: 1 case(s), 1 channel(s) each")
+    assert preprocess_all(images, model)[0].shape[1] == 6
+    nibabel.save(nibabel.Nifti1Image(values[..., None], np.eye(4)), images / "a_0000.nii.gz")
+    code, said = check(model)
+    assert code == 2
+    assert "only 3d images are supported by NibabelIO" in said
+
+
+@pytest.mark.parametrize("shape", [(1, 20, 24), (20, 24, 1)])
+def test_a_tiff_with_an_axis_of_length_1(shape, tmp_path, images, check):
+    imwrite(images / "a_0000.tif", picture(20, 24).reshape(shape))
+    code, said = check(write_model(tmp_path, ".tif", ("grey",)))
+    assert code == 2
+    assert f"{images / 'a_0000.tif'} cannot be read by nnU-Net's NaturalImage2DIO" in said
+    assert said.endswith("save it with the shape (20, 24)")
+
+
+@pytest.mark.parametrize("name", ["a_0000.tif", "a_0000.PNG", "a.jpeg"])
+def test_images_under_another_ending(tmp_path, images, check, name):
+    (images / name).write_bytes(b"not looked into")
+    code, said = check(write_model(tmp_path))
+    assert code == 2
+    assert f"{images} holds no file that ends in .png" in said
+    assert "1 file(s)" in said
+    assert "no case" in said
+
+
+def test_a_name_without_channel_number(tmp_path, images, check):
+    pictures_of_all_kinds(images)
+    Image.fromarray(picture(80, 100, 3)).save(images / "gallery.png")
+    code, said = check(write_model(tmp_path))
+    assert code == 2
+    assert f"{images / 'gallery.png'} has no channel number" in said
+    assert "<case>_0000.png" in said
+
+
+def test_an_empty_folder(tmp_path, images, check):
+    code, said = check(write_model(tmp_path))
+    assert code == 2
+    assert f"{images} holds no files; expected are <case>_0000.png" in said
+
+
+def test_no_folder(tmp_path, check):
+    code, said = check(write_model(tmp_path), images=tmp_path / "nowhere")
+    assert code == 2
+    assert f"{tmp_path / 'nowhere'} is not a folder" in said
+
+
+def test_a_folder_that_is_no_model(tmp_path, images, check):
+    fold = write_model(tmp_path) / "fold_0"
+    fold.mkdir()
+    for folder in (fold, tmp_path / "nowhere"):
+        code, said = check(folder)
+        assert code == 2
+        assert f"{folder} is no trained model, for it has no dataset.json" in said
+        assert "TRAINER__PLANS__CONFIGURATION" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said_about_it"),
+    [
+        ("dataset.json", "channel_names", {}, "names no channels"),
+        ("plans.json", "image_reader_writer", None, "names no 'image_reader_writer'"),
+        ("plans.json", "image_reader_writer", "ReaderOfTomorrow", "'ReaderOfTomorrow'"),
+    ],
+)
+def test_a_model_whose_files_say_too_little(tmp_path, images, check, file, key, value, said_about_it):
+    model = write_model(tmp_path)
+    content = json.loads((model / file).read_text())
+    (model / file).write_text(json.dumps({**content, key: value}))
+    code, said = check(model)
+    assert code == 2
+    assert str(model / file) in said
+    assert said_about_it in said

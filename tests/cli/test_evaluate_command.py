@@ -1,0 +1,729 @@
+"""``logvmamba evaluate`` as a user runs it: what is written, what is refused, and nnU-Net's own Dice beside ours."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from skimage.io import imsave
+from tifffile import imwrite
+
+from nnunet_logvmamba.cli import evaluate as command
+from nnunet_logvmamba.cli import main
+from nnunet_logvmamba.evaluation import folders, policies, scoring
+
+SPACING = (3.0, 1.0, 0.5)  # slices, rows, columns
+REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "active": [3]}
+LABELS = {"background": 0, "outer": 1, "inner": 2, "rare": 3}
+
+
+def run(*words: object) -> int:
+    return main(["evaluate", *map(str, words), "--jobs", "1"])
+
+
+def write_volume(path: Path, values: np.ndarray, spacing: tuple[float, ...] = SPACING, origin: float = 0) -> None:
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing(spacing[::-1])
+    image.SetOrigin((origin,) * values.ndim)
+    sitk.WriteImage(image, str(path))
+
+
+def volume(seed: int, rare: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction with nested labels, the prediction a voxel off and with some noise."""
+    generator = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*map(np.arange, (14, 24, 28)), indexing="ij"), -1)
+    distance = np.linalg.norm((grid - generator.uniform((6, 10, 12), (8, 14, 16))) / (1, 2, 2), axis=-1)
+    truth = (distance < 5).astype(np.uint8) + (distance < 3.5) + (distance < 1.5) * rare
+    prediction = np.roll(truth, 1, axis=int(generator.integers(3)))
+    prediction[generator.random(truth.shape) < 0.01] = 1
+    return truth, prediction
+
+
+@pytest.fixture
+def volumes(tmp_path) -> Path:
+    """Three cases, of which two lack label 3 in the truth and one has it in the prediction."""
+    for name in ("labelsTr", "predictions"):
+        (tmp_path / name).mkdir()
+    for seed, case in enumerate(("a", "b", "c")):
+        truth, prediction = volume(seed, rare=case == "a")
+        if case == "b":
+            prediction[0, 0, 0] = 3
+        write_volume(tmp_path / "labelsTr" / f"{case}.nii.gz", truth)
+        write_volume(tmp_path / "predictions" / f"{case}.nii.gz", prediction)
+    write_dataset_json(tmp_path / "predictions", LABELS)
+    return tmp_path
+
+
+def write_dataset_json(folder: Path, labels: dict, **more: object) -> None:
+    content = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 3, "file_ending": ".nii.gz", **more}
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+def read_rows(folder: Path) -> list[dict]:
+    with (folder / "scores.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def read_summary(folder: Path) -> dict:
+    return json.loads((folder / "scores.json").read_text())
+
+
+def test_the_parser_offers_what_the_package_can_do():
+    assert command.METRICS == scoring.MASK_METRICS
+    assert command.INSTANCE_METRICS == scoring.INSTANCE_METRICS
+    assert set(command.POLICIES) == set(policies.POLICIES)
+    assert set(command.AVERAGES) == set(folders.AVERAGES)
+
+
+def test_one_row_per_case_and_label_and_a_summary_that_explains_itself(volumes, capsys):
+    out = volumes / "out"
+    assert run(volumes / "predictions", volumes / "labelsTr", "--output", out) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["scores.csv", "scores.json", "scores.txt"]
+    rows = read_rows(out)
+    assert list(rows[0]) == ["case", "label", "dice", "iou", "hd95", "nsd"]
+    assert [(row["case"], row["label"]) for row in rows] == [(c, n) for c in "abc" for n in ("outer", "inner", "rare")]
+    summary = read_summary(out)
+    assert summary["cases"] == ["a", "b", "c"]
+    assert summary["labels"] == {"outer": [1], "inner": [2], "rare": [3]}
+    assert summary["policy"]["name"] == "nnunet"
+    assert summary["unit"] == "mm"
+    assert summary["metrics"]["hd95"]["unit"] == "mm"
+    assert "joined" in summary["metrics"]["hd95"]["definition"]
+    assert summary["tolerances"]["outer"] == {
+        "value": 2,
+        "unit": "mm",
+        "source": "default, 2 mm where no tolerance is published for the structure",
+    }
+    # One case has label 3 on both sides, one in the prediction alone, one nowhere.
+    rare = summary["mean"]["rare"]
+    assert rare["dice"]["cases"] == 2
+    assert rare["dice"]["left_out"] == ["c"]
+    assert rare["hd95"]["cases"] == 1
+    assert rare["hd95"]["left_out"] == ["b", "c"]
+    assert rare["nsd"]["cases"] == 2
+    assert summary["empty_masks"]["rare"] == {"both_empty": ["c"], "false_positive": ["b"], "miss": []}
+    own = [float(row["dice"]) for row in rows if row["label"] == "outer"]
+    assert summary["mean"]["outer"]["dice"]["mean"] == pytest.approx(np.mean(own))
+    assert summary["mean"]["outer"]["dice"]["std"] == pytest.approx(np.std(own, ddof=1))
+    by_label = [summary["mean"][name]["dice"]["mean"] for name in summary["mean"]]
+    assert summary["overall"]["dice"]["mean"] == pytest.approx(np.mean(by_label))
+    printed = capsys.readouterr().out
+    text = (out / "scores.txt").read_text()
+    assert text.strip() in printed
+    assert f"{np.mean(own):.4f} ± {np.std(own, ddof=1):.4f} (3)" in text
+    assert "policy nnunet" in text
+    assert "NaN" not in (out / "scores.json").read_text()
+
+
+@pytest.mark.parametrize("average", ["class-first", "frame-first"])
+def test_both_orders_of_averaging(tmp_path, average):
+    # Frame a: label 1 scores 1 and label 2 is in neither; frame b: label 1 scores 0.6, label 2 0.2;
+    # frame-first: (1 + 0.4) / 2; class-first: (0.8 + 0.2) / 2.
+    for name in ("truth", "predictions"):
+        (tmp_path / name).mkdir()
+    truth, prediction = np.zeros((2, 10, 20), np.uint8)
+    truth[0, :10] = prediction[0, :10] = 1
+    imsave(tmp_path / "truth/a.png", truth, check_contrast=False)
+    imsave(tmp_path / "predictions/a.png", prediction, check_contrast=False)
+    truth, prediction = np.zeros((2, 10, 20), np.uint8)
+    truth[0, :5], prediction[0, 2:7] = 1, 1  # Dice 2 * 3 / 10
+    truth[5, :5], prediction[5, 4:9] = 2, 2  # Dice 2 * 1 / 10
+    imsave(tmp_path / "truth/b.png", truth, check_contrast=False)
+    imsave(tmp_path / "predictions/b.png", prediction, check_contrast=False)
+    out = tmp_path / "out"
+    words = ("--metrics", "dice", "--average", average, "--output", out)
+    assert run(tmp_path / "predictions", tmp_path / "truth", *words) == 0
+    overall = read_summary(out)["overall"]["dice"]
+    expected = {"class-first": (0.8 + 0.2) / 2, "frame-first": (1 + 0.4) / 2}[average]
+    assert overall["mean"] == pytest.approx(expected)
+    assert overall["cases"] == {"class-first": 1, "frame-first": 2}[average]
+
+
+def test_a_frame_without_anything_is_left_out_of_the_mean_over_frames(tmp_path):
+    for name in ("truth", "predictions"):
+        (tmp_path / name).mkdir()
+        for case, value in (("a", 1), ("b", 0)):
+            imsave(tmp_path / name / f"{case}.png", np.full((8, 8), value, np.uint8), check_contrast=False)
+    out = tmp_path / "out"
+    words = ("--metrics", "dice", "nsd", "nsd_umamba", "--average", "frame-first", "--policy", "umamba")
+    assert run(tmp_path / "predictions", tmp_path / "truth", *words, "--output", out) == 0
+    summary = read_summary(out)
+    assert summary["overall"]["dice"] == {"mean": 1, "std": None, "cases": 1, "left_out": ["b"]}
+    assert summary["mean"]["1"]["dice"]["cases"] == 2  # per label the policy says 1
+    assert summary["unit"] == "px"
+    assert summary["tolerances"]["1"]["unit"] == "px"
+    assert "no NSD" in summary["metrics"]["nsd_umamba"]["definition"]
+
+
+def test_spacing_orders_hd95_and_can_be_replaced(volumes):
+    truth, prediction = np.zeros((2, 6, 12, 12), np.uint8)
+    truth[1, 1, 1] = prediction[3, 1, 1] = 1
+    for folder, values in (("labelsTr", truth), ("predictions", prediction)):
+        for path in (volumes / folder).glob("*.nii.gz"):
+            write_volume(path, values)
+
+    def distance(*words: object) -> tuple[float, str]:
+        out = volumes / f"out{len(list(volumes.iterdir()))}"
+        assert run(volumes / "predictions", volumes / "labelsTr", "--metrics", "hd95", "--output", out, *words) == 0
+        summary = read_summary(out)
+        return summary["mean"]["outer"]["hd95"]["mean"], summary["unit"]
+
+    assert distance() == (6, "mm")
+    assert distance("--spacing", 1) == (2, "px")
+    assert distance("--spacing", 5, 1, 1) == (10, "mm")
+
+
+def test_hd95_policy_and_tolerances_are_the_users(volumes):
+    out = volumes / "out"
+    words = ("--hd95", "max", "--policy", "brats", "--tolerance", "inner=1", "rare=0.5", "--output", out)
+    assert run(volumes / "predictions", volumes / "labelsTr", *words) == 0
+    summary = read_summary(out)
+    assert summary["hd95"] == "max"
+    assert "larger" in summary["metrics"]["hd95"]["definition"]
+    assert {name: one["value"] for name, one in summary["tolerances"].items()} == {"outer": 2, "inner": 1, "rare": 0.5}
+    assert summary["tolerances"]["inner"]["source"] == "given by the user"
+    assert summary["policy"]["miss"]["hd95"] == 373.12866
+    rows = {(row["case"], row["label"]): row for row in read_rows(out)}
+    assert float(rows["b", "rare"]["hd95"]) == 373.12866
+    assert float(rows["c", "rare"]["dice"]) == 1
+    (note,) = summary["notes"]
+    assert note.startswith("HD95 of 1 half-empty pair(s) is 373.12866, a BraTS diagonal")
+
+
+def test_volume_difference_and_lesions(volumes):
+    out = volumes / "out"
+    assert (
+        run(volumes / "predictions", volumes / "labelsTr", "--metrics", "volume_difference", "lesions", "--output", out)
+        == 0
+    )
+    rows = {(row["case"], row["label"]): row for row in read_rows(out)}
+    # One voxel of 1.5 cubic millimetres.
+    assert float(rows["b", "rare"]["volume_difference"]) == pytest.approx(0.0015)
+    assert [rows["b", "rare"][name] for name in scoring.LESION_COLUMNS] == ["0", "0", "1"]
+    summary = read_summary(out)
+    assert summary["metrics"]["volume_difference"]["unit"] == "ml"
+    assert summary["mean"]["rare"]["lesions_false"]["sum"] == 1
+
+
+def test_without_dataset_json_the_values_that_occur_are_the_labels(volumes, capsys):
+    (volumes / "predictions/dataset.json").unlink()
+    out = volumes / "out"
+    assert run(volumes / "predictions", volumes / "labelsTr", "--metrics", "dice", "--output", out) == 0
+    summary = read_summary(out)
+    assert summary["labels"] == {"1": [1], "2": [2], "3": [3]}
+    assert "found in the files" in summary["labels_from"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("labels:")] == [
+        "labels: 1, 2, 3, found in the files, for want of dataset.json"
+    ]
+
+
+def test_dataset_json_is_found_above_the_references_and_names_the_policy(volumes):
+    (volumes / "predictions/dataset.json").unlink()
+    write_dataset_json(volumes, REGIONS, regions_class_order=[1, 2, 3], name="Dataset501_BraTS2020")
+    out = volumes / "out"
+    assert run(volumes / "predictions", volumes / "labelsTr", "--metrics", "dice", "--output", out) == 0
+    summary = read_summary(out)
+    assert summary["labels"] == {"whole": [1, 2, 3], "core": [2, 3], "active": [3]}
+    assert summary["policy"]["name"] == "brats"
+
+
+def test_several_processes_write_the_same(volumes):
+    for jobs, name in ((1, "one"), (2, "two")):
+        words = ["evaluate", volumes / "predictions", volumes / "labelsTr", "--jobs", jobs, "--output", volumes / name]
+        assert main(list(map(str, words))) == 0
+    for path in (volumes / "one").iterdir():
+        assert path.read_bytes() == (volumes / "two" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("labels", "more"),
+    [(LABELS, {}), (REGIONS, {"regions_class_order": [1, 2, 3]}), ({**LABELS, "ignore": 4}, {})],
+    ids=["labels", "regions", "ignore"],
+)
+def test_dice_and_iou_are_those_of_nnunet(volumes, run_command, labels, more):
+    predictions, references = volumes / "predictions", volumes / "labelsTr"
+    write_dataset_json(predictions, labels, **more)
+    if "ignore" in labels:
+        for path in references.glob("*.nii.gz"):
+            values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+            values[:, :12, :10] = 4
+            write_volume(path, values)
+    plans = volumes / "plans.json"
+    plans.write_text(json.dumps({"label_manager": "LabelManager"}))
+    run_command(
+        ["nnUNetv2_evaluate_folder", references, predictions]
+        + ["-djfile", predictions / "dataset.json", "-pfile", plans, "-np", 1, "-o", volumes / "theirs.json"]
+    )
+    theirs = json.loads((volumes / "theirs.json").read_text())
+    assert run(predictions, references, "--metrics", "dice", "iou", "--output", volumes / "out") == 0
+    rows = {(row["case"], row["label"]): row for row in read_rows(volumes / "out")}
+    summary = read_summary(volumes / "out")
+    compared = 0
+    for case in theirs["metric_per_case"]:
+        name = Path(case["prediction_file"]).name.removesuffix(".nii.gz")
+        for label, values in summary["labels"].items():
+            key = str(values[0]) if labels is not REGIONS else str(tuple(values))
+            for ours, nnunets in (("dice", "Dice"), ("iou", "IoU")):
+                expected = case["metrics"][key][nnunets]
+                value = float(rows[name, label][ours])
+                assert value == pytest.approx(expected, abs=1e-6, nan_ok=True)
+                compared += not math.isnan(value)
+    assert compared > 12
+    for label, values in summary["labels"].items():
+        key = str(values[0]) if labels is not REGIONS else str(tuple(values))
+        assert summary["mean"][label]["dice"]["mean"] == pytest.approx(theirs["mean"][key]["Dice"], abs=1e-6)
+    assert summary["overall"]["dice"]["mean"] == pytest.approx(theirs["foreground_mean"]["Dice"], abs=1e-6)
+
+
+@pytest.fixture
+def cells(tmp_path) -> Path:
+    """Two instance maps: in the first all is found, in the second one of two cells."""
+    for name in ("truth", "predictions"):
+        (tmp_path / name).mkdir()
+    truth = np.zeros((40, 60), np.int32)
+    truth[5:20, 5:20], truth[10:30, 30:50] = 7, 70_000
+    for case, seen in (("a", truth), ("b", np.where(truth == 7, 0, truth))):
+        imwrite(tmp_path / "truth" / f"{case}_label.tiff", truth)
+        imwrite(tmp_path / "predictions" / f"{case}.tif", seen)
+    return tmp_path
+
+
+def test_instances_are_scored_beside_their_foreground(cells):
+    out = cells / "out"
+    assert run(cells / "predictions", cells / "truth", "--instances", "--output", out) == 0
+    rows = read_rows(out)
+    columns = ["f1", "object_iou", "average_precision", "dice", "iou", "nsd", "tp", "fp", "fn"]
+    assert list(rows[0]) == ["case", "label", *columns]
+    assert [float(row["f1"]) for row in rows] == pytest.approx([1, 2 / 3])
+    assert [float(row["object_iou"]) for row in rows] == pytest.approx([1, 1 / 2])
+    assert [row["fn"] for row in rows] == ["0", "1"]
+    assert float(rows[1]["dice"]) == pytest.approx(2 * 400 / (400 + 625))
+    summary = read_summary(out)
+    assert summary["tolerances"]["instances"]["unit"] == "px"
+    assert "within 2 px of the border" in summary["metrics"]["f1"]["definition"]
+    assert summary["mean"]["instances"]["fn"]["sum"] == 1
+
+
+def test_instance_maps_taken_for_labels_are_noticed(cells, capsys):
+    values = np.arange(40 * 60).reshape(40, 60) // 6
+    imwrite(cells / "truth/a_label.tiff", values)
+    for case in ("a", "b"):
+        (cells / "predictions" / f"{case}.tif").rename(cells / "predictions" / f"{case}_label.tif")
+    assert run(cells / "predictions", cells / "truth") == 2
+    assert "add --instances" in capsys.readouterr().err
+    assert run(cells / "predictions", cells / "truth", "--instances", "--metrics", "dice", "f1") == 0
+    assert run(cells / "predictions", cells / "truth", "--metrics", "f1") == 2
+    assert "f1 is a score of instance maps" in capsys.readouterr().err
+
+
+def other_shape(root):
+    write_volume(root / "predictions/b.nii.gz", np.zeros((14, 24, 27), np.uint8))
+
+
+def other_spacing(root):
+    write_volume(root / "predictions/b.nii.gz", np.zeros((14, 24, 28), np.uint8), (3, 1, 0.6))
+
+
+def other_origin(root):
+    write_volume(root / "predictions/b.nii.gz", np.zeros((14, 24, 28), np.uint8), origin=5)
+
+
+def strange_label(root):
+    write_volume(root / "predictions/b.nii.gz", np.full((14, 24, 28), 9, np.uint8))
+
+
+def strange_label_in_the_truth(root):
+    write_volume(root / "labelsTr/c.nii.gz", np.full((14, 24, 28), 4, np.uint8))
+
+
+def fractions(root):
+    write_volume(root / "predictions/b.nii.gz", np.full((14, 24, 28), 0.5, np.float32))
+
+
+def not_a_number(root):
+    write_volume(root / "predictions/b.nii.gz", np.full((14, 24, 28), np.nan, np.float32))
+
+
+def negative(root):
+    write_volume(root / "predictions/b.nii.gz", np.full((14, 24, 28), -1, np.int16))
+
+
+def truncated(root):
+    path = root / "predictions/b.nii.gz"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def truncated_behind_the_header(root):
+    path = root / "predictions/b.nii.gz"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def truncated_unpacked(root):
+    path = root / "predictions/b.nii.gz"
+    path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes())[:-9])
+    path.unlink()
+
+
+def damaged(root):
+    """A file whose voxels can be unpacked but are not those that were packed."""
+    path = root / "labelsTr/b.nii.gz"
+    voxels = bytearray(gzip.decompress(path.read_bytes()))
+    checksum = path.read_bytes()[-8:]
+    voxels[-9] ^= 1
+    path.write_bytes(gzip.compress(bytes(voxels))[:-8] + checksum)
+
+
+def empty_file(root):
+    (root / "predictions/b.nii.gz").write_bytes(b"")
+
+
+def no_prediction(root):
+    (root / "predictions/b.nii.gz").unlink()
+
+
+def no_reference(root):
+    (root / "labelsTr/b.nii.gz").unlink()
+
+
+def no_folder(root):
+    shutil.rmtree(root / "labelsTr")
+
+
+def no_files(root):
+    for path in (root / "labelsTr").iterdir():
+        path.unlink()
+
+
+def twice(root):
+    shutil.copy(root / "predictions/b.nii.gz", root / "predictions/b.nii")
+
+
+def broken_json(root):
+    (root / "predictions/dataset.json").write_text("{")
+
+
+def no_labels(root):
+    (root / "predictions/dataset.json").write_text("{}")
+
+
+def words_for_labels(root):
+    write_dataset_json(root / "predictions", {"background": 0, "outer": "1.5"})
+
+
+def several_ignored(root):
+    write_dataset_json(root / "predictions", {**LABELS, "ignore": [4, 5]})
+
+
+def picture_among_volumes(root):
+    for folder in ("predictions", "labelsTr"):
+        (root / folder / "c.nii.gz").unlink()
+        imsave(root / folder / "c.png", np.zeros((9, 9), np.uint8), check_contrast=False)
+
+
+def target_in_use(root):
+    (root / "out").mkdir()
+    (root / "out/scores.json").write_text("precious")
+
+
+def vectors(root):
+    image = sitk.GetImageFromArray(np.zeros((14, 24, 28, 3), np.uint8), isVector=True)
+    sitk.WriteImage(image, str(root / "predictions/b.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (
+            other_shape,
+            r"predictions/b.nii.gz has shape \(14, 24, 27\) but its reference .*labelsTr/b.nii.gz has \(14, 24",
+        ),
+        (other_spacing, r"b.nii.gz has spacing \(3.0, 1.0, 0.6\) but its reference .* \(3.0, 1.0, 0.5\)"),
+        (other_origin, "b.nii.gz has origin or direction"),
+        (other_origin, "; logvmamba evaluate --ignore-position scores it all the same"),
+        (strange_label, "predictions/b.nii.gz holds the value 9, which is no label; the labels are 0, 1, 2, 3"),
+        (strange_label_in_the_truth, "labelsTr/c.nii.gz holds the value 4, which is no label"),
+        (fractions, "b.nii.gz holds numbers that are not whole"),
+        (not_a_number, "b.nii.gz holds numbers that are not finite"),
+        (negative, "b.nii.gz holds the negative value -1"),
+        (truncated, "predictions/b.nii.gz cannot be read"),
+        (truncated_behind_the_header, "predictions/b.nii.gz cannot be read: Compressed file ended"),
+        (truncated_unpacked, "predictions/b.nii cannot be read"),
+        (damaged, "labelsTr/b.nii.gz cannot be read: CRC check failed"),
+        (empty_file, "predictions/b.nii.gz cannot be read"),
+        (no_prediction, r"predictions holds no prediction for 1 reference\(s\), the first is 'b'.*--predicted-only"),
+        (no_reference, r"labelsTr holds no reference for 1 prediction\(s\), the first is 'b'"),
+        (no_folder, "labelsTr is not a folder"),
+        (no_files, "labelsTr holds no file"),
+        (twice, "two files of the case 'b', b.nii and b.nii.gz"),
+        (broken_json, "dataset.json cannot be read as JSON"),
+        (no_labels, "dataset.json has no 'labels'"),
+        (words_for_labels, "the label 'outer' must be a whole number or a list of them, not '1.5'"),
+        (several_ignored, r"the label 'ignore' must be a whole number, not \[4, 5\]"),
+        (picture_among_volumes, "c.png has 2 axes in px, the first case 3 in mm"),
+        (target_in_use, "out is not empty"),
+        (vectors, "b.nii.gz holds 3 channels"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_nothing_is_written(volumes, capfd, spoil, says):
+    spoil(volumes)
+    before = sorted(volumes.rglob("*"))
+    assert run(volumes / "predictions", volumes / "labelsTr", "--output", volumes / "out") == 2
+    error = capfd.readouterr().err
+    lines = [line for line in error.splitlines() if line.strip() and not line.startswith("cases:")]
+    assert len(lines) == 1, error
+    assert re.search(says, lines[0]), lines[0]
+    assert sorted(volumes.rglob("*")) == before
+    if spoil is target_in_use:
+        assert (volumes / "out/scores.json").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--tolerance", "nowhere=2"),
+        ("--tolerance", "inner=x"),
+        ("--tolerance", "1", "2"),
+        ("--tolerance", "inner=1", "inner=2"),
+        ("--tolerance", "-1"),
+        ("--spacing", "0"),
+        ("--spacing", "1", "1"),
+        ("--metrics", "dise"),
+        ("--metrics", "nsd_umamba"),
+        ("--metrics", "f1"),
+        ("--policy", "mine"),
+        ("--dataset-json", "nowhere.json"),
+        ("--instances", "--dataset-json", "nowhere.json"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(volumes, words, capsys):
+    try:
+        code = run(volumes / "predictions", volumes / "labelsTr", *words)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert any(word.removeprefix("--").partition("=")[0].split("_")[0] in error for word in words), error
+
+
+def test_metrics_are_known_in_any_capitalisation_and_shown_in_one(volumes, capsys):
+    tables = []
+    for words in (("dice", "hd95"), ("Dice", "HD95"), ("DICE", "hD95", "dice")):
+        out = volumes / f"out{len(tables)}"
+        assert run(volumes / "predictions", volumes / "labelsTr", "--metrics", *words, "--output", out) == 0
+        tables.append((out / "scores.txt").read_text())
+        assert list(read_rows(out)[0]) == ["case", "label", "dice", "hd95"]
+    assert len(set(tables)) == 1
+    assert tables[0].splitlines()[0].split() == ["label", "Dice", "HD95", "[mm]"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(volumes / "predictions", volumes / "labelsTr", "--metrics", "dise")
+    assert "there is no metric 'dise'; there are Dice, IoU, HD95, NSD, nsd_umamba, " in capsys.readouterr().err
+
+
+def test_an_error_in_a_process_ends_the_whole_run(volumes, capsys):
+    strange_label(volumes)
+    words = ["evaluate", volumes / "predictions", volumes / "labelsTr", "--jobs", 2, "--output", volumes / "out"]
+    assert main(list(map(str, words))) == 2
+    assert "predictions/b.nii.gz holds the value 9" in capsys.readouterr().err
+    assert not (volumes / "out").exists()
+
+
+def test_a_disk_that_fills_up_leaves_no_summary(volumes, monkeypatch, capsys):
+    def no_space(*_):
+        raise OSError(28, "No space left on device", "scores.json")
+
+    monkeypatch.setattr(folders, "write_json", no_space)
+    assert (
+        run(volumes / "predictions", volumes / "labelsTr", "--metrics", "dice", "--output", volumes / "deep/out") == 2
+    )
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (volumes / "deep").exists()
+
+
+def test_a_process_that_is_killed_ends_the_run_with_a_sentence(volumes, capsys, monkeypatch):
+    words = ["evaluate", volumes / "predictions", volumes / "labelsTr", "--jobs", 2, "--output", volumes / "out"]
+    monkeypatch.setattr(folders, "partial", lambda *_, **__: _die)
+    assert main(list(map(str, words))) == 2
+    assert "one of 2 processes was killed" in capsys.readouterr().err
+    assert not (volumes / "out").exists()
+
+
+def _die(_: object) -> None:
+    os._exit(9)
+
+
+def test_volumes_of_tiff_take_the_spacing_from_the_json_beside_the_prediction(tmp_path):
+    truth, prediction = np.zeros((2, 5, 8, 8), np.uint8)
+    truth[1, 4, 4] = prediction[3, 4, 4] = 1
+    for name, values in (("truth", truth), ("predictions", prediction)):
+        (tmp_path / name).mkdir()
+        imwrite(tmp_path / name / "a.tiff", values)
+    words = (tmp_path / "predictions", tmp_path / "truth", "--metrics", "hd95", "--output")
+    assert run(*words, tmp_path / "pixels") == 0
+    assert read_summary(tmp_path / "pixels")["mean"]["1"]["hd95"]["mean"] == 2
+    (tmp_path / "predictions/a.json").write_text(json.dumps({"spacing": [4, 1, 1]}))
+    assert run(*words, tmp_path / "mm") == 0
+    summary = read_summary(tmp_path / "mm")
+    assert (summary["mean"]["1"]["hd95"]["mean"], summary["unit"]) == (8, "mm")
+
+
+def test_a_single_slice_is_scored_as_the_plane_it_is(tmp_path):
+    truth, prediction = np.zeros((2, 1, 20, 20), np.uint8)
+    truth[0, 5:15, 5:15] = prediction[0, 5:15, 7:17] = 1
+    for name, values in (("truth", truth), ("predictions", prediction)):
+        (tmp_path / name).mkdir()
+        write_volume(tmp_path / name / "a.nii.gz", values, (8, 1, 0.5))
+    out = tmp_path / "out"
+    words = ("--metrics", "hd95", "nsd_umamba", "--output", out)
+    assert run(tmp_path / "predictions", tmp_path / "truth", *words) == 0
+    summary = read_summary(out)
+    assert (summary["mean"]["1"]["hd95"]["mean"], summary["unit"]) == (1, "mm")
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Path:
+    """A volume and one of its slices, predictions one row off; voxels of 5 x 2 x 1 mm."""
+    truth = np.zeros((4, 12, 12), np.uint8)
+    truth[1:3, 3:8, 3:8] = 1
+    for name, values in (("truth", truth), ("predictions", np.roll(truth, 1, 1))):
+        (tmp_path / name).mkdir()
+        values[1, 0, 0] = name == "predictions"
+        write_volume(tmp_path / name / "several.nii.gz", values, (5, 2, 1))
+        write_volume(tmp_path / name / "alone.nii.gz", values[1:2], (5, 2, 1))
+    return tmp_path
+
+
+def test_one_slice_beside_several_is_scored_as_the_plane_it_is(mixed, capsys):
+    words = ("--metrics", "dice", "hd95", "nsd", "volume_difference", "--output")
+    assert run(mixed / "predictions", mixed / "truth", *words, mixed / "out") == 0
+    rows = {row["case"]: row for row in read_rows(mixed / "out")}
+    assert float(rows["alone"]["volume_difference"]) == pytest.approx(5 * 2 * 1 / 1000)
+    assert float(rows["several"]["volume_difference"]) == pytest.approx(5 * 2 * 1 / 1000)
+    summary = read_summary(mixed / "out")
+    assert summary["metrics"]["volume_difference"]["unit"] == "ml"
+    assert "6 neighbours, 4 in a single slice" in summary["metrics"]["hd95"]["definition"]
+    assert "note: 1 of 2 cases are one slice, the first is 'alone'" in capsys.readouterr().out
+    (mixed / "flat").mkdir()  # the same slice in a folder of its own
+    for name in ("truth", "predictions"):
+        shutil.copytree(mixed / name, mixed / "flat" / name)
+        (mixed / "flat" / name / "several.nii.gz").unlink()
+    assert run(mixed / "flat/predictions", mixed / "flat/truth", *words, mixed / "flat/out") == 0
+    (alone,) = read_rows(mixed / "flat/out")
+    assert {name: alone[name] for name in ("dice", "hd95", "nsd")} == {
+        name: rows["alone"][name] for name in ("dice", "hd95", "nsd")
+    }
+    assert float(alone["volume_difference"]) == 2  # mm², as ever in a folder of planes
+
+
+@pytest.mark.parametrize(
+    ("spacing", "hd95", "volume"), [(("1",), 1, 1e-3), (("5", "3", "1"), 3, 15e-3), (("2",), 2, 8e-3)]
+)
+def test_a_slice_beside_volumes_takes_its_part_of_the_spacing(mixed, spacing, hd95, volume):
+    for name in ("truth", "predictions"):
+        values = sitk.GetArrayFromImage(sitk.ReadImage(str(mixed / name / "alone.nii.gz")))
+        values[0, 0, 0] = 0
+        values[0, 3, 3] = 0
+        write_volume(mixed / name / "alone.nii.gz", values, (5, 2, 1))
+    words = ("--metrics", "hd95", "volume_difference", "--spacing", *spacing, "--output", mixed / "out")
+    assert run(mixed / "predictions", mixed / "truth", *words) == 0
+    rows = {row["case"]: row for row in read_rows(mixed / "out")}
+    assert float(rows["alone"]["hd95"]) == hd95
+    assert float(rows["alone"]["volume_difference"]) == pytest.approx(volume)
+
+
+def test_what_a_slice_beside_volumes_has_no_score_for_is_said(mixed, capsys):
+    assert run(mixed / "predictions", mixed / "truth", "--metrics", "nsd_umamba") == 2
+    assert "several.nii.gz: nsd_umamba is a score of 2D masks" in capsys.readouterr().err
+    for name in ("truth", "predictions"):
+        values = sitk.GetArrayFromImage(sitk.ReadImage(str(mixed / name / "alone.nii.gz")))
+        write_volume(mixed / name / "alone.nii.gz", values[0], (2, 1))
+    assert run(mixed / "predictions", mixed / "truth", "--metrics", "hd95") == 0
+    words = (mixed / "predictions", mixed / "truth", "--metrics", "volume_difference")
+    assert run(*words) == 2
+    assert f"{mixed / 'truth/alone.nii.gz'} is one slice of unknown thickness among volumes" in capsys.readouterr().err
+    assert run(*words, "--spacing", "5", "2", "1") == 0
+
+
+def test_predictions_that_lack_cases_are_scored_when_asked_for(volumes):
+    no_prediction(volumes)
+    out = volumes / "out"
+    assert run(volumes / "predictions", volumes / "labelsTr", "--predicted-only", "--output", out) == 0
+    assert read_summary(out)["cases_not_scored"] == ["b"]
+    assert "cases: 2, 1 more without a prediction" in (out / "scores.txt").read_text()
+
+
+def test_a_lost_origin_can_be_ignored(volumes):
+    read = sitk.ReadImage(str(volumes / "predictions/b.nii.gz"))
+    words = (volumes / "predictions", volumes / "labelsTr", "--metrics", "hd95", "--ignore-position", "--output")
+    assert run(*words, volumes / "before") == 0
+    write_volume(volumes / "predictions/b.nii.gz", sitk.GetArrayFromImage(read), origin=5)
+    assert run(*words, volumes / "after") == 0
+    before, after = read_summary(volumes / "before"), read_summary(volumes / "after")
+    assert before["mean"] == after["mean"]
+    assert after["position"] == "not compared"
+
+
+def test_nnunets_own_summary_stays_when_writing_beside_it(volumes):
+    (volumes / "predictions/summary.json").write_text("nnU-Net's")
+    words = ("--metrics", "dice", "--output", volumes / "predictions", "--overwrite")
+    assert run(volumes / "predictions", volumes / "labelsTr", *words) == 0
+    assert (volumes / "predictions/summary.json").read_text() == "nnU-Net's"
+    assert read_summary(volumes / "predictions")["cases"] == ["a", "b", "c"]
+
+
+def test_it_works_without_nnunet(volumes, run_command):
+    """nnU-Net is hidden from the interpreter, as if it were not installed."""
+    code = (
+        "import sys; sys.modules['nnunetv2'] = None\n"
+        "from pathlib import Path\n"
+        "from nnunet_logvmamba.evaluation import folders\n"
+        "from nnunet_logvmamba.evaluation.scoring import Settings\n"
+        "root = Path(sys.argv[1])\n"
+        "pairs, _ = folders.find_pairs(root / 'predictions', root / 'labelsTr')\n"
+        "labels = folders.read_dataset_json(root / 'predictions/dataset.json')\n"
+        "print(folders.as_text(folders.evaluate(pairs, labels, Settings()).summary))"
+    )
+    assert "outer" in run_command(["python", "-c", code, volumes]).stdout
+
+
+def test_cells_of_the_shared_data_are_perfect_against_themselves(shared, tmp_path):
+    labels = shared / "data/cells/labels"
+    (tmp_path / "few").mkdir()
+    for path in sorted(labels.iterdir())[::30]:
+        os.symlink(path, tmp_path / "few" / path.name)
+    out = tmp_path / "out"
+    assert run(tmp_path / "few", labels, "--instances", "--predicted-only", "--output", out) == 0
+    means = read_summary(out)["mean"]["instances"]
+    assert {name: means[name]["mean"] for name in ("f1", "object_iou", "average_precision", "dice", "nsd")} == (
+        dict.fromkeys(("f1", "object_iou", "average_precision", "dice", "nsd"), 1)
+    )
+
+
+def test_instance_maps_without_their_option_are_refused_with_it(volumes, capsys):
+    maps = volumes / "instancesTr"
+    maps.mkdir()
+    (maps / "a.tiff").touch()
+    (volumes / "dataset.json").write_text("{}")
+    assert run(volumes / "predictions", maps) == 2
+    assert "then score OUT with --instances" in capsys.readouterr().err
+    found = volumes / "out"
+    found.mkdir()
+    (found / "a_label.tiff").touch()
+    assert run(found, maps) == 2
+    assert f"{found / 'a_label.tiff'} is named as an instance map: to score instances, add --instances" in (
+        capsys.readouterr().err
+    )
+    (volumes / "dataset.json").unlink()
+    assert run(found, found) == 2  # a pair by its name; what is wrong is that the file is empty
+    assert "a_label.tiff cannot be read" in capsys.readouterr().err

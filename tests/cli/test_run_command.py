@@ -1,0 +1,470 @@
+"""``logvmamba run``: what it checks and prints, how its commands end, and a whole run with the real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+import small_dataset
+from commands import BIN, NnunetFolders
+from small_project import Project, segmentations
+
+from nnunet_logvmamba.cli import main
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.plugin import first_run
+
+TRAINER = "nnUNetTrainerLoGVMamba"
+
+
+@pytest.fixture
+def folders(nnunet_folders, monkeypatch) -> NnunetFolders:
+    """A data set of balls in ``nnUNet_raw``, and nothing else."""
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    small_dataset.write_raw(nnunet_folders.raw)
+    return nnunet_folders
+
+
+def dry_run(capsys, *words: object) -> str:
+    assert main(["run", *map(str, words), "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+def commands_in(text: str) -> list[str]:
+    return re.findall(r"^\$ (.*)$", text, re.M)
+
+
+def refused(capsys, *words: object) -> str:
+    assert main(["run", *map(str, words), "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert commands_in(printed.out) == []
+    (line,) = printed.err.strip().splitlines()[-1:]
+    assert line.startswith("logvmamba: ")
+    return line
+
+
+def images(folders: NnunetFolders, target: Path, number: int = 2) -> Path:
+    """Scans to predict."""
+    target.mkdir()
+    for path in sorted((folders.raw / small_dataset.NAME / "imagesTr").iterdir())[:number]:
+        shutil.copy(path, target)
+    return target
+
+
+def files(folders: NnunetFolders) -> list[str]:
+    return sorted(str(path) for folder in vars(folders).values() for path in folder.rglob("*"))
+
+
+# What is due
+
+
+def test_a_dry_run_prints_the_stock_commands_and_writes_nothing(folders, tmp_path, capsys):
+    new, before = images(folders, tmp_path / "new"), files(folders)
+    found = commands_in(dry_run(capsys, 998, "3d_fullres", "--predict", new, tmp_path / "out", "--device", "cpu"))
+    assert [command.split()[0] for command in found] == [
+        "nnUNetv2_plan_and_preprocess",
+        "nnUNetv2_train",
+        "nnUNetv2_predict",
+        "logvmamba",
+        "logvmamba",
+    ]
+    assert found[0].startswith("nnUNetv2_plan_and_preprocess -d 998 -c 3d_fullres --verify_dataset_integrity")
+    assert found[1] == f"nnUNetv2_train 998 3d_fullres 0 -tr {TRAINER} -device cpu"
+    predict = f"nnUNetv2_predict -i {new} -o {tmp_path / 'out'} -d 998 -c 3d_fullres -f 0 -tr {TRAINER} -device cpu"
+    assert found[2].startswith(predict)
+    fold = folders.results / small_dataset.NAME / f"{TRAINER}__nnUNetPlans__3d_fullres" / "fold_0"
+    assert found[3].startswith(f"logvmamba evaluate {fold / 'validation'} ")
+    assert found[4] == f"logvmamba report {fold}"
+    assert files(folders) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_trainers_and_folds_are_trained_one_by_one_and_compared(folders, tmp_path, capsys):
+    names = [f"{TRAINER}_5epochs", "nnUNetTrainerStockNetwork_5epochs"]
+    new, labels = images(folders, tmp_path / "new"), folders.raw / small_dataset.NAME / "labelsTr"
+    words = ("Dataset998_Balls", "2d", "--trainer", *names, "--fold", 0, 1, "--device", "cpu", "--references", labels)
+    found = commands_in(dry_run(capsys, *words, "--predict", new, tmp_path / "out"))
+    trained = [command.split()[3:6] for command in found if command.startswith("nnUNetv2_train")]
+    assert trained == [[fold, "-tr", name] for name in names for fold in "01"]
+    predicted = [command for command in found if command.startswith("nnUNetv2_predict")]
+    for name, command in zip(names, predicted):
+        assert f"-o {tmp_path / 'out' / name} " in command
+        assert f"-f 0 1 -tr {name} " in command
+    assert sum(f" {labels} " in command for command in found) == 2
+    models = [str(folders.results / small_dataset.NAME / f"{name}__nnUNetPlans__2d") for name in names]
+    assert found[-1] == f"logvmamba compare {' '.join(models)} --folds 0 1"
+
+
+def test_a_quick_run_writes_its_schedule_with_logvmamba_plans(folders, capsys):
+    shown = dry_run(capsys, 998, "2d", "--quick")
+    assert "--patch-size PATCH --train num_epochs=8 num_iterations_per_epoch=50" in shown
+    assert "nnUNetv2_train 998 2d_quick 0" in shown
+    small_dataset.copy_into(folders)
+    shown = dry_run(capsys, 998, "2d", "--quick")
+    assert "# plan and preprocess: skipped, 5 cases are preprocessed for 2d" in shown
+    (patch,) = re.findall(r"--patch-size ([\d ]+) --train", shown)
+    plans = json.loads((folders.preprocessed / small_dataset.NAME / "nnUNetPlans.json").read_text())
+    assert list(map(int, patch.split())) == plans["configurations"]["2d"]["patch_size"]  # small enough
+
+
+@pytest.mark.parametrize(
+    ("planned", "strides", "quick"),
+    [
+        ([40, 56, 40], [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]], [24, 40, 24]),
+        ([128, 128, 128], [[1] * 3, *[[2] * 3] * 5], [64, 64, 64]),
+        ([20, 320, 256], [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]], [8, 64, 64]),
+        ([512, 512], [[1, 1], *[[2, 2]] * 7], [256, 256]),
+        ([320, 256], [1, 2, 2, 2, 2], [144, 112]),
+        ([16, 16, 16], [[1] * 3, [2] * 3], [16, 16, 16]),
+    ],
+)
+def test_the_patch_of_a_quick_run_is_small_and_fits_the_strides(planned, strides, quick):
+    architecture = {"network_class_name": "x", "arch_kwargs": {"strides": strides}, "_kw_requires_import": []}
+    plans = {"configurations": {"c": {"patch_size": planned, "architecture": architecture}}}
+    assert first_run.quick_patch(plans, "c") == quick
+
+
+def test_what_was_left_unfinished_is_begun_again_or_continued(folders, capsys):
+    small_dataset.copy_into(folders)
+    fold = folders.results / small_dataset.NAME / f"{TRAINER}__nnUNetPlans__2d" / "fold_0"
+    data = folders.preprocessed / small_dataset.NAME / "nnUNetPlans_2d"
+    train = f"nnUNetv2_train 998 2d 0 -tr {TRAINER} -device cpu"
+
+    def first() -> str:
+        return commands_in(dry_run(capsys, 998, "2d", "--device", "cpu"))[0]
+
+    assert first() == train
+    (fold / "validation").mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").touch()
+    assert first() == f"{train} --c"
+    (fold / "checkpoint_final.pth").touch()
+    assert first() == f"{train} --val"
+    (fold / "validation" / "summary.json").touch()
+    assert first().startswith("logvmamba evaluate")
+    next(data.glob("*.pkl")).unlink()
+    assert first().startswith("nnUNetv2_preprocess -d 998 -plans_name nnUNetPlans -c 2d")
+
+
+def test_the_planner_gets_no_zero_for_a_number_of_threads(folders, monkeypatch, capsys):
+    """The tests' own setting, and one that users have."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    found = commands_in(dry_run(capsys, 998, "2d"))
+    assert found[0].startswith("nnUNet_n_proc_DA=1 nnUNetv2_plan_and_preprocess ")
+    assert found[1].startswith("nnUNetv2_train ")
+
+
+# What is refused
+
+
+def test_missing_variables_are_named_with_what_to_export(folders, monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_raw")
+    monkeypatch.setenv("nnUNet_results", "")
+    said = refused(capsys, 998, "2d")
+    assert "nnUNet_raw and nnUNet_results are not set" in said
+    assert said.endswith("export nnUNet_raw=~/nnunet/raw nnUNet_results=~/nnunet/results")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ((997, "2d"), "has no data set 997 (there are Dataset998_Balls): nnU-Net wants DATASET/dataset.json"),
+        (("/my/scans", "2d"), "'/my/scans' is neither the number nor the name of a data set: nnU-Net wants"),
+        ((998, "3d_fulres"), "no configuration '3d_fulres': nnU-Net plans 2d, 3d_fullres, 3d_lowres"),
+        ((998, "3d_cascade_fullres"), "'3d_cascade_fullres' is the second stage of a cascade"),
+        ((998, "2d", "--fold", "five"), "--fold takes the numbers of folds, as 0, or all, not 'five'"),
+        ((998, "2d", "--fold", 0, 5), "there is no fold 5: nnU-Net makes 5 folds, 0 to 4"),
+        ((998, "2d", "--trainer", "nnUNetTrainerLogVMamba"), "nnUNetTrainerLoGVMamba"),
+        ((998, "2d", "--trainer", "nnUNetTrainerOfMine"), "nnU-Net finds no trainer 'nnUNetTrainerOfMine'"),
+        ((998, "2d", "--references", "."), "--references are of the scans to predict"),
+        ((998, "2d", "--predict", "nowhere", "out"), "nowhere is not a folder"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_run(folders, capsys, words, reason):
+    before = files(folders)
+    assert reason in refused(capsys, *words)
+    assert files(folders) == before
+
+
+def test_a_device_that_is_not_there_is_refused(folders, capsys):
+    import torch
+
+    for device, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+        if not there:
+            assert f"--device {device}: torch sees no such device" in refused(capsys, 998, "2d", "--device", device)
+
+
+def without_dataset_json(folder: Path) -> None:
+    (folder / "dataset.json").unlink()
+
+
+def without_labels(folder: Path) -> None:
+    shutil.rmtree(folder / "labelsTr")
+
+
+def without_one_label(folder: Path) -> None:
+    (folder / "labelsTr" / "ball_3.nii.gz").unlink()
+
+
+def without_channels(folder: Path) -> None:
+    for path in (folder / "imagesTr").iterdir():
+        path.rename(path.with_name(path.name.replace("_0000", "")))
+
+
+def without_images(folder: Path) -> None:
+    for path in (folder / "imagesTr").iterdir():
+        path.rename(path.with_suffix("").with_suffix(".nrrd"))
+
+
+def labels_that_are_none(folder: Path) -> None:
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**content, "labels": {"background": 0, "ball": "one"}}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (without_dataset_json, "Dataset998_Balls has no dataset.json: nnU-Net wants"),
+        (without_labels, "Dataset998_Balls has no folder labelsTr"),
+        (without_one_label, "ball_3.nii.gz is missing; 1 of 5 image(s) have no label there"),
+        (without_channels, "ball_0.nii.gz has no channel number: name images <case>_0000.nii.gz"),
+        (without_images, "imagesTr holds no image <case>_0000.nii.gz"),
+        (labels_that_are_none, "the label 'ball' must be a whole number"),
+    ],
+)
+def test_a_data_set_in_another_layout_is_refused_with_what_is_wanted(folders, capsys, damage, reason):
+    damage(folders.raw / small_dataset.NAME)
+    assert reason in refused(capsys, 998, "2d")
+
+
+def test_two_data_sets_that_nnunet_mixes_up_are_refused(folders, capsys):
+    (folders.raw / "Dataset9981_Cubes").mkdir()
+    assert "Dataset9981_Cubes and Dataset998_Balls, which nnU-Net mixes up" in refused(capsys, 998, "2d")
+
+
+def test_folds_of_cases_that_are_gone_are_refused(folders, capsys):
+    small_dataset.copy_into(folders)
+    splits = folders.preprocessed / small_dataset.NAME / "splits_final.json"
+    splits.write_text(json.dumps([{"train": ["ball_0", "ball_1"], "val": ["cube_0"]}]))
+    assert f"{splits} lists 1 case(s) that the data set does not have, the first is cube_0" in refused(
+        capsys, 998, "2d"
+    )
+
+
+def test_a_fold_that_the_data_set_does_not_have_is_refused_since_nnunet_would_draw_one(folders, capsys):
+    small_dataset.copy_into(folders)
+    splits = folders.preprocessed / small_dataset.NAME / "splits_final.json"
+    splits.write_text(json.dumps([{"train": ["ball_0"], "val": ["ball_1"]}] * 2))
+    assert f"there is no fold 2: {splits} has 2 folds, 0 to 1" in refused(capsys, 998, "2d", "--fold", 2)
+    dry_run(capsys, 998, "2d", "--fold", 1, "all")
+
+
+@pytest.mark.parametrize("fault", ["missing", "other shape", "no labels", None])
+def test_references_that_the_scores_would_stop_at_are_named_before_the_training(folders, tmp_path, capsys, fault):
+    new, references = images(folders, tmp_path / "new"), tmp_path / "references"
+    shutil.copytree(folders.raw / small_dataset.NAME / "labelsTr", references)
+    last = references / "ball_1.nii.gz"
+    if fault == "missing":
+        last.unlink()
+    elif fault == "other shape":
+        voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(last)))
+        sitk.WriteImage(sitk.GetImageFromArray(voxels[:-1]), str(last))
+    elif fault == "no labels":
+        shutil.copy(new / "ball_1_0000.nii.gz", last)
+    words = (998, "2d", "--predict", new, tmp_path / "out", "--references", references)
+    if fault is None:
+        assert f"--output {tmp_path / 'out' / 'scores'}" in dry_run(capsys, *words)
+        return
+    reasons = {
+        "missing": f"{references} holds no reference for 1 scan(s) of {new}, the first is 'ball_1'",
+        "other shape": f"{last} has the shape",
+        "no labels": f"{last} holds numbers that are not whole",
+    }
+    assert reasons[fault] in refused(capsys, *words)
+
+
+def test_scans_that_nnunet_cannot_predict_are_named_before_the_training(folders, tmp_path, capsys):
+    new = images(folders, tmp_path / "new")
+    (new / "ball_0_0000.nii.gz").rename(new / "ball_0.nii.gz")
+    assert "ball_0.nii.gz has no channel number" in refused(capsys, 998, "2d", "--predict", new, tmp_path / "out")
+
+
+def test_a_folder_that_holds_something_else_is_not_predicted_into(folders, tmp_path, capsys):
+    new, out = images(folders, tmp_path / "new"), tmp_path / "out"
+    out.mkdir()
+    (out / "ball_0.nii.gz").write_text("a colleague's")
+    assert f"{out} holds something else" in refused(capsys, 998, "2d", "--predict", new, out)
+    assert f"{new} holds something else" in refused(capsys, 998, "2d", "--predict", new, new)
+    assert (out / "ball_0.nii.gz").read_text() == "a colleague's"
+    wanted = {"images": str(tmp_path / "old"), "model": f"{TRAINER}__nnUNetPlans__2d", "finished": True}
+    (out / first_run.PREDICTED_BY).write_text(json.dumps(wanted))
+    assert f"of this run; images: {tmp_path / 'old'}, not {new}: name a new" in refused(
+        capsys, 998, "2d", "--predict", new, out
+    )
+
+
+# How commands end
+
+
+def step(code: str) -> first_run.Step:
+    return first_run.Step("do it", (Path(sys.executable).name, "-c", code))
+
+
+def test_what_a_command_prints_is_shown_and_kept(tmp_path, capfdbinary):
+    first_run.execute(step("import sys; print('out'); print('err', file=sys.stderr)"), tmp_path / "logs")
+    first_run.execute(step("print('again')"), tmp_path / "logs")
+    assert sorted(capfdbinary.readouterr().out.split()) == [b"again", b"err", b"out"]
+    log = (tmp_path / "logs" / "do_it.log").read_text()
+    assert {"out", "err", "again"} <= set(log.splitlines())
+    assert log.count("\n$ ") == 2
+
+
+def test_a_command_that_fails_is_named_with_its_log(tmp_path):
+    with pytest.raises(UserError, match="the step 'do it' ended with exit code 3") as caught:
+        first_run.execute(step("print('why'); raise SystemExit(3)"), tmp_path)
+    assert str(tmp_path / "do_it.log") in str(caught.value)
+    assert "why" in (tmp_path / "do_it.log").read_text()
+
+
+def begin(command: list[str], **options) -> subprocess.Popen:
+    """Start a command that heeds Ctrl-C and a closed terminal, also where these tests run in the background."""
+
+    def heed() -> None:
+        for which in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(which, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed, **options
+    )
+
+
+WITH_A_WORKER = """
+import subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+print("worker", worker.pid, flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_ends_the_command_and_its_workers(tmp_path, which):
+    """As ``logvmamba`` itself is interrupted, by main, which is given a step instead of a whole run."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from nnunet_logvmamba.plugin import cli, first_run\n"
+        "from nnunet_logvmamba.cli import doctor\n"
+        f"step = first_run.Step('wait', (Path(sys.executable).name, '-c', {WITH_A_WORKER!r}))\n"
+        f"doctor.run = lambda args: first_run.execute(step, Path({str(tmp_path)!r}))\n"
+        "sys.exit(cli.main(['doctor']))"
+    )
+    process = begin([sys.executable, "-c", code])
+    words = process.stdout.readline().split()
+    assert words[0] == "worker"
+    process.send_signal(which)
+    assert process.wait(timeout=60) == 130
+    deadline = time.monotonic() + 10
+    while is_alive(int(words[1])) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(int(words[1]))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# The real commands
+
+
+def environment(folders: NnunetFolders) -> dict[str, str]:
+    return {**os.environ, **folders.environment, "nnUNet_compile": "f"}
+
+
+def in_training(fold: Path) -> bool:
+    return any("Epoch 2" in log.read_text() for log in fold.glob("training_log_*.txt"))
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_interrupted_continued_and_then_has_nothing_left_to_do(folders, tmp_path, run_command):
+    new, out = images(folders, tmp_path / "new"), tmp_path / "out"
+    truths = folders.raw / small_dataset.NAME / "labelsTr"
+    words = ["run", 998, "2d", "--quick", "--device", "cpu", "--predict", new, out, "--references", truths]
+    fold = folders.results / small_dataset.NAME / f"{TRAINER}__nnUNetPlans__2d_quick" / "fold_0"
+    command = [str(BIN / "logvmamba"), *map(str, words)]
+    process = begin(command, env=environment(folders))
+    deadline = time.monotonic() + 900
+    while not in_training(fold):
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "Traceback" not in printed
+    assert not (fold / "checkpoint_final.pth").exists()
+
+    continued = run_command(["logvmamba", *words], **folders.environment)
+    assert "# plan and preprocess: skipped" in continued.stdout
+    assert f"$ nnUNetv2_train 998 2d_quick 0 -tr {TRAINER} -device cpu --c\n" in continued.stdout
+    assert [path.name for path in segmentations(out)] == ["ball_0.nii.gz", "ball_1.nii.gz"]
+    for written in (
+        fold / "report.html",
+        fold / "scores" / "scores.csv",
+        out / "scores" / "scores.json",
+        folders.results / small_dataset.NAME / "run_logs" / f"train_{TRAINER}_fold_0.log",
+    ):
+        assert written.is_file(), written
+        assert str(written.parent) in continued.stdout
+    dice = json.loads((out / "scores" / "scores.json").read_text())["mean"]
+    assert dice["shell"]["dice"]["mean"] > 0.5
+
+    again = run_command(["logvmamba", *words], **folders.environment)
+    assert commands_in(again.stdout) == []
+    assert again.stdout.count("skipped") == 7
+
+    other = run_command(
+        ["logvmamba", "run", 998, "3d_fullres", "--predict", new, out], check=False, **folders.environment
+    )
+    assert other.returncode == 2
+    assert "holds something else" in other.stderr
+
+
+@pytest.mark.slow
+def test_every_printed_command_can_be_typed(own_trained: Project, tmp_path):
+    """Those of a model that is trained already, in a shell, from another folder."""
+    done = own_trained.run("logvmamba", "run", own_trained.number, "3d_tiny", "--dry-run")
+    assert f"# train {TRAINER} fold 0: skipped" in done.stdout
+    found = commands_in(done.stdout)
+    assert [command.split()[:2] for command in found] == [["logvmamba", "evaluate"], ["logvmamba", "report"]]
+    env = {**environment(own_trained.folders), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    for command in found:
+        subprocess.run(command, shell=True, cwd=tmp_path, env=env, check=True)
+    assert commands_in(own_trained.run("logvmamba", "run", own_trained.number, "3d_tiny", "--dry-run").stdout) == []
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_is_named_and_no_other_is_run(folders, run_command):
+    import SimpleITK as sitk
+
+    label = folders.raw / small_dataset.NAME / "labelsTr" / "ball_2.nii.gz"
+    image = sitk.ReadImage(str(label))
+    image[0, 0, 0] = 7
+    sitk.WriteImage(image, str(label))
+    done = run_command(["logvmamba", "run", 998, "2d", "--device", "cpu"], check=False, **folders.environment)
+    assert done.returncode == 2
+    assert len(commands_in(done.stdout)) == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("logvmamba: the step 'plan and preprocess' ended with exit code 1")
+    log = folders.results / small_dataset.NAME / "run_logs" / "plan_and_preprocess.log"
+    assert str(log) in last
+    assert "unexpected labels" in log.read_text()

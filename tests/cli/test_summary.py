@@ -1,0 +1,235 @@
+"""``logvmamba summary``: counts against the published network, against counting by hand, and against memory held."""
+
+import json
+
+import pytest
+import small_dataset
+import torch
+from commands import run_command
+from torch import nn
+
+from nnunet_logvmamba.cli import main
+from nnunet_logvmamba.cli.summary import summarize
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
+from nnunet_logvmamba.networks.log_vmamba.presets import PRESETS
+
+# Parts of the published network at 128 cubed, counted by running it: parameters without the fixed unfold kernels.
+STEM, RESIDUAL = 86_944, (112_032, 389_952, 1_558_144, 2_688_768, 5_060_800)
+BLOCKS = (9_655 - 729, 87_257 - 729, 215_209 - 729, 357_504, 367_400)
+DECODER, LAST_STEP, HEAD = 9_563_520, 1_056 + 55_488, 99
+
+
+@pytest.fixture(scope="module")
+def paper():
+    preset = PRESETS["paper3d"]
+    with torch.device("meta"):
+        network = LoGVMambaUNet(**preset["arguments"])
+    return summarize(network, 4, preset["patch_size"], batch_size=1)
+
+
+def test_the_papers_network_has_the_published_parameters_part_by_part(paper):
+    rows = {row.stage: row for row in paper.rows}
+    assert rows["stem"].parameters == STEM
+    assert tuple(rows[f"mixing {i}"].block_parameters for i in range(5)) == BLOCKS
+    assert tuple(rows[f"mixing {i}"].parameters - rows[f"mixing {i}"].block_parameters for i in range(5)) == RESIDUAL
+    assert sum(rows[f"decoder {i}"].parameters for i in range(4)) == DECODER
+    assert rows["decoder 4"].parameters == LAST_STEP
+    assert rows["heads (1)"].parameters == HEAD
+    assert paper.parameters == sum(row.parameters for row in paper.rows) == 20_551_641
+
+
+def test_the_papers_network_has_the_published_multiply_adds_and_state_updates(paper):
+    assert paper.multiply_adds / 1e9 == pytest.approx(394.68, abs=0.05)
+    assert paper.multiply_adds == sum(row.multiply_adds for row in paper.rows)
+    rows = {row.stage: row for row in paper.rows}
+    assert rows["stem"].multiply_adds / 1e9 == pytest.approx(181.5, abs=0.05)
+    assert paper.state_updates / 1e9 == pytest.approx(0.301, abs=0.0005)
+
+
+def test_the_table_shows_the_published_tokens(paper):
+    shown = [(row.size[0], row.mixer, row.tokens, row.global_tokens) for row in paper.rows if row.mixer != "-"]
+    assert shown == [
+        (64, "L-VMamba", "262,144", "-"),
+        (32, "LoG-VMamba", "32,768 + 108", "stride 4x4x4, q 1, G 108, grid 8x8x8"),
+        (16, "LoG-VMamba", "4,096 + 216", "stride 2x2x2, q 1, G 216, grid 8x8x8"),
+        (8, "G-VMamba", "512 + 128", "stride 1x1x1, q 2, G 128, grid 8x8x8"),
+        (4, "G-VMamba", "64 + 40", "stride 1x1x1, q 8, G 40, grid 4x4x4"),
+    ]
+    assert paper.rows[1].local_tokens == "R 3, S 16, width 54"
+
+
+# The same of the published 2D network at 512 squared; blocks of the decoder without the fixed unfold kernels, 81 each.
+SWIN_PATCHES, SWIN_MERGERS = 4_896, (0, 74_496, 296_448, 1_182_720)
+SWIN_ENCODER = (210_816, 679_680, 10_761_984, 8_911_872)
+SWIN_DECODER = (3_755_586 - 162, 1_745_250 - 162, 680_034 - 162)
+SWIN_STEPS = (1_180_416 + 295_296, 295_296 + 73_920, 73_920 + 18_528)  # expansion and fusion
+SWIN_END, SWIN_HEADS = 147_648, 385 + 193 + 97 + 97
+
+
+@pytest.fixture(scope="module")
+def paper2d():
+    preset = PRESETS["paper2d"]
+    with torch.device("meta"):
+        network = LoGVMambaSwinUNet(**preset["arguments"])
+    return summarize(network, 3, preset["patch_size"], batch_size=1)
+
+
+def test_the_papers_2d_network_has_the_published_parameters_part_by_part(paper2d):
+    rows = {row.stage: row for row in paper2d.rows}
+    assert rows["patches"].parameters == SWIN_PATCHES
+    assert tuple(rows[f"encoder {i}"].block_parameters for i in range(4)) == SWIN_ENCODER
+    assert tuple(rows[f"encoder {i}"].parameters - SWIN_ENCODER[i] for i in range(4)) == SWIN_MERGERS
+    assert tuple(rows[f"decoder {i}"].block_parameters for i in range(3)) == SWIN_DECODER
+    assert tuple(rows[f"decoder {i}"].parameters - SWIN_DECODER[i] for i in range(3)) == SWIN_STEPS
+    assert rows["decoder 3"].parameters == SWIN_END
+    assert rows["heads (4)"].parameters == SWIN_HEADS
+    assert paper2d.parameters == sum(row.parameters for row in paper2d.rows) == 30_389_092
+
+
+def test_the_papers_2d_network_has_the_published_multiply_adds_and_state_updates(paper2d):
+    # The unfold by fixed kernels, which ours does by indexing, is 0.11 of the published 34.66 GMAC.
+    assert paper2d.multiply_adds == 34_658_111_232 - 111_476_736
+    assert paper2d.multiply_adds == sum(row.multiply_adds for row in paper2d.rows)
+    rows = {row.stage: row for row in paper2d.rows}
+    encoder = rows["patches"].multiply_adds + sum(rows[f"encoder {i}"].multiply_adds for i in range(4))
+    assert encoder == 19_206_242_304
+    assert paper2d.state_updates / 1e9 == pytest.approx(1.325, abs=0.0005)
+
+
+def test_the_table_shows_the_published_2d_tokens(paper2d):
+    shown = [(row.size, row.mixer, row.tokens, row.local_tokens, row.global_tokens) for row in paper2d.rows]
+    assert shown[1:-1] == [
+        ((128, 128), "2 VSS, 4 directions", "16,384", "-", "-"),
+        ((64, 64), "2 VSS, 4 directions", "4,096", "-", "-"),
+        ((32, 32), "9 VSS, 4 directions", "1,024", "-", "-"),
+        ((16, 16), "2 VSS, 4 directions", "256", "-", "-"),
+        ((32, 32), "2 LoG-VMamba", "1,024 + 432", "R 3, S 8, width 864", "stride 2x2, q 2, G 432, grid 16x16"),
+        ((64, 64), "2 LoG-VMamba", "4,096 + 432", "R 3, S 8, width 432", "stride 2x2, q 1, G 432, grid 32x32"),
+        ((128, 128), "2 LoG-VMamba", "16,384 + 216", "R 3, S 8, width 216", "stride 4x4, q 1, G 216, grid 32x32"),
+        ((512, 512), "-", "-", "-", "-"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters", "multiply_adds", "blocks"),
+    [
+        ("paper3d", "20,551,641", "394.68", ["1,034,838", "3.47"]),
+        ("paper2d", "30,389,092", "34.55", ["26,744,736", "29.31"]),
+    ],
+)
+def test_the_command_writes_totals_with_separators(preset, parameters, multiply_adds, blocks, capsys):
+    assert main(["summary", "--preset", preset]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"parameters    {parameters}" in lines
+    assert any(line.startswith(f"multiply-adds {multiply_adds} GMAC") for line in lines)
+    total = next(line for line in lines if line.startswith("total"))
+    assert total.split() == ["total", parameters, blocks[0], multiply_adds, blocks[1]]
+
+
+class OneConvolution(nn.Module):
+    """A network whose cost is known by hand: kernel 3, from 2 to 5 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Module(), nn.Module()
+        self.encoder.stages = nn.ModuleList([nn.Conv2d(2, 5, 3, padding=1)])
+        self.decoder.stages, self.decoder.seg_layers = nn.ModuleList(), nn.ModuleList()
+
+    def forward(self, x):
+        return torch.relu(self.encoder.stages[0](x))
+
+
+def test_one_convolution_is_counted_as_by_hand():
+    with torch.device("meta"):
+        network = OneConvolution()
+    summary = summarize(network, 2, (7, 11), batch_size=3)
+    assert [row.size for row in summary.rows] == [(7, 11)]
+    assert summary.parameters == 5 * (2 * 9 + 1)
+    assert summary.multiply_adds == 7 * 11 * 5 * 2 * 9
+    # The convolution keeps its input, the rectifier its output.
+    assert summary.activation_bytes == 4 * 3 * 7 * 11 * (2 + 5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_memory_counted_on_a_dry_run_is_the_memory_that_real_tensors_hold(checkpointing):
+    arguments = {**PRESETS["paper3d"]["arguments"], "features_per_stage": [16, 16, 32, 32, 32, 32], "n_stages": 6}
+    arguments.update(input_channels=1, checkpointing=checkpointing, seg_heads="all", deep_supervision=True)
+    with torch.device("meta"):
+        counted = summarize(LoGVMambaUNet(**arguments), 1, (32, 32, 64), batch_size=1).activation_bytes
+    network = LoGVMambaUNet(**arguments).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = network(torch.rand(1, 1, 32, 32, 64))
+    assert len(outputs) == 5
+    assert counted == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.02)
+
+
+def test_checkpointing_lowers_the_estimate():
+    arguments = PRESETS["paper3d"]["arguments"]
+    with torch.device("meta"):
+        plain, saving = (LoGVMambaUNet(**arguments, checkpointing=flag) for flag in (False, True))
+    assert (
+        summarize(saving, 4, (64, 64, 64), batch_size=1).activation_bytes
+        < 0.9 * summarize(plain, 4, (64, 64, 64), batch_size=1).activation_bytes
+    )
+
+
+@pytest.fixture
+def planned(nnunet_folders):
+    return small_dataset.copy_into(nnunet_folders)
+
+
+TRAINERS = ["nnUNetTrainerLoGVMamba", "nnUNetTrainerLoGVMamba_adam", "nnUNetTrainerNoSSM_sgd_5epochs", "nnUNetTrainer"]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_a_planned_data_set_is_shown_for_any_trainer(trainer, configuration, planned, capsys):
+    assert main(["summary", "-d", small_dataset.NUMBER, "-c", configuration, "-tr", trainer]) == 0
+    printed = capsys.readouterr().out
+    patch = json.loads(planned.read_text())["configurations"][configuration]["patch_size"]
+    assert f"patch {'x'.join(map(str, patch))}" in printed.splitlines()[0]
+    assert ("NoSSM" in printed) == ("NoSSM" in trainer)
+    assert ("R 3, S" in printed) == (trainer != "nnUNetTrainer")
+    assert (" and sgd; " if "_sgd" in trainer or trainer == "nnUNetTrainer" else " and adam; ") in printed
+
+
+def test_the_grid_in_use_is_shown_where_it_is_not_the_canonical_one(planned, capsys):
+    assert main(["summary", "-d", small_dataset.NUMBER, "-c", "3d_fullres"]) == 0
+    assert "stride 4x4x4, q 1, G 108, grid 8x8x8 used at 1x2x2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--preset paper4d", "there is no preset 'paper4d'; there are paper3d, paper2d"),
+        ("-d 998 -c 4d", "there is no configuration '4d' in nnUNetPlans; there are 2d, 3d_fullres"),
+        (
+            "-d 998 -tr nnUNetTrainerNone",
+            "finds no trainer 'nnUNetTrainerNone': our names are nnUNetTrainer<Family>",
+        ),
+        ("-d 998 -tr nnUNetTrainerLogVMamba_sdg", "the nearest is nnUNetTrainerLoGVMamba_sgd: names are"),
+        ("-d 998 -tr json", "nnU-Net finds no trainer 'json'"),
+        ("-d 1", "one data set Dataset001_* is needed"),
+    ],
+)
+def test_bad_input_is_answered_in_one_sentence(words, sentence, planned, capsys):
+    assert main(["summary", *words.split()]) != 0
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert printed.out == ""
+
+
+def test_a_misspelt_preset_ends_the_command_without_a_traceback():
+    done = run_command(["logvmamba", "summary", "--preset", "paper4d"], check=False)
+    assert done.returncode != 0
+    assert done.stderr.splitlines() == ["logvmamba: there is no preset 'paper4d'; there are paper3d, paper2d"]
