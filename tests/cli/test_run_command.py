@@ -359,7 +359,8 @@ def test_an_interrupt_ends_the_command_and_its_workers(tmp_path, which):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from nnunet_logvmamba.plugin import cli, first_run\n"
+        "from nnunet_logvmamba import cli\n"
+        "from nnunet_logvmamba.plugin import first_run\n"
         "from nnunet_logvmamba.cli import doctor\n"
         f"step = first_run.Step('wait', (Path(sys.executable).name, '-c', {WITH_A_WORKER!r}))\n"
         f"doctor.run = lambda args: first_run.execute(step, Path({str(tmp_path)!r}))\n"

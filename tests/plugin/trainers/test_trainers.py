@@ -100,7 +100,6 @@ def test_a_name_says_recipe_length_and_seed(family, suffix):
         "nnUNetTrainerSwinVMamba",
         "nnUNetTrainer_5epochs",
         "LoGVMamba_5epochs",
-        "__path__",
     ],
 )
 def test_names_that_mean_nothing_do_not_exist(name):
