@@ -164,7 +164,7 @@ def test_files_of_scores():
 
 
 def test_record_of_a_training():
-    run_record = importlib.import_module("nnunet_logvmamba.plugin.trainers.recording")
+    run_record = importlib.import_module("nnunet_logvmamba.results.record")
     assert (run_record.RECORD_NAME, run_record.FORMAT) == ("logvmamba.json", 1)
     assert tuple(run_record.KEYS) == RECORD_KEYS
 

@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: If anything does not fit; the plans file is then as it was.
     """
     from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets  # late, as they import torch
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_logvmamba.plugin import plans as library
 
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         dataset = path.parent.name  # nnU-Net takes 1001 for 100, too, and refuses both by their numbers
     options = ("" if args.plans == "nnUNetPlans" else f" -p {args.plans}") + device_option()
     for name in names:
-        manager = library.PlansManager(plans).get_configuration(name)
+        manager = PlansManager(plans).get_configuration(name)
         lineage = "Swin" if manager.network_arch_class_name == library.SWIN_CLASS_NAME else ""
         terminal.show_command(f"nnUNetv2_train {dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{lineage}{options}")
         settings = manager.configuration.get(library.TRAINING_KEY, {})

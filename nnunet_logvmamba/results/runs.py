@@ -14,6 +14,7 @@ from nnunet_logvmamba.evaluation.cases import CaseError
 from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
 from nnunet_logvmamba.evaluation.folders import INSTANCES
 from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, METRICS, title_of
+from nnunet_logvmamba.results.record import read_record
 
 SUMMARY = "summary.json"
 HIGHER_IS_BETTER = {
@@ -176,8 +177,6 @@ def read_run(fold: Path) -> Run:
     Raises:
         UserError: If a file is missing, damaged or not nnU-Net's; the message names it.
     """
-    from nnunet_logvmamba.plugin.trainers.recording import read_record  # late, because it imports torch
-
     model = fold.parent
     trainer, plans, configuration = model.name.split("__")
     dataset_json, plans_json = read_dataset_json(model), read_json(model / "plans.json")

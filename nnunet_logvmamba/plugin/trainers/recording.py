@@ -6,13 +6,11 @@ import hashlib
 import json
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from math import isfinite
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,43 +21,7 @@ from nnunet_logvmamba import __version__
 from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.networks.counting import count_multiply_adds, count_parameters
 from nnunet_logvmamba.plugin.environment import version_of
-
-RECORD_NAME = "logvmamba.json"
-"""Lies in the folder of a fold; read by ``logvmamba compare`` and ``logvmamba report``."""
-
-FORMAT = 1
-
-_WORD, _WHOLE, _NUMBER = (str,), (int,), (int, float)
-KEYS = {
-    "format": _WHOLE,
-    "trainer": _WORD,
-    "network": _WORD,
-    "dataset": _WORD,
-    "plans": _WORD,
-    "configuration": _WORD,
-    "fold": (int, str),
-    "seed": _WHOLE,
-    "recipe": (dict,),
-    "epochs": _WHOLE,
-    "iterations_per_epoch": _WHOLE,
-    "validation_iterations_per_epoch": _WHOLE,
-    "patch_size": (list,),
-    "batch_size": _WHOLE,
-    "spacing": (list,),
-    "split": (dict,),
-    "parameters": _WHOLE,
-    "multiply_adds": _WHOLE,
-    "device": (dict,),
-    "versions": (dict,),
-    "sessions": (list,),
-    "peak_memory_bytes": _WHOLE,
-    "epochs_done": _WHOLE,
-    "median_seconds_per_epoch": _NUMBER,
-    "seconds_per_epoch": (list,),
-}
-"""What a record holds, in this order, and of which types; any of it may be absent or null but lists and versions."""
-
-_NEVER_NULL = ("patch_size", "spacing", "sessions", "seconds_per_epoch", "versions")
+from nnunet_logvmamba.results.record import FORMAT, RECORD_NAME, read_record, without_paths
 
 
 class RecordedTrainer(nnUNetTrainer):
@@ -116,56 +78,6 @@ class RecordedTrainer(nnUNetTrainer):
             median_seconds_per_epoch=round(median(seconds), 3) if seconds else None,
             seconds_per_epoch=seconds,
         )
-
-
-def read_record(fold: Path) -> dict | None:
-    """Read the record in the folder of a fold; None where there is none.
-
-    Raises:
-        ValueError: If the file is not a record.
-    """
-    path = fold / RECORD_NAME
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): remove it, or copy it anew") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a record of format {FORMAT}: remove it, or update this package")
-    for key, value in record.items():
-        if not _fits(key, value):
-            raise ValueError(f"{path} is damaged, '{key}' cannot be {value!r:.40}: remove it, or copy it anew")
-    return record
-
-
-def _fits(key: str, value: object) -> bool:
-    types = KEYS.get(key)
-    if types is None:
-        return True  # of a newer version
-    if value is None:
-        return key not in _NEVER_NULL
-    if not isinstance(value, types) or isinstance(value, bool):
-        return False
-    if isinstance(value, float):
-        return isfinite(value)
-    return key != "sessions" or all(isinstance(session, dict) for session in value)
-
-
-def without_paths(words: Sequence[str]) -> str:
-    """Join the words of a command line, absolute paths and those of options (``--x=/a/b``) reduced to the last name."""
-    return shlex.join(name_alone(word) for word in words)
-
-
-def name_alone(word: str) -> str:
-    """Reduce an absolute path, or that of an option, to its last name; any other word stays as it is."""
-    option, sign, value = word.partition("=")
-    if sign and option.startswith("-"):
-        return f"{option}={name_alone(value)}"
-    for kind in (PurePosixPath, PureWindowsPath):
-        if kind(word).is_absolute():
-            return kind(word).name or word
-    return word
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

@@ -29,8 +29,8 @@ from nnunet_logvmamba.evaluation.cases import (
 )
 from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, read_checkpoint
-from nnunet_logvmamba.plugin.trainers.recording import name_alone, read_record
 from nnunet_logvmamba.results.page import pictures
+from nnunet_logvmamba.results.record import name_alone, read_record
 from nnunet_logvmamba.results.runs import (
     SUMMARY,
     SURFACE,

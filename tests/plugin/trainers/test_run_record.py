@@ -14,7 +14,8 @@ from small_project import TRAIN, TRAINER
 
 from nnunet_logvmamba.plugin import trainers
 from nnunet_logvmamba.plugin.trainers import recording as run_record
-from nnunet_logvmamba.plugin.trainers.recording import RECORD_NAME, read_record, split_digest, without_paths
+from nnunet_logvmamba.plugin.trainers.recording import split_digest
+from nnunet_logvmamba.results.record import KEYS, RECORD_NAME, read_record, without_paths
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
 DATASET = "Dataset501_BraTS2020"
@@ -199,7 +200,7 @@ def test_whatever_a_record_fails_of_is_said_in_the_log_and_training_goes_on(make
 def test_a_record_holds_the_keys_that_are_promised(make):
     trainer = make(TRAINER, num_epochs=1)
     trainer.on_train_start()
-    assert list(read_record(fold_of(trainer))) == list(run_record.KEYS)
+    assert list(read_record(fold_of(trainer))) == list(KEYS)
 
 
 @pytest.mark.parametrize(

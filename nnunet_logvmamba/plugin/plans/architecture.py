@@ -1,0 +1,150 @@
+"""Reads the architecture of a plan, stock or ours, into the arguments of our networks."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
+from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_2D
+
+NETWORK_CLASS_NAME = "nnunet_logvmamba.networks.LoGVMambaUNet"
+"""Dotted path that plans files on users' disks refer to; it never moves."""
+
+
+SWIN_CLASS_NAME = "nnunet_logvmamba.networks.LoGVMambaSwinUNet"
+"""The same for the 2D network of the Swin lineage."""
+
+
+NETWORKS = {NETWORK_CLASS_NAME: LoGVMambaUNet, SWIN_CLASS_NAME: LoGVMambaSwinUNet}
+
+
+STOCK_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
+
+
+KEPT_ARGUMENTS = (
+    "n_stages",
+    "features_per_stage",
+    "conv_op",
+    "kernel_sizes",
+    "strides",
+    "conv_bias",
+    "norm_op",
+    "norm_op_kwargs",
+    "dropout_op",
+    "dropout_op_kwargs",
+    "nonlin",
+    "nonlin_kwargs",
+)
+
+
+SWIN_STAGES = ("n_stages", "features_per_stage", "strides", "n_blocks_per_stage")
+
+
+IMPORTED_ARGUMENTS = ("conv_op", "norm_op", "dropout_op", "nonlin")
+
+
+def is_ours(architecture: dict) -> bool:
+    """True if the ``architecture`` of a configuration already names one of our networks."""
+    return architecture["network_class_name"] in NETWORKS
+
+
+def to_our_architecture(architecture: dict, network: str | None = None, **knobs) -> dict:
+    """Translate the ``architecture`` of a configuration into one that names a network of ours.
+
+    For ``LoGVMambaUNet``, convolution, normalisation, activation, kernel sizes, strides and widths are the plan's;
+    block counts are dropped, since ours are fixed. ``LoGVMambaSwinUNet`` has the published stages, whatever the plan's
+    are. An architecture that is ours already is kept as it stands.
+
+    Args:
+        architecture: Value of the key ``architecture`` of a configuration; not changed.
+        network: Dotted path of the network to build; None means what the architecture names, or ``LoGVMambaUNet``.
+        knobs: Arguments of our network that are set on top, whatever the plan says.
+
+    Returns:
+        A new architecture in nnU-Net's form: ``network_class_name``, ``arch_kwargs``, ``_kw_requires_import``.
+
+    Raises:
+        ValueError: If the network is neither ours nor one of those nnU-Net plans by itself, is not the one that is
+            asked for, or an argument is missing.
+    """
+    name = architecture["network_class_name"]
+    if is_ours(architecture):
+        if network not in (None, name):
+            raise ValueError(
+                f"the configuration names {_short(name)} and not {_short(network)}: take nnU-Net's own configuration"
+            )
+        ours = deepcopy(architecture)
+    else:
+        if _short(name) not in STOCK_NETWORKS:
+            raise ValueError(
+                f"cannot translate the network '{name}' of this plan: our trainers take "
+                f"{' and '.join(STOCK_NETWORKS)} as nnU-Net plans them, or {' and '.join(NETWORKS)}"
+            )
+        planned = architecture["arch_kwargs"]
+        missing = [
+            key
+            for key in ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
+            if key not in planned
+        ]
+        if missing:
+            raise ValueError(f"the plan's architecture '{name}' lacks {', '.join(missing)}")
+        ours = _published_swin(planned) if network == SWIN_CLASS_NAME else _like_planned(planned)
+    ours["arch_kwargs"].update(knobs)
+    return ours
+
+
+def _like_planned(planned: dict) -> dict:
+    return {
+        "network_class_name": NETWORK_CLASS_NAME,
+        "arch_kwargs": {key: deepcopy(planned[key]) for key in KEPT_ARGUMENTS if key in planned},
+        "_kw_requires_import": [key for key in IMPORTED_ARGUMENTS if key in planned],
+    }
+
+
+def _published_swin(planned: dict) -> dict:
+    if len(planned["kernel_sizes"][0]) != 2:
+        raise ValueError(
+            "LoGVMambaSwinUNet is a 2D network and this configuration is 3D: take the configuration 2d, or a trainer "
+            "of the U-Net lineage such as nnUNetTrainerLoGVMamba"
+        )
+    arguments = {key: deepcopy(PAPER_2D["arguments"][key]) for key in SWIN_STAGES}
+    return {"network_class_name": SWIN_CLASS_NAME, "arch_kwargs": arguments, "_kw_requires_import": []}
+
+
+def _short(class_name: str) -> str:
+    return class_name.rsplit(".", 1)[-1]
+
+
+def build_network(
+    configuration_manager: ConfigurationManager,
+    num_input_channels: int,
+    num_output_channels: int,
+    deep_supervision: bool,
+    network: str | None = None,
+    **overrides,
+) -> nn.Module:
+    """Build a network of ours from any configuration, with some arguments set on top; see ``to_our_architecture``.
+
+    Deep supervision is left off where the configuration asks for a head on the finest scale only.
+
+    Raises:
+        ValueError: If it cannot be built.
+    """
+    architecture = to_our_architecture(configuration_manager.configuration["architecture"], network, **overrides)
+    arguments = architecture["arch_kwargs"]
+    try:
+        return get_network_from_plans(
+            architecture["network_class_name"],
+            arguments,
+            architecture["_kw_requires_import"],
+            num_input_channels,
+            num_output_channels,
+            allow_init=True,
+            deep_supervision=deep_supervision and arguments.get("seg_heads") != "last",
+        )
+    except TypeError as error:  # an argument that is missing, unknown or of the wrong kind
+        raise ValueError(str(error)) from error

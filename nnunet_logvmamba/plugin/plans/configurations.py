@@ -1,0 +1,162 @@
+"""Adds configurations to a plan that carry our networks and settings, and checks them."""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from math import prod
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet
+from nnunet_logvmamba.plugin.plans.architecture import NETWORK_CLASS_NAME, build_network, is_ours, to_our_architecture
+from nnunet_logvmamba.plugin.plans.settings import TRAINING_KEY, check_knobs, check_training_settings, knobs
+
+SMALLEST_PADDED = 9  # below, nnU-Net's targets at 1/16 have no pixel
+
+
+def add_configuration(
+    plans: dict,
+    dataset_json: dict,
+    base: str,
+    name: str,
+    *,
+    arguments: dict | None = None,
+    training: dict | None = None,
+    batch_size: int | None = None,
+    patch_size: list[int] | None = None,
+    network: str | None = None,
+    keep_network: bool = False,
+    overwrite: bool = False,
+) -> tuple[dict, list[str]]:
+    """Add a configuration with our network and the given knobs; one of a cascade brings its partner along.
+
+    The new configuration inherits everything but the network from ``base``, so it uses the same preprocessed data. Its
+    ``architecture`` is complete, so the stock ``nnUNetTrainer`` builds it too.
+
+    Args:
+        plans: Content of a plans file; not changed.
+        dataset_json: Content of the data set's ``dataset.json``.
+        base: Configuration to start from.
+        name: Name of the new one.
+        arguments: Knobs of the network; those not named keep their default, or what ``base`` says if it is ours.
+        training: Settings for our trainers, see ``TRAINING_SETTINGS``.
+        batch_size: Patches per step, instead of that of ``base``.
+        patch_size: Voxels per axis, instead of that of ``base``; also for the partner.
+        network: Dotted path of our network; None means that of ``base`` if it is ours, else ``LoGVMambaUNet``.
+        keep_network: Leave the network of ``base`` in place; our trainers translate it, any other trains it as it is.
+        overwrite: Replace configurations that have the new names.
+
+    Returns:
+        The new plans, and the names of the configurations that were added.
+
+    Raises:
+        ValueError: If anything does not fit or a network cannot be built.
+    """
+    configurations = plans["configurations"]
+    if base not in configurations:
+        raise ValueError(f"there is no configuration '{base}' in these plans; there are {', '.join(configurations)}")
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
+        raise ValueError(f"'{name}' cannot name a configuration: use letters, digits, '.', '-' and single '_'")
+    manager = PlansManager(plans)
+    resolved = manager.get_configuration(base)
+    planned = resolved.configuration["architecture"]
+    check_knobs(arguments or {}, network or (planned["network_class_name"] if is_ours(planned) else NETWORK_CLASS_NAME))
+    if keep_network and (arguments or network):
+        what = f"knobs ({', '.join(arguments)}) belong to our network" if arguments else "another network was named"
+        raise ValueError(f"{what}, which cannot go with --keep-network")
+    settings = check_training_settings(training)
+    names = {base: name}
+    previous, following = resolved.previous_stage_name, resolved.next_stage_names or []
+    for partner in [*([] if previous is None else [previous]), *following]:
+        names[partner] = name.replace(base, partner, 1) if base in name else f"{name}_{partner}"
+    for old, new in names.items():
+        if new == old:
+            raise ValueError(f"configuration '{old}' cannot be derived from itself; choose another name")
+        if new in configurations and not overwrite:
+            raise ValueError(f"configuration '{new}' exists already; choose another name or add --overwrite")
+
+    result = deepcopy(plans)
+    for old, new in names.items():
+        parent = manager.get_configuration(old)
+        entry: dict = {"inherits_from": old}
+        if not keep_network:
+            entry["architecture"] = _complete(parent.configuration["architecture"], network, arguments or {})
+        if batch_size is not None:
+            entry["batch_size"] = batch_size
+        if patch_size is not None:
+            entry["patch_size"] = list(patch_size)
+        if settings or TRAINING_KEY in parent.configuration:
+            entry[TRAINING_KEY] = {**parent.configuration.get(TRAINING_KEY, {}), **settings}
+        if parent.previous_stage_name is not None:
+            entry["previous_stage"] = names[parent.previous_stage_name]
+        if parent.next_stage_names is not None:
+            linked = [names[stage] for stage in parent.next_stage_names if stage in names]
+            entry["next_stage"] = linked[0] if len(linked) == 1 else linked
+        result["configurations"][new] = entry
+    for new in names.values():
+        try:
+            PlansManager(result).get_configuration(new)
+        except RuntimeError as error:  # nnU-Net's word for configurations that inherit in a circle
+            raise ValueError(f"'{new}' cannot be replaced, because '{base}' is derived from it") from error
+        check_configuration(result, dataset_json, new)
+    return result, list(names.values())
+
+
+def check_configuration(plans: dict, dataset_json: dict, name: str) -> None:
+    """Build a configuration's network without memory and compare its patch with its strides.
+
+    Raises:
+        ValueError: Naming the configuration and what does not fit.
+    """
+    plans_manager = PlansManager(plans)
+    configuration = plans_manager.get_configuration(name)
+    channels = determine_num_input_channels(plans_manager, configuration, dataset_json)
+    classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
+    settings = configuration.configuration.get(TRAINING_KEY, {})
+    try:
+        with torch.device("meta"):
+            network = build_network(configuration, channels, classes, deep_supervision=True)
+            check_patch(network, configuration, channels)
+        if "pretrained" in settings and configuration.network_arch_class_name == NETWORK_CLASS_NAME:
+            raise ValueError(
+                f"'pretrained' under '{TRAINING_KEY}' is for LoGVMambaSwinUNet: add --network LoGVMambaSwinUNet"
+            )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"configuration '{name}' cannot be built: {str(error).splitlines()[0]}") from error
+
+
+def check_patch(network: nn.Module, configuration: ConfigurationManager, num_input_channels: int) -> None:
+    """Send a batch of patches through a network on the meta device, which needs no memory and hardly any time.
+
+    Raises:
+        ValueError: If the patch is not divisible by the strides (``LoGVMambaSwinUNet`` pads, so there it need not be),
+            there is no batch, or the network takes no such patch.
+    """
+    patch_size, strides = list(configuration.patch_size), configuration.pool_op_kernel_sizes
+    pads = isinstance(network, LoGVMambaSwinUNet)
+    totals = [1 if pads else prod(axis) for axis in zip(*strides)]
+    least = SMALLEST_PADDED if pads else 1
+    if len(patch_size) != len(totals) or any(size < least or size % total for size, total in zip(patch_size, totals)):
+        needed = f"have {len(totals)} axes of at least {least}" if pads else f"be divisible by {totals}, axis by axis"
+        raise ValueError(f"the patch size {patch_size} must {needed}")
+    if configuration.batch_size < 1:
+        raise ValueError(f"the batch size must be at least 1, not {configuration.batch_size}")
+    try:
+        network(torch.empty(configuration.batch_size, num_input_channels, *patch_size, device="meta"))
+    except RuntimeError as error:
+        raise ValueError(f"the network takes no patch of {patch_size}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:  # instance norm, which cannot normalise one voxel
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the patch size {patch_size} is too small, take a larger one: {reason}") from error
+
+
+def _complete(architecture: dict, network: str | None, values: dict) -> dict:
+    complete = to_our_architecture(architecture, network, **values)
+    arguments = complete["arch_kwargs"]
+    others = {k: v for k, v in knobs(complete["network_class_name"]).items() if k not in arguments}
+    complete["arch_kwargs"] = {**arguments, **others}
+    return complete
