@@ -6,9 +6,11 @@ import ast
 import inspect
 import re
 import textwrap
+from dataclasses import is_dataclass
 from pathlib import Path
 
 from nnunet_logvmamba import evaluation, layers, networks, ops
+from nnunet_logvmamba.networks.log_vmamba import policy
 
 PAGE = Path(__file__).parent / "reference" / "api.md"
 HEAD = """# Python
@@ -18,6 +20,11 @@ Written by `python docs/make_api.py` from the docstrings; a test compares. For a
 """
 PARTS = (
     ("Networks", networks, ("LoGVMambaUNet", "LoGVMambaSwinUNet")),
+    (
+        "Tokens of the stages",
+        policy,
+        ("stage_settings", "unet_tokens", "swin_decoder_tokens", "UsualTokens", "StageSettings"),
+    ),
     (
         "Layers",
         layers,
@@ -48,10 +55,14 @@ def sentences(module: object) -> str:
 
 def entry(module: str, name: str, item: object) -> str:
     """One class or function: how it is called, and what its docstring says."""
-    function = item.__init__ if inspect.isclass(item) else item
+    table = is_dataclass(item)
+    function = item.__init__ if inspect.isclass(item) and not table else item
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body  # as written, whatever the Python
-    arguments = [part for part in split(ast.unparse(node.args)) if part not in ("self", "cls")]
-    result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    if table:
+        arguments, result = [ast.unparse(line) for line in node.body if isinstance(line, ast.AnnAssign)], ""
+    else:
+        arguments = [part for part in split(ast.unparse(node.args)) if part not in ("self", "cls")]
+        result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     call = f"{name}({', '.join(arguments)}){result}"
     if len(call) > 100:
         call = f"{name}(\n" + "".join(f"    {argument},\n" for argument in arguments) + f"){result}"

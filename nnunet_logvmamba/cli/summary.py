@@ -9,7 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.cli import terminal
-from nnunet_logvmamba.cli.options import examples
+from nnunet_logvmamba.cli.options import at_least, examples
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks.counting import count_multiply_adds, count_parameters
 
@@ -65,7 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         **examples(
             "reference/commands.md#logvmamba-summary",
             "logvmamba summary -d 4 -c 3d_fullres",
-            "logvmamba summary --preset paper3d",
+            "logvmamba summary --preset paper3d --patch-size 96 160 160",
         ),
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -74,6 +74,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
     parser.add_argument("-tr", "--trainer", default="nnUNetTrainerLoGVMamba", help="default: %(default)s")
+    parser.add_argument(
+        "--patch-size",
+        type=at_least(1, int),
+        nargs="+",
+        metavar="N",
+        help="voxels per axis, instead of those of the plans or the publication",
+    )
     parser.set_defaults(run=run)
 
 
@@ -81,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the table.
 
     Raises:
-        UserError: If the preset, data set, configuration or trainer does not exist, or the network cannot be built.
+        UserError: If the preset, data set, configuration or trainer does not exist, the network cannot be built or
+            takes no such patch.
     """
     if args.preset is not None:
         network, channels, patch_size, batch_size = _from_preset(args.preset)
@@ -89,6 +97,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         network, channels, patch_size, batch_size, optimizer = _from_plans(args)
         title = f"{args.trainer}, {args.configuration} of {args.plans}, data set {args.dataset}"
+    if args.patch_size is not None:
+        if len(args.patch_size) != len(patch_size):
+            raise UserError(
+                f"--patch-size has {len(args.patch_size)} number(s) and this network {len(patch_size)} axes: give one "
+                f"for each, as in --patch-size {' '.join(map(str, patch_size))}"
+            )
+        patch_size = args.patch_size
     try:
         summary = summarize(network, channels, patch_size, batch_size)
     except (ValueError, RuntimeError) as error:

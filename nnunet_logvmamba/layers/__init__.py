@@ -1,5 +1,6 @@
 """Building blocks as nn.Modules; 2D and 3D share one class."""
 
+from .arguments import flag, listed, per_axis, whole, wholes
 from .global_tokens import GLOBAL_STRIDES, GlobalTokens
 from .local_tokens import CONVOLUTIONS, ConvTokens, LocalTokens, check_spatial_dims
 from .log_vmamba import FAMILIES, DropPath, LoGVMambaBlock, check_family, default_squeeze
@@ -36,4 +37,9 @@ __all__ = [
     "raster_order",
     "sequence_orders",
     "token_positions",
+    "flag",
+    "listed",
+    "per_axis",
+    "whole",
+    "wholes",
 ]

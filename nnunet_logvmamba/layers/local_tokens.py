@@ -1,14 +1,18 @@
 """Local tokens: what each voxel tells the sequence about itself and its neighbours."""
 
+from numbers import Integral
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .arguments import whole
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def check_spatial_dims(spatial_dims: int) -> None:
     """Raise ValueError unless ``spatial_dims`` is 2 or 3."""
-    if spatial_dims not in CONVOLUTIONS:
+    if not isinstance(spatial_dims, Integral) or spatial_dims not in CONVOLUTIONS:
         raise ValueError(f"spatial_dims is {spatial_dims!r}; LoG-VMamba is defined for 2 and 3")
 
 
@@ -47,9 +51,9 @@ class LocalTokens(nn.Module):
     def __init__(self, channels: int, spatial_dims: int, squeeze: int, window: int = 3):
         super().__init__()
         check_spatial_dims(spatial_dims)
-        if squeeze < 1 or channels % squeeze:
+        if whole("channels", channels) % whole("squeeze", squeeze):
             raise ValueError(f"{channels} channels are not divisible by squeeze {squeeze}")
-        if window < 1 or window % 2 == 0:
+        if whole("window", window) % 2 == 0:
             raise ValueError(f"window is {window}; an odd number of at least 1 is needed")
         self.window = window
         squeezed = channels // squeeze

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import whole
 from .global_tokens import GlobalTokens
 from .local_tokens import ConvTokens, LocalTokens, check_spatial_dims
 from .selective_ssm import SelectiveSSM, SkipOnly
@@ -34,8 +36,8 @@ class DropPath(nn.Module):
 
     def __init__(self, probability: float):
         super().__init__()
-        if not 0 <= probability < 1:
-            raise ValueError(f"drop_path is {probability}; a probability from 0 to below 1 is needed")
+        if not isinstance(probability, Real) or not 0 <= probability < 1:
+            raise ValueError(f"drop_path is {probability!r}; a probability from 0 to below 1 is needed")
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,8 +119,9 @@ class LoGVMambaBlock(nn.Module):
         check_placement(placement)
         check_directions(directions)
         self.placement, self.directions = placement, directions
-        squeeze = default_squeeze(spatial_dims) if squeeze is None else squeeze
-        inner = expand * channels
+        channels = whole("channels", channels)
+        squeeze = default_squeeze(spatial_dims) if squeeze is None else whole("squeeze", squeeze)
+        inner = whole("expand", expand) * channels
 
         self.norm = nn.LayerNorm(channels, eps=(1e-6 if spatial_dims == 3 else 1e-5) if norm_eps is None else norm_eps)
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from nnunet_logvmamba.ops import selective_scan
 from nnunet_logvmamba.ops.backends import check_name
 
+from .arguments import whole
+
 _SMALLEST_STEP, _LARGEST_STEP, _STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
 
@@ -45,8 +47,7 @@ class SelectiveSSM(nn.Module):
     ):
         super().__init__()
         check_name(backend)
-        if state_size < 1:
-            raise ValueError(f"state_size is {state_size}; at least 1 is needed")
+        state_size = whole("state_size", state_size)
         self.state_size, self.step_rank, self.directions, self.backend = state_size, step_rank, directions, backend
         self.x_proj_weight = nn.Parameter(torch.empty(directions, step_rank + 2 * state_size, channels))
         self.dt_proj_weight = nn.Parameter(torch.empty(directions, channels, step_rank))

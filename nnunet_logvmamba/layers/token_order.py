@@ -21,7 +21,7 @@ def check_placement(placement: str) -> None:
 
 def check_directions(directions: int) -> None:
     """Raise ValueError unless ``directions`` is 1, 2 or 4."""
-    if directions not in DIRECTIONS:
+    if directions is True or directions not in DIRECTIONS:
         raise ValueError(f"directions is {directions!r}; valid are {', '.join(map(str, DIRECTIONS))}")
 
 

@@ -182,6 +182,25 @@ def test_checkpointing_lowers_the_estimate():
     )
 
 
+def test_another_patch_changes_tokens_work_and_memory_but_no_parameter(planned, capsys):
+    for words, patch, tokens in (
+        (["--preset", "paper3d"], ["64", "96", "128"], f"{32 * 48 * 64:,}"),
+        (["--preset", "paper2d"], ["100", "70"], f"{32 * 24:,}"),  # padded to what the strides divide
+        (["-d", small_dataset.NUMBER, "-c", "2d"], ["32", "64"], f"{16 * 32:,}"),
+    ):
+        printed = []
+        for size in ([], ["--patch-size", *patch]):
+            assert main(["summary", *words, *size]) == 0
+            printed.append(capsys.readouterr().out)
+        assert f"patch {'x'.join(patch)}" in printed[1].splitlines()[0]
+        assert tokens in printed[1].split()
+        kept = [[line for line in text.splitlines() if line.startswith("parameters")] for text in printed]
+        assert kept[0] == kept[1]
+        for line in ("multiply-adds", "scan", "training"):
+            ours, other = (next(text for text in page.splitlines() if text.startswith(line)) for page in printed)
+            assert ours != other
+
+
 @pytest.fixture
 def planned(nnunet_folders):
     return small_dataset.copy_into(nnunet_folders)
@@ -210,6 +229,12 @@ def test_the_grid_in_use_is_shown_where_it_is_not_the_canonical_one(planned, cap
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (
+            "--preset paper3d --patch-size 64 64",
+            "--patch-size has 2 number(s) and this network 3 axes: give one",
+        ),
+        ("--preset paper3d --patch-size 9 8 8", "the image of 9 x 8 x 8 voxels is too small for this network"),
+        ("-d 998 -c 2d --patch-size 64 64 64", "--patch-size has 3 number(s) and this network 2 axes"),
         ("--preset paper4d", "there is no preset 'paper4d'; there are paper3d, paper2d"),
         ("-d 998 -c 4d", "there is no configuration '4d' in nnUNetPlans; there are 2d, 3d_fullres"),
         (

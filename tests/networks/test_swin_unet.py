@@ -294,6 +294,21 @@ def test_indivisible_widths_lose_their_local_tokens_and_say_so():
         ({"n_blocks_per_stage": [2, 2]}, "n_blocks_per_stage has 2 entries; one per mixing stage, 4"),
         ({"n_blocks_per_stage": [1, 0, 1, 1]}, r"n_blocks_per_stage is \[1, 0, 1, 1\]"),
         ({"n_blocks_per_stage_decoder": 0}, "n_blocks_per_stage_decoder is 0"),
+        ({"n_blocks_per_stage_decoder": True}, "n_blocks_per_stage_decoder is True"),
+        ({"n_blocks_per_stage": 2}, "n_blocks_per_stage is 2; a list with one entry per mixing stage"),
+        ({"n_stages": 5.0}, "n_stages is 5.0; a whole number"),
+        ({"in_channels": 0}, "input_channels is 0; a whole number of at least 1"),
+        ({"num_classes": 2.0}, "num_classes is 2.0"),
+        ({"features_per_stage": 8}, "features_per_stage is 8; a list with one entry per stage"),
+        ({"features_per_stage": [8, 8, True, 8, 8]}, r"features_per_stage is \[8, 8, True, 8, 8\]"),
+        ({"strides": 2}, "strides is 2; a list with one entry per stage"),
+        ({"strides": [1, 4, 0, 2, 2]}, r"strides\[2\] is 0"),
+        ({"strides": [1, 4, 2.0, 2, 2]}, r"strides\[2\] is 2.0"),
+        ({"deep_supervision": "no"}, "deep_supervision is 'no'; True or False"),
+        ({"checkpointing": "no"}, "checkpointing is 'no'; True or False"),
+        ({"directions": True}, "directions is True"),
+        ({"expand": -1}, "expand is -1"),
+        ({"canonical_grids": 8}, "canonical_grids is 8; a list"),
         ({"global_token_stages": [3]}, "global_token_stages names stage 3; this network has mixing stages 0 to 2"),
         ({"global_strides": [1]}, "global_strides has 1 entries"),
         ({"global_strides": [3, 2, 2]}, r"global stride is \(3, 3\)"),
@@ -305,5 +320,12 @@ def test_indivisible_widths_lose_their_local_tokens_and_say_so():
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refusal:
         build(**arguments)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("size", [(0, 8), (8, 0)], ids=str)
+def test_an_image_without_voxels_is_refused(size):
+    with pytest.raises(ValueError, match=f"the image is {size[0]} x {size[1]}; every side"):
+        build()(torch.randn(1, 1, *size))

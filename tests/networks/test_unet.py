@@ -1,8 +1,11 @@
 """One contract over all families and kinds of plan, and the published sizes."""
 
 import json
+import re
 import subprocess
 import sys
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -33,12 +36,13 @@ LARGE = {"prostate 20x320x256", "heart 14x256x224", "hippocampus 40x56x40"}
 
 
 def build(strides, *, base_width=16, in_channels=1, **arguments) -> LoGVMambaUNet:
-    spatial_dims = len(strides[0])
+    planned = strides if isinstance(strides, list) and isinstance(strides[0], tuple) else PLANS["isotropic"][1]
+    spatial_dims = len(planned[0])
     settings = {
-        "n_stages": len(strides),
-        "features_per_stage": [min(base_width * 2**stage, 64) for stage in range(len(strides))],
+        "n_stages": len(planned),
+        "features_per_stage": [min(base_width * 2**stage, 64) for stage in range(len(planned))],
         "conv_op": {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims],
-        "kernel_sizes": [[1, 3, 3] if spatial_dims == 3 and step[0] == 1 else [3] * spatial_dims for step in strides],
+        "kernel_sizes": [[1, 3, 3] if spatial_dims == 3 and step[0] == 1 else [3] * spatial_dims for step in planned],
         "strides": strides,
         "num_classes": 2,
         "deep_supervision": True,
@@ -116,6 +120,61 @@ def test_parameter_keys_and_shapes_are_the_stored_ones():
     ours = {name: list(value.shape) for name, value in state.items()}
     stored = json.loads(KEYS.read_text())
     assert ours == stored, "keys are on users' disks: a change needs a key map and a changelog line"
+
+
+# Norm and its arguments
+NORMS = {
+    "instance": (None, None),
+    "instance with running statistics": (nn.InstanceNorm2d, {"track_running_stats": True}),
+    "batch": (nn.BatchNorm2d, {}),
+    "batch without running statistics": (nn.BatchNorm2d, {"track_running_stats": False}),
+    "group": (partial(nn.GroupNorm, 2), {}),
+}
+
+
+def passes(network, size) -> bool:
+    """Whether the parts of a network take an image of this size, without what the network says to it beforehand."""
+    try:
+        network.decoder(network.encoder(torch.randn(1, 1, *size)))
+    except (ValueError, RuntimeError):
+        return False
+    return True
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("strides", [(2, 2), (3, 1), (1, 2), ((1, 2), (2, 2))], ids=str)
+def test_an_image_of_any_size_that_torch_takes_keeps_its_size_and_others_are_told_the_least(strides, norm):
+    norm_op, kwargs = NORMS[norm]
+    options = {"family": "no_ssm", "norm_op": norm_op, "norm_op_kwargs": kwargs}
+    network = LoGVMambaUNet.from_channels(2, 1, 2, (4, 4), strides, **options).eval()
+    for size in product((1, 2, 3, 4, 5, 7), repeat=2):
+        image = torch.randn(1, 1, *size)
+        if passes(network, size):
+            assert network(image).shape == (1, 2, *size)
+            continue
+        with pytest.raises(ValueError, match=f"the image of {size[0]} x {size[1]} voxels is too small") as refusal:
+            network(image)
+        least = [int(side) for side in re.search(r"at least (\d+) x (\d+)$", str(refusal.value)).groups()]
+        assert passes(network, least)
+        for axis in (0, 1):
+            if least[axis] > size[axis]:  # with one voxel less on an axis that must grow it is too small
+                assert not passes(network, [side - (index == axis) for index, side in enumerate(least)])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_least_volume_is_said_in_training_and_evaluation(training):
+    network = LoGVMambaUNet.from_channels(3, 1, 2, (4, 4, 4), family="no_ssm").train(training)
+    with pytest.raises(ValueError, match="the image of 8 x 9 x 8 voxels .* leave 1 of them .*at least 8 x 10 x 8$"):
+        network(torch.randn(2, 1, 8, 9, 8))
+    assert network(torch.randn(2, 1, 8, 10, 8)).shape == (2, 2, 8, 10, 8)
+
+
+def test_batch_norm_needs_two_voxels_of_the_whole_batch_while_training():
+    network = LoGVMambaUNet.from_channels(2, 1, 2, (4, 4), family="no_ssm", norm_op=nn.BatchNorm2d, norm_op_kwargs={})
+    with pytest.raises(ValueError, match="the image of 4 x 4 voxels is too small"):
+        network(torch.randn(1, 1, 4, 4))
+    assert network(torch.randn(2, 1, 4, 4)).shape == (2, 2, 4, 4)
 
 
 def test_one_checkpoint_fits_every_patch_strictly():
@@ -208,13 +267,59 @@ def test_indivisible_widths_lose_their_local_tokens_and_say_so():
         ({"mixer_stages": [7]}, "mixer_stages names stage 7"),
         ({"global_strides": [1]}, "global_strides has 1 entries"),
         ({"features_per_stage": [16, 16]}, "features_per_stage has 2 entries for 4 stages"),
+        ({"features_per_stage": "16"}, "features_per_stage is '16'; a list with one entry per stage"),
+        (
+            {"features_per_stage": [16, 16, 0, 16]},
+            r"features_per_stage is \[16, 16, 0, 16\]; whole numbers of at least 1",
+        ),
+        ({"features_per_stage": 16.0}, "features_per_stage is 16.0; a list"),
+        ({"n_stages": 1}, "n_stages is 1; a whole number of at least 2"),
+        ({"n_stages": 4.0}, "n_stages is 4.0"),
+        ({"in_channels": 0}, "input_channels is 0; a whole number of at least 1"),
+        ({"num_classes": True}, "num_classes is True"),
+        ({"strides": 2}, "strides is 2; a list with one entry per stage"),
+        ({"strides": [2, 2, 2, 2]}, r"the first stride is \(2, 2, 2\); it must be 1.*one entry per stage"),
+        ({"strides": [1, 2, -2, 2]}, r"strides\[2\] is -2"),
+        ({"strides": [1, 2, (2, 2), 2]}, r"strides\[2\] is \(2, 2\); .* each of 3 axes"),
+        ({"kernel_sizes": [3, 2, 3, 3]}, r"kernel_sizes\[1\] is 2; an odd number"),
+        ({"kernel_sizes": 3.0}, "kernel_sizes is 3.0; a list"),
+        ({"conv_op": "torch.nn.Conv3d"}, "conv_op is 'torch.nn.Conv3d'; the class"),
+        (
+            {"norm_op": nn.InstanceNorm2d},
+            "a norm for 2 spatial axes.* 3: take torch.nn.InstanceNorm3d",
+        ),
+        ({"norm_op": nn.BatchNorm1d}, "take torch.nn.BatchNorm3d"),
+        ({"norm_op": "instance"}, "norm_op is 'instance'; a class such as torch.nn.InstanceNorm3d"),
+        ({"norm_op": nn.InstanceNorm3d(16)}, "a class such as torch.nn.InstanceNorm3d"),
+        ({"norm_op": nn.GroupNorm}, r"norm_op GroupNorm\(16, .* cannot be built"),
+        ({"norm_op_kwargs": {"afine": True}}, "afine.*norm_op_kwargs"),
+        ({"norm_op_kwargs": [1]}, r"norm_op_kwargs is \[1\]; a dict"),
+        ({"nonlin": "relu"}, "nonlin is 'relu'; a class such as torch.nn.LeakyReLU"),
+        ({"nonlin_kwargs": {"slope": 1}}, "slope.*nonlin_kwargs"),
+        ({"deep_supervision": "no"}, "deep_supervision is 'no'; True or False"),
+        ({"checkpointing": "no"}, "checkpointing is 'no'; True or False"),
+        ({"conv_bias": None}, "conv_bias is None; True or False"),
+        ({"expand": 0}, "expand is 0"),
+        ({"expand": 0.5}, "expand is 0.5"),
+        ({"window": 3.0}, "window is 3.0"),
+        ({"state_size": 1.5}, "state_size is 1.5"),
+        ({"squeeze": True}, "squeeze is True"),
+        ({"directions": True}, "directions is True; valid are 1, 2, 4"),
+        ({"drop_path": "0.1"}, "drop_path is '0.1'"),
+        ({"mixer_stages": 0}, "mixer_stages is 0; a list of mixing stages"),
+        ({"local_token_stages": [True]}, "local_token_stages names stage True"),
+        ({"global_strides": 2}, "global_strides is 2; a list"),
+        ({"global_strides": [1, 2.0, 1]}, r"global_strides\[1\] is 2.0"),
+        ({"channels_per_token": [1, 0, 1]}, r"channels_per_token is \[1, 0, 1\]"),
+        ({"canonical_grids": [[8, 8]] * 3}, r"canonical_grids\[0\] is \[8, 8\]; .* each of 3 axes"),
         ({"squeeze": 0}, "squeeze is 0"),
         ({"backend": "fast"}, "'fast'.*chunked"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        build(PLANS["isotropic"][1], **arguments)
+    with pytest.raises(ValueError, match=message) as refusal:
+        build(**({"strides": PLANS["isotropic"][1]} | arguments))
+    assert "\n" not in str(refusal.value)
 
 
 def test_stages_without_a_mixer_are_plain_residual_stages():

@@ -342,7 +342,7 @@ def test_numbers_of_more_digits_are_known_by_number_and_name(name, plans_file, c
         ("--train num_epochs=0", "'num_epochs' under 'logvmamba' must be a whole number of at least 1, not 0"),
         ("--patch-size 18 16 16", "the patch size [18, 16, 16] must be divisible by [4, 4, 4], axis by axis"),
         ("--patch-size 16 16", "the patch size [16, 16] must be divisible by [4, 4, 4], axis by axis"),
-        ("--patch-size 4 4 4", "the patch size [4, 4, 4] is too small, take a larger one: Expected"),
+        ("--patch-size 4 4 4", "the patch size [4, 4, 4] is too small, take a larger one: the image of 4 x 4 x 4"),
         ("--batch-size 0", "the batch size must be at least 1, not 0"),
         ("--keep-network --set window=5", "knobs (window) belong to our network, which cannot go with --keep-network"),
         ("-c 3d_fulres", "there is no configuration '3d_fulres' in these plans; there are 2d, 3d_fullres"),

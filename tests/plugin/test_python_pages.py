@@ -125,11 +125,143 @@ def test_a_network_in_plain_words_is_the_one_in_words_of_plans():
         (lambda: LoGVMambaUNet.from_channels(1, 1, 2, (8,)), "spatial_dims is 1; LoG-VMamba is defined for 2 and 3"),
         (lambda: LoGVMambaUNet.from_channels(2, 1, 2, ()), "channels is empty"),
         (lambda: LoGVMambaUNet.from_channels(2, 1, 2, (8, 8), strides=(2,)), "strides has 1 entries for 2 channels"),
+        (
+            lambda: LoGVMambaUNet.from_channels(3, 1, 2, (8, 8), strides=(1, 2, 2)),
+            r"strides has 3 entries for 2 channels; .* write \[\(1, 2, 2\)\] \* 2",
+        ),
+        (lambda: LoGVMambaUNet.from_channels(2, 1, 2, 16), "channels is 16; a list with one entry per stage"),
+        (lambda: LoGVMambaUNet.from_channels(2, 1, 2, (8, -8)), r"channels is \[8, -8\]; whole numbers of at least 1"),
+        (lambda: LoGVMambaUNet.from_channels(2, 1, 2, (8, 8.0)), r"channels is \[8, 8.0\]"),
+        (lambda: LoGVMambaUNet.from_channels(2, 1, 2, (True, 8)), r"channels is \[True, 8\]"),
+        (lambda: LoGVMambaUNet.from_channels(2, 0, 2, (8,)), "in_channels is 0"),
+        (lambda: LoGVMambaUNet.from_channels(2, 1, 0, (8,)), "out_channels is 0"),
+        (lambda: LoGVMambaUNet.from_channels(2.0, 1, 2, (8,)), "spatial_dims is 2.0"),
+        (lambda: LoGVMambaUNet.from_channels([2], 1, 2, (8,)), r"spatial_dims is \[2\]"),
+        (lambda: LoGVMambaUNet.from_channels(2, 1, 2, (8,), strides=0), r"strides\[0\] is 0"),
+        (lambda: LoGVMambaUNet.from_channels(2, 1, 2, (8,), strides=[(2, 2, 2)]), r"\(2, 2, 2\); .* each of 2 axes"),
+        (lambda: LoGVMambaUNet.from_channels(2, 1, 2, (8,), kernel_size=2), "kernel_size is 2; an odd number"),
+        (lambda: LoGVMambaUNet.from_preset(["paper3d"]), r"there is no preset \['paper3d'\]"),
+        (lambda: LoGVMambaSwinUNet.from_channels(3, 1, 2, (8, 8)), "LoGVMambaSwinUNet is 2D: LoGVMambaUNet"),
+        (lambda: LoGVMambaSwinUNet.from_channels(2, 1, 2, (8,)), "needs at least two stages"),
+        (lambda: LoGVMambaSwinUNet.from_channels(2, 1, 2, 8), "channels is 8; a list with one entry per stage"),
     ],
 )
 def test_what_does_not_fit_is_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+PLAINLY = "LoGVMambaUNet.from_channels takes spatial_dims, in_channels, out_channels, channels and strides"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: LoGVMambaUNet(spatial_dims=2, in_channels=1, out_channels=2, channels=(8, 8), strides=(2, 2)),
+            (
+                "LoGVMambaUNet() got unexpected keyword arguments 'spatial_dims' (the nearest is conv_op), "
+                "'in_channels' (the nearest is input_channels), 'out_channels' (the nearest is num_classes), "
+                f"'channels' (the nearest is features_per_stage); {PLAINLY}"
+            ),
+        ),
+        (
+            lambda: LoGVMambaUNet(2, 1, 2, (8, 8), (2, 2)),
+            f"LoGVMambaUNet() needs strides, num_classes; {PLAINLY}",
+        ),
+        (
+            lambda: LoGVMambaUNet.from_channels(2, 1, 2, (8, 8), norm="batch", act="relu", deep_supervison=True),
+            (
+                "LoGVMambaUNet.from_channels() got unexpected keyword arguments 'norm' (the nearest is norm_op), "
+                "'act' (the nearest is nonlin), 'deep_supervison' (the nearest is deep_supervision)"
+            ),
+        ),
+        (
+            lambda: LoGVMambaUNet.from_channels(2, 1, 2, (8, 8), conv_op=torch.nn.Conv2d),
+            "LoGVMambaUNet.from_channels() got an unexpected keyword argument 'conv_op' (the nearest is spatial_dims)",
+        ),
+        (lambda: LoGVMambaUNet.from_channels(2, 1), "LoGVMambaUNet.from_channels() needs out_channels, channels"),
+        (
+            lambda: LoGVMambaUNet.from_channels(2, 1, 2, (8,), 2, 3, 4),
+            "LoGVMambaUNet.from_channels(): too many positional arguments",
+        ),
+        (
+            lambda: LoGVMambaUNet.from_preset("paper3d", channels=(8, 8), knob=1),
+            (
+                "LoGVMambaUNet.from_preset() got unexpected keyword arguments 'channels' (the nearest is "
+                "features_per_stage), 'knob'; help(LoGVMambaUNet.from_preset) lists them"
+            ),
+        ),
+        (lambda: LoGVMambaUNet.from_preset(), "LoGVMambaUNet.from_preset() needs preset"),
+        (
+            lambda: LoGVMambaSwinUNet.from_preset("paper2d", depths=(2, 2, 2, 2)),
+            (
+                "LoGVMambaSwinUNet.from_preset() got an unexpected keyword argument 'depths' (the nearest is "
+                "n_blocks_per_stage)"
+            ),
+        ),
+        (
+            lambda: LoGVMambaSwinUNet.from_channels(2, 1, 2, (8, 8), kernel_size=3),
+            (
+                "LoGVMambaSwinUNet.from_channels() got an unexpected keyword argument 'kernel_size'; "
+                "help(LoGVMambaSwinUNet.from_channels) lists them"
+            ),
+        ),
+        (
+            lambda: LoGVMambaSwinUNet(conv_op=torch.nn.Conv2d),
+            "LoGVMambaSwinUNet() got an unexpected keyword argument 'conv_op'; "
+            + PLAINLY.replace("LoGVMambaUNet", "LoGVMambaSwinUNet"),
+        ),
+    ],
+)
+def test_words_that_a_network_does_not_have_are_answered_with_the_nearest(build, message):
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$") as refusal:
+        build()
+    assert isinstance(refusal.value, TypeError)  # which Python itself would raise
+
+
+def test_a_class_derived_from_a_network_has_its_presets_and_words_too():
+    class Derived(LoGVMambaUNet):
+        pass
+
+    with torch.device("meta"):
+        assert isinstance(Derived.from_preset("paper3d"), Derived)
+        assert isinstance(Derived.from_channels(2, 1, 2, (16, 16)), Derived)
+    with pytest.raises(ValueError, match="Derived.from_channels.. got an unexpected keyword argument 'norm'"):
+        Derived.from_channels(2, 1, 2, (16, 16), norm="batch")
+
+
+def test_the_2d_network_in_plain_words_is_the_published_one_with_the_published_widths():
+    with torch.device("meta"):
+        plain = LoGVMambaSwinUNet.from_channels(2, 3, 1, (96, 192, 384, 768))
+        published = LoGVMambaSwinUNet.from_preset("paper2d")
+        other = LoGVMambaSwinUNet.from_channels(2, 1, 2, (16, 32), strides=[(2, 4), 2])
+    shapes = [{name: value.shape for name, value in network.state_dict().items()} for network in (plain, published)]
+    assert shapes[0] == shapes[1]
+    assert plain.strides == published.strides
+    assert other.strides == [(1, 1), (2, 4), (2, 2)]
+    assert [len(stage) for stage in other.encoder.stages] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (
+            torch.zeros(1, 3, 16, 16),
+            (
+                "the image has 3 channel(s) and the network was built for 1: give it images of 1 channel(s), under "
+                "nnU-Net those that dataset.json names, or build it for 3"
+            ),
+        ),
+        (torch.zeros(1, 16, 16), "the input has 3 axes; batch, channels and 2 spatial axes are needed"),
+        (np.zeros((1, 1, 16, 16)), "the input is a ndarray; a torch.Tensor is needed, such as torch.as_tensor(...)"),
+    ],
+)
+@pytest.mark.parametrize("network", [LoGVMambaUNet, LoGVMambaSwinUNet])
+def test_an_image_that_does_not_fit_is_told_what_does(network, image, message):
+    built = network.from_channels(2, 1, 2, (8, 8), family="no_ssm")
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+        built(image)
 
 
 # Scores: each differs if prediction and truth are exchanged, or has two parts that do

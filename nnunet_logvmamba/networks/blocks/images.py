@@ -1,14 +1,62 @@
 """What a network says to an image that it was not built for."""
 
-from torch import Tensor
+from collections.abc import Sequence
+from math import prod
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 
 def check_image(x: Tensor, channels: int, spatial_dims: int) -> None:
     """Raise ValueError, naming what came and what is needed, unless ``x`` is (batch, channels, *spatial)."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"the input is a {type(x).__name__}; a torch.Tensor is needed, such as torch.as_tensor(...)")
     if x.ndim != spatial_dims + 2:
         raise ValueError(f"the input has {x.ndim} axes; batch, channels and {spatial_dims} spatial axes are needed")
     if x.shape[1] != channels:
         raise ValueError(
-            f"the image has {x.shape[1]} channel(s) and the network was built for {channels}: give every image the "
-            "channels that dataset.json names"
+            f"the image has {x.shape[1]} channel(s) and the network was built for {channels}: give it images of "
+            f"{channels} channel(s), under nnU-Net those that dataset.json names, or build it for {x.shape[1]}"
         )
+    if 0 in x.shape[2:]:
+        raise ValueError(f"the image is {_times(x.shape[2:])}; every side must have at least one voxel")
+
+
+def check_size(x: Tensor, strides: Sequence[Sequence[int]], norm: nn.Module) -> None:
+    """Raise ValueError, naming the least size, where ``norm`` would have a single voxel to normalise.
+
+    Args:
+        x: (batch, channels, *spatial).
+        strides: Stride per stage and axis; the second is that of the pooling.
+        norm: Norm of the deepest stage.
+    """
+    size, first = tuple(x.shape[2:]), strides[1]
+    after = [prod(axis) for axis in zip(*strides[2:])] or [1] * len(first)  # of the strides behind the pooling
+
+    normalises = isinstance(norm, (_InstanceNorm, _BatchNorm)) and (norm.training or not norm.track_running_stats)
+    fewest, samples = 2 if normalises else 1, x.shape[0] if isinstance(norm, _BatchNorm) else 1
+    left = _left(size, first, after)
+    if left * samples >= fewest:
+        return
+    least = [max(side, pool) for side, pool in zip(size, first)]
+    if _left(least, first, after) * samples < fewest:
+        enough = [pool * (step + 1) for pool, step in zip(first, after)]  # two voxels are left of such a side
+        axis = min(range(len(size)), key=lambda axis: enough[axis] - least[axis])
+        least[axis] = enough[axis]
+    raise ValueError(
+        f"the image of {_times(size)} voxels is too small for this network: the strides leave {left} of them "
+        f"at the deepest stage and {fewest} {'is' if fewest == 1 else 'are'} needed; give at least {_times(least)}"
+    )
+
+
+def _left(sides: Sequence[int], pools: Sequence[int], steps: Sequence[int]) -> int:
+    """Voxels that a pooling, which rounds down, and convolutions, which round up, leave of an image."""
+    left = 1
+    for side, pool, step in zip(sides, pools, steps):  # a loop, since torch.compile takes no generator here
+        left *= -(-(side // pool) // step)
+    return left
+
+
+def _times(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))

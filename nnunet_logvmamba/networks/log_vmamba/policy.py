@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from nnunet_logvmamba.layers import GLOBAL_STRIDES, check_family, default_squeeze
+from nnunet_logvmamba.layers import GLOBAL_STRIDES, check_family, default_squeeze, listed, per_axis, whole, wholes
 
 # U-Net lineage, by mixing stage
 _LOCAL_STAGES = (0, 1, 2)
@@ -123,6 +123,15 @@ def swin_decoder_tokens(strides: Sequence[Sequence[int]]) -> list[UsualTokens]:
     return usual[::-1]
 
 
+def check_first_stride(strides: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError unless plan stage 0 keeps the image's resolution, which is that of the output."""
+    if any(step != 1 for step in strides[0]):
+        raise ValueError(
+            f"the first stride is {tuple(strides[0])}; it must be 1, since plan stage 0 is full resolution: strides "
+            "has one entry per stage, each a number or one per axis"
+        )
+
+
 def stage_settings(
     widths: Sequence[int],
     usual: Sequence[UsualTokens],
@@ -157,28 +166,33 @@ def stage_settings(
             published patch.
 
     Raises:
-        ValueError: If a stage index does not exist, or unfolded tokens are asked for where the width does not divide.
+        ValueError: If a number is out of range, a stage index does not exist, or unfolded tokens are asked for where
+            the width does not divide.
     """
     check_family(family)
     num_stages, spatial_dims = len(widths), len(usual[0].global_stride)
-    squeeze = default_squeeze(spatial_dims) if squeeze is None else squeeze
-    if squeeze < 1:
-        raise ValueError(f"squeeze is {squeeze}; at least 1 is needed")
+    squeeze = default_squeeze(spatial_dims) if squeeze is None else whole("squeeze", squeeze)
+    expand, window = whole("expand", expand), whole("window", window)
     for name, stages in (
         ("mixer_stages", mixer_stages),
         ("local_token_stages", local_token_stages),
         ("global_token_stages", global_token_stages),
     ):
-        strangers = [stage for stage in stages or () if stage not in range(num_stages)]
+        numbers = [] if stages is None else listed(name, stages, "of mixing stages")
+        strangers = [stage for stage in numbers if isinstance(stage, bool) or stage not in range(num_stages)]
         if strangers:
-            raise ValueError(f"{name} names stage {strangers[0]}; this network has mixing stages 0 to {num_stages - 1}")
+            raise ValueError(
+                f"{name} names stage {strangers[0]!r}; this network has mixing stages 0 to {num_stages - 1}"
+            )
     for name, values in (
         ("global_strides", global_strides),
         ("channels_per_token", channels_per_token),
         ("canonical_grids", canonical_grids),
     ):
-        if values is not None and len(values) != num_stages:
+        if values is not None and len(listed(name, values, "with one entry per mixing stage")) != num_stages:
             raise ValueError(f"{name} has {len(values)} entries; one per mixing stage, {num_stages}, is needed")
+    if channels_per_token is not None:
+        channels_per_token = wholes("channels_per_token", channels_per_token, "mixing stage")
 
     settings = []
     for stage, (channels, tokens) in enumerate(zip(widths, usual)):
@@ -199,14 +213,17 @@ def stage_settings(
             has_global = family in ("log", "g") and stage in global_token_stages
         token_width = inner // squeeze * window**spatial_dims if local else inner
 
-        stride = tokens.global_stride if global_strides is None else per_axis(global_strides[stage], spatial_dims)
+        stride, grid = tokens.global_stride, tokens.canonical_grid
+        if global_strides is not None:
+            stride = per_axis(f"global_strides[{stage}]", global_strides[stage], spatial_dims)
+        if canonical_grids is not None:
+            grid = per_axis(f"canonical_grids[{stage}]", canonical_grids[stage], spatial_dims)
         if channels_per_token is None:
             per_token = tokens.channels_per_token
             while token_width % per_token:
                 per_token //= 2
         else:
             per_token = channels_per_token[stage]
-        grid = tokens.canonical_grid if canonical_grids is None else per_axis(canonical_grids[stage], spatial_dims)
         settings.append(
             StageSettings(
                 mixes=mixer_stages is None or stage in mixer_stages,
@@ -220,11 +237,6 @@ def stage_settings(
             )
         )
     return settings
-
-
-def per_axis(value: Sequence[int] | int, spatial_dims: int) -> tuple[int, ...]:
-    """One value for all axes, or one for each."""
-    return (value,) * spatial_dims if isinstance(value, int) else tuple(value)
 
 
 def _cumulative(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:

@@ -8,13 +8,19 @@ import torch.nn.functional as F
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import Tensor, nn
 
-from nnunet_logvmamba.layers import check_family
+from nnunet_logvmamba.layers import check_family, flag, listed, per_axis, whole, wholes
+from nnunet_logvmamba.networks.blocks.arguments import known_arguments
 from nnunet_logvmamba.networks.blocks.heads import every_scale_has_a_head
 from nnunet_logvmamba.networks.blocks.images import check_image
 from nnunet_logvmamba.networks.blocks.vmamba_encoder import VMambaEncoder
 from nnunet_logvmamba.networks.log_vmamba.expanding_decoder import ExpandingDecoder
-from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings, per_axis, stage_settings, swin_decoder_tokens
-from nnunet_logvmamba.networks.log_vmamba.presets import preset_arguments
+from nnunet_logvmamba.networks.log_vmamba.policy import (
+    StageSettings,
+    check_first_stride,
+    stage_settings,
+    swin_decoder_tokens,
+)
+from nnunet_logvmamba.networks.log_vmamba.presets import channel_arguments, preset_arguments
 
 
 class LoGVMambaSwinUNet(nn.Module):
@@ -23,13 +29,14 @@ class LoGVMambaSwinUNet(nn.Module):
     Plan stage 0 is full resolution and holds only the end of the decoder. Plan stage i + 1 is mixing stage i: blocks of
     the encoder and, in all but the deepest, of the decoder. So the published network has the widths 96 | 96, 192, 384,
     768 and the strides 1 | 4, 2, 2, 2. An image that the strides do not divide is padded with zeros at the end of each
-    axis, and the outputs are cropped. Every argument can be written in JSON.
+    axis, and the outputs are cropped. Every argument can be written in JSON; ``from_preset`` and ``from_channels`` take
+    plain words.
 
     Args:
         input_channels: Image channels.
         n_stages: Stages of the plan, at least 3.
         features_per_stage: Widths of the plan, one per stage; the first is that of the full-resolution map.
-        strides: Stride per stage and axis; the first is 1, the second the side of a patch.
+        strides: Stride per stage, each a number or one per axis; the first is 1, the second the side of a patch.
         num_classes: Output channels.
         n_blocks_per_stage: Blocks of the encoder, one number per mixing stage.
         n_blocks_per_stage_decoder: Blocks of every stage of the decoder.
@@ -57,11 +64,13 @@ class LoGVMambaSwinUNet(nn.Module):
         ``spatial`` over the cumulative stride, rounded as nnU-Net rounds its targets
 
     Raises:
-        ValueError: If an argument is unknown or does not fit; the message names it.
+        ValueError: If an argument is unknown, missing or does not fit (the message names it), or an image has other
+            channels or axes.
 
     References: LoG-VMamba (arXiv 2408.14415); Swin-UMamba (arXiv 2402.03302); VMamba (arXiv 2401.10166).
     """
 
+    @known_arguments
     def __init__(
         self,
         input_channels: int,
@@ -91,27 +100,25 @@ class LoGVMambaSwinUNet(nn.Module):
     ):
         super().__init__()
         check_family(family)
+        deep_supervision = flag("deep_supervision", deep_supervision)
         all_heads = every_scale_has_a_head(seg_heads, deep_supervision)
-        if n_stages < 3:
+        input_channels, num_classes = whole("input_channels", input_channels), whole("num_classes", num_classes)
+        if whole("n_stages", n_stages) < 3:
             raise ValueError(f"n_stages is {n_stages}; at least 3 are needed: full resolution and two mixing stages")
         for name, values, length, what in (
-            ("features_per_stage", features_per_stage, n_stages, "one per stage"),
-            ("strides", strides, n_stages, "one per stage"),
-            ("n_blocks_per_stage", n_blocks_per_stage, n_stages - 1, "one per mixing stage"),
+            ("features_per_stage", features_per_stage, n_stages, "stage"),
+            ("strides", strides, n_stages, "stage"),
+            ("n_blocks_per_stage", n_blocks_per_stage, n_stages - 1, "mixing stage"),
         ):
-            if len(values) != length:
-                raise ValueError(f"{name} has {len(values)} entries; {what}, {length}, is needed")
-        if min(features_per_stage) < 1:
-            raise ValueError(f"features_per_stage is {list(features_per_stage)}; at least 1 each is needed")
-        if min(n_blocks_per_stage) < 1:
-            raise ValueError(f"n_blocks_per_stage is {list(n_blocks_per_stage)}; at least 1 each is needed")
-        if n_blocks_per_stage_decoder < 1:
-            raise ValueError(f"n_blocks_per_stage_decoder is {n_blocks_per_stage_decoder}; at least 1 is needed")
-        strides = [per_axis(step, 2) for step in strides]
-        if any(len(step) != 2 for step in strides):
+            if len(listed(name, values, f"with one entry per {what}")) != length:
+                raise ValueError(f"{name} has {len(values)} entries; one per {what}, {length}, is needed")
+        features_per_stage = wholes("features_per_stage", features_per_stage, "stage")
+        n_blocks_per_stage = wholes("n_blocks_per_stage", n_blocks_per_stage, "mixing stage")
+        n_blocks_per_stage_decoder = whole("n_blocks_per_stage_decoder", n_blocks_per_stage_decoder)
+        if any(hasattr(step, "__len__") and len(step) != 2 for step in strides):
             raise ValueError(f"strides are {strides}; LoGVMambaSwinUNet is 2D and needs one for each of two axes")
-        if strides[0] != (1, 1):
-            raise ValueError(f"the first stride is {strides[0]}; it must be 1, since plan stage 0 is full resolution")
+        strides = [per_axis(f"strides[{stage}]", step, 2) for stage, step in enumerate(strides)]
+        check_first_stride(strides)
         if directions is None:
             directions = 4 if family == "vss" else 1
         full_width, *widths = features_per_stage
@@ -129,7 +136,7 @@ class LoGVMambaSwinUNet(nn.Module):
             channels_per_token=channels_per_token,
             canonical_grids=canonical_grids,
         )
-        common = {"drop_path": drop_path, "checkpointing": checkpointing}
+        common = {"drop_path": drop_path, "checkpointing": flag("checkpointing", checkpointing)}
         self.encoder = VMambaEncoder(input_channels, widths, strides[1:], n_blocks_per_stage, backend=backend, **common)
         self.decoder = ExpandingDecoder(
             full_width,
@@ -154,6 +161,7 @@ class LoGVMambaSwinUNet(nn.Module):
         self.apply(InitWeights_He(1e-2))
 
     @classmethod
+    @known_arguments
     def from_preset(cls, preset: str, **overrides: Any) -> "LoGVMambaSwinUNet":
         """Build a published size, with other channels or any other argument.
 
@@ -168,7 +176,51 @@ class LoGVMambaSwinUNet(nn.Module):
         Raises:
             ValueError: If there is no such preset, it is that of another class, or an argument does not fit.
         """
-        return cls(**preset_arguments(cls.__name__, preset, overrides))
+        return cls(**preset_arguments(cls, preset, overrides))
+
+    @classmethod
+    @known_arguments
+    def from_channels(
+        cls,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int] | int] | int | None = None,
+        **options: Any,
+    ) -> "LoGVMambaSwinUNet":
+        """Build a network in plain words, without a plan.
+
+        Example:
+            >>> network = LoGVMambaSwinUNet.from_channels(
+            ...     spatial_dims=2, in_channels=3, out_channels=2, channels=(48, 96, 192)
+            ... )
+
+        Args:
+            spatial_dims: 2, which is all that there is.
+            in_channels: Image channels.
+            out_channels: Output channels.
+            channels: Widths of the stages, finest first, at least two. The end of the decoder, at full resolution, has
+                the first width too.
+            strides: Stride ahead of each stage, one for all or one per stage, each a number or one per axis. None means
+                4, the side of a patch, then 2.
+            options: Further arguments of the class, such as ``family`` or ``deep_supervision``. Without
+                ``n_blocks_per_stage`` the encoder has the published (2, 2, 9, 2) blocks in four stages, else 2 in each.
+
+        Raises:
+            ValueError: If an argument is unknown or does not fit; the message names it.
+        """
+        if spatial_dims != 2:
+            raise ValueError(f"spatial_dims is {spatial_dims!r}; LoGVMambaSwinUNet is 2D: LoGVMambaUNet is there for 3")
+        stages = len(wholes("channels", channels, "stage"))
+        if stages == 1:
+            raise ValueError(f"channels is {channels}; LoGVMambaSwinUNet needs at least two stages")
+        steps = (4, *[2] * (stages - 1)) if strides is None else strides
+        arguments = channel_arguments(cls, spatial_dims, in_channels, out_channels, channels, steps, options)
+        widths = arguments.pop("features_per_stage")
+        if stages != 4:  # else the default is that of the published network
+            arguments.setdefault("n_blocks_per_stage", (2,) * stages)
+        return cls(**arguments, features_per_stage=[widths[0], *widths])
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_image(x, self.input_channels, 2)

@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dynamic_network_architectures.building_blocks.helper import (
-    convert_conv_op_to_dim,
-    maybe_convert_scalar_to_list,
-)
+from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import Tensor, nn
 
-from nnunet_logvmamba.layers import CONVOLUTIONS
+from nnunet_logvmamba.layers import CONVOLUTIONS, check_spatial_dims, flag, listed, per_axis, whole, wholes
+from nnunet_logvmamba.networks.blocks.arguments import check_nonlinearity, check_norm, known_arguments
 from nnunet_logvmamba.networks.blocks.heads import every_scale_has_a_head
-from nnunet_logvmamba.networks.blocks.images import check_image
+from nnunet_logvmamba.networks.blocks.images import check_image, check_size
 from nnunet_logvmamba.networks.log_vmamba.decoder import Decoder
 from nnunet_logvmamba.networks.log_vmamba.encoder import Encoder
-from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings, stage_settings, unet_tokens
-from nnunet_logvmamba.networks.log_vmamba.presets import in_our_words, preset_arguments
+from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings, check_first_stride, stage_settings, unet_tokens
+from nnunet_logvmamba.networks.log_vmamba.presets import channel_arguments, preset_arguments
 
 _INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
@@ -45,8 +43,8 @@ class LoGVMambaUNet(nn.Module):
         n_stages: Stages of the plan, at least 2.
         features_per_stage: Widths of the plan, one per stage; the last is not used.
         conv_op: ``torch.nn.Conv2d`` or ``torch.nn.Conv3d``.
-        kernel_sizes: Kernel per stage and axis.
-        strides: Stride per stage and axis; the first is normally 1.
+        kernel_sizes: Odd kernel per stage, each a number or one per axis; a single number is for all.
+        strides: Stride per stage, each a number or one per axis; the first is 1.
         num_classes: Output channels.
         conv_bias: Whether convolutions ahead of a norm have a bias.
         norm_op: Norm layer class; None means instance norm.
@@ -72,14 +70,18 @@ class LoGVMambaUNet(nn.Module):
         checkpointing: Recompute the mixing stages in the backward pass instead of keeping their activations.
         backend: Scan backend.
 
-    Shape: (batch, input_channels, *spatial) -> (batch, num_classes, *spatial), or a list of all scales
+    Shape: (batch, input_channels, *spatial) -> (batch, num_classes, *spatial), or a list of all scales. The strides
+        need not divide ``spatial``: where they do not, a coarse map is stretched or squeezed by less than one of its
+        voxels on the way up
 
     Raises:
-        ValueError: If an argument is unknown or does not fit; the message names it.
+        ValueError: If an argument is unknown, missing or does not fit (the message names it), or an image has other
+            channels or axes, or so few voxels that instance norm has a single one of them at the deepest stage.
 
     References: LoG-VMamba (arXiv 2408.14415); U-Mamba (arXiv 2401.04722).
     """
 
+    @known_arguments
     def __init__(
         self,
         input_channels: int,
@@ -117,21 +119,26 @@ class LoGVMambaUNet(nn.Module):
     ):
         super().__init__()
         if conv_op not in CONVOLUTIONS.values():
-            raise ValueError(f"conv_op is {conv_op}; torch.nn.Conv2d or torch.nn.Conv3d is needed")
+            raise ValueError(f"conv_op is {conv_op!r}; the class torch.nn.Conv2d or torch.nn.Conv3d is needed")
         if dropout_op is not None:
             raise ValueError(f"dropout_op is {dropout_op}; LoGVMambaUNet has no dropout layers, set it to null")
+        deep_supervision = flag("deep_supervision", deep_supervision)
         all_heads = every_scale_has_a_head(seg_heads, deep_supervision)
         spatial_dims = convert_conv_op_to_dim(conv_op)
-        self.input_channels, self.spatial_dims = input_channels, spatial_dims
-        features = [features_per_stage] * n_stages if isinstance(features_per_stage, int) else list(features_per_stage)
-        kernel_sizes = [kernel_sizes] * n_stages if isinstance(kernel_sizes, int) else list(kernel_sizes)
+        self.input_channels, self.spatial_dims = whole("input_channels", input_channels), spatial_dims
+        n_stages, num_classes = whole("n_stages", n_stages, least=2), whole("num_classes", num_classes)
+        features = [features_per_stage] * n_stages if isinstance(features_per_stage, int) else features_per_stage
+        kernel_sizes = [kernel_sizes] * n_stages if isinstance(kernel_sizes, int) else kernel_sizes
         for name, values in (("features_per_stage", features), ("kernel_sizes", kernel_sizes), ("strides", strides)):
-            if n_stages < 2 or len(values) != n_stages:
-                raise ValueError(
-                    f"{name} has {len(values)} entries for {n_stages} stages; one each and at least 2 are needed"
-                )
-        kernel_sizes = [maybe_convert_scalar_to_list(conv_op, size) for size in kernel_sizes]
-        strides = [maybe_convert_scalar_to_list(conv_op, step) for step in strides]
+            if len(listed(name, values, "with one entry per stage")) != n_stages:
+                raise ValueError(f"{name} has {len(values)} entries for {n_stages} stages; one each is needed")
+        features = wholes("features_per_stage", features, "stage")
+        kernel_sizes = [
+            per_axis(f"kernel_sizes[{stage}]", size, spatial_dims, odd=True) for stage, size in enumerate(kernel_sizes)
+        ]
+        strides = [per_axis(f"strides[{stage}]", step, spatial_dims) for stage, step in enumerate(strides)]
+        check_first_stride(strides)
+        self.strides = strides
         widths = features[: n_stages - 1]
         self.settings: list[StageSettings] = stage_settings(
             widths,
@@ -148,14 +155,16 @@ class LoGVMambaUNet(nn.Module):
             canonical_grids=canonical_grids,
         )
         residual_options = {
-            "conv_bias": conv_bias,
+            "conv_bias": flag("conv_bias", conv_bias),
             "norm_op": _INSTANCE_NORMS[spatial_dims] if norm_op is None else norm_op,
             "norm_op_kwargs": {"eps": 1e-5, "affine": True} if norm_op_kwargs is None else norm_op_kwargs,
             "nonlin": nn.LeakyReLU if nonlin is None else nonlin,
-            "nonlin_kwargs": nonlin_kwargs or {},
+            "nonlin_kwargs": {} if nonlin_kwargs is None else nonlin_kwargs,
         }
+        check_norm(residual_options["norm_op"], residual_options["norm_op_kwargs"], features, spatial_dims)
+        check_nonlinearity(residual_options["nonlin"], residual_options["nonlin_kwargs"])
         self.encoder = Encoder(
-            input_channels,
+            self.input_channels,
             features[0],
             widths,
             conv_op,
@@ -172,7 +181,7 @@ class LoGVMambaUNet(nn.Module):
                 "drop_path": drop_path,
                 "backend": backend,
             },
-            checkpointing=checkpointing,
+            checkpointing=flag("checkpointing", checkpointing),
             **residual_options,
         )
         self.decoder = Decoder(
@@ -188,6 +197,7 @@ class LoGVMambaUNet(nn.Module):
         self.apply(InitWeights_He(1e-2))
 
     @classmethod
+    @known_arguments
     def from_preset(cls, preset: str, **overrides: Any) -> "LoGVMambaUNet":
         """Build a published size, with other channels or any other argument.
 
@@ -202,9 +212,10 @@ class LoGVMambaUNet(nn.Module):
         Raises:
             ValueError: If there is no such preset, it is that of another class, or an argument does not fit.
         """
-        return cls(**preset_arguments(cls.__name__, preset, overrides))
+        return cls(**preset_arguments(cls, preset, overrides))
 
     @classmethod
+    @known_arguments
     def from_channels(
         cls,
         spatial_dims: int,
@@ -227,30 +238,26 @@ class LoGVMambaUNet(nn.Module):
             in_channels: Image channels.
             out_channels: Output channels.
             channels: Widths of the stages, finest first. The stem at full resolution has the first width too.
-            strides: Stride ahead of each stage, one for all or one per stage, each a number or one per axis. Image
-                sizes must be divisible by their product.
-            kernel_size: Side of the convolutions, a number or one per axis.
+            strides: Stride ahead of each stage, one for all or one per stage, each a number or one per axis: a list is
+                read stage by stage, so ``[(1, 2, 2)] * 3`` keeps the first axis in all of three stages.
+            kernel_size: Side of the convolutions, odd, a number or one per axis.
             options: Further arguments of the class, such as ``family`` or ``deep_supervision``.
 
         Raises:
-            ValueError: If an argument does not fit.
+            ValueError: If an argument is unknown or does not fit; the message names it.
         """
-        if spatial_dims not in CONVOLUTIONS:
-            raise ValueError(f"spatial_dims is {spatial_dims!r}; LoG-VMamba is defined for 2 and 3")
-        if not channels:
-            raise ValueError("channels is empty; one width per stage is needed, such as (32, 64, 128)")
-        strides = [strides] * len(channels) if isinstance(strides, int) else list(strides)
-        if len(strides) != len(channels):
-            raise ValueError(f"strides has {len(strides)} entries for {len(channels)} channels; one each is needed")
+        check_spatial_dims(spatial_dims)
+        arguments = channel_arguments(cls, spatial_dims, in_channels, out_channels, channels, strides, options)
+        kernel = per_axis("kernel_size", kernel_size, spatial_dims, odd=True)
+        widths = arguments.pop("features_per_stage")
         return cls(
-            **in_our_words({"in_channels": in_channels, "out_channels": out_channels, **options}),
-            n_stages=len(channels) + 1,
-            features_per_stage=[*channels, channels[-1]],
+            **arguments,
+            features_per_stage=[*widths, widths[-1]],
             conv_op=CONVOLUTIONS[spatial_dims],
-            kernel_sizes=[kernel_size] * (len(channels) + 1),
-            strides=[1, *strides],
+            kernel_sizes=[kernel] * (len(widths) + 1),
         )
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_image(x, self.input_channels, self.spatial_dims)
+        check_size(x, self.strides, self.encoder.stages[-1][0].norm1)
         return self.decoder(self.encoder(x))
