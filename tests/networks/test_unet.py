@@ -199,6 +199,15 @@ def test_deep_supervision_can_be_switched_and_all_heads_stay():
     assert len(network.decoder.seg_layers) == len(strides) - 1
 
 
+@pytest.mark.parametrize("seg_heads", ["all", "last"])
+def test_without_deep_supervision_the_heads_of_coarse_scales_alone_have_no_gradient(seg_heads):
+    patch, strides = PLANS["isotropic"]
+    network = build(strides, deep_supervision=False, seg_heads=seg_heads, family="no_ssm")
+    network(torch.randn(1, 1, *patch)).sum().backward()
+    without = {name.rpartition(".")[0] for name, parameter in network.named_parameters() if parameter.grad is None}
+    assert without == ({"decoder.seg_layers.0", "decoder.seg_layers.1"} if seg_heads == "all" else set())
+
+
 def test_a_network_with_the_finest_head_alone_ignores_deep_supervision():
     patch, strides = PLANS["isotropic"]
     network = build(strides, deep_supervision=False, seg_heads="last").eval()
