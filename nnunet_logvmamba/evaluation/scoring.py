@@ -81,7 +81,7 @@ def score_masks(
         ValueError: If the shapes differ, either is no such mask, there is not one spacing above 0 per axis, or
             U-Mamba's surface Dice is wanted of volumes.
     """
-    truth, prediction = _cropped(*as_masks(truth, prediction, axes=(2, 3)))
+    truth, prediction = _cropped(*as_masks(truth, prediction))
     spacing = as_spacing(spacing, truth.ndim, "spacing")
     empty = POLICIES[settings.policy].outcome(truth_empty=not truth.any(), prediction_empty=not prediction.any())
     scores: dict[str, float | int] = {}
