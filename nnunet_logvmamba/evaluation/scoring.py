@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,6 +61,11 @@ class Settings:
         for metric in self.metrics:
             columns += LESION_COLUMNS if metric == "lesions" else (metric,)
         return columns + list(MATCH_COLUMNS if set(self.metrics) & set(INSTANCE_METRICS) else ())
+
+
+def totals(sums: Mapping[str, int]) -> str:
+    """Say sums of counted columns in words: TP, FP and FN as nnU-Net writes them."""
+    return ", ".join(f"{name.upper() if name in MATCH_COLUMNS else name} {number:,}" for name, number in sums.items())
 
 
 def score_masks(
