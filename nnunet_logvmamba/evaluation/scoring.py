@@ -217,9 +217,9 @@ def instance_definitions(iou: float, border: int, tile: int | None) -> dict[str,
         "f1": f"2 TP / (2 TP + FP + FN), {matched}",
         "object_iou": f"TP / (TP + FP + FN), {matched}",
         "average_precision": "mean of TP / (TP + FP + FN) over the IoU thresholds 0.50, 0.55, ... 0.95",
-        "tp": f"TP: {matched}",
-        "fp": "FP: predicted instances without a partner",
-        "fn": "FN: true instances without a partner",
+        "tp": f"true positives, {matched}",
+        "fp": "false positives, predicted instances without a partner",
+        "fn": "false negatives, true instances without a partner",
     }
 
 
