@@ -264,10 +264,10 @@ def write_dataset(
         )
         reporting.print_report(report, layout)
         if dry_run:
-            print("  dry run: the cases are in order, nothing was written")
+            reporting.say("  dry run: the cases are in order, nothing was written")
             require_free_targets()  # so late, because a dry run says what is wrong with the cases all the same
             for written in (target, splits_file) if splits_file else (target,):
-                print(f"  {staging.foretold(written)}")
+                reporting.say(f"  {staging.foretold(written)}")
             return target
         publish_splits = lambda: None  # noqa: E731
         if splits_file:
@@ -284,10 +284,10 @@ def write_dataset(
             (folder / reporting.REPORT).write_text(
                 json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
-    print(f"  written: {target}")
+    reporting.say(f"  written: {target}")
     if splits_file:
         sizes = "/".join(str(len(fold["val"])) for fold in splits)
-        print(f"  {len(splits)} folds (validation cases {sizes}): {splits_file}")
+        reporting.say(f"  {len(splits)} folds (validation cases {sizes}): {splits_file}")
     reporting.print_notice(description)
     return target
 
@@ -426,16 +426,16 @@ def _fill(
     with workers(jobs) as each_case:
         facts = check_cases(cases, layout, each_case)
         for note in notes(cases, facts):
-            print(f"note: {note}")
+            reporting.say(f"note: {note}")
         if dry_run:
-            print(f"dry run: {len(cases)} {what} are in order, nothing was written")
+            reporting.say(f"dry run: {len(cases)} {what} are in order, nothing was written")
             staging.require_free_target(target, overwrite)
-            print(staging.foretold(target))
+            reporting.say(staging.foretold(target))
             return target
         with staging.staged_folder(target, overwrite=overwrite) as folder:
             for _ in each_case(functools.partial(write, layout, folder), cases, verb):
                 pass
-    print(f"{len(cases)} {what} {done}: {target}")
+    reporting.say(f"{len(cases)} {what} {done}: {target}")
     return target
 
 

@@ -86,7 +86,10 @@ def _read_tiff(path: Path, indices: bool) -> np.ndarray:
         axes = [axis for axis, length in zip(series.axes, series.shape) if length > 1 or axis in "YX"]
         channels = [axis for axis in axes if axis in "SC"]
         if len(file.series) > 1 or "".join(axis for axis in axes if axis not in "SC") != "YX" or len(channels) > 1:
-            raise _Pages(f"{len(file.pages)} pages (axes {series.axes}, shape {series.shape})")
+            names = tifffile.TIFF.AXES_NAMES | {"Q": "unnamed axis"}
+            sizes = zip(series.axes, series.shape)
+            sizes = ", ".join(f"{names[axis]} {length}" for axis, length in sizes if length > 1 or axis in "YX")
+            raise _Pages(f"{len(file.pages)} pages ({sizes})")
         picture = series.asarray()
         picture = picture.reshape([length for axis, length in zip(series.axes, series.shape) if axis in axes])
         if channels:

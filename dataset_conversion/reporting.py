@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import sys
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -127,28 +130,36 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def say(line: str) -> None:
+    """Print a line, on a terminal broken between words where it is too wide."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    print(line)
+
+
 def print_report(report: Mapping, layout: Layout) -> None:
     """Print the report in short: long lists are cut, the file has them whole."""
     tests = report["test_cases"]
     extra = "".join(f", {count} {what} for testing" for what, count in tests.items() if count)
     remapped = any(str(label["source"]) != value for value, label in report["labels"].items())
-    print(f"{report['data_set']} ({report['release']}, protocol {report['protocol']})")
-    print(f"  {report['training_cases']} labelled case(s){extra}, {report['groups']} group(s)")
+    say(f"{report['data_set']} ({report['release']}, protocol {report['protocol']})")
+    say(f"  {report['training_cases']} labelled case(s){extra}, {report['groups']} group(s)")
     for value, label in report["labels"].items():
         which = f"source label {label['source']} -> {value}" if remapped else f"label {value}"
         test = f" and {label[f'test_{layout.unit}']:,} for testing" if tests["labelled"] else ""
-        print(f"  {which}: {label[f'training_{layout.unit}']:,} {layout.unit}{test} ({label['name']})")
+        say(f"  {which}: {label[f'training_{layout.unit}']:,} {layout.unit}{test} ({label['name']})")
     for label, cases in report["cases_without"].items():
         if cases:
-            print(f"  without {label}: {len(cases)} case(s), {_some(cases)}")
+            say(f"  without {label}: {len(cases)} case(s), {_some(cases)}")
     for what, count in report["counts"].items():
         affected = [name for name, case in report["cases"].items() if case.get(what)]
-        print(f"  {what}: {count:,}" + (f" in {len(affected)} case(s)" if count else ""))
+        say(f"  {what}: {count:,}" + (f" in {len(affected)} case(s)" if count else ""))
     for reason in dict.fromkeys(skip["reason"] for skip in report["skipped"]):
         paths = [skip["path"] for skip in report["skipped"] if skip["reason"] == reason]
-        print(f"  skipped {len(paths)}: {reason}: {_some(paths)}")
+        say(f"  skipped {len(paths)}: {reason}: {_some(paths)}")
     for note in report["notes"]:
-        print(f"  note: {note}")
+        say(f"  note: {note}")
 
 
 def _some(items: Sequence[str]) -> str:
@@ -157,5 +168,7 @@ def _some(items: Sequence[str]) -> str:
 
 def print_notice(description: Description) -> None:
     """Print what the data owner asks of everybody who uses the data."""
-    print(f"  cite: {description.reference}")
-    print(f"  licence: {description.licence}" + (f"\n  {description.notice}" if description.notice else ""))
+    say(f"  cite: {description.reference}")
+    say(f"  licence: {description.licence}")
+    if description.notice:
+        say(f"  {description.notice}")

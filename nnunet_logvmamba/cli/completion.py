@@ -16,12 +16,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "completion",
         help="print a script for the tab key of your shell",
-        description="Print a script with which a shell completes commands, options, their choices and files. Put it "
-        "where the shell looks for such scripts; print it anew after an update.",
+        description="Print a script with which a shell completes commands, options, their choices and files. Its "
+        "first lines say where to put it and what to add to the shell's settings; print it anew after an update.",
         **examples(
             "reference/commands.md#logvmamba-completion",
-            "logvmamba completion bash > ~/.logvmamba.bash  # source this in ~/.bashrc",
-            "logvmamba completion zsh > ~/.zfunc/_logvmamba",
+            "mkdir -p ~/.local/share/bash_completion",
+            "logvmamba completion bash > ~/.local/share/bash_completion/logvmamba",
         ),
     )
     parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))

@@ -162,6 +162,7 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
     """Write the table and the summary, and give the summary as text."""
     from nnunet_logvmamba.evaluation.cells import summarize
     from nnunet_logvmamba.evaluation.report import as_text_table, write_csv, write_json
+    from nnunet_logvmamba.evaluation.scoring import totals
 
     summary = summarize(settings, rows)
     write_csv(folder / SCORES, rows, list(rows[0]))
@@ -173,7 +174,7 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
     recipe = f"grow {settings.grow:g} px, IoU {settings.iou:g}"
     recipe += f", instances within {settings.border} px of the border left out"
     header = ["score", "mean", "std", "images", "left out"]
-    return f"{as_text_table(header, table, terminal.width())}\n{recipe}\n"
+    return f"{as_text_table(header, table, terminal.width())}\ntotal: {totals(summary['sum'])}\n{recipe}\n"
 
 
 def _draw(cases: list[tuple[CellCase, Path, dict]], path: Path, settings: CellSettings) -> None:

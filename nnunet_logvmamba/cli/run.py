@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         terminal.show_command(f"$ {step.typed}")
         sys.stdout.flush()
         if not args.dry_run:
-            first_run.execute(step, wanted.logs)
+            first_run.execute(step, wanted.logs, terminal.relayed())
     if not args.dry_run:
         _say("\ndone")
         for what, where in wanted.outcome():

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 
+_RELAYED = "nnUNet_logvmamba_columns"
+
 
 def width() -> int | None:
-    """Give the columns of the terminal that stdout is, None if it is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    """Give the columns of the terminal that shows what is printed, None if none does."""
+    if sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return int(os.environ[_RELAYED]) if _RELAYED in os.environ else None
+
+
+def relayed() -> dict[str, str]:
+    """Give the variables by which a command whose output is passed on knows how wide the terminal is that shows it."""
+    columns = width()
+    return {} if columns is None else {_RELAYED: str(columns)}
 
 
 def show(text: str) -> None:

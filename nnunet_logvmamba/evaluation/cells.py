@@ -13,7 +13,7 @@ from .folders import INSTANCES
 from .instances import MIN_INTERIOR, recover_instances
 from .metrics import INSTANCE_METRICS
 from .report import describe
-from .scoring import instance_definitions, instance_scores, semantic_scores
+from .scoring import MATCH_COLUMNS, instance_definitions, instance_scores, semantic_scores
 
 LABEL_SUFFIXES = ("_label",)
 """Of the names of instance maps, not part of the case."""
@@ -120,12 +120,13 @@ def recover_and_score(settings: CellSettings, case: CellCase) -> dict:
 
 
 def summarize(settings: CellSettings, rows: Sequence[dict]) -> dict:
-    """Give the summary of rows with scores: settings, definitions, means with their counts, cases."""
+    """Sum rows of scores up: settings, definitions, means with their counts, sums of TP, FP, FN, cases."""
     definitions = settings.definitions()
     return {
         "settings": settings.as_written(),
         "definitions": definitions,
         "average": "mean of per-image values; images in which a score is undefined are left out and counted",
         "mean": {name: describe([row[name] for row in rows]) for name in definitions},
+        "sum": {name: sum(row[name] for row in rows) for name in MATCH_COLUMNS},
         "cases": [row["case"] for row in rows],
     }

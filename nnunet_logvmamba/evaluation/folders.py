@@ -16,7 +16,7 @@ from .metrics import INSTANCE_METRICS, title_of
 from .parallel import map_cases
 from .policies import BRATS_HD95_MM, BRATS_SHAPE, POLICIES
 from .report import as_text_table, describe, staged_files, write_csv, write_json
-from .scoring import COUNTS, Settings, definitions, score_instances, score_masks
+from .scoring import COUNTS, Settings, definitions, score_instances, score_masks, totals
 from .tolerances import Tolerance, tolerance_of
 
 SCORES, SUMMARY, TABLE = "scores.csv", "scores.json", "scores.txt"
@@ -328,7 +328,11 @@ def _means(rows: Sequence[dict], columns: Sequence[str], names: Sequence[str], a
         }
     return {
         "mean": means,
-        "overall": {column: _overall(rows, means, column, average) for column in columns},
+        "overall": {
+            column: _overall(rows, means, column, average)
+            | ({"sum": sum(row[column] for row in rows)} if column in COUNTS else {})
+            for column in columns
+        },
         "empty_masks": edge_cases,
     }
 
@@ -369,7 +373,11 @@ def as_text(summary: dict, width: int | None = None) -> str:
     rows = [[name, *(_mean_cell(scores[column]) for column in columns)] for name, scores in summary["mean"].items()]
     if len(rows) > 1:
         rows.append([f"all, {summary['average']['name']}", *(_mean_cell(summary["overall"][c]) for c in columns)])
-    lines = [as_text_table(header, rows, width), "", "mean ± standard deviation over cases (cases behind the mean)"]
+    lines = [as_text_table(header, rows, width), ""]
+    counted = [column for column in columns if column in COUNTS]
+    for name, scores in summary["mean"].items() if counted else ():
+        lines.append(f"total of {name}: {totals({column: scores[column]['sum'] for column in counted})}")
+    lines.append("mean ± standard deviation over cases (cases behind the mean)")
     lines.append(f"cases: {len(summary['cases'])}" + _more(summary.get("cases_not_scored"), "without a prediction"))
     if summary["labels_from"] == FOUND:
         lines.append(f"labels: {', '.join(summary['labels'])}, {FOUND}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ RED, GREY = (1.0, 0.15, 0.15), (0.75, 0.75, 0.75)
 """Outlines of instances without a partner, and, dashed, of those that the score leaves out."""
 
 _SCALE, _DASH = 3, 8  # pixels of an outline per pixel of the image, and length of its dashes
+_NEAR = 16  # pixels between neighbours
+_HUES = 0.14, 0.5, 0.33, 0.8, 0.42, 0.22, 0.57, 0.75
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,10 @@ def draw_gallery(
     """Write one PNG: a row per case with its image, the outlines of the truth and those of the prediction.
 
     Instances are matched as :func:`.instances.count_matches` does under the same ``iou``, ``border`` and ``tile``. A
-    true instance and its partner share a colour. Red are those without a partner: missed in the truth's column, false
-    in the prediction's. Grey and dashed are those that the score leaves out. Without a truth nothing is scored, and
-    every prediction has a colour of its own. Images above ``WINDOW`` pixels show their middle.
+    true instance and its partner share a colour, which no neighbour has. Red are those without a partner: missed in the
+    truth's column, false in the prediction's. Grey and dashed are those that the score leaves out. Without a truth
+    nothing is scored, and every prediction has a colour that its neighbours have not. Images above ``WINDOW`` pixels
+    show their middle.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -90,14 +94,39 @@ def _window(image: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _panels(exhibit: Exhibit, with_truth: bool, iou: float, border: int, tile: int | None) -> list[np.ndarray]:
-    picture = _as_rgb(exhibit.image)
-    panels = [_window(picture)[0]]
+    picture = _window(_as_rgb(exhibit.image))[0]
     if exhibit.truth is None:
-        panels += [np.ones_like(panels[0])] * with_truth
-        return [*panels, _outlined(picture, exhibit.prediction, np.unique(exhibit.prediction, return_inverse=True)[1])]
-    fates = matched_maps(exhibit.truth, exhibit.prediction, threshold=iou, border=border, tile=tile)
-    instances = exhibit.truth, exhibit.prediction
-    return [*panels, *(_outlined(picture, each, fate) for each, fate in zip(instances, fates))]
+        fates = instances = (exhibit.prediction,)
+        panels = [picture, *[np.ones_like(picture)] * with_truth]
+    else:
+        fates = matched_maps(exhibit.truth, exhibit.prediction, threshold=iou, border=border, tile=tile)
+        instances, panels = (exhibit.truth, exhibit.prediction), [picture]
+    instances, fates = ([_window(each)[0] for each in maps] for maps in (instances, fates))
+    colours = {UNMATCHED: RED, LEFT_OUT: GREY, **_apart(fates)}
+    return [*panels, *(_outlined(picture, each, fate, colours) for each, fate in zip(instances, fates))]
+
+
+def _apart(fates: Sequence[np.ndarray]) -> dict[int, tuple[float, float, float]]:
+    """Give every number above 0 in any of the maps a colour that none within ``_NEAR`` pixels of it has.
+
+    Of the colours that are left it is the one used least; where none is left, one of fewest neighbours.
+    """
+    from skimage.segmentation import expand_labels
+
+    neighbours: dict[int, set[int]] = {number: set() for number in np.unique(fates).tolist() if number > 0}
+    for each in fates:
+        near = expand_labels(np.maximum(each, 0), _NEAR / 2)
+        for one, other in ((near[1:], near[:-1]), (near[:, 1:], near[:, :-1])):
+            touching = (one != other) & (one > 0) & (other > 0)
+            for a, b in np.unique(np.stack((one[touching], other[touching]), -1), axis=0).tolist():
+                neighbours[a].add(b)
+                neighbours[b].add(a)
+    indices: dict[int, int] = {}
+    for number in neighbours:
+        taken = Counter(indices.get(other) for other in neighbours[number])
+        used = Counter(indices.values())
+        indices[number] = min(range(len(_HUES)), key=lambda index: (taken[index], used[index]))
+    return {number: _colour(index) for number, index in indices.items()}
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:
@@ -111,25 +140,25 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _colour(index: int) -> tuple[float, float, float]:
-    """Bright hues from yellow over green to cyan, and violet, in turn; red is kept for errors."""
-    hue = (0.14, 0.5, 0.33, 0.8, 0.42, 0.22, 0.57, 0.75)[index % 8]
+    """Bright hues from yellow over green to cyan, and violet; red is kept for errors."""
+    hue = _HUES[index]
     return colorsys.hsv_to_rgb(hue, 1 if hue < 0.55 else 0.6, 1)
 
 
-def _outlined(picture: np.ndarray, instances: np.ndarray, fates: np.ndarray) -> np.ndarray:
+def _outlined(
+    picture: np.ndarray, instances: np.ndarray, fates: np.ndarray, colours: Mapping[int, tuple[float, float, float]]
+) -> np.ndarray:
     """Draw outlines at ``_SCALE`` times the resolution, so that they are finer than a pixel of the image.
 
     Args:
         picture: RGB, 0 to 1, (height, width, 3).
         instances: Instance map, (height, width).
         fates: What becomes of each pixel's instance, as :func:`.instances.matched_maps` says it.
+        colours: Of every fate.
     """
     from skimage.segmentation import find_boundaries
 
-    picture, instances, fates = (
-        _window(each)[0].repeat(_SCALE, 0).repeat(_SCALE, 1)
-        for each in (picture, instances, fates.reshape(instances.shape))
-    )
+    picture, instances, fates = (each.repeat(_SCALE, 0).repeat(_SCALE, 1) for each in (picture, instances, fates))
     # Padded, lest the border of the image or window become an outline.
     edge = find_boundaries(np.pad(instances, 1, mode="edge"), mode="inner", connectivity=2)[1:-1, 1:-1]
     edge = ndimage.binary_dilation(edge, np.ones((3, 3))) & (instances != 0)
@@ -140,6 +169,5 @@ def _outlined(picture: np.ndarray, instances: np.ndarray, fates: np.ndarray) -> 
     )
     values, inverse = np.unique(fates[edge], return_inverse=True)
     if len(values):
-        colours = [{UNMATCHED: RED, LEFT_OUT: GREY}.get(value) or _colour(value - 1) for value in values.tolist()]
-        picture[edge] = np.array(colours)[inverse]
+        picture[edge] = np.array([colours[value] for value in values.tolist()])[inverse]
     return picture

@@ -90,7 +90,8 @@ def recover_instances(
     check_number(grow, "grow", least=0)
     check_number(min_size, "min_size", least=0)
     if classes.ndim != 2:
-        raise ValueError(f"a three-class prediction has two axes, not the shape {classes.shape}")
+        remedy = "; of a network's output take the argmax over the classes" if classes.ndim > 2 else ""
+        raise ValueError(f"a three-class prediction has two axes, not the shape {classes.shape}{remedy}")
     strangers = sorted(set(np.unique(classes).tolist()) - {BACKGROUND, INTERIOR, BOUNDARY})
     if strangers:
         raise ValueError(f"holds the value {strangers[0]}; three-class predictions hold 0, 1 and 2 only")

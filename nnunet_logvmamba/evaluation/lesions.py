@@ -26,7 +26,7 @@ def count_lesions(truth: np.ndarray, prediction: np.ndarray) -> LesionCounts:
     minimal size, penalties), which this is not.
 
     Args:
-        truth: Boolean mask of any shape.
+        truth: Boolean mask, two or three axes.
         prediction: Boolean mask of the same shape.
 
     Raises:

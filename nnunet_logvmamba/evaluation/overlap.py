@@ -11,7 +11,7 @@ def dice(truth: np.ndarray, prediction: np.ndarray) -> float:
     Both masks empty: NaN, nothing to score. One mask empty: 0.
 
     Args:
-        truth: Boolean mask of any shape.
+        truth: Boolean mask, two or three axes.
         prediction: Boolean mask of the same shape.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,6 +63,11 @@ class Settings:
         return columns + list(MATCH_COLUMNS if set(self.metrics) & set(INSTANCE_METRICS) else ())
 
 
+def totals(sums: Mapping[str, int]) -> str:
+    """Say sums of counted columns in words: TP, FP and FN as nnU-Net writes them."""
+    return ", ".join(f"{name.upper() if name in MATCH_COLUMNS else name} {number:,}" for name, number in sums.items())
+
+
 def score_masks(
     truth: np.ndarray, prediction: np.ndarray, *, spacing: Sequence[float], label: str, settings: Settings
 ) -> dict[str, float | int]:
@@ -81,7 +86,7 @@ def score_masks(
         ValueError: If the shapes differ, either is no such mask, there is not one spacing above 0 per axis, or
             U-Mamba's surface Dice is wanted of volumes.
     """
-    truth, prediction = _cropped(*as_masks(truth, prediction, axes=(2, 3)))
+    truth, prediction = _cropped(*as_masks(truth, prediction))
     spacing = as_spacing(spacing, truth.ndim, "spacing")
     empty = POLICIES[settings.policy].outcome(truth_empty=not truth.any(), prediction_empty=not prediction.any())
     scores: dict[str, float | int] = {}
@@ -212,9 +217,9 @@ def instance_definitions(iou: float, border: int, tile: int | None) -> dict[str,
         "f1": f"2 TP / (2 TP + FP + FN), {matched}",
         "object_iou": f"TP / (TP + FP + FN), {matched}",
         "average_precision": "mean of TP / (TP + FP + FN) over the IoU thresholds 0.50, 0.55, ... 0.95",
-        "tp": f"TP: {matched}",
-        "fp": "FP: predicted instances without a partner",
-        "fn": "FN: true instances without a partner",
+        "tp": f"true positives, {matched}",
+        "fp": "false positives, predicted instances without a partner",
+        "fn": "false negatives, true instances without a partner",
     }
 
 

@@ -133,5 +133,5 @@ def surface_dice_umamba(truth: np.ndarray, prediction: np.ndarray, *, tolerance_
 def _checked(
     truth: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    masks = as_masks(truth, prediction, axes=(2, 3))
+    masks = as_masks(truth, prediction)
     return *masks, as_spacing(spacing_mm, masks[0].ndim)

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -491,8 +491,13 @@ def _device(asked: str) -> str:
 # --- Running ----------------------------------------------------------------------------------------------------------
 
 
-def execute(step: Step, logs: Path) -> None:
+def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> None:
     """Run a command, show what it prints, and keep that in a log; an interrupt ends it with all its processes.
+
+    Args:
+        step: The command.
+        logs: Folder of the log.
+        shown: Further variables for it, about how it is shown.
 
     Raises:
         UserError: If it ends with another exit code than 0.
@@ -504,7 +509,7 @@ def execute(step: Step, logs: Path) -> None:
     found = shutil.which(program, path=os.pathsep.join((beside, os.environ.get("PATH", ""))))
     if found is None:
         raise UserError(f"there is no command {program} beside {sys.executable}: install the package again")
-    environment = {**os.environ, **step.environment, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **step.environment, **(shown or {}), "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as kept, _hangup_interrupts():
         kept.write(f"# {time.strftime('%Y-%m-%d %H:%M:%S')}\n$ {step.typed}\n".encode())
         process = subprocess.Popen(

@@ -199,7 +199,7 @@ def test_hd95_policy_and_tolerances_are_the_users(volumes):
     assert note.startswith("HD95 of 1 half-empty pair(s) is 373.12866, a BraTS diagonal")
 
 
-def test_volume_difference_and_lesions(volumes):
+def test_volume_difference_and_lesions(volumes, capsys):
     out = volumes / "out"
     assert (
         run(volumes / "predictions", volumes / "labelsTr", "--metrics", "volume_difference", "lesions", "--output", out)
@@ -212,6 +212,9 @@ def test_volume_difference_and_lesions(volumes):
     summary = read_summary(out)
     assert summary["metrics"]["volume_difference"]["unit"] == "ml"
     assert summary["mean"]["rare"]["lesions_false"]["sum"] == 1
+    everywhere = sum(int(row["lesions_true"]) for row in rows.values())
+    assert summary["overall"]["lesions_true"]["sum"] == everywhere > 1
+    assert "total of rare: lesions_true 1, lesions_missed 0, lesions_false 1\n" in capsys.readouterr().out
 
 
 def test_without_dataset_json_the_values_that_occur_are_the_labels(volumes, capsys):
@@ -298,7 +301,7 @@ def cells(tmp_path) -> Path:
     return tmp_path
 
 
-def test_instances_are_scored_beside_their_foreground(cells):
+def test_instances_are_scored_beside_their_foreground(cells, capsys):
     out = cells / "out"
     assert run(cells / "predictions", cells / "truth", "--instances", "--output", out) == 0
     rows = read_rows(out)
@@ -311,7 +314,10 @@ def test_instances_are_scored_beside_their_foreground(cells):
     summary = read_summary(out)
     assert summary["tolerances"]["instances"]["unit"] == "px"
     assert "within 2 px of the border" in summary["metrics"]["f1"]["definition"]
-    assert summary["mean"]["instances"]["fn"]["sum"] == 1
+    for means in (summary["mean"]["instances"], summary["overall"]):
+        assert [means[name]["sum"] for name in ("tp", "fp", "fn")] == [3, 0, 1]
+    assert "\ntotal of instances: TP 3, FP 0, FN 1\n" in capsys.readouterr().out
+    assert "\ntotal of instances: TP 3, FP 0, FN 1\n" in (out / "scores.txt").read_text()
 
 
 def test_instance_maps_taken_for_labels_are_noticed(cells, capsys):

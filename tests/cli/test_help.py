@@ -73,12 +73,16 @@ def test_a_misspelt_word_is_answered_with_the_nearest_and_the_usage_of_its_comma
     assert near in said
 
 
-def test_every_shell_that_is_offered_gets_a_script(capsys):
+def test_every_shell_that_is_offered_gets_a_script_and_the_page_has_its_places(capsys):
     assert set(completion.SHELLS) <= set(shtab.SUPPORTED_SHELLS)
+    page = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
     for shell in completion.SHELLS:
         assert main(["completion", shell]) == 0
         script = capsys.readouterr().out
         assert all(name in script for name in ("logvmamba", *SUB_COMMANDS)), shell
+        (row,) = re.findall(rf"^\| {shell} \|(.*)\|$", page, re.MULTILINE)
+        for place in re.findall("`(.*?)`", row):
+            assert place in "".join(script.splitlines(keepends=True)[:8]) or place.endswith(("rc", "compinit"))
 
 
 COMPLETE = """

@@ -70,8 +70,10 @@ def test_predictions_become_instance_maps_scores_and_a_gallery(cells, capsys):
     assert summary["settings"]["grow_px"] == 2
     assert "within 2 px of the border" in summary["definitions"]["f1"]
     assert set(summary["definitions"]) == set(summary["mean"])
+    assert summary["sum"] == {"tp": 5, "fp": 0, "fn": 1}
     printed = capsys.readouterr().out
     assert "0.9000" in printed
+    assert "\ntotal: TP 5, FP 0, FN 1\n" in printed
     assert "5 instances" in printed
     picture = imread(out / "gallery.png")
     assert picture.shape[0] > 500

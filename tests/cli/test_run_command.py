@@ -18,7 +18,7 @@ import small_dataset
 from commands import BIN, NnunetFolders
 from small_project import Project, segmentations
 
-from nnunet_logvmamba.cli import main
+from nnunet_logvmamba.cli import main, terminal
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin import first_run
 
@@ -311,6 +311,19 @@ def test_a_folder_that_holds_something_else_is_not_predicted_into(folders, tmp_p
 
 
 # How commands end
+
+
+def test_what_a_command_prints_fits_the_terminal_that_shows_it(tmp_path, monkeypatch, capfdbinary):
+    program = "from nnunet_logvmamba.cli import terminal; terminal.show('word ' * 40)"
+    widths = []
+    for on_terminal in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setenv("COLUMNS", "80")
+            patch.setattr(sys.stdout, "isatty", lambda shown=on_terminal: shown, raising=False)
+            first_run.execute(step(program), tmp_path, terminal.relayed())
+        widths.append(max(map(len, capfdbinary.readouterr().out.splitlines())))
+    assert widths[0] >= 199
+    assert 70 < widths[1] <= 80
 
 
 def step(code: str) -> first_run.Step:

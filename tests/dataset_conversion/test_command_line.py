@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset_conversion import command_line
+from dataset_conversion import Dataset504_NeurIPSCellSeg, command_line, phantoms
 from dataset_conversion.cases import ConversionError
 
 
@@ -124,3 +124,21 @@ def test_unset_variable_is_named(monkeypatch):
     monkeypatch.delenv("nnUNet_raw", raising=False)
     with pytest.raises(ConversionError, match="nnUNet_raw is not set"):
         command_line.require_folder_variable("nnUNet_raw")
+
+
+def test_a_report_fits_a_terminal_and_is_as_wide_as_its_lines_in_a_file(tmp_path, monkeypatch, capsys):
+    source = phantoms.write_cells(tmp_path / "source", 6)
+
+    def convert(folder: str) -> str:
+        capsys.readouterr()
+        Dataset504_NeurIPSCellSeg.convert(source, tmp_path / folder, tmp_path / "preprocessed", 504, overwrite=True)
+        return capsys.readouterr().out.replace(str(tmp_path), "~")
+
+    whole = convert("raw")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    lines = convert("raw").splitlines()
+    assert max(map(len, whole.splitlines())) > 100
+    assert all(len(line) <= 60 or len(line.split()) == 1 for line in lines)
+    assert " ".join(lines).split() == whole.split()
+    assert [line for line in lines if line.startswith("    ")]  # what continues stands below its line

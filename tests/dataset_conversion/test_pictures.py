@@ -1,5 +1,6 @@
 """Pictures of every way to store them: brightness as a viewer shows it, and numbers of labels as they are stored."""
 
+import re
 import warnings
 
 import numpy as np
@@ -104,12 +105,12 @@ def test_a_png_called_tiff_is_read(stored, tmp_path):
 
 
 STACKS = {
-    "two pages": (np.stack([GREY, GREY]), {"photometric": "minisblack"}),
-    "two pages below a leading axis": (np.stack([GREY, GREY])[None], {"photometric": "minisblack"}),
-    "depth": (np.stack([GREY] * 3), {"imagej": True, "metadata": {"axes": "ZYX"}}),
-    "time": (np.stack([GREY] * 3), {"ome": True, "metadata": {"axes": "TYX"}}),
-    "depth and channels": (np.stack([np.stack([GREY] * 3)] * 2), {"imagej": True, "metadata": {"axes": "ZCYX"}}),
-    "pages of RGB": (np.stack([RGB, RGB]), {"photometric": "rgb"}),
+    "unnamed axis 2": (np.stack([GREY, GREY]), {"photometric": "minisblack"}),
+    "unnamed axis 2 below another": (np.stack([GREY, GREY])[None], {"photometric": "minisblack"}),
+    "depth 3": (np.stack([GREY] * 3), {"imagej": True, "metadata": {"axes": "ZYX"}}),
+    "time 3": (np.stack([GREY] * 3), {"ome": True, "metadata": {"axes": "TYX"}}),
+    "depth 2, channel 3": (np.stack([np.stack([GREY] * 3)] * 2), {"imagej": True, "metadata": {"axes": "ZCYX"}}),
+    "unnamed axis 2 of RGB": (np.stack([RGB, RGB]), {"photometric": "rgb"}),
 }
 
 
@@ -117,7 +118,11 @@ STACKS = {
 def test_several_pages_are_refused(name, tmp_path):
     stored, options = STACKS[name]
     path = tiff(tmp_path / "a.tif", stored, **options)
-    with pytest.raises(ConversionError, match=r"a\.tif holds \d+ pages .*, where one 2D picture is expected"):
+    axes = re.sub(" (below|of) .*", "", name)
+    size = rf"height {GREY.shape[0]}, width {GREY.shape[1]}(, sample 3)?"
+    with pytest.raises(
+        ConversionError, match=rf"a\.tif holds \d+ pages \({axes}, {size}\), where one 2D picture is expected"
+    ):
         pictures.read_picture(path, "a")
 
 

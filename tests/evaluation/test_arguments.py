@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import coo_array
 
 from nnunet_logvmamba.evaluation.instances import (
     count_matches,
@@ -40,6 +43,7 @@ INSTANCES = {
     "recover_instances": lambda truth, prediction: (recover_instances(truth), recover_instances(prediction)),
     "remove_border_instances": lambda *maps: tuple(map(remove_border_instances, maps)),
 }
+PAIRS = ("overlaps", "count_matches", "instance_scores", "semantic_scores", "score_instances")
 
 AS = {
     "lists": lambda mask: mask.tolist(),
@@ -50,7 +54,15 @@ AS = {
     "tensor": torch.from_numpy,
     "tensor of integers": lambda mask: torch.from_numpy(mask.astype(np.int32)),
     "tensor with gradients": lambda mask: torch.from_numpy(mask.astype(np.float32)).requires_grad_(),
+    "tensor that is negated when it is read": lambda mask: torch.imag((torch.from_numpy(mask) * -1j).conj()),
     "not contiguous": lambda mask: np.asfortranarray(mask)[::-1][::-1],
+    **{
+        f"array of {name}": lambda mask, name=name: mask.astype(name) for name in (">i4", ">f8", "uint64", "longdouble")
+    },
+    **{
+        f"tensor of {name}": lambda mask, name=name: torch.from_numpy(mask).to(getattr(torch, name))
+        for name in ("uint16", "uint32", "uint64", "int8", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+    },
 }
 
 
@@ -86,8 +98,16 @@ NO_ARRAYS = {
     "words": (["a", "b"], "holds <U1 values"),
     "complex": (TRUTH.astype(complex), "holds complex128 values"),
     "ragged": ([[1, 0], [1]], "cannot be taken for an array of numbers"),
-    "bfloat16": (torch.ones(4, 4, dtype=torch.bfloat16), "cannot be taken for an array of numbers"),
-    "not a number": (np.where(TRUTH, np.nan, 0), "holds"),
+    "no values": (torch.ones(4, 4, device="meta"), "cannot be taken for an array of numbers"),
+    "not a number": (
+        np.where(TRUTH, np.nan, 0),
+        "holds NaN, which is not a number, in 36 of 168 voxels; mend .* or if",
+    ),
+    "one NaN": (np.where(TRUTH, 1, np.nan), "holds NaN, which is not a number, in 132 of 168 voxels"),
+    "infinite": (np.where(TRUTH, np.inf, 0), "holds infinity, which is not a number, in 36 of 168 voxels; mend"),
+    "negative infinity": (np.where(TRUTH, -np.inf, 0), "holds infinity, which is not a number"),
+    "sparse tensor": (torch.ones(4, 4).to_sparse(), r"sparse tensor \(sparse_coo\); call its to_dense\(\) first"),
+    "sparse matrix": (coo_array(TRUTH), r"sparse matrix; call its toarray\(\) first"),
 }
 
 
@@ -104,8 +124,18 @@ def test_what_is_no_array_of_numbers_is_refused(name, kind):
     ("value", "says"),
     [
         (TRUTH + PREDICTION * 2, "truth holds 1 and 3; a mask is one label, so pass truth == label"),
-        (TRUTH * 0.3 + PREDICTION * 0.4, "truth holds 0.3 and 0.7"),
-        (TRUTH * -1 + PREDICTION, "truth holds -1 and 1"),
+        (
+            TRUTH * 0.3 + PREDICTION * 0.4,
+            r"truth holds 0.3 and 0.7, as probabilities do; .* pass truth > 0.5, or .*argmax",
+        ),
+        (
+            torch.from_numpy(TRUTH * 0.25 + PREDICTION * 0.5).bfloat16(),
+            "truth holds 0.25 and 0.75, as probabilities do",
+        ),
+        (TRUTH * -2.5 + PREDICTION, r"truth holds -2.5 and 1.0, as logits do; .* pass truth > 0, or .*argmax"),
+        (TRUTH * 7.5 + PREDICTION, "truth holds 7.5 and 8.5, as logits do"),
+        (TRUTH * -1 + PREDICTION, "truth holds -1 and 1; a mask is one label, so pass truth == label"),
+        (TRUTH * 1.0 + PREDICTION * 2, "truth holds 1.0 and 3.0; a mask is one label, so pass truth == label"),
     ],
 )
 @pytest.mark.parametrize("name", MASKS)
@@ -114,13 +144,15 @@ def test_several_labels_and_probabilities_are_no_mask(name, value, says):
         MASKS[name](value, PREDICTION)
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 3, 4, 5)])
-@pytest.mark.parametrize("name", SURFACE)
-def test_surfaces_have_two_or_three_axes(name, shape):
-    mask = np.ones(shape, bool)
-    with pytest.raises(ValueError, match=r"masks have 2 or 3 axes here, not the shape \("):
-        SURFACE[name](mask, mask, spacing=(1,) * len(shape))
-    assert dice(mask, mask) == 1
+@pytest.mark.parametrize("name", [*MASKS, *PAIRS])
+def test_one_case_is_scored_at_a_time(name):
+    says = "(masks|instance maps) have 2 or 3 axes here, not the shape "
+    for shape, remedy in {(5,): "keep theirs", (1, 1, 4, 5): "score one case at a time, without axes of batch"}.items():
+        mask = np.ones(shape, bool)
+        with pytest.raises(ValueError, match=says + re.escape(f"{shape} of truth; {remedy}")):
+            (MASKS | INSTANCES)[name](mask, mask)
+    with pytest.raises(ValueError, match=says + re.escape("(1, 12, 14, 1) of prediction; score one case")):
+        (MASKS | INSTANCES)[name](TRUTH, PREDICTION[None, :, :, None])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +164,10 @@ def test_surfaces_have_two_or_three_axes(name, shape):
         ((np.inf, 1), "must be a number above 0, not inf"),
         ((1,), "has 1 values for masks of 2 axes"),
         ((1, 1, 1), "has 3 values for masks of 2 axes"),
-        (1, "is one number per axis of the masks, not 1"),
+        (1, r"is one number per axis of the masks, not 1; if all are equal, pass \(1, 1\)$"),
+        (np.float32(0.5), r"is one number per axis .*; if all are equal, pass \(0.5, 0.5\)$"),
+        ("12", "is one number per axis of the masks, not '12'$"),
+        (np.eye(2), r"is one number per axis of the masks, not array\(\[\[1., 0.\], \[0., 1.\]\]\)$"),
         (None, "is one number per axis of the masks, not None"),
         (("a", 1), "is one number per axis of the masks, not"),
     ],
@@ -145,7 +180,7 @@ def test_a_spacing_is_a_number_above_0_per_axis(name, spacing, says):
     assert same(SURFACE[name](TRUTH, PREDICTION, spacing=array), SURFACE[name](TRUTH, PREDICTION, spacing=[1.5, 2]))
 
 
-@pytest.mark.parametrize("name", [*MASKS, "overlaps", "count_matches", "instance_scores", "semantic_scores"])
+@pytest.mark.parametrize("name", [*MASKS, *PAIRS])
 def test_two_shapes_are_named(name):
     with pytest.raises(ValueError, match=r"truth has shape \(12, 14\) and prediction \(12, 13\)"):
         (MASKS | INSTANCES)[name](TRUTH, PREDICTION[:, :-1])
@@ -188,7 +223,7 @@ def test_fractions_and_negative_numbers_are_no_instances(name):
         (lambda: count_matches(TRUTH, TRUTH, thresholds=[0]), "the IoU of a match must be above 0"),
         (lambda: recover_instances(TRUTH, grow=-1), "grow must be a number of at least 0, not -1"),
         (lambda: recover_instances(TRUTH, min_size=None), "min_size must be a number of at least 0, not None"),
-        (lambda: recover_instances(TRUTH[None]), "a three-class prediction has two axes"),
+        (lambda: recover_instances(TRUTH[None]), "a three-class prediction has two axes.*; of a network's .* argmax"),
         (lambda: to_classes(TRUTH[None]), "an instance map has two axes"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from skimage.color import rgb2hsv
 from skimage.io import imread
 
 from nnunet_logvmamba.evaluation.gallery import GREY, RED, Exhibit, draw_gallery
@@ -119,6 +120,29 @@ def test_left_out_missed_and_invented_instances_have_colours_of_their_own(maps, 
     assert seen["invented", "prediction"] == "red"
     assert seen["pair", "truth"] == seen["pair", "prediction"] == "another"
     assert seen["left out", "prediction"] == seen["missed", "prediction"] == seen["invented", "truth"] == "none"
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_neighbours_differ_in_colour_whatever_their_numbers(with_truth, background, tmp_path):
+    rows, columns = np.indices(SHAPE)
+    numbers = np.random.default_rng(0).permutation(24).reshape(4, 6) * 8 + 1  # in turn, all would have one colour
+    squares = numbers[rows // 16, columns // 16]
+    squares[(rows % 16 < 2) & background] = 0
+    truth = squares if with_truth else None
+    draw_gallery([Exhibit("case", np.zeros(SHAPE), squares, truth)], tmp_path / "gallery.png", border=0)
+    for panel in panels(tmp_path / "gallery.png", 3 if with_truth else 2)[1:]:
+        size = panel.shape[0] / 4
+        seen = np.empty((4, 6), int)  # hue of the brightest pixels in each square
+        for row, column in np.ndindex(4, 6):
+            window = panel[
+                round(row * size) : round((row + 1) * size), round(column * size) : round((column + 1) * size)
+            ]
+            bright = window[window.max(-1) > 240]
+            seen[row, column] = np.bincount(np.rint(rgb2hsv(bright / 255)[:, 0] * 100).astype(int)).argmax()
+        assert (seen[1:] != seen[:-1]).all()
+        assert (seen[:, 1:] != seen[:, :-1]).all()
+        assert len(np.unique(seen)) > 4
 
 
 def test_the_picture_follows_the_border_and_the_tile_of_the_score(maps, tmp_path):

@@ -17,6 +17,7 @@ from small_model import planned_architecture, write_model
 from nnunet_logvmamba import evaluation
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.evaluation import instances, lesions, overlap, scoring, surface
+from nnunet_logvmamba.evaluation.lesions import LesionCounts
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
 from nnunet_logvmamba.networks.log_vmamba import swin_unet as swin_umamba
 from nnunet_logvmamba.networks.log_vmamba import unet
@@ -317,6 +318,78 @@ def test_what_is_no_mask_is_refused_in_a_sentence(given):
     with pytest.raises(ValueError, match="^prediction ") as refusal:
         evaluation.dice(given, TRUTH)
     assert "\n" not in str(refusal.value)
+
+
+NAN, INF = float("nan"), float("inf")
+OF_INSTANCES = ("f1", "object_iou", "average_precision", "tp", "fp", "fn")
+# Score: its value where both masks are empty, where only the truth is, where only the prediction is
+OF_EMPTY_MASKS = {
+    "dice": ({}, NAN, 0.0, 0.0),
+    "iou": ({}, NAN, 0.0, 0.0),
+    "volume_difference": ({}, 0.0, 17.0, -16.0),
+    "surface_distances": ({"spacing_mm": (1, 1)}, ValueError, ValueError, ValueError),
+    "hd95": ({"spacing_mm": (1, 1)}, NAN, INF, INF),
+    "surface_dice": ({"spacing_mm": (1, 1), "tolerance_mm": 1}, NAN, 0.0, 0.0),
+    "count_lesions": ({}, LesionCounts(0, 0, 0), LesionCounts(0, 0, 3), LesionCounts(1, 1, 0)),
+    "instance_scores": (
+        {"border": 0},
+        *(dict(zip(OF_INSTANCES, each)) for each in ((NAN, NAN, NAN, 0, 0, 0), (0, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, 1))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_EMPTY_MASKS)
+def test_scores_of_empty_masks_are_those_that_the_page_says(name):
+    options, *expected = OF_EMPTY_MASKS[name]
+    empty = np.zeros_like(TRUTH)
+    for masks, value in zip(((empty, empty), (PREDICTION, empty), (empty, TRUTH)), expected, strict=True):
+        if value is ValueError:
+            with pytest.raises(ValueError, match="(truth|prediction) is empty and so has no surface"):
+                getattr(evaluation, name)(*masks, **options)
+        else:
+            assert getattr(evaluation, name)(*masks, **options) == pytest.approx(value, nan_ok=True)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_a_one_hot_array_is_no_mask_and_a_plane_in_a_volume_is_one(axis):
+    classes = np.digitize(np.arange(144).reshape(12, 12), (30, 70))
+    hot = np.stack([classes == label for label in range(3)], axis)
+    other = hot ^ (np.random.default_rng(0).random(hot.shape) > 0.9)
+    for name, (options, *_) in OF_EMPTY_MASKS.items():
+        if name == "instance_scores":
+            continue
+        options = {key: (1, 1, 1) if key == "spacing_mm" else value for key, value in options.items()}
+        one = re.escape("truth[label]" if axis == 0 else "truth[..., label]")
+        with pytest.raises(ValueError, match=rf"^truth has the shape .* one-hot along axis {axis % 3}; .* pass {one}$"):
+            getattr(evaluation, name)(other, hot, **options)
+        with pytest.raises(ValueError, match="^prediction has the shape"):
+            getattr(evaluation, name)(hot, other, **options)
+    plane = np.moveaxis(np.zeros((3, 12, 12)), 0, axis)
+    np.moveaxis(plane, axis, 0)[1] = 1
+    assert evaluation.dice(plane, plane) == 1  # one class everywhere: a slice of a volume
+    assert evaluation.dice(np.eye(12), np.eye(12)) == 1
+    sheet = np.moveaxis(np.repeat(np.eye(12)[None], 12, 0), 1, axis)
+    assert evaluation.dice(sheet, sheet) == 1  # no fewer classes than rows
+
+
+def test_words_of_other_packages_are_answered_with_ours():
+    monai = {"y_pred": PREDICTION, "y": TRUTH, "percentile": 95, "include_background": False, "spacing": 1}
+    with pytest.raises(TypeError) as refusal:
+        evaluation.hd95(**monai)
+    assert str(refusal.value) == (
+        "hd95() got an unexpected keyword argument 'y_pred' (say prediction), 'y' (say truth), 'percentile' (hd95 "
+        "takes the 95th; of surface_distances take any), 'include_background' (a mask is one label, pass prediction == "
+        "label), 'spacing' (say spacing_mm)"
+    )
+    with pytest.raises(TypeError, match=r"'class_thresholds' \(say tolerance_mm\)$"):
+        evaluation.surface_dice(PREDICTION, TRUTH, spacing_mm=(1, 1), class_thresholds=[1])
+    with pytest.raises(TypeError, match=r"^dice\(\) .*'spacing' \(there are prediction, truth\)$"):
+        evaluation.dice(PREDICTION, TRUTH, spacing=(1, 1))
+    for name in OF_EMPTY_MASKS:
+        with pytest.raises(TypeError, match=rf"^{name}\(\) .*'y_pred' \(say prediction\), 'y' \(say truth\)$"):
+            getattr(evaluation, name)(y_pred=PREDICTION, y=TRUTH)
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'spacing_mm'"):
+        evaluation.hd95(PREDICTION, TRUTH)
 
 
 def test_all_scores_are_listed_and_others_are_no_attributes():
