@@ -26,20 +26,19 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from measure import RESULTS, circumstances, save, side_by_side
 from torch import nn
 
-from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
-from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_2D
+from nnunet_logvmamba.networks import catalogue
 
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6)  # per stage, as nnU-Net's residual encoder presets plan it
 
 
 def log_vmamba(case: NetworkCase) -> nn.Module:
     """The network of ``nnUNetTrainerLoGVMamba``."""
-    return LoGVMambaUNet(**case.plan, deep_supervision=True)
+    return catalogue.row("LoGVMambaUNet").load()(**case.plan, deep_supervision=True)
 
 
 def no_ssm(case: NetworkCase) -> nn.Module:
     """The control without states."""
-    return LoGVMambaUNet(**case.plan, deep_supervision=True, family="no_ssm")
+    return catalogue.row("LoGVMambaUNet").load()(**case.plan, deep_supervision=True, family="no_ssm")
 
 
 def plain(case: NetworkCase) -> nn.Module:
@@ -64,7 +63,8 @@ def residual(case: NetworkCase) -> nn.Module:
 def swin(case: NetworkCase, family: str) -> nn.Module:
     """The paper's 2D network, with LoG-VMamba or VSS blocks in its decoder."""
     own = {"input_channels": case.input_channels, "num_classes": case.num_classes, "family": family}
-    return LoGVMambaSwinUNet(**(PAPER_2D["arguments"] | own))
+    network = catalogue.row("LoGVMambaSwinUNet").load()
+    return network(**(network.preset["arguments"] | own))
 
 
 BUILDERS = {"LoG-VMamba": log_vmamba, "NoSSM": no_ssm, "PlainConvUNet": plain, "ResEnc-M/L": residual}

@@ -224,7 +224,7 @@ def measured_ceilings(setting: Setting) -> dict[str, float]:
 
 def amp(setting: Setting) -> dict[str, object]:
     """300 steps in float16 with a scaled loss, beside the same in float32: finite, and the loss follows."""
-    from nnunet_logvmamba.networks import LoGVMambaUNet
+    from nnunet_logvmamba.networks import catalogue
 
     steps, side = (3, 16) if setting.tiny else (300, 32)
     case = replace(HIPPOCAMPUS, features=(16, 32, 32) if setting.tiny else (32, 64, 128), patch_size=(side,) * 3)
@@ -236,7 +236,7 @@ def amp(setting: Setting) -> dict[str, object]:
     losses, skipped = {}, 0
     for name, dtype in (("float32", None), (str(half).removeprefix("torch."), half)):
         torch.manual_seed(0)
-        network = LoGVMambaUNet(**case.plan, deep_supervision=False).to(setting.device)
+        network = catalogue.row("LoGVMambaUNet").load()(**case.plan, deep_supervision=False).to(setting.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
         scaler = torch.amp.GradScaler(setting.device, enabled=dtype == torch.float16)
         losses[name] = []
@@ -267,12 +267,12 @@ def compiled(setting: Setting) -> dict[str, object]:
     """The network under torch.compile, nnU-Net's default on CUDA: same gradients, no graph break, few compilations."""
     from torch._dynamo.utils import counters
 
-    from nnunet_logvmamba.networks import LoGVMambaUNet
+    from nnunet_logvmamba.networks import catalogue
 
     sides = (16, 24) if setting.tiny else (32, 48, 64)
     case = replace(HIPPOCAMPUS, features=(16, 16, 32) if setting.tiny else (32, 64, 128))
     torch.manual_seed(0)
-    network = LoGVMambaUNet(**case.plan, deep_supervision=False).to(setting.device)
+    network = catalogue.row("LoGVMambaUNet").load()(**case.plan, deep_supervision=False).to(setting.device)
     torch._dynamo.reset()
     counters.clear()
     # Without a GPU only the graph is proven; generated C++ would prove nothing about Triton.

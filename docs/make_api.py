@@ -19,7 +19,7 @@ Written by `python docs/make_api.py` from the docstrings; a test compares. For a
 [how to use the network in Python](../how-to/python.md).
 """
 PARTS = (
-    ("Networks", networks, ("LoGVMambaUNet", "LoGVMambaSwinUNet")),
+    ("Networks", networks, tuple(networks.__all__)),
     (
         "Tokens of the stages",
         policy,
@@ -43,7 +43,7 @@ def page() -> str:
         for name in names:
             item = getattr(module, name)
             lines.append(entry(module.__name__, name, item))
-            makers = [key for key, value in vars(item).items() if isinstance(value, classmethod)]
+            makers = [key for key in ("from_preset", "from_channels") if hasattr(item, key)]
             lines += [entry(module.__name__, f"{name}.{key}", getattr(item, key)) for key in makers]
     return "\n".join(lines)
 

@@ -11,8 +11,7 @@ import torch
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_2D
-from nnunet_logvmamba.plugin import plans as plans_library
+from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin import trainers
 
 MRI, RGB = {"0": "MRI"}, {"0": "R", "1": "G", "2": "B"}
@@ -47,11 +46,12 @@ def planned_architecture(dims: int, stages: int = 4) -> dict:
 
 
 def small_swin_architecture() -> dict:
-    arguments = {key: deepcopy(PAPER_2D["arguments"][key]) for key in ("n_stages", "strides")}
+    network = catalogue.row("LoGVMambaSwinUNet")
+    arguments = {key: deepcopy(network.load().preset["arguments"][key]) for key in ("n_stages", "strides")}
     arguments |= {"features_per_stage": [8, 8, 16, 24, 32], "n_blocks_per_stage": [1] * 4}
     arguments |= {"n_blocks_per_stage_decoder": 1}
     return {
-        "network_class_name": plans_library.SWIN_CLASS_NAME,
+        "network_class_name": network.path,
         "arch_kwargs": arguments,
         "_kw_requires_import": [],
     }

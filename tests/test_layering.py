@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_logvmamba.networks.catalogue import NAMES
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nnunet_logvmamba"
 
@@ -87,3 +89,31 @@ def test_converters_know_nothing_of_the_package_but_what_a_cell_is():
 def test_importing_a_part_does_not_load_what_it_can_do_without(module, unwanted, run_command):
     code = f"import sys, {module}; print(sorted({unwanted!r} & sys.modules.keys()))"
     assert run_command(["python", "-c", code]).stdout.strip() == "[]"
+
+
+def names_and_strings(tree: ast.AST) -> Iterator[str]:
+    """All names that code uses and all strings but docstrings and what ``catalogue.row`` is asked for."""
+    nodes = list(ast.walk(tree))
+    asked = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "row"]
+    allowed = {id(word) for call in asked for word in call.args}
+    allowed |= {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in allowed:
+            yield node.value
+        elif isinstance(node, ast.Name | ast.Attribute):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name
+
+
+def test_nobody_above_the_networks_knows_which_network_it_has():
+    """Rows of the catalogue and attributes of classes say what is to be known; ``catalogue.row`` gives one by name."""
+    for path in (*files(PACKAGE), *files(ROOT / "benchmarks")):
+        if path.is_relative_to(PACKAGE / "networks"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        said = {name for name in NAMES for word in names_and_strings(tree) if name in word}
+        assert not said, f"{path} names {said}: read the rows of networks/catalogue.py"
+        compared = [part for node in ast.walk(tree) if isinstance(node, ast.Compare) for part in ast.walk(node)]
+        paths = {getattr(part, "id", getattr(part, "attr", "")) for part in compared} & {"SWIN_CLASS_NAME"}
+        assert not paths, f"{path} compares the path of a network: ask the network"

@@ -5,7 +5,7 @@ import inspect
 
 from nnunet_logvmamba.layers import FAMILIES, PLACEMENTS
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
-from nnunet_logvmamba.networks.log_vmamba.presets import PRESETS
+from nnunet_logvmamba.networks.catalogue import PRESETS
 from nnunet_logvmamba.plugin import plans, trainers
 from nnunet_logvmamba.plugin.trainers import pretraining
 
@@ -131,7 +131,7 @@ def test_arguments_of_the_networks_in_plans():
 
 
 def test_presets_that_commands_name():
-    assert {name: preset["network"] for name, preset in PRESETS.items()} == {
+    assert {name: network.name for name, network in PRESETS.items()} == {
         "paper3d": "LoGVMambaUNet",
         "paper2d": "LoGVMambaSwinUNet",
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import examples
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.environment import device_option
 
 
@@ -51,9 +52,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, in nnU-Net's order")
     parser.add_argument(
         "--network",
-        choices=("LoGVMambaUNet", "LoGVMambaSwinUNet"),
-        help="network of ours to write (default: the one of the configuration if it is ours, else LoGVMambaUNet); "
-        "LoGVMambaSwinUNet is the paper's 2D network",
+        choices=tuple(catalogue.NAMES),
+        help="network of ours to write (default: the one of the configuration if it is ours, else "
+        f"{catalogue.DEFAULT.name}); "
+        + "; ".join(f"{name} is {row.line}" for name, row in catalogue.NAMES.items() if row is not catalogue.DEFAULT),
     )
     parser.add_argument(
         "--keep-network",
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             training=training,
             batch_size=args.batch_size,
             patch_size=args.patch_size,
-            network=args.network and f"nnunet_logvmamba.networks.{args.network}",
+            network=args.network and catalogue.row(args.network).path,
             keep_network=args.keep_network,
             overwrite=args.overwrite,
         )
@@ -104,8 +106,8 @@ def run(args: argparse.Namespace) -> int:
     options = ("" if args.plans == "nnUNetPlans" else f" -p {args.plans}") + device_option()
     for name in names:
         manager = PlansManager(plans).get_configuration(name)
-        lineage = "Swin" if manager.network_arch_class_name == library.SWIN_CLASS_NAME else ""
-        terminal.show_command(f"nnUNetv2_train {dataset} {name} 0 -tr nnUNetTrainerLoGVMamba{lineage}{options}")
+        family = catalogue.PATHS.get(manager.network_arch_class_name, catalogue.DEFAULT).trainer
+        terminal.show_command(f"nnUNetv2_train {dataset} {name} 0 -tr nnUNetTrainer{family}{options}")
         settings = manager.configuration.get(library.TRAINING_KEY, {})
         words, lacking = library.foreground_in_words(manager.batch_size, settings)
         if lacking or args.batch_size is not None:

@@ -4,55 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import at_least, examples
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.networks.counting import count_multiply_adds, count_parameters
+from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.networks.costs import Summary, summarize, times
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings
+    from torch import nn
 
 BYTES = 4  # of a float32
 COPIES = {"adam": 4, "sgd": 3}  # of every weight while training: itself, its gradient, and one or two running means
-
-
-@dataclass(frozen=True)
-class Row:
-    """One stage: sizes in voxels, multiply-adds for one patch forwards; the block's share is in the whole as well."""
-
-    stage: str
-    size: tuple[int, ...]
-    tokens: str = "-"
-    mixer: str = "-"
-    local_tokens: str = "-"
-    global_tokens: str = "-"
-    parameters: int = 0
-    multiply_adds: int = 0
-    block_parameters: int = 0
-    block_multiply_adds: int = 0
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A network on one patch.
-
-    ``multiply_adds`` are those of convolutions and matrix products; interpolation, element-wise operations and the
-    scan, whose ``state_updates`` are given apart, are not among them. ``activation_bytes`` is what the backward pass
-    keeps of a whole batch in float32.
-    """
-
-    rows: list[Row]
-    parameters: int
-    multiply_adds: int
-    state_updates: int
-    activation_bytes: int
-    batch_size: int
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -70,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-d", "--dataset", metavar="ID", help="number or name of a data set that has been planned")
-    source.add_argument("--preset", metavar="NAME", help="a published network, paper3d or paper2d")
+    source.add_argument("--preset", metavar="NAME", help=f"a published network, {' or '.join(catalogue.PRESETS)}")
     parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
     parser.add_argument("-tr", "--trainer", default="nnUNetTrainerLoGVMamba", help="default: %(default)s")
@@ -108,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
         summary = summarize(network, channels, patch_size, batch_size)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"a patch of {_times(patch_size)} does not pass through the network: {reason}") from error
-    lines = [f"{title}: {type(network).__name__}, {channels} input channels, patch {_times(patch_size)}", ""]
+        raise UserError(f"a patch of {times(patch_size)} does not pass through the network: {reason}") from error
+    lines = [f"{title}: {type(network).__name__}, {channels} input channels, patch {times(patch_size)}", ""]
     lines += [_table(summary, terminal.width()), ""]
     weights = COPIES[optimizer] * BYTES * summary.parameters
     lines += [
@@ -127,199 +91,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def summarize(network: nn.Module, channels: int, patch_size: Sequence[int], batch_size: int) -> Summary:
-    """Measure a network that lives on the meta device.
-
-    Args:
-        network: With an ``encoder`` and a ``decoder``; of ours, or one that nnU-Net plans. It is left in evaluation
-            mode. Work is counted with the heads that it runs as it comes, memory with all of them.
-        channels: Input channels.
-        patch_size: Voxels per axis.
-        batch_size: For ``activation_bytes`` only.
-    """
-    import torch
-
-    built_with = getattr(network.decoder, "deep_supervision", False)
-    network.train()
-    network.decoder.deep_supervision = len(network.decoder.seg_layers) > 1
-    activation_bytes = _activation_bytes(network, torch.empty(batch_size, channels, *patch_size, device="meta"))
-
-    network.eval()
-    network.decoder.deep_supervision = built_with
-    sizes: dict[str, tuple[int, ...]] = {}
-
-    def note_size(name: str):
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            if isinstance(output, torch.Tensor):
-                sizes[name] = tuple(output.shape[2:])
-
-        return hook
-
-    hooks = [module.register_forward_hook(note_size(name)) for name, module in network.named_modules() if name]
-    counts = count_multiply_adds(network, channels, patch_size)
-    for hook in hooks:
-        hook.remove()
-    costs = _Costs(network, counts, sizes)
-    ours = hasattr(network, "settings")
-    if not ours:
-        rows = _stock_rows(costs)
-    else:
-        rows = _unet_rows(costs) if hasattr(network.encoder, "mixers") else _swin_rows(costs)
-    return Summary(
-        rows=rows,
-        parameters=count_parameters(network),
-        multiply_adds=counts[""],
-        state_updates=_state_updates(network, sizes) if ours else 0,
-        activation_bytes=activation_bytes,
-        batch_size=batch_size,
-    )
-
-
-@dataclass(frozen=True)
-class _Costs:
-    network: nn.Module
-    multiply_adds: dict[str, int]
-    sizes: dict[str, tuple[int, ...]]
-
-    def of(self, *names: str) -> tuple[int, int]:
-        modules = [self.network.get_submodule(name) for name in names]
-        return sum(map(count_parameters, modules)), sum(self.multiply_adds.get(name, 0) for name in names)
-
-
-def _unet_rows(costs: _Costs) -> list[Row]:
-    network, sizes = costs.network, costs.sizes
-    rows = [_row_without_blocks(costs, "stem", "encoder.stem")]
-    for index, setting in enumerate(network.settings):
-        block = f"encoder.mixers.{index}"
-        words = _block_words(costs, block, setting) if setting.mixes else ("-", "-", "-", "-")
-        rows.append(
-            Row(
-                f"mixing {index}",
-                sizes[block],
-                *words,
-                *costs.of(f"encoder.stages.{index}", block),
-                *costs.of(block),
-            )
-        )
-    for step in range(len(network.decoder.stages)):
-        stage = f"decoder.stages.{step}"
-        rows.append(_row_without_blocks(costs, f"decoder {step}", stage, ahead=f"decoder.upsamplers.{step}"))
-    return [*rows, _heads_row(costs, rows[0].size)]
-
-
-def _swin_rows(costs: _Costs) -> list[Row]:
-    encoder, decoder = costs.network.encoder, costs.network.decoder
-    rows = [_row_without_blocks(costs, "patches", "encoder.patch_embed")]
-    for index in range(len(encoder.stages)):
-        ahead = [f"encoder.mergers.{index - 1}"] if index else []
-        rows.append(_row_of_blocks(costs, f"encoder {index}", f"encoder.stages.{index}", ahead))
-    last = len(decoder.stages)
-    for step, setting in enumerate(reversed(costs.network.settings)):
-        ahead = [f"decoder.expansions.{step}", f"decoder.fusions.{step}"]
-        rows.append(_row_of_blocks(costs, f"decoder {step}", f"decoder.stages.{step}", ahead, setting))
-    rows.append(_row_without_blocks(costs, f"decoder {last}", f"decoder.expansions.{last}"))
-    return [*rows, _heads_row(costs, rows[-1].size)]
-
-
-def _row_without_blocks(costs: _Costs, stage: str, name: str, ahead: str | None = None) -> Row:
-    names = [name] if ahead is None else [ahead, name]
-    parameters, multiply_adds = costs.of(*names)
-    return Row(stage, costs.sizes[name], parameters=parameters, multiply_adds=multiply_adds)
-
-
-def _row_of_blocks(
-    costs: _Costs, stage: str, name: str, ahead: Sequence[str], setting: StageSettings | None = None
-) -> Row:
-    """Row of a stage that is a chain of like blocks, with the modules ahead of it; without a setting they are VSS."""
-    chain = costs.network.get_submodule(name)
-    blocks = [f"{name}.{index}" for index in range(len(chain))]
-    size = costs.sizes[blocks[0]]
-    tokens, label, local, glob = (
-        (f"{prod(size):,}", "VSS", "-", "-") if setting is None else _block_words(costs, blocks[0], setting)
-    )
-    label = f"{len(chain)} {label}" + (f", {chain[0].directions} directions" if chain[0].directions > 1 else "")
-    return Row(stage, size, tokens, label, local, glob, *costs.of(*ahead, *blocks), *costs.of(*blocks))
-
-
-def _heads_row(costs: _Costs, size: tuple[int, ...]) -> Row:
-    heads = [f"decoder.seg_layers.{index}" for index in range(len(costs.network.decoder.seg_layers))]
-    parameters, multiply_adds = costs.of(*heads)
-    return Row(f"heads ({len(heads)})", size, parameters=parameters, multiply_adds=multiply_adds)
-
-
-def _block_words(costs: _Costs, name: str, setting: StageSettings) -> tuple[str, str, str, str]:
-    """Number of tokens, kind, local tokens and global tokens of a block."""
-    block = costs.network.get_submodule(name)
-    tokens, local, glob = f"{prod(costs.sizes[name]):,}", "-", "-"
-    if setting.local_tokens:
-        squeeze = block.local_tokens.conv.in_channels // block.local_tokens.conv.groups
-        local = f"R {block.local_tokens.window}, S {squeeze}, width {setting.token_width}"
-    if block.global_tokens is not None:
-        here = costs.sizes[f"{name}.global_tokens.conv"]
-        tokens += f" + {block.global_tokens.num_tokens}"
-        glob = f"stride {_times(setting.global_stride)}, q {setting.channels_per_token}, "
-        glob += f"G {block.global_tokens.num_tokens}, grid {_times(setting.canonical_grid)}"
-        glob += "" if here == setting.canonical_grid else f" used at {_times(here)}"
-    return tokens, setting.label, local, glob
-
-
-def _stock_rows(costs: _Costs) -> list[Row]:
-    rows = []
-    encoder = costs.network.encoder
-    if getattr(encoder, "stem", None) is not None:
-        parameters, multiply_adds = costs.of("encoder.stem")
-        rows.append(Row("stem", costs.sizes["encoder.stem"], parameters=parameters, multiply_adds=multiply_adds))
-    for index in range(len(encoder.stages)):
-        name = f"encoder.stages.{index}"
-        parameters, multiply_adds = costs.of(name)
-        rows.append(Row(f"encoder {index}", costs.sizes[name], parameters=parameters, multiply_adds=multiply_adds))
-    for step in range(len(costs.network.decoder.stages)):
-        names = (f"decoder.transpconvs.{step}", f"decoder.stages.{step}", f"decoder.seg_layers.{step}")
-        parameters, multiply_adds = costs.of(*names)
-        rows.append(Row(f"decoder {step}", costs.sizes[names[1]], parameters=parameters, multiply_adds=multiply_adds))
-    return rows
-
-
-def _activation_bytes(network: nn.Module, patches: Tensor) -> int:
-    """Bytes that a backward pass would keep; every piece of memory counts once, weights do not count."""
-    import torch
-
-    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if tensor.device.type == "meta" and storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that no other piece gets its address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = network(patches)
-    del output
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-def _state_updates(network: nn.Module, sizes: dict[str, tuple[int, ...]]) -> int:
-    total = 0
-    for name, block in network.named_modules():
-        ssm = getattr(block, "ssm", None)
-        if hasattr(ssm, "state_size"):  # not what stands in its place in the control without states
-            length = prod(sizes[name]) + (0 if block.global_tokens is None else block.global_tokens.num_tokens)
-            total += length * ssm.A_log.numel()  # channels of all directions times states
-    return total
-
-
 def _from_preset(name: str) -> tuple[nn.Module, int, Sequence[int], int]:
     import torch
 
-    from nnunet_logvmamba import networks
-    from nnunet_logvmamba.networks.log_vmamba.presets import PRESETS
-
-    if name not in PRESETS:
-        raise UserError(f"there is no preset '{name}'; there are {', '.join(PRESETS)}")
-    preset = PRESETS[name]
+    if name not in catalogue.PRESETS:
+        raise UserError(f"there is no preset '{name}'; there are {', '.join(catalogue.PRESETS)}")
+    network_class = catalogue.PRESETS[name].load()
+    preset = network_class.preset
     with torch.device("meta"):
-        network = getattr(networks, preset["network"])(**preset["arguments"])
+        network = network_class(**preset["arguments"])
     return network, preset["arguments"]["input_channels"], preset["patch_size"], 1
 
 
@@ -346,8 +126,12 @@ def _from_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int]
         manager = plans_manager.get_configuration(args.configuration)
         channels = determine_num_input_channels(plans_manager, manager, dataset_json)
         classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
-        with torch.device("meta"):
-            network = trainer.build_network_architecture(plans_manager, manager, channels, classes, False)
+        arguments = plans_manager, manager, channels, classes, False
+        try:
+            with torch.device("meta"):
+                network = trainer.build_network_architecture(*arguments)
+        except RuntimeError:  # also of a constructor that reads values, which the meta device has not
+            network = trainer.build_network_architecture(*arguments).to("meta")
     except (RuntimeError, ValueError) as error:  # our sentence about the plan
         raise UserError(str(error)) from error
     optimizer = "sgd"
@@ -368,17 +152,13 @@ def _table(summary: Summary, width: int | None) -> str:
             if row.mixer == "-"
             else (f"{row.block_parameters:,}", f"{row.block_multiply_adds / 1e9:.{digits}f}")
         )
-        words = (row.stage, _times(row.size), row.tokens, row.mixer, row.local_tokens, row.global_tokens)
+        words = (row.stage, times(row.size), row.tokens, row.mixer, row.local_tokens, row.global_tokens)
         cells.append((*words, f"{row.parameters:,}", block[0], f"{row.multiply_adds / 1e9:.{digits}f}", block[1]))
     blocks = sum(row.block_parameters for row in summary.rows)
     block_multiply_adds = sum(row.block_multiply_adds for row in summary.rows)
     totals = (f"{summary.parameters:,}", f"{blocks:,}", f"{summary.multiply_adds / 1e9:.{digits}f}")
     cells.append(("total", "", "", "", "", "", *totals, f"{block_multiply_adds / 1e9:.{digits}f}"))
     return in_columns(cells, right=range(6, len(head)), beside=(7, 9), rule=False, width=width)
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))
 
 
 def _gib(size: int) -> str:

@@ -3,17 +3,17 @@
 Importing this is cheap: each network is loaded when it is asked for.
 """
 
-import importlib
 from typing import Any
 
-_HOME = {"LoGVMambaSwinUNet": "log_vmamba.swin_unet", "LoGVMambaUNet": "log_vmamba.unet"}
-__all__ = list(_HOME)
+from nnunet_logvmamba.networks.catalogue import NAMES
+
+__all__ = list(NAMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return NAMES[name].load()
 
 
 def __dir__() -> list[str]:

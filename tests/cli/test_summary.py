@@ -1,6 +1,7 @@
 """``logvmamba summary``: counts against the published network, against counting by hand, and against memory held."""
 
 import json
+import os
 
 import pytest
 import small_dataset
@@ -9,9 +10,9 @@ from commands import run_command
 from torch import nn
 
 from nnunet_logvmamba.cli import main
-from nnunet_logvmamba.cli.summary import summarize
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
-from nnunet_logvmamba.networks.log_vmamba.presets import PRESETS
+from nnunet_logvmamba.networks.costs import summarize
+from nnunet_logvmamba.plugin import startup
 
 # Parts of the published network at 128 cubed, counted by running it: parameters without the fixed unfold kernels.
 STEM, RESIDUAL = 86_944, (112_032, 389_952, 1_558_144, 2_688_768, 5_060_800)
@@ -21,7 +22,7 @@ DECODER, LAST_STEP, HEAD = 9_563_520, 1_056 + 55_488, 99
 
 @pytest.fixture(scope="module")
 def paper():
-    preset = PRESETS["paper3d"]
+    preset = LoGVMambaUNet.preset
     with torch.device("meta"):
         network = LoGVMambaUNet(**preset["arguments"])
     return summarize(network, 4, preset["patch_size"], batch_size=1)
@@ -68,7 +69,7 @@ SWIN_END, SWIN_HEADS = 147_648, 385 + 193 + 97 + 97
 
 @pytest.fixture(scope="module")
 def paper2d():
-    preset = PRESETS["paper2d"]
+    preset = LoGVMambaSwinUNet.preset
     with torch.device("meta"):
         network = LoGVMambaSwinUNet(**preset["arguments"])
     return summarize(network, 3, preset["patch_size"], batch_size=1)
@@ -143,7 +144,7 @@ def test_one_convolution_is_counted_as_by_hand():
     with torch.device("meta"):
         network = OneConvolution()
     summary = summarize(network, 2, (7, 11), batch_size=3)
-    assert [row.size for row in summary.rows] == [(7, 11)]
+    assert [(row.stage, row.size) for row in summary.rows] == [("encoder.stages.0", (7, 11))]
     assert summary.parameters == 5 * (2 * 9 + 1)
     assert summary.multiply_adds == 7 * 11 * 5 * 2 * 9
     # The convolution keeps its input, the rectifier its output.
@@ -152,7 +153,7 @@ def test_one_convolution_is_counted_as_by_hand():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_counted_on_a_dry_run_is_the_memory_that_real_tensors_hold(checkpointing):
-    arguments = {**PRESETS["paper3d"]["arguments"], "features_per_stage": [16, 16, 32, 32, 32, 32], "n_stages": 6}
+    arguments = {**LoGVMambaUNet.preset["arguments"], "features_per_stage": [16, 16, 32, 32, 32, 32], "n_stages": 6}
     arguments.update(input_channels=1, checkpointing=checkpointing, seg_heads="all", deep_supervision=True)
     with torch.device("meta"):
         counted = summarize(LoGVMambaUNet(**arguments), 1, (32, 32, 64), batch_size=1).activation_bytes
@@ -173,7 +174,7 @@ def test_memory_counted_on_a_dry_run_is_the_memory_that_real_tensors_hold(checkp
 
 
 def test_checkpointing_lowers_the_estimate():
-    arguments = PRESETS["paper3d"]["arguments"]
+    arguments = LoGVMambaUNet.preset["arguments"]
     with torch.device("meta"):
         plain, saving = (LoGVMambaUNet(**arguments, checkpointing=flag) for flag in (False, True))
     assert (
@@ -224,6 +225,71 @@ def test_a_planned_data_set_is_shown_for_any_trainer(trainer, configuration, pla
 def test_the_grid_in_use_is_shown_where_it_is_not_the_canonical_one(planned, capsys):
     assert main(["summary", "-d", small_dataset.NUMBER, "-c", "3d_fullres"]) == 0
     assert "stride 4x4x4, q 1, G 108, grid 8x8x8 used at 1x2x2" in capsys.readouterr().out
+
+
+USERS_TRAINER = """
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+class Attention(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rate = torch.linspace(0, 0.5, 2)[1].item()  # what the meta device cannot say
+        self.inside = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, tokens):
+        return self.inside(tokens, tokens, tokens)[0]
+
+class OneAfterTheOther(torch.nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.embedding = torch.nn.Conv3d(channels, 8, 4, 4)
+        self.parts = torch.nn.ModuleList([Attention(), torch.nn.Dropout(), torch.nn.Linear(8, 8)])
+        self.head = torch.nn.ConvTranspose3d(8, classes, 4, 4)
+
+    def forward(self, x):
+        x = self.embedding(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        for part in self.parts:
+            tokens = part(tokens)
+        return self.head(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+class nnUNetTrainerOfTheUser(nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(plans_manager, manager, channels, classes, enable_deep_supervision=True):
+        return OneAfterTheOther(channels, classes)
+
+class nnUNetTrainerOfOnePart(nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(plans_manager, manager, channels, classes, enable_deep_supervision=True):
+        inside = torch.nn.Sequential(torch.nn.Conv3d(channels, 8, 1), torch.nn.ReLU(), torch.nn.Conv3d(8, classes, 1))
+        return torch.nn.Sequential(inside)
+"""
+
+
+@pytest.fixture
+def users_trainers(tmp_path, monkeypatch):
+    (tmp_path / "ext").mkdir()
+    (tmp_path / "ext" / "of_the_user.py").write_text(USERS_TRAINER)
+    monkeypatch.setenv(startup.VARIABLE, f"{startup.EXT_FOLDER}{os.pathsep}{tmp_path / 'ext'}")
+
+
+def test_a_network_without_encoder_decoder_and_mixers_is_shown_by_its_modules(planned, users_trainers, capsys):
+    words = ["summary", "-d", small_dataset.NUMBER, "-c", "3d_fullres", "-tr", "nnUNetTrainerOfTheUser"]
+    assert main(words) == 0
+    first, _, head, *rows = capsys.readouterr().out.splitlines()
+    assert "data set 998: OneAfterTheOther, 1 input channels" in first
+    assert head.split()[:2] == ["stage", "size"]
+    *shown, total = map(str.split, rows[: rows.index("")])
+    parameters = {"embedding": "520", "parts.0": "288", "parts.2": "72", "head": f"{8 * 3 * 64 + 3:,}"}
+    assert {words[0]: words[6] for words in shown} == parameters
+    assert total[:2] == ["total", f"{520 + 288 + 72 + 8 * 3 * 64 + 3:,}"]
+    assert shown[1][1] == "-", "tokens are no image"
+
+
+def test_a_network_that_is_one_module_is_opened(planned, users_trainers, capsys):
+    assert main(["summary", "-d", small_dataset.NUMBER, "-c", "3d_fullres", "-tr", "nnUNetTrainerOfOnePart"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:5]] == ["0.0", "0.2"]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ for name in sys.argv[1:]:
     assert first is second, f"two look-ups of {name} gave two classes"
     assert pickle.loads(pickle.dumps(first)) is first
     found.append([first.__module__, first.__qualname__])
+from nnunet_logvmamba.networks.catalogue import NETWORKS
+heavy = {"monai", *(f"nnunet_logvmamba.networks.{network.home}" for network in NETWORKS)} & sys.modules.keys()
+assert not heavy, f"looking for a trainer loaded {heavy}"
 print(json.dumps(found))
 """
 

@@ -4,13 +4,13 @@ import inspect
 from importlib.metadata import version
 
 import pytest
-import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities import default_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_logvmamba import networks
+from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin import plans, trainers
 
 FAMILIES = [getattr(trainers, f"nnUNetTrainer{family}") for family in trainers.TRAINER_OF_FAMILY]
@@ -66,24 +66,16 @@ def test_nnunet_keeps_keys_of_a_configuration_that_it_does_not_know():
     assert manager.get_configuration("b").configuration[plans.TRAINING_KEY] == {"seed": 1}
 
 
-def test_the_names_written_into_plans_lead_to_our_network():
-    module, _, name = plans.NETWORK_CLASS_NAME.rpartition(".")
-    assert module == networks.__name__
-    assert getattr(networks, name) is networks.LoGVMambaUNet
+def test_the_names_written_into_plans_lead_to_our_networks():
+    for network in catalogue.NETWORKS:
+        module, _, name = network.path.rpartition(".")
+        assert module == networks.__name__
+        assert getattr(networks, name) is network.load()
 
 
 @pytest.mark.parametrize("stock", [PlainConvUNet, ResidualEncoderUNet])
 def test_every_argument_we_keep_is_one_of_the_stock_network_and_of_ours(stock):
-    theirs, ours = (set(inspect.signature(network).parameters) for network in (stock, networks.LoGVMambaUNet))
-    assert set(plans.KEPT_ARGUMENTS) <= theirs & ours
-    assert {"input_channels", "num_classes", "deep_supervision"} <= theirs & ours
-
-
-def test_nnunet_switches_deep_supervision_where_our_network_reads_it():
-    network = networks.LoGVMambaUNet(
-        1, 3, [8, 16, 16], torch.nn.Conv2d, 3, [1, 2, 2], num_classes=2, deep_supervision=True
-    )
-    image = torch.zeros(1, 1, 16, 16)
-    assert [tuple(output.shape[2:]) for output in network(image)] == [(16, 16), (8, 8)]
-    network.decoder.deep_supervision = False
-    assert network(image).shape == (1, 2, 16, 16)
+    theirs = set(inspect.signature(stock).parameters)
+    for network in (entry.load() for entry in catalogue.NETWORKS):
+        ours = set(inspect.signature(network).parameters)
+        assert {"input_channels", "num_classes", "deep_supervision", *network.plan_arguments} <= theirs & ours

@@ -134,7 +134,7 @@ def test_a_configuration_holds_every_knob_and_can_be_written_as_json(stock):
     entry = json.loads(json.dumps(content))["configurations"]["3d_fullres_head"]
     arguments = entry["architecture"]["arch_kwargs"]
     assert arguments == {**arguments, **plans.knobs(), **KNOBS}
-    assert set(arguments) == set(plans.KEPT_ARGUMENTS) | set(plans.knobs())
+    assert set(arguments) == set(LoGVMambaUNet.plan_arguments) | set(plans.knobs())
     assert entry["architecture"]["_kw_requires_import"] == ["conv_op", "norm_op", "dropout_op", "nonlin"]
     assert plans.TRAINING_KEY not in entry
 

@@ -1,18 +1,21 @@
 """LoGVMambaSwinUNet: the Swin-UMamba lineage with LoG-VMamba blocks in its decoder, in 2D, for any patch size."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_logvmamba.layers import check_family, flag, listed, per_axis, whole, wholes
 from nnunet_logvmamba.networks.blocks.arguments import known_arguments
 from nnunet_logvmamba.networks.blocks.heads import every_scale_has_a_head
 from nnunet_logvmamba.networks.blocks.images import check_image
 from nnunet_logvmamba.networks.blocks.vmamba_encoder import VMambaEncoder
+from nnunet_logvmamba.networks.contract import PlannedNetwork
+from nnunet_logvmamba.networks.costs import Stage, heads
 from nnunet_logvmamba.networks.log_vmamba.expanding_decoder import ExpandingDecoder
 from nnunet_logvmamba.networks.log_vmamba.policy import (
     StageSettings,
@@ -20,10 +23,10 @@ from nnunet_logvmamba.networks.log_vmamba.policy import (
     stage_settings,
     swin_decoder_tokens,
 )
-from nnunet_logvmamba.networks.log_vmamba.presets import channel_arguments, preset_arguments
+from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_2D, channel_arguments, preset_arguments
 
 
-class LoGVMambaSwinUNet(nn.Module):
+class LoGVMambaSwinUNet(PlannedNetwork):
     """VMamba encoder and a decoder of token-mixing blocks, without convolutions between them.
 
     Plan stage 0 is full resolution and holds only the end of the decoder. Plan stage i + 1 is mixing stage i: blocks of
@@ -69,6 +72,13 @@ class LoGVMambaSwinUNet(nn.Module):
 
     References: LoG-VMamba (arXiv 2408.14415); Swin-UMamba (arXiv 2402.03302); VMamba (arXiv 2401.10166).
     """
+
+    dims: ClassVar = (2,)
+    pads_itself: ClassVar = True
+    smallest_input: ClassVar = 9  # below, nnU-Net's targets at 1/16 have no pixel
+    pretrainable: ClassVar = True
+    preset: ClassVar = PAPER_2D
+    plan_arguments: ClassVar = ("n_stages", "strides")
 
     @known_arguments
     def __init__(
@@ -221,6 +231,24 @@ class LoGVMambaSwinUNet(nn.Module):
         if stages != 4:  # else the default is that of the published network
             arguments.setdefault("n_blocks_per_stage", (2,) * stages)
         return cls(**arguments, features_per_stage=[widths[0], *widths])
+
+    @classmethod
+    def from_plan(cls, planned: dict[str, Any]) -> dict[str, Any]:
+        """Give the published stages, whatever was planned."""
+        stages = ("n_stages", "features_per_stage", "strides", "n_blocks_per_stage")
+        return {name: deepcopy(cls.preset["arguments"][name]) for name in stages}
+
+    def costs_by_stage(self) -> list[Stage]:
+        """Patches, stages of the encoder with the merging ahead, steps of the decoder, heads."""
+        stages = [Stage("patches", ("encoder.patch_embed",))]
+        for index in range(len(self.encoder.stages)):
+            ahead = [f"encoder.mergers.{index - 1}"] if index else []
+            stages.append(Stage(f"encoder {index}", ahead, f"encoder.stages.{index}", "VSS"))
+        last = len(self.decoder.stages)
+        for step, setting in enumerate(reversed(self.settings)):
+            ahead = [f"decoder.expansions.{step}", f"decoder.fusions.{step}"]
+            stages.append(Stage(f"decoder {step}", ahead, f"decoder.stages.{step}", setting.label))
+        return [*stages, Stage(f"decoder {last}", (f"decoder.expansions.{last}",)), heads(self)]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_image(x, self.input_channels, 2)

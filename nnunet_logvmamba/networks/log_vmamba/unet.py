@@ -1,7 +1,7 @@
 """LoGVMambaUNet: the U-Mamba-Enc lineage with LoG-VMamba blocks, for any nnU-Net plan."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
@@ -11,15 +11,17 @@ from nnunet_logvmamba.layers import CONVOLUTIONS, check_spatial_dims, flag, list
 from nnunet_logvmamba.networks.blocks.arguments import check_nonlinearity, check_norm, known_arguments
 from nnunet_logvmamba.networks.blocks.heads import every_scale_has_a_head
 from nnunet_logvmamba.networks.blocks.images import check_image, check_size
+from nnunet_logvmamba.networks.contract import PlannedNetwork
+from nnunet_logvmamba.networks.costs import Stage, heads, names_in
 from nnunet_logvmamba.networks.log_vmamba.decoder import Decoder
 from nnunet_logvmamba.networks.log_vmamba.encoder import Encoder
 from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings, check_first_stride, stage_settings, unet_tokens
-from nnunet_logvmamba.networks.log_vmamba.presets import channel_arguments, preset_arguments
+from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_3D, channel_arguments, preset_arguments
 
 _INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
-class LoGVMambaUNet(nn.Module):
+class LoGVMambaUNet(PlannedNetwork):
     """U-Net with token-mixing blocks in its encoder.
 
     Plan stage 0 is a full-resolution stem. Plan stage i + 1 is mixing stage i: residual blocks and one block of the
@@ -80,6 +82,8 @@ class LoGVMambaUNet(nn.Module):
 
     References: LoG-VMamba (arXiv 2408.14415); U-Mamba (arXiv 2401.04722).
     """
+
+    preset: ClassVar = PAPER_3D
 
     @known_arguments
     def __init__(
@@ -256,6 +260,16 @@ class LoGVMambaUNet(nn.Module):
             conv_op=CONVOLUTIONS[spatial_dims],
             kernel_sizes=[kernel] * (len(widths) + 1),
         )
+
+    def costs_by_stage(self) -> list[Stage]:
+        """Stem, mixing stages with their blocks, steps of the decoder, heads."""
+        stages = [Stage("stem", ("encoder.stem",))]
+        for index, setting in enumerate(self.settings):
+            mixer = f"encoder.mixers.{index}" if setting.mixes else None
+            stages.append(Stage(f"mixing {index}", (f"encoder.stages.{index}",), mixer, setting.label))
+        for step, name in enumerate(names_in("decoder.stages", self.decoder.stages)):
+            stages.append(Stage(f"decoder {step}", (f"decoder.upsamplers.{step}", name)))
+        return [*stages, heads(self)]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_image(x, self.input_channels, self.spatial_dims)

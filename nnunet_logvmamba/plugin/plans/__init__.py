@@ -1,9 +1,7 @@
 """Reads stock nnU-Net plans into the arguments of our networks, and writes configurations that carry our knobs."""
 
 from nnunet_logvmamba.plugin.plans.architecture import (
-    KEPT_ARGUMENTS,
     NETWORK_CLASS_NAME,
-    NETWORKS,
     STOCK_NETWORKS,
     SWIN_CLASS_NAME,
     build_network,
@@ -25,8 +23,6 @@ from nnunet_logvmamba.plugin.plans.settings import (
 
 __all__ = [
     "FOREGROUND_SHARE",
-    "KEPT_ARGUMENTS",
-    "NETWORKS",
     "NETWORK_CLASS_NAME",
     "OPTIMIZERS",
     "STOCK_NETWORKS",

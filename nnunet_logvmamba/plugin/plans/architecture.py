@@ -8,60 +8,35 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
-from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
-from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_2D
+from nnunet_logvmamba.networks import catalogue
 
-NETWORK_CLASS_NAME = "nnunet_logvmamba.networks.LoGVMambaUNet"
+NETWORK_CLASS_NAME = catalogue.DEFAULT.path
 """Dotted path that plans files on users' disks refer to; it never moves."""
 
-
-SWIN_CLASS_NAME = "nnunet_logvmamba.networks.LoGVMambaSwinUNet"
+SWIN_CLASS_NAME = catalogue.row("LoGVMambaSwinUNet").path
 """The same for the 2D network of the Swin lineage."""
-
-
-NETWORKS = {NETWORK_CLASS_NAME: LoGVMambaUNet, SWIN_CLASS_NAME: LoGVMambaSwinUNet}
-
 
 STOCK_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
 
-
-KEPT_ARGUMENTS = (
-    "n_stages",
-    "features_per_stage",
-    "conv_op",
-    "kernel_sizes",
-    "strides",
-    "conv_bias",
-    "norm_op",
-    "norm_op_kwargs",
-    "dropout_op",
-    "dropout_op_kwargs",
-    "nonlin",
-    "nonlin_kwargs",
-)
-
-
-SWIN_STAGES = ("n_stages", "features_per_stage", "strides", "n_blocks_per_stage")
-
+NEEDED_ARGUMENTS = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
 
 IMPORTED_ARGUMENTS = ("conv_op", "norm_op", "dropout_op", "nonlin")
 
 
 def is_ours(architecture: dict) -> bool:
     """True if the ``architecture`` of a configuration already names one of our networks."""
-    return architecture["network_class_name"] in NETWORKS
+    return architecture["network_class_name"] in catalogue.PATHS
 
 
 def to_our_architecture(architecture: dict, network: str | None = None, **knobs) -> dict:
     """Translate the ``architecture`` of a configuration into one that names a network of ours.
 
-    For ``LoGVMambaUNet``, convolution, normalisation, activation, kernel sizes, strides and widths are the plan's;
-    block counts are dropped, since ours are fixed. ``LoGVMambaSwinUNet`` has the published stages, whatever the plan's
-    are. An architecture that is ours already is kept as it stands.
+    What of the plan holds for a network is its own to say (``PlannedNetwork.from_plan``). An architecture that is ours
+    already is kept as it stands.
 
     Args:
         architecture: Value of the key ``architecture`` of a configuration; not changed.
-        network: Dotted path of the network to build; None means what the architecture names, or ``LoGVMambaUNet``.
+        network: Dotted path of the network to build; None means what the architecture names, or the default.
         knobs: Arguments of our network that are set on top, whatever the plan says.
 
     Returns:
@@ -69,7 +44,7 @@ def to_our_architecture(architecture: dict, network: str | None = None, **knobs)
 
     Raises:
         ValueError: If the network is neither ours nor one of those nnU-Net plans by itself, is not the one that is
-            asked for, or an argument is missing.
+            asked for or not for so many axes, or an argument is missing.
     """
     name = architecture["network_class_name"]
     if is_ours(architecture):
@@ -78,41 +53,30 @@ def to_our_architecture(architecture: dict, network: str | None = None, **knobs)
                 f"the configuration names {_short(name)} and not {_short(network)}: take nnU-Net's own configuration"
             )
         ours = deepcopy(architecture)
-    else:
-        if _short(name) not in STOCK_NETWORKS:
-            raise ValueError(
-                f"cannot translate the network '{name}' of this plan: our trainers take "
-                f"{' and '.join(STOCK_NETWORKS)} as nnU-Net plans them, or {' and '.join(NETWORKS)}"
-            )
-        planned = architecture["arch_kwargs"]
-        missing = [
-            key
-            for key in ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
-            if key not in planned
-        ]
-        if missing:
-            raise ValueError(f"the plan's architecture '{name}' lacks {', '.join(missing)}")
-        ours = _published_swin(planned) if network == SWIN_CLASS_NAME else _like_planned(planned)
-    ours["arch_kwargs"].update(knobs)
-    return ours
-
-
-def _like_planned(planned: dict) -> dict:
-    return {
-        "network_class_name": NETWORK_CLASS_NAME,
-        "arch_kwargs": {key: deepcopy(planned[key]) for key in KEPT_ARGUMENTS if key in planned},
-        "_kw_requires_import": [key for key in IMPORTED_ARGUMENTS if key in planned],
-    }
-
-
-def _published_swin(planned: dict) -> dict:
-    if len(planned["kernel_sizes"][0]) != 2:
+        ours["arch_kwargs"].update(knobs)
+        return ours
+    if _short(name) not in STOCK_NETWORKS:
         raise ValueError(
-            "LoGVMambaSwinUNet is a 2D network and this configuration is 3D: take the configuration 2d, or a trainer "
-            "of the U-Net lineage such as nnUNetTrainerLoGVMamba"
+            f"cannot translate the network '{name}' of this plan: our trainers take "
+            f"{' and '.join(STOCK_NETWORKS)} as nnU-Net plans them, or {' and '.join(catalogue.PATHS)}"
         )
-    arguments = {key: deepcopy(PAPER_2D["arguments"][key]) for key in SWIN_STAGES}
-    return {"network_class_name": SWIN_CLASS_NAME, "arch_kwargs": arguments, "_kw_requires_import": []}
+    planned = architecture["arch_kwargs"]
+    missing = [key for key in NEEDED_ARGUMENTS if key not in planned]
+    if missing:
+        raise ValueError(f"the plan's architecture '{name}' lacks {', '.join(missing)}")
+    row, dims = catalogue.row(network or NETWORK_CLASS_NAME), len(planned["kernel_sizes"][0])
+    if dims not in row.dims:
+        raise ValueError(
+            f"{row.name} is a {row.dims[0]}D network and this configuration is {dims}D: take "
+            f"{'the configuration 2d' if dims == 3 else 'a 3D configuration'}, or a trainer of the U-Net lineage such "
+            f"as nnUNetTrainer{catalogue.DEFAULT.trainer}"
+        )
+    arguments = row.load().from_plan(planned)
+    return {
+        "network_class_name": row.path,
+        "arch_kwargs": {**arguments, **knobs},
+        "_kw_requires_import": [key for key in IMPORTED_ARGUMENTS if key in arguments],
+    }
 
 
 def _short(class_name: str) -> str:

@@ -11,11 +11,9 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_logvmamba.networks import LoGVMambaSwinUNet
+from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.plans.architecture import NETWORK_CLASS_NAME, build_network, is_ours, to_our_architecture
 from nnunet_logvmamba.plugin.plans.settings import TRAINING_KEY, check_knobs, check_training_settings, knobs
-
-SMALLEST_PADDED = 9  # below, nnU-Net's targets at 1/16 have no pixel
 
 
 def add_configuration(
@@ -46,7 +44,7 @@ def add_configuration(
         training: Settings for our trainers, see ``TRAINING_SETTINGS``.
         batch_size: Patches per step, instead of that of ``base``.
         patch_size: Voxels per axis, instead of that of ``base``; also for the partner.
-        network: Dotted path of our network; None means that of ``base`` if it is ours, else ``LoGVMambaUNet``.
+        network: Dotted path of our network; None means that of ``base`` if it is ours, else the default.
         keep_network: Leave the network of ``base`` in place; our trainers translate it, any other trains it as it is.
         overwrite: Replace configurations that have the new names.
 
@@ -121,10 +119,10 @@ def check_configuration(plans: dict, dataset_json: dict, name: str) -> None:
         with torch.device("meta"):
             network = build_network(configuration, channels, classes, deep_supervision=True)
             check_patch(network, configuration, channels)
-        if "pretrained" in settings and configuration.network_arch_class_name == NETWORK_CLASS_NAME:
-            raise ValueError(
-                f"'pretrained' under '{TRAINING_KEY}' is for LoGVMambaSwinUNet: add --network LoGVMambaSwinUNet"
-            )
+        ours = is_ours(configuration.configuration["architecture"])
+        if "pretrained" in settings and ours and not network.pretrainable:
+            names = catalogue.PRETRAINABLE
+            raise ValueError(f"'pretrained' under '{TRAINING_KEY}' is for {names}: add --network {names}")
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"configuration '{name}' cannot be built: {str(error).splitlines()[0]}") from error
 
@@ -133,13 +131,13 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
     """Send a batch of patches through a network on the meta device, which needs no memory and hardly any time.
 
     Raises:
-        ValueError: If the patch is not divisible by the strides (``LoGVMambaSwinUNet`` pads, so there it need not be),
-            there is no batch, or the network takes no such patch.
+        ValueError: If the patch is not divisible by the strides (unless the network pads it itself), there is no batch,
+            or the network takes no such patch.
     """
     patch_size, strides = list(configuration.patch_size), configuration.pool_op_kernel_sizes
-    pads = isinstance(network, LoGVMambaSwinUNet)
+    pads = getattr(network, "pads_itself", False)
     totals = [1 if pads else prod(axis) for axis in zip(*strides)]
-    least = SMALLEST_PADDED if pads else 1
+    least = getattr(network, "smallest_input", 1)
     if len(patch_size) != len(totals) or any(size < least or size % total for size, total in zip(patch_size, totals)):
         needed = f"have {len(totals)} axes of at least {least}" if pads else f"be divisible by {totals}, axis by axis"
         raise ValueError(f"the patch size {patch_size} must {needed}")

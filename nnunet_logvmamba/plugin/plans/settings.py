@@ -6,12 +6,10 @@ import inspect
 import json
 from types import SimpleNamespace
 
+from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.ops import backends
 from nnunet_logvmamba.plugin.plans.architecture import (
-    KEPT_ARGUMENTS,
     NETWORK_CLASS_NAME,
-    NETWORKS,
-    SWIN_CLASS_NAME,
     _short,
 )
 
@@ -117,9 +115,9 @@ def foreground_in_words(batch_size: int, settings: dict) -> tuple[str, bool]:
 
 def knobs(network: str = NETWORK_CLASS_NAME) -> dict:
     """Give the arguments of a network of ours that a plan can set beyond nnU-Net's own, with their default values."""
-    parameters = inspect.signature(NETWORKS[network]).parameters
-    given = {"input_channels", "num_classes", "deep_supervision"}
-    given |= {"n_stages", "strides"} if network == SWIN_CLASS_NAME else set(KEPT_ARGUMENTS)
+    network_class = catalogue.row(network).load()
+    parameters = inspect.signature(network_class).parameters
+    given = {"input_channels", "num_classes", "deep_supervision", *network_class.plan_arguments}
     return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
 

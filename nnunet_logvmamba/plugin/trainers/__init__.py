@@ -24,7 +24,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_logvmamba.errors import Refused
-from nnunet_logvmamba.networks import LoGVMambaSwinUNet
+from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.ops import backends
 from nnunet_logvmamba.plugin.checkpoints import first_difference
 from nnunet_logvmamba.plugin.environment import best_device, torch_build
@@ -144,7 +144,7 @@ class RecipeTrainer(RecordedTrainer):
                 check_patch(network, manager, channels)
             if is_ours(manager.configuration["architecture"]):
                 backends.choose(manager.network_arch_init_kwargs.get("backend", "auto"), device)
-            if isinstance(network, LoGVMambaSwinUNet) and not plans.get("continue_training"):
+            if getattr(network, "pretrainable", False) and not plans.get("continue_training"):
                 pretraining.check_checkpoint(network.encoder, settings)
         except ValueError as error:
             raise Refused(f"Configuration '{configuration}' cannot be trained: {error}") from error
@@ -167,10 +167,10 @@ class RecipeTrainer(RecordedTrainer):
         """Seed, then build network, optimizer and loss as nnU-Net does, load a pretrained encoder, log the recipe."""
         self._seed_everything()
         super().initialize()
-        if isinstance(self._bare_network(), LoGVMambaSwinUNet):
+        if getattr(self._bare_network(), "pretrainable", False):
             self._start_encoder()
         elif "pretrained" in (self.configuration_manager.configuration.get(TRAINING_KEY) or {}):
-            self.print_to_log_file("'pretrained' is for LoGVMambaSwinUNet and is not used by this network.")
+            self.print_to_log_file(f"'pretrained' is for {catalogue.PRETRAINABLE} and is not used by this network.")
         self.print_to_log_file(
             f"Recipe: {asdict(self.recipe)}, {self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations, "
             f"seed {self.seed}"
@@ -334,7 +334,7 @@ def _builder(family: str | None, network_name: str | None = None):
 
     Args:
         family: Family of the blocks; None takes the one that the plan says, or LoG.
-        network_name: Dotted path of the network; None takes the one that the plan says, or LoGVMambaUNet.
+        network_name: Dotted path of the network; None takes the one that the plan says, or the default.
     """
 
     def build_network_architecture(

@@ -1,0 +1,110 @@
+"""Every network in one row: what can be said of it without loading it.
+
+Loading one may be slow (that of another library brings the library along), so all but those who build it read rows.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnunet_logvmamba.networks.contract import PlannedNetwork
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network.
+
+    Attributes:
+        path: Dotted path of its class that plans on users' disks hold; it never moves.
+        home: Module where the class is written, below this folder.
+        dims: Numbers of spatial axes that it can be built for.
+        trainer: Family in the name of its trainer, ``nnUNetTrainer<Family>``.
+        recipe: Word of the recipe that it was published with.
+        paper: Where it was published.
+        licence: Of the authors' code.
+        line: What it is, in one line.
+        preset: Word for its published size, which stands in the class as ``preset``; None without one.
+        parameters: Number of parameters of that size.
+        weights: Published weights that a training can start from; None without any.
+        package: Module to install for it beyond what this package needs; None without one.
+    """
+
+    path: str
+    home: str
+    dims: tuple[int, ...]
+    trainer: str
+    recipe: str
+    paper: str
+    licence: str
+    line: str
+    preset: str | None = None
+    parameters: int | None = None
+    weights: str | None = None
+    package: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the class."""
+        return self.path.rpartition(".")[2]
+
+    def load(self) -> type[PlannedNetwork]:
+        """Import and give the class.
+
+        Raises:
+            ValueError: If the package that it needs is not installed.
+        """
+        if self.package is not None and find_spec(self.package) is None:
+            raise ValueError(f"{self.name} needs {self.package}, which is not installed: pip install {self.package}")
+        return getattr(importlib.import_module(f"{__package__}.{self.home}"), self.name)
+
+
+NETWORKS = (
+    Network(
+        path="nnunet_logvmamba.networks.LoGVMambaUNet",
+        home="log_vmamba.unet",
+        dims=(2, 3),
+        trainer="LoGVMamba",
+        recipe="paper",
+        paper="arXiv:2408.14415",
+        licence="none stated",
+        line="the U-Net of nnU-Net's plan with token-mixing blocks in its encoder",
+        preset="paper3d",
+        parameters=20_551_641,
+    ),
+    Network(
+        path="nnunet_logvmamba.networks.LoGVMambaSwinUNet",
+        home="log_vmamba.swin_unet",
+        dims=(2,),
+        trainer="LoGVMambaSwin",
+        recipe="paper",
+        paper="arXiv:2408.14415",
+        licence="none stated",
+        line="the paper's 2D network",
+        preset="paper2d",
+        parameters=30_389_092,
+        weights="VMamba-Tiny encoder, ImageNet",
+    ),
+)
+DEFAULT = NETWORKS[0]
+"""What is built where nothing names a network."""
+
+NAMES = {network.name: network for network in NETWORKS}
+PATHS = {network.path: network for network in NETWORKS}
+PRESETS = {network.preset: network for network in NETWORKS if network.preset is not None}
+PRETRAINABLE = " or ".join(network.name for network in NETWORKS if network.weights is not None)
+
+
+def row(word: str) -> Network:
+    """Give a network by its name or by its dotted path.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = NAMES.get(word) or PATHS.get(word)
+    if found is None:
+        raise ValueError(f"there is no network '{word}'; there are {', '.join(NAMES)}")
+    return found

@@ -1,0 +1,206 @@
+"""What every network of the catalogue promises to nnU-Net's plans and trainers, in 2D, in 3D and with thick slices.
+
+A new network adds its row to the catalogue and, if it is large, what makes it small here.
+"""
+
+import copy
+import json
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from small_model import planned_architecture
+
+from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.networks.costs import summarize
+from nnunet_logvmamba.plugin import plans
+
+CHANNELS, CLASSES = 2, 3
+# strides, kernels, a patch and another one
+PLANS = {
+    "2D": ([[1, 1], [2, 2], [2, 2]], [[3, 3]] * 3, (32, 48), (48, 20)),
+    "3D": ([[1, 1, 1], [2, 2, 2], [2, 2, 2]], [[3, 3, 3]] * 3, (8, 16, 12), (16, 8, 8)),
+    "anisotropic": ([[1, 1, 1], [1, 2, 2], [1, 2, 2]], [[1, 3, 3], [1, 3, 3], [3, 3, 3]], (5, 16, 24), (3, 32, 16)),
+}
+SMALL = {
+    "LoGVMambaSwinUNet": {
+        "n_stages": 3,
+        "strides": [[1, 1], [4, 4], [2, 2]],
+        "features_per_stage": [8, 8, 16],
+        "n_blocks_per_stage": [1, 1],
+        "n_blocks_per_stage_decoder": 1,
+    },
+}
+PROMISES = [
+    pytest.param(network, plan, id=f"{network.name}-{plan}")
+    for network in catalogue.NETWORKS
+    for plan, (strides, *_) in PLANS.items()
+    if len(strides[0]) in network.dims
+]
+every_network = pytest.mark.parametrize("network", catalogue.NETWORKS, ids=lambda network: network.name)
+every_network_and_plan = pytest.mark.parametrize(("network", "plan"), PROMISES)
+
+
+def planned(plan: str) -> dict:
+    """A small U-Net as nnU-Net plans it, as it stands in JSON."""
+    strides, kernels, *_ = PLANS[plan]
+    architecture = planned_architecture(len(strides[0]), len(strides))
+    architecture["arch_kwargs"].update(strides=strides, kernel_sizes=kernels)
+    return json.loads(json.dumps(architecture))
+
+
+def ours(network: catalogue.Network, plan: str, **knobs) -> dict:
+    knobs = SMALL.get(network.name, {}) | knobs
+    if "drop_path" in plans.knobs(network.path):
+        knobs = {"drop_path": 0.0} | knobs  # a dropped branch has a gradient of zero, as it should
+    return plans.to_our_architecture(planned(plan), network.path, **knobs)
+
+
+def build(network: catalogue.Network, plan: str, deep_supervision: bool = True, **knobs) -> torch.nn.Module:
+    """The network as trainers and ``nnUNetv2_predict`` build it."""
+    manager = ConfigurationManager({"architecture": json.loads(json.dumps(ours(network, plan, **knobs)))})
+    return plans.build_network(manager, CHANNELS, CLASSES, deep_supervision)
+
+
+def image(plan: str, other: bool = False) -> torch.Tensor:
+    return torch.randn(2, CHANNELS, *PLANS[plan][3 if other else 2])
+
+
+def targets(patch: tuple[int, ...], strides: list) -> list[tuple[int, ...]]:
+    """Shapes of nnU-Net's deep-supervision targets, as its trainer and its transform make them."""
+    trainer = SimpleNamespace(
+        enable_deep_supervision=True, configuration_manager=SimpleNamespace(pool_op_kernel_sizes=strides)
+    )
+    transform = DownsampleSegForDSTransform(nnUNetTrainer._get_deep_supervision_scales(trainer))
+    found = transform(segmentation=torch.zeros(1, *patch))["segmentation"]
+    return [(2, CLASSES, *target.shape[1:]) for target in found]
+
+
+def same(one: object, other: object) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@every_network
+def test_the_row_says_what_the_class_says(network):
+    found = network.load()
+    assert (found.__name__, found.dims, found.pretrainable) == (network.name, network.dims, bool(network.weights))
+    assert catalogue.row(network.name) is catalogue.row(network.path) is network
+    if network.preset is not None:
+        with torch.device("meta"):
+            published = found(**found.preset["arguments"])
+        assert sum(parameter.numel() for parameter in published.parameters()) == network.parameters
+        assert len(found.preset["patch_size"]) in network.dims
+
+
+@every_network_and_plan
+def test_every_scale_has_the_shape_of_its_target_and_every_parameter_gets_a_gradient(network, plan):
+    built, patch = build(network, plan), image(plan)
+    outputs = built(patch)
+    strides = ours(network, plan)["arch_kwargs"]["strides"]
+    assert [tuple(output.shape) for output in outputs] == targets(PLANS[plan][2], strides)
+    assert all(output.isfinite().all() for output in outputs)
+    sum((output * torch.randn_like(output)).sum() for output in outputs).backward()
+    lonely = [name for name, p in built.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not lonely
+
+
+@every_network_and_plan
+def test_deep_supervision_is_switched_where_nnunet_switches_it_and_all_weights_stay(network, plan):
+    built, single = build(network, plan).eval(), build(network, plan, deep_supervision=False).eval()
+    single.load_state_dict(built.state_dict(), strict=True)
+    patch = image(plan)
+    with torch.no_grad():
+        finest = built(patch)[0]
+        built.decoder.deep_supervision = False
+        assert torch.equal(built(patch), finest)
+        assert torch.equal(single(patch), finest)
+
+
+@every_network_and_plan
+def test_one_checkpoint_fits_every_patch_where_the_network_says_so(network, plan):
+    built = build(network, plan).eval()
+    if not network.load().any_patch:
+        pytest.skip(f"{network.name} has weights for its patch alone")
+    with torch.no_grad():
+        for other in (False, True):
+            assert built(image(plan, other))[0].shape[2:] == image(plan, other).shape[2:]
+
+
+@every_network_and_plan
+def test_the_finest_head_alone_ignores_deep_supervision_and_checkpointing_changes_no_gradient(network, plan):
+    patch = image(plan)
+    if "seg_heads" in plans.knobs(network.path):
+        built = build(network, plan, deep_supervision=False, seg_heads="last").eval()
+        built.decoder.deep_supervision = True  # nnU-Net leaves it on after its validation
+        with torch.no_grad():
+            assert built(patch).shape == (2, CLASSES, *PLANS[plan][2])
+    if "checkpointing" in plans.knobs(network.path):
+        plain, saving = build(network, plan), build(network, plan, checkpointing=True)
+        saving.load_state_dict(plain.state_dict())
+        for built in (plain, saving):
+            sum(output.square().sum() for output in built(patch)).backward()
+        for (name, one), other in zip(plain.named_parameters(), saving.parameters(), strict=True):
+            assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-4 * one.grad.abs().max().item()), name
+
+
+@every_network_and_plan
+def test_copies_and_pickles_give_the_same_outputs(network, plan):
+    built, patch = build(network, plan).eval(), image(plan)
+    with torch.no_grad():
+        outputs = built(patch)
+        assert same(copy.deepcopy(built)(patch), outputs)
+        assert same(pickle.loads(pickle.dumps(built))(patch), outputs)
+
+
+@every_network_and_plan
+def test_shapes_and_costs_are_known_without_memory(network, plan):
+    with torch.device("meta"):
+        built = build(network, plan)
+        outputs = built(torch.empty(2, CHANNELS, *PLANS[plan][2]))
+    assert all(output.is_meta for output in outputs)
+    assert [tuple(o.shape) for o in outputs] == targets(PLANS[plan][2], ours(network, plan)["arch_kwargs"]["strides"])
+    summary = summarize(built, CHANNELS, PLANS[plan][2], batch_size=2)
+    assert summary.parameters == sum(parameter.numel() for parameter in build(network, plan).parameters())
+    assert summary.parameters == sum(row.parameters for row in summary.rows)
+    assert summary.multiply_adds == sum(row.multiply_adds for row in summary.rows) > 0
+    assert built.decoder.deep_supervision is True
+
+
+@every_network_and_plan
+def test_it_compiles_without_a_graph_break(network, plan):
+    built, patch = build(network, plan).eval(), image(plan)
+    torch._dynamo.reset()
+    compiled = torch.compile(built, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for one, other in zip(built(patch), compiled(patch), strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+
+
+@every_network_and_plan
+def test_what_it_does_not_know_is_refused_by_name(network, plan):
+    with pytest.raises(ValueError, match="'no_such_argument'"):
+        build(network, plan, no_such_argument=1)
+    with pytest.raises(ValueError, match=f"unknown knob 'no_such_argument' of {network.name}; valid are "):
+        plans.check_knobs({"no_such_argument": 1}, network.path)
+    with pytest.raises(ValueError, match=f"has 1 channel.* built for {CHANNELS}"):
+        build(network, plan)(image(plan)[:, :1])
+
+
+@every_network
+@pytest.mark.parametrize("plan", ["2D", "3D"])
+def test_a_plan_for_other_axes_is_refused_with_the_remedy(network, plan):
+    if len(PLANS[plan][2]) not in network.dims:
+        with pytest.raises(ValueError, match=f"{network.name} is a .D network and this configuration is {plan}: take "):
+            ours(network, plan)
+
+
+def test_a_network_that_is_not_there_or_lacks_its_package_is_named():
+    with pytest.raises(ValueError, match="there is no network 'UNet'; there are LoGVMambaUNet, LoGVMambaSwinUNet"):
+        catalogue.row("UNet")
+    lacking = catalogue.Network("networks.Heavy", "peers.heavy", (3,), "", "", "", "", "", package="x_y")
+    with pytest.raises(ValueError, match="Heavy needs x_y, which is not installed: pip install x_y"):
+        lacking.load()
