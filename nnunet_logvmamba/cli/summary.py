@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings
 
 BYTES = 4  # of a float32
-COPIES = {"adam": 4, "sgd": 3}  # of every weight while training: itself, its gradient, and one or two running means
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         UserError: If the preset, data set, configuration or trainer does not exist, the network cannot be built or
             takes no such patch.
     """
+    from nnunet_logvmamba.plugin.recipes import OPTIMIZERS  # late, as it imports torch
+
     if args.preset is not None:
         network, channels, patch_size, batch_size = _from_preset(args.preset)
         optimizer, title = "adam", f"preset {args.preset}"
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"a patch of {_times(patch_size)} does not pass through the network: {reason}") from error
     lines = [f"{title}: {type(network).__name__}, {channels} input channels, patch {_times(patch_size)}", ""]
     lines += [_table(summary, terminal.width()), ""]
-    weights = COPIES[optimizer] * BYTES * summary.parameters
+    weights = OPTIMIZERS[optimizer].copies * BYTES * summary.parameters
     lines += [
         f"parameters    {summary.parameters:,}",
         f"multiply-adds {summary.multiply_adds / 1e9:.2f} GMAC in convolutions and matrix products, one patch forwards",

@@ -338,7 +338,7 @@ def test_numbers_of_more_digits_are_known_by_number_and_name(name, plans_file, c
         ("--set window", "--set takes NAME=VALUE, not 'window'"),
         ("--set window=3 window=5", "--set names 'window' twice"),
         ("--train lr=1", "unknown setting 'lr' under 'logvmamba'; valid are num_epochs, "),
-        ("--train optimizer=lion", "unknown optimizer 'lion' under 'logvmamba'; valid are adam, sgd"),
+        ("--train optimizer=lion", "unknown optimizer 'lion' under 'logvmamba'; valid are adam, adamw, sgd"),
         ("--train num_epochs=0", "'num_epochs' under 'logvmamba' must be a whole number of at least 1, not 0"),
         ("--patch-size 18 16 16", "the patch size [18, 16, 16] must be divisible by [4, 4, 4], axis by axis"),
         ("--patch-size 16 16", "the patch size [16, 16] must be divisible by [4, 4, 4], axis by axis"),

@@ -14,6 +14,7 @@ from nnunet_logvmamba.plugin.plans.architecture import (
     SWIN_CLASS_NAME,
     _short,
 )
+from nnunet_logvmamba.plugin.recipes import OPTIMIZERS
 
 TRAINING_KEY = "logvmamba"
 """Optional key of a configuration with the training settings that only our trainers read."""
@@ -36,9 +37,6 @@ TRAINING_SETTINGS = (
 
 FOREGROUND_SHARE = 0.33
 """What nnU-Net's trainer asks of its data loader: the share of patches that are placed on foreground."""
-
-
-OPTIMIZERS = ("adam", "sgd")
 
 
 def check_training_settings(settings: object) -> dict:
