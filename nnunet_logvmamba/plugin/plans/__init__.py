@@ -14,7 +14,7 @@ from nnunet_logvmamba.plugin.plans.configurations import add_configuration, chec
 from nnunet_logvmamba.plugin.plans.files import check_dataset_json, find_plans, write_plans
 from nnunet_logvmamba.plugin.plans.settings import (
     FOREGROUND_SHARE,
-    OPTIMIZERS,
+    SETTINGS,
     TRAINING_KEY,
     TRAINING_SETTINGS,
     check_knobs,
@@ -28,7 +28,7 @@ __all__ = [
     "KEPT_ARGUMENTS",
     "NETWORKS",
     "NETWORK_CLASS_NAME",
-    "OPTIMIZERS",
+    "SETTINGS",
     "STOCK_NETWORKS",
     "SWIN_CLASS_NAME",
     "TRAINING_KEY",

@@ -14,7 +14,7 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_logvmamba.files import replace_text
-from nnunet_logvmamba.plugin.plans import TRAINING_KEY, check_training_settings
+from nnunet_logvmamba.plugin.plans import SETTINGS, TRAINING_KEY, check_training_settings
 
 FOLDER = "validation"
 """In the folder of a fold: nnU-Net's predictions of the validation cases and all scores of them."""
@@ -26,7 +26,6 @@ REFERENCES = "instancesTr"
 """Folder of true instance maps in a raw data set, where our converter keeps them; nnU-Net does not look at it."""
 
 SETTING = "surface_tolerance"
-DEFAULT_TOLERANCE = 2.0
 METRICS = ("hd95", "nsd")
 METRICS_2D = (*METRICS, "nsd_umamba")
 
@@ -102,7 +101,7 @@ def _surfaces(trainer: nnUNetTrainer, validation: Path) -> tuple[dict, str]:
     from nnunet_logvmamba.evaluation.scoring import Settings
 
     settings = check_training_settings(trainer.configuration_manager.configuration.get(TRAINING_KEY))
-    tolerance = settings.get(SETTING, DEFAULT_TOLERANCE)
+    tolerance = settings.get(SETTING, SETTINGS[SETTING][1])
     pairs, _ = folders.find_pairs(
         validation,
         Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations",

@@ -139,6 +139,11 @@ def test_without_settings_a_training_is_as_long_as_nnunets(make):
     trainer = make("nnUNetTrainerLoGVMamba")
     assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.seed) == (1000, 250, None)
     assert trainer.recipe == trainers.DEFAULT_RECIPE
+    defaults = {name: default for name, (_, default) in plans.SETTINGS.items() if hasattr(trainer, name)}
+    own = {"initial_lr", "weight_decay"}  # of the recipe
+    assert {name: getattr(trainer, name) for name in defaults.keys() - own} == {
+        name: default for name, default in defaults.items() if name not in own
+    }
 
 
 def test_the_configuration_sets_what_the_name_does_not(make):
