@@ -333,10 +333,7 @@ def _from_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int]
     from nnunet_logvmamba.plugin.plans import find_plans
     from nnunet_logvmamba.plugin.trainer_names import find_trainer
 
-    try:
-        _, plans, dataset_json = find_plans(args.dataset, args.plans)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    _, plans, dataset_json = find_plans(args.dataset, args.plans)
     if args.configuration not in plans["configurations"]:
         there = ", ".join(plans["configurations"])
         raise UserError(f"there is no configuration '{args.configuration}' in {args.plans}; there are {there}")

@@ -110,10 +110,7 @@ def read_network(
         raise UserError(f"{fold} has no {checkpoint_name}, so this training is not finished: {remedy}")
     model = fold.parent
     dataset_json, plans = read_dataset_json(model), read_json(model / "plans.json")
-    try:
-        content = read_checkpoint(path)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    content = read_checkpoint(path)
     try:
         weights, trainer_name = content["network_weights"], str(content["trainer_name"])
         configuration_name = content["init_args"]["configuration"]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from nnunet_logvmamba.errors import UserError
+
 RECORD_NAME = "logvmamba.json"
 """Lies in the folder of a fold; read by ``logvmamba compare`` and ``logvmamba report``."""
 
@@ -55,7 +57,7 @@ def read_record(fold: Path) -> dict | None:
     """Read the record in the folder of a fold; None where there is none.
 
     Raises:
-        ValueError: If the file is not a record.
+        UserError: If the file is not a record.
     """
     path = fold / RECORD_NAME
     if not path.is_file():
@@ -63,12 +65,12 @@ def read_record(fold: Path) -> dict | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): remove it, or copy it anew") from error
+        raise UserError(f"{path} is not valid JSON ({error}): remove it, or copy it anew") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a record of format {FORMAT}: remove it, or update this package")
+        raise UserError(f"{path} is not a record of format {FORMAT}: remove it, or update this package")
     for key, value in record.items():
         if not _fits(key, value):
-            raise ValueError(f"{path} is damaged, '{key}' cannot be {value!r:.40}: remove it, or copy it anew")
+            raise UserError(f"{path} is damaged, '{key}' cannot be {value!r:.40}: remove it, or copy it anew")
     return record
 
 

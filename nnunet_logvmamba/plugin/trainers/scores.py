@@ -13,6 +13,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.plugin.plans import SETTINGS, TRAINING_KEY, check_training_settings
 
@@ -69,7 +70,6 @@ def _write(
     """Write what ``score`` gives from the trainer and the folder ``validation``, and say its means in the log."""
     if trainer.local_rank != 0:
         return None
-    from nnunet_logvmamba.evaluation.cases import CaseError  # late, since only the end of a training needs them
     from nnunet_logvmamba.evaluation.report import as_json
 
     target = Path(trainer.output_folder) / FOLDER / name
@@ -79,7 +79,7 @@ def _write(
         if scored is None:
             return None
         replace_text(target, as_json(scored[0]))
-    except (CaseError, OSError, MemoryError) as error:
+    except (UserError, OSError, MemoryError) as error:
         reason = str(error) or type(error).__name__
         trainer.print_to_log_file(f"No {name}, {what} cannot be scored: {reason}", also_print_to_console=True)
         return None
@@ -158,14 +158,13 @@ def _instances(trainer: nnUNetTrainer, validation: Path) -> tuple[dict, str] | N
 
 
 def _references(dataset: str) -> Path:
-    from nnunet_logvmamba.evaluation.cases import CaseError
 
     needed = f"true instance maps are read from nnUNet_raw/{dataset}/{REFERENCES}, as our converter writes them"
     remedy = "validate again with nnUNetv2_train ... --val once they are there"
     root = nnUNet_raw.get()
     if root is None:
-        raise CaseError(f"{needed}, and nnUNet_raw is not set; {remedy}")
+        raise UserError(f"{needed}, and nnUNet_raw is not set; {remedy}")
     folder = Path(root) / dataset / REFERENCES
     if not folder.is_dir():
-        raise CaseError(f"{needed}, and {folder} is not a folder; {remedy}")
+        raise UserError(f"{needed}, and {folder} is not a folder; {remedy}")
     return folder
