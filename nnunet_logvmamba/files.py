@@ -1,13 +1,14 @@
-"""Writes files in one step, one or several, so that nobody ever reads half of them."""
+"""Reads JSON, and writes files in one step, one or several, so that nobody ever reads half of them."""
 
 from __future__ import annotations
 
+import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from nnunet_logvmamba.errors import UserError
 
@@ -34,6 +35,18 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: If it is damaged; the sentence ends with the remedy.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): {remedy}") from error
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -77,7 +90,7 @@ def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> 
     folder = folder.absolute()
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     # Inside the target, which may be all that the user can write to, or another disk than its parent.
-    staged = folder / f".{secrets.token_hex(4)}.partial"
+    staged = folder / f".{os.urandom(4).hex()}.partial"
     try:
         try:
             staged.mkdir(parents=True)

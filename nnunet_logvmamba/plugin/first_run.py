@@ -21,7 +21,7 @@ from math import prod
 from pathlib import Path
 
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.files import replace_text
+from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.plugin.trainer_names import find_trainer
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -227,12 +227,7 @@ class FirstRun:
         file = self.preprocessed / self.dataset / f"{PLANS}.json"
         if not file.is_file():
             return None
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(
-                f"{file} is not valid JSON ({error}): remove it, and the data set is planned anew"
-            ) from error
+        return read_json(file, "remove it, and the data set is planned anew")
 
     # What is due
 
@@ -433,12 +428,12 @@ def _read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     from nnunet_logvmamba.plugin.plans import check_dataset_json
-    from nnunet_logvmamba.results.runs import read_json
+    from nnunet_logvmamba.results import runs
 
     file = folder / "dataset.json"
     if not file.is_file():
         raise UserError(f"{folder} has no dataset.json: {LAYOUT}")
-    content = read_json(file)
+    content = runs.read_json(file)
     check_dataset_json(content, file)
     ending = content.get("file_ending")
     if not isinstance(ending, str) or not ending.startswith("."):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_logvmamba import files
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
 from nnunet_logvmamba.evaluation.folders import INSTANCES
@@ -141,11 +141,9 @@ def read_json(path: Path) -> dict:
         UserError: If it is missing or damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path, "validate again with nnUNetv2_train … --val")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: copy the whole results folder, or validate again with --val") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): validate again with nnUNetv2_train … --val") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold what nnU-Net writes: validate again with nnUNetv2_train … --val")
     return content

@@ -1,5 +1,7 @@
 """Reads stock nnU-Net plans into the arguments of our networks, and writes configurations that carry our knobs."""
 
+# ruff: noqa: F401 - imported for whoever imports them from here
+
 from nnunet_logvmamba.plugin.plans.architecture import (
     KEPT_ARGUMENTS,
     NETWORK_CLASS_NAME,
@@ -22,28 +24,3 @@ from nnunet_logvmamba.plugin.plans.settings import (
     foreground_in_words,
     knobs,
 )
-
-__all__ = [
-    "FOREGROUND_SHARE",
-    "KEPT_ARGUMENTS",
-    "NETWORKS",
-    "NETWORK_CLASS_NAME",
-    "SETTINGS",
-    "STOCK_NETWORKS",
-    "SWIN_CLASS_NAME",
-    "TRAINING_KEY",
-    "TRAINING_SETTINGS",
-    "add_configuration",
-    "build_network",
-    "check_configuration",
-    "check_dataset_json",
-    "check_knobs",
-    "check_patch",
-    "check_training_settings",
-    "find_plans",
-    "foreground_in_words",
-    "is_ours",
-    "knobs",
-    "to_our_architecture",
-    "write_plans",
-]

@@ -10,8 +10,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
-from nnunet_logvmamba.files import replace_text
+from nnunet_logvmamba.files import read_json, replace_text
 
 
 def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
@@ -45,10 +44,7 @@ def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
     for file in (path, dataset_file):
         if not file.is_file():
             raise UserError(f"{file} does not exist: run nnUNetv2_plan_and_preprocess for this data set")
-        try:
-            contents.append(json.loads(file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise UserError(f"{file} is not valid JSON ({error}): plan the data set anew") from error
+        contents.append(read_json(file, "plan the data set anew"))
     check_dataset_json(contents[1], dataset_file)
     return path, *contents
 
@@ -59,6 +55,8 @@ def check_dataset_json(content: object, file: Path) -> None:
     Raises:
         UserError: Naming the file and what is wrong in it.
     """
+    from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of  # late, since no training needs them
+
     try:
         labels_of(content, str(file))
         if not channels_of(content, str(file)):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import inf
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from nnunet_logvmamba.ops import backends
 from nnunet_logvmamba.plugin.plans.architecture import (
@@ -24,13 +23,11 @@ TRAINING_KEY = "logvmamba"
 """Optional key of a configuration with the training settings that only our trainers read."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """Which values fit: by a function, in words for a sentence, and as a table of the documentation has it."""
+class Kind(NamedTuple):
+    """Which values fit, by a function and in words."""
 
     fits: Callable[[Any], bool]
     words: str
-    valid: str = ""
 
 
 def _is_whole(value: object) -> bool:
@@ -42,20 +39,15 @@ def _is_number(value: object) -> bool:
 
 
 def _whole(least: int) -> Kind:
-    words = f"a whole number of at least {least}"
-    return Kind(lambda value: _is_whole(value) and value >= least, words, f"whole number ≥ {least}")
+    return Kind(lambda value: _is_whole(value) and value >= least, f"a whole number of at least {least}")
 
 
-_POSITIVE = Kind(lambda value: _is_number(value) and 0 < value < inf, "a number above 0", "number > 0")
-_NOT_NEGATIVE = Kind(lambda value: _is_number(value) and 0 <= value < inf, "a number of at least 0", "number ≥ 0")
-_SHARE = Kind(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1", "number from 0 to 1")
-_BOOLEAN = Kind(lambda value: isinstance(value, bool), "true or false", "`true`, `false`")
-_PATH = Kind(lambda value: isinstance(value, str) and value != "", "the path of a checkpoint", "path of a checkpoint")
-_OPTIMIZER = Kind(
-    lambda value: isinstance(value, str) and value in OPTIMIZERS,
-    f"one of {', '.join(OPTIMIZERS)}",
-    ", ".join(f"`{word}`" for word in OPTIMIZERS),
-)
+_POSITIVE = Kind(lambda value: _is_number(value) and 0 < value < inf, "a number above 0")
+_NOT_NEGATIVE = Kind(lambda value: _is_number(value) and 0 <= value < inf, "a number of at least 0")
+_SHARE = Kind(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
+_BOOLEAN = Kind(lambda value: isinstance(value, bool), "true or false")
+_PATH = Kind(lambda value: isinstance(value, str) and value != "", "the path of a checkpoint")
+_OPTIMIZER = Kind(lambda value: isinstance(value, str) and value in OPTIMIZERS, " or ".join(OPTIMIZERS))
 
 SETTINGS: dict[str, tuple[Kind, Any]] = {
     "num_epochs": (_whole(1), 1000),

@@ -18,12 +18,13 @@ from .recipe_trainer import RecipeTrainer
 from .weights import _refuse_other_weights
 
 
-def _builder(family: str | None, network_name: str | None = None):
+def _builder(family: str | None, network_name: str | None = None, stock: bool = False):
     """Give a ``build_network_architecture`` for a trainer.
 
     Args:
         family: Family of the blocks; None takes the one that the plan says, or LoG.
         network_name: Dotted path of the network; None takes the one that the plan says, or LoGVMambaUNet.
+        stock: Build nnU-Net's network, and refuse a configuration that names ours, lest a comparison compare nothing.
     """
 
     def build_network_architecture(
@@ -33,16 +34,17 @@ def _builder(family: str | None, network_name: str | None = None):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
+        sizes = num_input_channels, num_output_channels, enable_deep_supervision
+        if stock and is_ours(configuration_manager.configuration["architecture"]):
+            raise Refused(
+                "nnUNetTrainerStockNetwork trains the network that nnU-Net planned, but this configuration names "
+                "LoG-VMamba: use nnU-Net's own configuration, or one written by logvmamba plans --keep-network."
+            )
+        if stock:
+            return nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, *sizes)
         overrides = {} if family is None else {"family": family}
         try:
-            network = build_network(
-                configuration_manager,
-                num_input_channels,
-                num_output_channels,
-                enable_deep_supervision,
-                network_name,
-                **overrides,
-            )
+            network = build_network(configuration_manager, *sizes, network_name, **overrides)
         except ValueError as error:
             raise Refused(f"The network cannot be built from this plan: {error}.") from error
         network.register_load_state_dict_pre_hook(_refuse_other_weights)
@@ -66,26 +68,6 @@ class _NoSSM(RecipeTrainer):
         here, there = (sum(p.numel() for p in network.parameters()) for network in (self.network, whole))
         self.print_to_log_file(
             f"NoSSM has {here:,} parameters, LoG-VMamba {there:,}: the state-space part accounts for {there - here:,}."
-        )
-
-
-class _StockNetwork(RecipeTrainer):
-    @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """Build nnU-Net's network; a configuration that names ours is refused, lest a comparison compare nothing."""
-        if is_ours(configuration_manager.configuration["architecture"]):
-            raise Refused(
-                "nnUNetTrainerStockNetwork trains the network that nnU-Net planned, but this configuration names "
-                "LoG-VMamba: use nnU-Net's own configuration, or one written by logvmamba plans --keep-network."
-            )
-        return nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
 
 
@@ -118,12 +100,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "StockNetwork": {
         "text": "The network as nnU-Net plans it, trained with our recipes, seeds and lengths, for comparisons on "
         "equal terms.",
-        "base": _StockNetwork,
+        "stock": True,
         "published_recipe": "sgd",
     },
 }
-"""By the word in a trainer's name: its docstring ``text``, the class it is made from (``base``, else RecipeTrainer) and
-attributes of :class:`RecipeTrainer`."""
+"""By the word in a trainer's name: its docstring ``text``, the class it is made from (``base``, else RecipeTrainer),
+whether it builds nnU-Net's network (``stock``), and attributes of :class:`RecipeTrainer`."""
 
 
 def made(name: str, base: type[RecipeTrainer], text: str | None, **attributes: Any) -> type[RecipeTrainer]:
@@ -131,10 +113,11 @@ def made(name: str, base: type[RecipeTrainer], text: str | None, **attributes: A
     return type(name, (base,), {"__module__": __package__, "__qualname__": name, "__doc__": text, **attributes})
 
 
-def _trainer(word: str, text: str, base: type[RecipeTrainer] = RecipeTrainer, **attributes: Any) -> type[RecipeTrainer]:
-    if "build_network_architecture" not in vars(base):
-        attributes["build_network_architecture"] = _builder(attributes.get("family"), attributes.get("network_name"))
-    return made(PREFIX + word, base, text, **attributes)
+def _trainer(
+    word: str, text: str, base: type[RecipeTrainer] = RecipeTrainer, stock: bool = False, **attributes: Any
+) -> type[RecipeTrainer]:
+    build = _builder(attributes.get("family"), attributes.get("network_name"), stock)
+    return made(PREFIX + word, base, text, build_network_architecture=build, **attributes)
 
 
 TRAINER_OF_FAMILY = {word: _trainer(word, **row) for word, row in FAMILIES.items()}

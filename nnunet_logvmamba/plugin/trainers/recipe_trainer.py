@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -222,7 +222,7 @@ class RecipeTrainer(RecordedTrainer):
         """Give nnU-Net's data loaders; with a seed they augment in this process, so that the order is fixed."""
         if self.seed is None:
             return super().get_dataloaders()
-        with _environment(nnUNet_n_proc_DA="0"):
+        with patch.dict(os.environ, nnUNet_n_proc_DA="0"):
             return super().get_dataloaders()
 
     def on_train_epoch_start(self):
@@ -261,17 +261,3 @@ def _refuse_absent_device(device: torch.device) -> None:
         return
     options = ["-device cpu", *["-device mps"] * (best_device() == "mps")]
     raise Refused(f"{missing}: run the command with {' or '.join(options)} (in Python, device=torch.device('cpu')).")
-
-
-@contextmanager
-def _environment(**values: str):
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -23,6 +23,8 @@ from nnunet_logvmamba.networks.counting import count_multiply_adds, count_parame
 from nnunet_logvmamba.plugin.environment import peak_memory_bytes, version_of
 from nnunet_logvmamba.results.record import FORMAT, RECORD_NAME, read_record, without_paths
 
+from .weights import bare_network
+
 
 class RecordedTrainer(nnUNetTrainer):
     """nnU-Net's training, which also writes a record of itself into the folder of its fold.
@@ -89,8 +91,7 @@ def split_digest(training: Sequence[str], validation: Sequence[str]) -> str:
 def _facts(trainer: RecordedTrainer) -> dict:
     """What is known when training starts."""
     configuration = trainer.configuration_manager
-    network = trainer.network.module if trainer.is_ddp else trainer.network
-    network = getattr(network, "_orig_mod", network)
+    network = bare_network(trainer)
     return {
         "format": FORMAT,
         "trainer": type(trainer).__name__,
