@@ -13,12 +13,10 @@ one row.
 import argparse
 import functools
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from cases import HIPPOCAMPUS, NETWORKS, PICTURES, NetworkCase
@@ -27,6 +25,7 @@ from measure import RESULTS, circumstances, save, side_by_side
 from torch import nn
 
 from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.plugin.environment import peak_memory_bytes
 
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6)  # per stage, as nnU-Net's residual encoder presets plan it
 
@@ -118,20 +117,11 @@ def peak_memory(name: str, case: NetworkCase, device: str) -> int:
 
 
 def _print_memory(name: str, case: NetworkCase, device: str) -> None:
-    before = highest_memory()
+    before = peak_memory_bytes(torch.device(device))
     call, _ = step(name, case, device)
     call()
     call()
-    print(torch.cuda.max_memory_allocated() if device == "cuda" else highest_memory() - before)
-
-
-def highest_memory() -> int:
-    """Most memory that this process has had, in bytes. Linux's own count begins with that of the parent process."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    print(peak_memory_bytes(torch.device(device)) - before)
 
 
 def measured(case: NetworkCase, device: str) -> dict[str, object]:

@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 
 import torch
+
+from nnunet_logvmamba.plugin.environment import version_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -104,19 +105,12 @@ def circumstances(commit: str | None = None) -> dict[str, object]:
         "cores": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.system(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _DISTRIBUTIONS},
+        "versions": {"python": platform.python_version()} | {name: version_of(name) for name in _DISTRIBUTIONS},
         "commit": commit or _commit(),
     }
 
 
 _DISTRIBUTIONS = ("torch", "numba", "triton", "mambapy", "mamba-ssm", "dynamic-network-architectures", "nnunetv2")
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

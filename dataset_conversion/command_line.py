@@ -54,6 +54,9 @@ def run(command: Callable[[], object]) -> int:
     return 0
 
 
+# Converters import nothing of the package but what a cell is, so its unwinding of signals stands here once more.
+
+
 def _interrupt(signum, frame):
     raise KeyboardInterrupt
 

@@ -1,4 +1,7 @@
-"""Targets: whether one may be written, and folders and files that appear only once they are complete."""
+"""Targets: whether one may be written, and folders and files that appear only once they are complete.
+
+Converters import nothing of the package but what a cell is, so they have their own; a data set is a folder of folders.
+"""
 
 import contextlib
 import errno

@@ -1,8 +1,8 @@
 """What our commands and trainers say when the user can put it right."""
 
 
-class UserError(Exception):
-    """One sentence for the user that names the value or file and the remedy; shown without a traceback."""
+class UserError(ValueError):
+    """One sentence for the user that names the value or file and the remedy; commands show it without a traceback."""
 
 
 class Refused(SystemExit, RuntimeError):

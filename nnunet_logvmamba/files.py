@@ -1,16 +1,23 @@
-"""Writes files in one step, so that nobody ever reads half of one."""
+"""Reads JSON, and writes files in one step, one or several, so that nobody ever reads half of them."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from nnunet_logvmamba.errors import UserError
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give another path in the same folder to write to; it becomes ``path``, or is removed if anything goes wrong.
+
+    A file that is replaced hands its permissions on.
 
     Raises:
         OSError: If it cannot be written, with the name that was asked for; what was there stays as it was.
@@ -19,6 +26,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        if path.is_file():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
@@ -26,6 +35,18 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: If it is damaged; the sentence ends with the remedy.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): {remedy}") from error
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -36,3 +57,76 @@ def replace_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a target that holds anything, unless told to replace what has the same name.
+
+    Raises:
+        UserError: Naming the folder and the remedy.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder to write to")
+    if folder.is_dir() and not overwrite and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name another folder, or replace files of the same name: --overwrite")
+
+
+@contextmanager
+def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> Iterator[Path]:
+    """Give an empty folder to write to, whose files move to ``folder`` once the block has ended without an error.
+
+    An interrupted run leaves the target as it was. Files in the target that have other names stay.
+
+    Args:
+        overwrite: Replace files of the same name; otherwise the target must be absent or empty.
+        last: Names of files that move after all others, such as the summary. Older ones leave before anything moves,
+            also where no new one takes their place, so that they never stand beside scores that are not theirs.
+
+    Raises:
+        UserError: If the target is a file, or not empty while ``overwrite`` is False; if it cannot be written to, or
+            what is to be replaced is no file.
+    """
+    check_target(folder, overwrite=overwrite)
+    folder = folder.absolute()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    # Inside the target, which may be all that the user can write to, or another disk than its parent.
+    staged = folder / f".{os.urandom(4).hex()}.partial"
+    try:
+        try:
+            staged.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written to ({error.strerror}); name another folder") from error
+        yield staged
+        _move_all(staged, folder, last)
+        shutil.rmtree(staged)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        for path in new:
+            with suppress(OSError):  # absent, or no longer empty
+                path.rmdir()
+        raise
+
+
+def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:
+    """Move all files of one folder to another, or put back what was there before."""
+    names = sorted((path.name for path in staged.iterdir()), key=lambda name: (name in last, name))
+    leaving = [*last, *(name for name in names if name not in last)]
+    for target in (folder / name for name in leaving):
+        if os.path.lexists(target) and not target.is_file():
+            raise UserError(f"{target} is in the way: it is no file; move it, or name another folder")
+    before = staged / ".before"
+    before.mkdir()
+    moved = []
+    try:
+        for name in leaving:
+            if (folder / name).is_file():
+                os.replace(folder / name, before / name)
+        for name in names:
+            os.replace(staged / name, folder / name)
+            moved.append(name)
+    except BaseException:
+        for name in moved:
+            (folder / name).unlink()
+        for path in before.iterdir():
+            os.replace(path, folder / path.name)
+        raise

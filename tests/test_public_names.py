@@ -158,8 +158,8 @@ def test_words_that_plans_may_hold():
 
 def test_files_of_scores():
     folders = importlib.import_module("nnunet_logvmamba.evaluation.folders")
-    assert importlib.import_module("nnunet_logvmamba.plugin.trainers.surface_scores").FILE == "surface.json"
-    assert importlib.import_module("nnunet_logvmamba.plugin.trainers.instance_scores").FILE == "instances.json"
+    validation = importlib.import_module("nnunet_logvmamba.plugin.trainers.scores")
+    assert (validation.SURFACES, validation.INSTANCES) == ("surface.json", "instances.json")
     assert (folders.SCORES, folders.SUMMARY, folders.TABLE) == ("scores.csv", "scores.json", "scores.txt")
 
 
@@ -171,5 +171,7 @@ def test_record_of_a_training():
 
 def test_trainers_in_checkpoints_and_results_folders():
     for name in TRAINERS:
-        for suffix in ("", "_adam", "_paper", "_sgd", "_5epochs", "_seed1", "_adam_5epochs_seed1"):
-            assert getattr(trainers, name + suffix).__name__ == name + suffix
+        for recipe in ("", "_adam", "_adamw", "_paper", "_published", "_sgd"):
+            for suffix in (recipe, f"{recipe}_5epochs", f"{recipe}_seed1", f"{recipe}_5epochs_seed1"):
+                trainer = getattr(trainers, name + suffix)
+                assert (trainer.__module__, trainer.__name__) == ("nnunet_logvmamba.plugin.trainers", name + suffix)

@@ -221,8 +221,22 @@ def test_every_knob_and_every_setting_is_listed_with_its_default():
         if plain and default != plans.knobs().get(name, ""):
             assert f"| `{name}` | `{json.dumps(default)}` |" in PAGES[page], f"{name} = {default}"
     assert set(plans.knobs(plans.SWIN_CLASS_NAME)) <= first_column(page)
-    assert set(plans.TRAINING_SETTINGS) <= first_column(page)
-    assert set(plans.TRAINING_SETTINGS) <= first_column("docs/reference/plans.md")
+
+
+def in_a_table(words: str) -> str:
+    """What a kind of value is called where there is little room."""
+    if " or " in words:
+        return ", ".join(f"`{word}`" for word in words.split(" or "))
+    return re.sub("^(a|the) ", "", words).replace(" of at least ", " ≥ ").replace(" above ", " > ")
+
+
+@pytest.mark.parametrize("page", ["docs/how-to/knobs.md", "docs/reference/plans.md"])
+def test_every_setting_is_written_as_it_is(page):
+    for name, (kind, default) in plans.SETTINGS.items():
+        row, *_ = re.findall(rf"^\| [^|]*`{name}`[^|]* \| ([^|]+) \|(?: ([^|]+) \|)?$", PAGES[page], re.M)
+        assert row[0].startswith(in_a_table(kind.words)), name
+        if row[1] and default is not None:
+            assert re.match(rf"`?{re.escape(json.dumps(default).removesuffix('.0'))}\b", row[1]), name
 
 
 def test_every_sub_command_is_listed():

@@ -8,17 +8,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from nnunet_logvmamba import __version__
 from nnunet_logvmamba.cli.options import examples
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.interrupts import unwinding
 
 SUB_COMMANDS = (
     "doctor",
@@ -72,7 +68,7 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``logvmamba``; without arguments it prints its help.
 
-    A polite kill (SIGTERM) unwinds like Ctrl-C, so that no half of an output stays.
+    A polite kill (SIGTERM) or a closed terminal (SIGHUP) unwinds like Ctrl-C, so that no half of an output stays.
 
     Returns:
         The exit code: what the sub-command gives, 2 if the user has to put something right (one sentence on stderr),
@@ -83,10 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     args = _parsed(parser, sys.argv[1:] if argv is None else list(argv))
-    previous = signal.signal(signal.SIGTERM, _unwind)
-    hook, sys.unraisablehook = sys.unraisablehook, partial(_unwind_again, sys.unraisablehook)
     try:
-        return args.run(args)
+        with unwinding():
+            return args.run(args)
     except UserError as error:
         print(f"logvmamba: {error}", file=sys.stderr)
         return 2
@@ -95,43 +90,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    finally:
-        sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _unwind(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _change_mask(how: int) -> None:
-    if signal.getsignal(signal.SIGTERM) is _unwind:
-        signal.pthread_sigmask(how, {signal.SIGTERM})
-
-
-def _end_at_once() -> None:
-    """Let a forked worker end as others do: its pool kills it politely, and a handler in Python may come too late.
-
-    A worker that is about to wait for its next task would note the signal and wait, and its pool would wait for it.
-    """
-    if signal.getsignal(signal.SIGTERM) is _unwind:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # and a kill that came meanwhile takes effect
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=partial(_change_mask, signal.SIG_BLOCK),
-        after_in_parent=partial(_change_mask, signal.SIG_UNBLOCK),
-        after_in_child=_end_at_once,
-    )
-
-
-def _unwind_again(hook: Callable[[Any], object], unraisable: Any) -> None:
-    """Repeat an interrupt that fell into a destructor or a weak reference's callback, which cannot raise."""
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-        hook(unraisable)
-    elif hasattr(signal, "pthread_kill"):
-        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM)).start()
-    else:
-        threading.Timer(0.05, signal.raise_signal, (signal.SIGTERM,)).start()

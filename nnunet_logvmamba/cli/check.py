@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import at_least, examples
-from nnunet_logvmamba.errors import UserError
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -32,15 +31,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If nnU-Net cannot predict them.
     """
-    from nnunet_logvmamba.evaluation.cases import CaseError
     from nnunet_logvmamba.evaluation.parallel import default_processes
     from nnunet_logvmamba.plugin.acceptance import check_images, read_model
 
     model = read_model(args.model)
-    try:
-        cases, others = check_images(args.images, model, processes=args.jobs or default_processes())
-    except CaseError as error:
-        raise UserError(str(error)) from error
+    cases, others = check_images(args.images, model, processes=args.jobs or default_processes())
     ready = f"ready: {cases} case(s), {len(model.channels)} channel(s) each"
     if others:
         ready += f"; {len(others)} other image(s) would be passed over, for they do not end in {model.ending}, the "

@@ -9,6 +9,7 @@ from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import examples
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, MASK_METRICS, METRICS, titles
+from nnunet_logvmamba.files import staged_files
 
 FORMATS = ("markdown", "latex", "csv")
 FILES = {"markdown": "comparison.md", "latex": "comparison.tex"}
@@ -68,8 +69,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If the runs cannot be read or compared; nothing is written then.
     """
-    from nnunet_logvmamba.evaluation.cases import CaseError
-    from nnunet_logvmamba.evaluation.report import staged_files
     from nnunet_logvmamba.results import (
         comparison,
         tables,  # late, because they import numpy and SciPy
@@ -97,12 +96,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output is None:
         print("\n".join(texts.values()), end="")
         return 0
-    try:
-        with staged_files(args.output, overwrite=True, last=OWN) as staged:
-            for name, text in texts.items():
-                (staged / name).write_text(text, encoding="utf-8")
-    except CaseError as error:
-        raise UserError(str(error)) from error
+    with staged_files(args.output, overwrite=True, last=OWN) as staged:
+        for name, text in texts.items():
+            (staged / name).write_text(text, encoding="utf-8")
     for metric in found.metrics:
         terminal.show(comparison.conclusion(found, metric))
     terminal.show(f"written to {args.output}: {', '.join(texts)}")

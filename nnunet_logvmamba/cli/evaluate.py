@@ -10,6 +10,7 @@ from nnunet_logvmamba.cli.options import above_zero, add_scoring, add_working, a
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, titles
 from nnunet_logvmamba.evaluation.metrics import MASK_METRICS as METRICS
+from nnunet_logvmamba.files import check_target
 
 # What is in evaluation/, named again because importing it would make every command slow; a test compares.
 POLICIES = ("brats", "nnunet", "umamba", "paper", "segmamba")
@@ -96,19 +97,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If anything does not fit; nothing is written then.
     """
-    from nnunet_logvmamba.evaluation.cases import CaseError
-
-    try:
-        return _run(args)
-    except CaseError as error:
-        raise UserError(str(error)) from error
-
-
-def _run(args: argparse.Namespace) -> int:
     from nnunet_logvmamba.evaluation import folders
     from nnunet_logvmamba.evaluation.parallel import default_processes
     from nnunet_logvmamba.evaluation.policies import policy_for
-    from nnunet_logvmamba.evaluation.report import check_target
     from nnunet_logvmamba.evaluation.scoring import DEFAULT_INSTANCE_METRICS, DEFAULT_METRICS, Settings
 
     metrics = tuple(dict.fromkeys(args.metrics or (DEFAULT_INSTANCE_METRICS if args.instances else DEFAULT_METRICS)))

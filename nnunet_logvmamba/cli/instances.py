@@ -12,6 +12,7 @@ from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import add_scoring, add_working, at_least, examples
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.metrics import title_of
+from nnunet_logvmamba.files import staged_files
 
 if TYPE_CHECKING:
     from nnunet_logvmamba.evaluation.cells import CellCase, CellSettings
@@ -83,19 +84,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If any file does not fit; nothing is written then.
     """
-    from nnunet_logvmamba.evaluation.cases import CaseError
-
-    try:
-        return _run(args)
-    except CaseError as error:
-        raise UserError(str(error)) from error
-
-
-def _run(args: argparse.Namespace) -> int:
-    from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, CaseError, check_pairs, find_cases
+    from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_pairs, find_cases
     from nnunet_logvmamba.evaluation.cells import LABEL_SUFFIXES, CellCase, CellSettings, recover_and_score
     from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
-    from nnunet_logvmamba.evaluation.report import staged_files
 
     if args.gallery is not None and args.images is None:
         raise UserError("--gallery needs the images: name their folder with --images")
@@ -118,7 +109,7 @@ def _run(args: argparse.Namespace) -> int:
     shown = _spread(list(predictions), args.gallery_cases) if args.images is not None else []
     for case in shown:
         if case not in images:
-            raise CaseError(f"{args.images} holds no image of the case '{case}'")
+            raise UserError(f"{args.images} holds no image of the case '{case}'")
 
     settings = CellSettings(
         grow=args.grow,
@@ -178,14 +169,14 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
 
 
 def _draw(cases: list[tuple[CellCase, Path, dict]], path: Path, settings: CellSettings) -> None:
-    from nnunet_logvmamba.evaluation.cases import CaseError, read_labels, read_picture
+    from nnunet_logvmamba.evaluation.cases import read_labels, read_picture
     from nnunet_logvmamba.evaluation.gallery import Exhibit, draw_gallery
 
     exhibits = []
     for case, image_file, row in cases:
         image, instances = read_picture(image_file), read_labels(case.target).values
         if image.ndim not in (2, 3) or image.shape[:2] != instances.shape:
-            raise CaseError(
+            raise UserError(
                 f"{image_file} has the shape {image.shape} but its prediction {case.prediction} {instances.shape}"
             )
         truth = read_labels(case.reference).values if case.reference else None

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 BYTES = 4  # of a float32
-COPIES = {"adam": 4, "sgd": 3}  # of every weight while training: itself, its gradient, and one or two running means
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -55,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
         UserError: If the preset, data set, configuration or trainer does not exist, the network cannot be built or
             takes no such patch.
     """
+    from nnunet_logvmamba.plugin.recipes import OPTIMIZERS  # late, as it imports torch
+
     if args.preset is not None:
         network, channels, patch_size, batch_size = _from_preset(args.preset)
         optimizer, title = "adam", f"preset {args.preset}"
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"a patch of {times(patch_size)} does not pass through the network: {reason}") from error
     lines = [f"{title}: {type(network).__name__}, {channels} input channels, patch {times(patch_size)}", ""]
     lines += [_table(summary, terminal.width()), ""]
-    weights = COPIES[optimizer] * BYTES * summary.parameters
+    weights = OPTIMIZERS[optimizer].copies * BYTES * summary.parameters
     lines += [
         f"parameters    {summary.parameters:,}",
         f"multiply-adds {summary.multiply_adds / 1e9:.2f} GMAC in convolutions and matrix products, one patch forwards",
@@ -112,10 +113,7 @@ def _from_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int]
     from nnunet_logvmamba.plugin.plans import find_plans
     from nnunet_logvmamba.plugin.trainer_names import find_trainer
 
-    try:
-        _, plans, dataset_json = find_plans(args.dataset, args.plans)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    _, plans, dataset_json = find_plans(args.dataset, args.plans)
     if args.configuration not in plans["configurations"]:
         there = ", ".join(plans["configurations"])
         raise UserError(f"there is no configuration '{args.configuration}' in {args.plans}; there are {there}")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_logvmamba.errors import UserError
+
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 VOLUME_ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".mha", ".gipl")
 """Read by SimpleITK, NIfTI also by nibabel; their spacing is in mm."""
@@ -30,10 +32,6 @@ DIRECTION_TOLERANCE = 1e-3
 
 ORIGIN_TOLERANCE = 1e-2
 """Share of the shortest edge of a voxel by which two origins may differ, beside what single precision rounds off."""
-
-
-class CaseError(ValueError):
-    """Files that cannot be scored: one sentence that names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,11 @@ def find_cases(folder: Path, *, endings: Sequence[str] = ENDINGS, suffixes: Sequ
     Where any name has such a suffix, files without one are taken for something else, such as a gallery.
 
     Raises:
-        CaseError: If there is no such folder, it holds no such file, or two files are of one case.
+        UserError: If there is no such folder, it holds no such file, or two files are of one case.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CaseError(f"{folder} is not a folder")
+        raise UserError(f"{folder} is not a folder")
     files = {}
     for path in sorted(folder.iterdir()):
         ending = ending_of(path)
@@ -110,10 +108,10 @@ def find_cases(folder: Path, *, endings: Sequence[str] = ENDINGS, suffixes: Sequ
     for path, name in files.items():
         case = next((name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)), name)
         if case in found:
-            raise CaseError(f"{folder} holds two files of the case '{case}', {found[case].name} and {path.name}")
+            raise UserError(f"{folder} holds two files of the case '{case}', {found[case].name} and {path.name}")
         found[case] = path
     if not found:
-        raise CaseError(f"{folder} holds no file that ends in {', '.join(endings)}")
+        raise UserError(f"{folder} holds no file that ends in {', '.join(endings)}")
     return found
 
 
@@ -123,17 +121,17 @@ def check_pairs(
     """Give the cases that have a reference but no prediction, which is an error unless ``predicted_only``.
 
     Raises:
-        CaseError: If a case is on one side only, naming the first.
+        UserError: If a case is on one side only, naming the first.
     """
     alone = sorted(set(predicted) - set(true))
     if alone:
-        raise CaseError(
+        raise UserError(
             f"{references} holds no reference for {len(alone)} prediction(s), the first is '{alone[0]}'; add it, or "
             f"move what cannot be scored out of {predictions}"
         )
     unscored = sorted(set(true) - set(predicted))
     if unscored and not predicted_only:
-        raise CaseError(
+        raise UserError(
             f"{predictions} holds no prediction for {len(unscored)} reference(s), the first is '{unscored[0]}'; "
             f"to score the predicted cases alone, add --predicted-only"
         )
@@ -149,7 +147,7 @@ def read_labels(path: Path) -> LabelMap:
     What is whole in single precision, as nnU-Net reads it, is a label: 0.99999999977 is 1.
 
     Raises:
-        CaseError: If the file cannot be read, is a colour picture, or holds numbers that are not whole.
+        UserError: If the file cannot be read, is a colour picture, or holds numbers that are not whole.
     """
     path = Path(path)
     try:
@@ -157,17 +155,17 @@ def read_labels(path: Path) -> LabelMap:
             volume, unit = read_volume(path), "mm"
         else:
             volume, unit = _read_label_picture(path)
-    except CaseError:
+    except UserError:
         raise
     except Exception as error:  # every library has its own way to say that a file is broken
-        raise CaseError(f"{path} cannot be read: {_reason(error)}") from error
+        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
     values, spacing, affines = volume.values, volume.spacing, volume.affines
     if values.size == 0:
-        raise CaseError(f"{path} holds no voxel: its shape is {values.shape}")
+        raise UserError(f"{path} holds no voxel: its shape is {values.shape}")
     if values.ndim not in (2, 3):
-        raise CaseError(f"{path} has {values.ndim} axes; a label map has 2 or 3")
+        raise UserError(f"{path} has {values.ndim} axes; a label map has 2 or 3")
     if not all(np.isfinite(size) and size > 0 for size in spacing):
-        raise CaseError(f"{path} has the spacing {_rounded(spacing)}; sizes of voxels are above 0")
+        raise UserError(f"{path} has the spacing {_rounded(spacing)}; sizes of voxels are above 0")
     values = _whole(values, path)
     if values.ndim == 2 or 1 not in values.shape:
         return LabelMap(values, spacing, unit, affines)
@@ -186,21 +184,21 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
     """Give the labels as integers."""
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
-            raise CaseError(f"{path} holds numbers that are not finite; labels and instances are whole numbers")
+            raise UserError(f"{path} holds numbers that are not finite; labels and instances are whole numbers")
         single = values.astype(np.float32)
         broken = single != np.rint(single)
         if broken.any():
-            raise CaseError(
+            raise UserError(
                 f"{path} holds numbers that are not whole, the first is {single[broken][0]!s}; labels and instances "
                 "must be"
             )
         if np.abs(single).max() >= 2**63:
-            raise CaseError(f"{path} holds {np.abs(single).max():g}, which is too large for a label")
+            raise UserError(f"{path} holds {np.abs(single).max():g}, which is too large for a label")
         values = np.rint(values).astype(np.int64)
     elif values.dtype.kind not in "iub":
-        raise CaseError(f"{path} holds {values.dtype} values; labels and instances are whole numbers")
+        raise UserError(f"{path} holds {values.dtype} values; labels and instances are whole numbers")
     if values.min() < 0:
-        raise CaseError(f"{path} holds the negative value {values.min()}; labels and instances start at 0")
+        raise UserError(f"{path} holds the negative value {values.min()}; labels and instances start at 0")
     return values
 
 
@@ -216,7 +214,7 @@ def read_volume(path: Path) -> Volume:
     SimpleITK refuses NIfTI files whose direction cosines are not orthonormal, such as a slightly sheared affine.
 
     Raises:
-        CaseError: If it has several channels, or SimpleITK and nibabel read other values from it.
+        UserError: If it has several channels, or SimpleITK and nibabel read other values from it.
         Exception: Of either library, if the file is broken. NIfTI is read to its end, for SimpleITK takes what is
             missing for zeros.
     """
@@ -234,7 +232,7 @@ def read_volume(path: Path) -> Volume:
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise CaseError(f"{path} holds {image.GetNumberOfComponentsPerPixel()} channels; a label map has one")
+        raise UserError(f"{path} holds {image.GetNumberOfComponentsPerPixel()} channels; a label map has one")
     dimension = image.GetDimension()
     axes = np.reshape(image.GetDirection(), (dimension, dimension)) * image.GetSpacing()
     affine = np.column_stack((axes[:, ::-1], image.GetOrigin()))
@@ -266,7 +264,7 @@ def _read_by_nibabel(path: Path) -> Volume:
     image = nibabel.load(path)
     values = np.asanyarray(image.dataobj).T
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise CaseError(f"{path} holds numbers that are not finite; labels and instances are whole numbers")
+        raise UserError(f"{path} holds numbers that are not finite; labels and instances are whole numbers")
     zooms = image.header.get_zooms()[::-1]
     while values.ndim > 3 and values.shape[0] == 1:
         values, zooms = values[0], zooms[1:]
@@ -287,7 +285,7 @@ def _check_same_values(by_itk: np.ndarray, by_nibabel: np.ndarray, path: Path) -
 
         with nibabel.openers.ImageOpener(path) as file:
             header = type(nibabel.load(path).header).from_fileobj(file, check=False)
-        raise CaseError(
+        raise UserError(
             f"{path} is read as {_few(two)} by nibabel and as {_few(one)} by SimpleITK, for its header scales values "
             f"by {header['scl_slope']:g} and adds {header['scl_inter']:g} (scl_slope, scl_inter); save it again with "
             "scl_slope 1 and scl_inter 0"
@@ -303,9 +301,9 @@ def _read_label_picture(path: Path) -> tuple[Volume, str]:
     """Give the numbers as they are stored; in mm where nnU-Net left the spacing of a TIFF of pages beside it."""
     values = _without_axes_of_one(_stored_picture(path), 3)
     if values.ndim == 3 and values.shape[-1] in (2, 3, 4) and values.shape[0] > 4:
-        raise CaseError(f"{path} is a colour picture; a label map has one channel that holds the numbers themselves")
+        raise UserError(f"{path} is a colour picture; a label map has one channel that holds the numbers themselves")
     if values.ndim not in (2, 3):
-        raise CaseError(f"{path} has the shape {values.shape}; a label map has 2 or 3 axes")
+        raise UserError(f"{path} has the shape {values.shape}; a label map has 2 or 3 axes")
     side_file = path.with_suffix(".json")
     if values.ndim == 2 or not side_file.is_file():
         return Volume(values, (1.0,) * values.ndim, {}), "px"
@@ -323,9 +321,9 @@ def _spacing_in(side_file: Path) -> tuple[float, ...]:
     try:
         spacing = tuple(map(float, json.loads(side_file.read_text(encoding="utf-8"))["spacing"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CaseError(f"{side_file} names no 'spacing' of three numbers, as nnU-Net writes it") from error
+        raise UserError(f"{side_file} names no 'spacing' of three numbers, as nnU-Net writes it") from error
     if len(spacing) != 3:
-        raise CaseError(f"{side_file} names {len(spacing)} spacings for a volume")
+        raise UserError(f"{side_file} names {len(spacing)} spacings for a volume")
     return spacing
 
 
@@ -336,7 +334,7 @@ def read_picture(path: Path) -> np.ndarray:
     (:func:`is_white_at_zero`) the numbers are turned round, so that large is bright. Labels are never turned round.
 
     Raises:
-        CaseError: If it cannot be read.
+        UserError: If it cannot be read.
     """
     values = _without_axes_of_one(_stored_picture(path), 2)
     if values.ndim == 3 and values.shape[0] in (2, 3, 4) and values.shape[-1] > 4:
@@ -350,16 +348,16 @@ def read_image(path: Path) -> np.ndarray:
     """Read an image without nnU-Net: a picture by :func:`read_picture`, a volume by SimpleITK or else nibabel.
 
     Raises:
-        CaseError: If it cannot be read.
+        UserError: If it cannot be read.
     """
     if ending_of(path) in PICTURE_ENDINGS:
         return read_picture(path)
     try:
         return read_volume(path).values
-    except CaseError:
+    except UserError:
         raise
     except Exception as error:  # every library has its own way to say that a file is broken
-        raise CaseError(f"{path} cannot be read: {_reason(error)}") from error
+        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
 
 
 def is_white_at_zero(path: Path) -> bool:
@@ -390,13 +388,13 @@ def _stored_picture(path: Path) -> np.ndarray:
             transparent = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA} & extra
             return values[..., 0] if transparent and series.axes.endswith("S") and values.shape[-1] == 2 else values
     except Exception as error:  # every library has its own way to say that a file is broken
-        raise CaseError(f"{path} cannot be read: {_reason(error)}") from error
+        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
 
 
 def check_same_grid(
     truth: LabelMap, prediction: LabelMap, truth_file: Path, prediction_file: Path, *, position: bool = True
 ) -> None:
-    """Raise CaseError, naming both files, unless both maps have the same shape, spacing and position.
+    """Raise UserError, naming both files, unless both maps have the same shape, spacing and position.
 
     What only one of the files knows is not compared, nor is the position if ``position`` is False. Spacings and
     positions are the same if SimpleITK or nibabel sees the same: nnU-Net reads a data set by one of them and writes
@@ -412,7 +410,7 @@ def check_same_grid(
         return
     what, predicted, true = difference
     remedy = "; logvmamba evaluate --ignore-position scores it all the same" if what.startswith("origin") else ""
-    raise CaseError(f"{prediction_file} has {what} {predicted} but its reference {truth_file} has {true}{remedy}")
+    raise UserError(f"{prediction_file} has {what} {predicted} but its reference {truth_file} has {true}{remedy}")
 
 
 def turned_like(read: LabelMap, other: LabelMap) -> LabelMap:

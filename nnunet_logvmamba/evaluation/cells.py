@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import CaseError, check_same_grid, read_labels
+from nnunet_logvmamba.errors import UserError
+
+from .cases import check_same_grid, read_labels
 from .folders import INSTANCES
 from .instances import MIN_INTERIOR, recover_instances
 from .metrics import INSTANCE_METRICS
@@ -90,7 +92,7 @@ def recover_and_score(settings: CellSettings, case: CellCase) -> dict:
         and the scores of :func:`.scoring.instance_scores` and :func:`.scoring.semantic_scores`.
 
     Raises:
-        CaseError: If a file cannot be read, holds other classes, or the two do not fit.
+        UserError: If a file cannot be read, holds other classes, or the two do not fit.
     """
     classes = read_labels(case.prediction)
     try:
@@ -102,7 +104,7 @@ def recover_and_score(settings: CellSettings, case: CellCase) -> dict:
             watershed=settings.watershed,
         )
     except ValueError as error:
-        raise CaseError(f"{case.prediction}: {error}") from error
+        raise UserError(f"{case.prediction}: {error}") from error
     number = int(instances.max())
     row = {"case": case.case, "label": INSTANCES, "predicted": number}
     if case.reference is not None:

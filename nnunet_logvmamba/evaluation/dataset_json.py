@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cases import CaseError
+from nnunet_logvmamba.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ def read_dataset_json(path: Path) -> Labels:
     """Read labels, regions and the ignored label out of nnU-Net's ``dataset.json``; background is not scored.
 
     Raises:
-        CaseError: If the file cannot be read or its labels are not nnU-Net's.
+        UserError: If the file cannot be read or its labels are not nnU-Net's.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CaseError(f"{path} cannot be read as JSON: {error}") from error
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
     return labels_of(content, str(path))
 
 
@@ -72,11 +72,11 @@ def labels_of(content: object, source: str) -> Labels:
     """Take labels, regions and the ignored label from the content of a ``dataset.json``; ``source`` is its name.
 
     Raises:
-        CaseError: If its labels are not nnU-Net's.
+        UserError: If its labels are not nnU-Net's.
     """
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict) or not labels:
-        raise CaseError(f"{source} has no 'labels' as nnU-Net's dataset.json has")
+        raise UserError(f"{source} has no 'labels' as nnU-Net's dataset.json has")
     values: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():
         if name == "ignore" and value is None:  # as if it were not there
@@ -88,11 +88,11 @@ def labels_of(content: object, source: str) -> Labels:
             values[name] = ()
         if not values[name]:
             words = "a whole number" if name == "ignore" else "a whole number or a list of them"
-            raise CaseError(f"{source}: the label '{name}' must be {words}, not {value!r}")
+            raise UserError(f"{source}: the label '{name}' must be {words}, not {value!r}")
     ignored = values.pop("ignore", (None,))[0]
     values = {name: value for name, value in values.items() if set(value) != {0}}
     if not values:
-        raise CaseError(f"{source} has no label but the background")
+        raise UserError(f"{source} has no label but the background")
     return Labels(values, ignored, source, str(content.get("name", "")))
 
 
@@ -100,9 +100,9 @@ def channels_of(content: dict, source: str) -> tuple[str, ...]:
     """Take the names of the channels, in the order of the files, from the content of a ``dataset.json``.
 
     Raises:
-        CaseError: If it names them in another way than nnU-Net's; it may name none.
+        UserError: If it names them in another way than nnU-Net's; it may name none.
     """
     channels = content.get("modality", content.get("channel_names", {}))  # the order in which nnU-Net looks
     if not isinstance(channels, dict):
-        raise CaseError(f'{source}: \'channel_names\' must be a table such as {{"0": "T1"}}, not {channels!r:.40}')
+        raise UserError(f'{source}: \'channel_names\' must be a table such as {{"0": "T1"}}, not {channels!r:.40}')
     return tuple(map(str, channels.values()))

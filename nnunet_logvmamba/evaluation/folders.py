@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.files import staged_files
+
+from .cases import ENDINGS, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
 from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
 from .metrics import INSTANCE_METRICS, title_of
 from .parallel import map_cases
 from .policies import BRATS_HD95_MM, BRATS_SHAPE, POLICIES
-from .report import as_text_table, describe, staged_files, write_csv, write_json
+from .report import as_text_table, describe, write_csv, write_json
 from .scoring import COUNTS, Settings, definitions, score_instances, score_masks, totals
 from .tolerances import Tolerance, tolerance_of
 
@@ -57,7 +60,7 @@ class Evaluation:
         """Write table, summary and text into a folder; all of them or none.
 
         Raises:
-            CaseError: If the folder is not empty while ``overwrite`` is False.
+            UserError: If the folder is not empty while ``overwrite`` is False.
         """
         with staged_files(folder, overwrite=overwrite, last=(SUMMARY,)) as staged:
             write_csv(staged / SCORES, self.rows, ["case", "label", *self.columns])
@@ -91,7 +94,7 @@ def find_pairs(
         The pairs, sorted by case, and the cases that have a reference but no prediction.
 
     Raises:
-        CaseError: If a case is on one side only, naming the first; or a folder is empty.
+        UserError: If a case is on one side only, naming the first; or a folder is empty.
     """
     predicted, true = (find_cases(folder, endings=endings, suffixes=suffixes) for folder in (predictions, references))
     unscored = check_pairs(predicted, true, predictions, references, predicted_only=predicted_only)
@@ -102,13 +105,13 @@ def find_labels(pairs: Sequence[Pair], *, processes: int = 1) -> Labels:
     """Take the values that occur in any file as the labels, where there is no ``dataset.json``.
 
     Raises:
-        CaseError: If there are so many that the files must be instance maps, or none at all.
+        UserError: If there are so many that the files must be instance maps, or none at all.
     """
     found = sorted(set().union(*map_cases(_values_of, pairs, processes=processes, text="labels")) - {0})
     if len(found) > MOST_LABELS:
-        raise CaseError(f"the files hold {len(found)} labels; if they are instance maps, add --instances")
+        raise UserError(f"the files hold {len(found)} labels; if they are instance maps, add --instances")
     if not found:
-        raise CaseError("the files hold nothing but background, and there is no dataset.json: name it: --dataset-json")
+        raise UserError("the files hold nothing but background, and there is no dataset.json: name it: --dataset-json")
     return Labels({str(value): (value,) for value in found}, None, FOUND)
 
 
@@ -143,7 +146,7 @@ def evaluate(
         processes: How many cases to score at a time.
 
     Raises:
-        CaseError: If a file cannot be read, or truth and prediction do not lie on the same grid, or hold values that
+        UserError: If a file cannot be read, or truth and prediction do not lie on the same grid, or hold values that
             are no labels; the sentence names the file.
     """
     if average not in AVERAGES:
@@ -184,7 +187,7 @@ def _areas_to_volumes(rows: Sequence[dict], references: Mapping[str, Path]) -> N
     """Turn the volume differences of slices beside volumes, which are areas in squares of the unit, into volumes."""
     for row in rows:
         if row["_axes"] == 2 and row["_thickness"] is None:
-            raise CaseError(
+            raise UserError(
                 f"{references[row['case']]} is one slice of unknown thickness among volumes, so it has no "
                 "volume_difference: leave that out, or give the voxel size with --spacing"
             )
@@ -219,7 +222,7 @@ def _tolerances(names: Sequence[str], given: Mapping[str, float] | float | None,
     if isinstance(given, Mapping):
         strangers = sorted(given.keys() - set(names))
         if strangers:
-            raise CaseError(f"a tolerance for '{strangers[0]}', which is no label; the labels are {', '.join(names)}")
+            raise UserError(f"a tolerance for '{strangers[0]}', which is no label; the labels are {', '.join(names)}")
         return {
             name: Tolerance(given[name], unit, "given by the user") if name in given else tolerance_of(name, unit)
             for name in names
@@ -234,7 +237,7 @@ def _with_spacing(read: LabelMap, spacing: Sequence[float] | None, path: Path) -
         return read
     axes = read.values.ndim
     if len(spacing) not in (1, axes, 3):
-        raise CaseError(f"{path} has {axes} axes, but --spacing has {len(spacing)} values")
+        raise UserError(f"{path} has {axes} axes, but --spacing has {len(spacing)} values")
     wide, thickness = tuple(spacing), read.thickness
     if len(wide) == 1:
         wide, thickness = wide * axes, wide[0]
@@ -265,7 +268,7 @@ def _score_case(
 ) -> list[dict]:
     truth, prediction = _read_pair(pair, spacing, position)
     if truth.unit != kind[0]:
-        raise CaseError(
+        raise UserError(
             f"{pair.reference} has {truth.values.ndim} axes in {truth.unit}, the first case {kind[1]} in {kind[0]}; "
             f"put them into folders of their own"
         )
@@ -285,7 +288,7 @@ def _score_case(
             if labels is None and set(settings.metrics) & set(INSTANCE_METRICS):
                 row |= score_instances(truth.values, prediction.values, settings=settings)
         except ValueError as error:
-            raise CaseError(f"{pair.prediction}: {error}") from error
+            raise UserError(f"{pair.prediction}: {error}") from error
         rows.append(row)
     return rows
 
@@ -295,7 +298,7 @@ def _check_values(values: np.ndarray, labels: Labels, path: Path) -> None:
     strangers = sorted(set(np.unique(values).tolist()) - known)
     if strangers:
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
-        raise CaseError(
+        raise UserError(
             f"{path} holds the value {strangers[0]}{more}, which is no label; the labels are "
             f"{', '.join(map(str, sorted(known)))}, {labels.source}"
         )

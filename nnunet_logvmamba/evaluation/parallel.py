@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from .cases import CaseError
+from nnunet_logvmamba.errors import UserError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -30,7 +30,7 @@ def map_cases(
     picklable; one process means this one.
 
     Raises:
-        CaseError: If a process was killed.
+        UserError: If a process was killed.
     """
     from tqdm import tqdm
 
@@ -43,7 +43,7 @@ def map_cases(
         try:
             return list(tqdm(pool.map(function, items), **bar))
         except BrokenProcessPool as error:
-            raise CaseError(
+            raise UserError(
                 f"one of {processes} processes was killed, perhaps for want of memory: use fewer, with --jobs"
             ) from error
         except BaseException:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import secrets
-import shutil
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .cases import CaseError
 from .layout import in_columns
 
 
@@ -70,76 +65,3 @@ def _cell(value: object) -> str:
     if value is None or isinstance(value, float) and math.isnan(value):
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def check_target(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a target that holds anything, unless told to replace what has the same name.
-
-    Raises:
-        CaseError: Naming the folder and the remedy.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise CaseError(f"{folder} is a file; name a folder to write to")
-    if folder.is_dir() and not overwrite and any(folder.iterdir()):
-        raise CaseError(f"{folder} is not empty; name another folder, or replace files of the same name: --overwrite")
-
-
-@contextmanager
-def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> Iterator[Path]:
-    """Give an empty folder to write to, whose files move to ``folder`` once the block has ended without an error.
-
-    An interrupted run leaves the target as it was. Files in the target that have other names stay.
-
-    Args:
-        overwrite: Replace files of the same name; otherwise the target must be absent or empty.
-        last: Names of files that move after all others, such as the summary. Older ones leave before anything moves,
-            also where no new one takes their place, so that they never stand beside scores that are not theirs.
-
-    Raises:
-        CaseError: If the target is a file, or not empty while ``overwrite`` is False; if it cannot be written to, or
-            what is to be replaced is no file.
-    """
-    check_target(folder, overwrite=overwrite)
-    folder = folder.absolute()
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    # Inside the target, which may be all that the user can write to, or another disk than its parent.
-    staged = folder / f".{secrets.token_hex(4)}.partial"
-    try:
-        try:
-            staged.mkdir(parents=True)
-        except OSError as error:
-            raise CaseError(f"{folder} cannot be written to ({error.strerror}); name another folder") from error
-        yield staged
-        _move_all(staged, folder, last)
-        shutil.rmtree(staged)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        for path in new:
-            with suppress(OSError):  # absent, or no longer empty
-                path.rmdir()
-        raise
-
-
-def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:
-    """Move all files of one folder to another, or put back what was there before."""
-    names = sorted((path.name for path in staged.iterdir()), key=lambda name: (name in last, name))
-    leaving = [*last, *(name for name in names if name not in last)]
-    for target in (folder / name for name in leaving):
-        if os.path.lexists(target) and not target.is_file():
-            raise CaseError(f"{target} is in the way: it is no file; move it, or name another folder")
-    before = staged / ".before"
-    before.mkdir()
-    moved = []
-    try:
-        for name in leaving:
-            if (folder / name).is_file():
-                os.replace(folder / name, before / name)
-        for name in names:
-            os.replace(staged / name, folder / name)
-            moved.append(name)
-    except BaseException:
-        for name in moved:
-            (folder / name).unlink()
-        for path in before.iterdir():
-            os.replace(path, folder / path.name)
-        raise

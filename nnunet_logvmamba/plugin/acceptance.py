@@ -82,7 +82,7 @@ def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int
 
     Raises:
         UserError: If nnU-Net finds no case or cannot predict one, naming the first fault and how many more there are.
-        CaseError: If a process was killed.
+        UserError: If a process was killed.
     """
     from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnunet_logvmamba.errors import UserError
+
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 """Those that a training leaves, the one to prefer first."""
 
@@ -24,7 +26,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of nnU-Net; its tensors stay in the file until they are used.
 
     Raises:
-        ValueError: If it is none, or holds more than tensors, numbers and text, which would have to be run to be read.
+        UserError: If it is none, or holds more than tensors, numbers and text, which would have to be run to be read.
     """
     try:
         with torch.serialization.safe_globals(_SAFE):
@@ -33,9 +35,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if isinstance(error, MemoryError):
             raise
         reason = " ".join(str(error).split(". ")[0].split())[:200] or type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}): copy it anew") from error
+        raise UserError(f"{path} cannot be read as a checkpoint ({reason}): copy it anew") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no checkpoint of nnU-Net: copy the one that its training wrote")
+        raise UserError(f"{path} is no checkpoint of nnU-Net: copy the one that its training wrote")
     return content
 
 

@@ -11,9 +11,14 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin.startup import FORGIVING_TORCHVISION
+
+if TYPE_CHECKING:
+    import torch
 
 FORGIVING_TORCHVISION_PYTHON = (3, 11)  # the last one that this release has wheels for
 
@@ -50,6 +55,29 @@ def version_of(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Give the most memory that was in use so far: tensors on a CUDA device, else what this process had resident.
+
+    Processes that only augment are not counted. None where the system does not say.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    try:  # of this program alone, where getrusage may tell what the program that started it had
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not on Linux
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def torchvision_error() -> str | None:

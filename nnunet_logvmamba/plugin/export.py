@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
-import io
 import json
 import logging
 import re
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -26,6 +24,7 @@ from nnunet_logvmamba.files import replacing
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, first_difference, read_checkpoint
 from nnunet_logvmamba.plugin.environment import version_of
 from nnunet_logvmamba.plugin.plans import check_patch
+from nnunet_logvmamba.plugin.trainer_names import find_trainer
 from nnunet_logvmamba.results.runs import read_dataset_json, read_json
 
 FORMAT = "1"
@@ -110,10 +109,7 @@ def read_network(
         raise UserError(f"{fold} has no {checkpoint_name}, so this training is not finished: {remedy}")
     model = fold.parent
     dataset_json, plans = read_dataset_json(model), read_json(model / "plans.json")
-    try:
-        content = read_checkpoint(path)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    content = read_checkpoint(path)
     try:
         weights, trainer_name = content["network_weights"], str(content["trainer_name"])
         configuration_name = content["init_args"]["configuration"]
@@ -183,9 +179,8 @@ def _builder(
 ):
     """Give a function that builds the network as the trainer does for prediction."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
-            trainer = recursive_find_trainer_class_by_name(trainer_name)
-    except RuntimeError as error:
+        trainer = find_trainer(trainer_name)
+    except UserError as error:
         raise UserError(
             f"the model was trained by {trainer_name}, and nnU-Net finds no trainer of that name: install the package "
             "that holds it"

@@ -16,13 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.files import replace_text
+from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.plugin.trainer_names import find_trainer
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -147,7 +146,6 @@ class FirstRun:
         """Read every scan as ``nnUNetv2_predict`` will, now rather than after hours of training."""
         from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-        from nnunet_logvmamba.evaluation.cases import CaseError
         from nnunet_logvmamba.evaluation.dataset_json import channels_of
         from nnunet_logvmamba.evaluation.parallel import default_processes
         from nnunet_logvmamba.plugin.acceptance import Model, check_images
@@ -156,12 +154,9 @@ class FirstRun:
         example = next(iter(self.cases.values()))[0]
         reader = determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False)
         channels = channels_of(self.dataset_json, "dataset.json")
-        try:
-            count, _ = check_images(
-                request.images, Model(channels, self.dataset_json["file_ending"], reader), processes=default_processes()
-            )
-        except CaseError as error:
-            raise UserError(str(error)) from error
+        count, _ = check_images(
+            request.images, Model(channels, self.dataset_json["file_ending"], reader), processes=default_processes()
+        )
         if request.references is not None:
             self._check_references()
         for trainer in request.trainers:
@@ -180,25 +175,22 @@ class FirstRun:
         """Refuse true segmentations that the scores of the predictions would stop at."""
         from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
-        from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, CaseError, find_cases, read_image, read_labels
+        from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, find_cases, read_image, read_labels
 
         images, folder, ending = self.request.images, self.request.references, self.dataset_json["file_ending"]
         cases = get_identifiers_from_splitted_dataset_folder(str(images), ending)
-        try:
-            references = find_cases(folder)
-            missing = sorted(set(map(str, cases)) - references.keys())
-            if missing:
-                raise UserError(
-                    f"{folder} holds no reference for {len(missing)} scan(s) of {images}, the first is '{missing[0]}': "
-                    f"add it, or leave --references away and score with logvmamba evaluate later"
-                )
-            for case in map(str, cases):
-                image, axes = images / f"{case}_0000{ending}", 2 if ending in PICTURE_ENDINGS else 3
-                scan, truth = read_image(image).shape[:axes], read_labels(references[case]).shape
-                if [size for size in scan if size > 1] != [size for size in truth if size > 1]:
-                    raise UserError(f"{references[case]} has the shape {truth}, but its scan {image} has {scan}")
-        except CaseError as error:
-            raise UserError(str(error)) from error
+        references = find_cases(folder)
+        missing = sorted(set(map(str, cases)) - references.keys())
+        if missing:
+            raise UserError(
+                f"{folder} holds no reference for {len(missing)} scan(s) of {images}, the first is '{missing[0]}': "
+                f"add it, or leave --references away and score with logvmamba evaluate later"
+            )
+        for case in map(str, cases):
+            image, axes = images / f"{case}_0000{ending}", 2 if ending in PICTURE_ENDINGS else 3
+            scan, truth = read_image(image).shape[:axes], read_labels(references[case]).shape
+            if [size for size in scan if size > 1] != [size for size in truth if size > 1]:
+                raise UserError(f"{references[case]} has the shape {truth}, but its scan {image} has {scan}")
 
     # Where things are
 
@@ -235,12 +227,7 @@ class FirstRun:
         file = self.preprocessed / self.dataset / f"{PLANS}.json"
         if not file.is_file():
             return None
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(
-                f"{file} is not valid JSON ({error}): remove it, and the data set is planned anew"
-            ) from error
+        return read_json(file, "remove it, and the data set is planned anew")
 
     # What is due
 
@@ -441,16 +428,13 @@ def _read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     from nnunet_logvmamba.plugin.plans import check_dataset_json
-    from nnunet_logvmamba.results.runs import read_json
+    from nnunet_logvmamba.results import runs
 
     file = folder / "dataset.json"
     if not file.is_file():
         raise UserError(f"{folder} has no dataset.json: {LAYOUT}")
-    content = read_json(file)
-    try:
-        check_dataset_json(content, file)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    content = runs.read_json(file)
+    check_dataset_json(content, file)
     ending = content.get("file_ending")
     if not isinstance(ending, str) or not ending.startswith("."):
         raise UserError(f"{file} names no 'file_ending' such as .nii.gz: correct it there")
@@ -510,7 +494,7 @@ def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> N
     if found is None:
         raise UserError(f"there is no command {program} beside {sys.executable}: install the package again")
     environment = {**os.environ, **step.environment, **(shown or {}), "PYTHONUNBUFFERED": "1"}
-    with log.open("ab") as kept, _hangup_interrupts():
+    with log.open("ab") as kept:
         kept.write(f"# {time.strftime('%Y-%m-%d %H:%M:%S')}\n$ {step.typed}\n".encode())
         process = subprocess.Popen(
             [found, *words],
@@ -534,24 +518,6 @@ def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> N
             f"the step '{step.title}' ended with exit code {code}, and those after it were not run: {log} has what it "
             "said; once that is put right, the same command goes on from here"
         )
-
-
-@contextmanager
-def _hangup_interrupts() -> Iterator[None]:
-    """Let a closed terminal end the run like Ctrl-C, unless nohup has that ignored."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hangup is None or signal.getsignal(hangup) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(hangup, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(hangup, signal.SIG_DFL)
 
 
 def _end(process: subprocess.Popen) -> None:

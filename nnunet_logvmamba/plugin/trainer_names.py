@@ -9,13 +9,27 @@ from contextlib import redirect_stdout
 from difflib import SequenceMatcher, get_close_matches
 
 from nnunet_logvmamba.errors import Refused, UserError
+from nnunet_logvmamba.plugin.recipes import WORDS
 
 PREFIX = "nnUNetTrainer"
-GRAMMAR = f"{PREFIX}<Family>[_adam|_paper|_sgd][_<N>epochs][_seed<K>]"
+GRAMMAR = f"{PREFIX}<Family>[_{'|_'.join(WORDS)}][_<N>epochs][_seed<K>]"
 CLOSE = 0.75
 """How alike (0 to 1, ``difflib``) a word and the name of a family must be, for the name to be one of ours."""
 
 _UNITS = ("epochs", "epoch", "ep", "seed")
+_NAME = re.compile(
+    rf"{PREFIX}(?P<family>[A-Za-z0-9]+)"
+    rf"(_(?P<recipe>{'|'.join(WORDS)}))?(_(?P<epochs>[1-9][0-9]*)epochs)?(_seed(?P<seed>0|[1-9][0-9]*))?"
+)
+
+
+def parts_of(name: str) -> tuple[str, dict] | None:
+    """Give the family in a name and what its other parts set on a trainer; None if it is not as ``GRAMMAR`` says."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    epochs, seed = (None if match[unit] is None else int(match[unit]) for unit in ("epochs", "seed"))
+    return match["family"], {"named_recipe": match["recipe"], "named_epochs": epochs, "named_seed": seed}
 
 
 def find_trainer(name: str) -> type:
@@ -35,19 +49,18 @@ def find_trainer(name: str) -> type:
         raise UserError(f"nnU-Net finds no trainer '{name}': our names are {GRAMMAR}, parts in this order") from error
 
 
-def nearest_name(typed: str, families: Sequence[str], recipes: Sequence[str]) -> str | None:
+def nearest_name(typed: str, families: Sequence[str]) -> str | None:
     """Give the valid name that is nearest to what was typed, None if that is not close to any family.
 
     Case, order, separators and slips of the pen do not matter; what means nothing is left out.
 
     Args:
         families: Words for ``<Family>``.
-        recipes: Words for the recipe.
     """
     # Ahead of the family's name, numbers and known words are split off, whatever they are glued to.
-    known = re.compile("|".join([*recipes, "epochs?", "seed", "swin"]))
+    known = re.compile("|".join([*sorted(WORDS, key=len, reverse=True), "epochs?", "seed", "swin"]))
     words = re.findall("[a-z]+|[0-9]+", known.sub(r" \g<0> ", _without_prefix(typed).lower()))
-    meanings = [word if word.isdigit() else _part(word, recipes) for word in words]
+    meanings = [word if word.isdigit() else _part(word) for word in words]
     unknown = [word for word, meaning in zip(words, meanings) if meaning is None and word != "swin"]
     spellings = {family: family.lower() for family in families}
     if "swin" in words:  # wherever it stands
@@ -55,7 +68,7 @@ def nearest_name(typed: str, families: Sequence[str], recipes: Sequence[str]) ->
     family = _nearest_family(unknown, spellings)
     if family is None:
         return None
-    recipe = next((meaning for meaning in meanings if meaning in recipes), None)
+    recipe = next((meaning for meaning in meanings if meaning in WORDS), None)
     numbers: dict[str, int] = {}
     for before, here, after in zip([None, *meanings], meanings, [*meanings[1:], None]):
         if here is not None and here.isdigit():
@@ -79,9 +92,9 @@ def _without_prefix(typed: str) -> str:
     return typed[end:] if likeness(end) > 0.6 else typed
 
 
-def _part(word: str, recipes: Sequence[str]) -> str | None:
+def _part(word: str) -> str | None:
     """Which part of a name a word is: a recipe, ``epochs`` or ``seed``; None if it is none."""
-    found = next(iter(get_close_matches(word, [*recipes, *_UNITS], 1, 0.6)), None)
+    found = next(iter(get_close_matches(word, [*WORDS, *_UNITS], 1, 0.6)), None)
     return "epochs" if found in ("epoch", "ep") else found
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.files import read_json
+
 RECORD_NAME = "logvmamba.json"
 """Lies in the folder of a fold; read by ``logvmamba compare`` and ``logvmamba report``."""
 
-
 FORMAT = 1
 
-
 _WORD, _WHOLE, _NUMBER = (str,), (int,), (int, float)
-
 
 KEYS = {
     "format": _WHOLE,
@@ -47,7 +46,6 @@ KEYS = {
 }
 """What a record holds, in this order, and of which types; any of it may be absent or null but lists and versions."""
 
-
 _NEVER_NULL = ("patch_size", "spacing", "sessions", "seconds_per_epoch", "versions")
 
 
@@ -55,20 +53,17 @@ def read_record(fold: Path) -> dict | None:
     """Read the record in the folder of a fold; None where there is none.
 
     Raises:
-        ValueError: If the file is not a record.
+        UserError: If the file is not a record.
     """
     path = fold / RECORD_NAME
     if not path.is_file():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): remove it, or copy it anew") from error
+    record = read_json(path, "remove it, or copy it anew")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a record of format {FORMAT}: remove it, or update this package")
+        raise UserError(f"{path} is not a record of format {FORMAT}: remove it, or update this package")
     for key, value in record.items():
         if not _fits(key, value):
-            raise ValueError(f"{path} is damaged, '{key}' cannot be {value!r:.40}: remove it, or copy it anew")
+            raise UserError(f"{path} is damaged, '{key}' cannot be {value!r:.40}: remove it, or copy it anew")
     return record
 
 

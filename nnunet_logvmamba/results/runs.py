@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_logvmamba import files
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.evaluation.cases import CaseError
 from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
 from nnunet_logvmamba.evaluation.folders import INSTANCES
 from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, METRICS, title_of
@@ -142,11 +141,9 @@ def read_json(path: Path) -> dict:
         UserError: If it is missing or damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path, "validate again with nnUNetv2_train … --val")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: copy the whole results folder, or validate again with --val") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): validate again with nnUNetv2_train … --val") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold what nnU-Net writes: validate again with nnUNetv2_train … --val")
     return content
@@ -163,7 +160,7 @@ def read_dataset_json(model: Path) -> dict:
     try:
         labels_of(content, str(path))
         channels_of(content, str(path))
-    except CaseError as error:
+    except UserError as error:
         raise UserError(f"{error}: correct it there") from error
     ending = content.get("file_ending")
     if not isinstance(ending, str) or not ending:
@@ -206,10 +203,7 @@ def read_run(fold: Path) -> Run:
         path = fold / "validation" / source.file
         if path.is_file():
             settings[source.kind] = _add_scores(source, path, scores, names, tuple(cases))
-    try:
-        record = read_record(fold)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    record = read_record(fold)
     spacing = plans_json.get("original_median_spacing_after_transp")
     try:
         spacing = None if spacing is None else tuple(map(float, spacing))

@@ -103,6 +103,28 @@ def test_a_polite_kill_leaves_no_half_of_an_output(cells):
         assert left == []
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs a system with terminals that close")
+@pytest.mark.parametrize(("before", "code", "left"), [("SIG_DFL", 130, []), ("SIG_IGN", 0, ["scores.csv"])])
+def test_a_closed_terminal_leaves_no_half_of_an_output_unless_nohup_has_it_ignored(before, code, left, tmp_path):
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "from nnunet_logvmamba.cli import doctor, main\n"
+        "from nnunet_logvmamba.files import staged_files\n"
+        "def run(args):\n"
+        "    with staged_files(Path(sys.argv[1]), overwrite=False) as staged:\n"
+        "        (staged / 'scores.csv').write_text('a'); signal.raise_signal(signal.SIGHUP)\n"
+        "    return 0\n"
+        f"signal.signal(signal.SIGHUP, signal.{before})\n"
+        "doctor.run = run\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    done = subprocess.run([sys.executable, script, out], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert [path.name for path in out.glob("*")] == left
+
+
 def test_a_kill_that_falls_into_a_destructor_is_not_lost(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

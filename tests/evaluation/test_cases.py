@@ -15,8 +15,8 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from PIL import Image
 
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import (
-    CaseError,
     check_same_grid,
     is_white_at_zero,
     read_labels,
@@ -31,7 +31,7 @@ LABELS[2, 2:4, 3:] = 2
 
 def refused(*files: Path) -> str:
     """The sentence about one file that cannot be read or two that do not lie on one grid."""
-    with pytest.raises(CaseError) as caught:
+    with pytest.raises(UserError) as caught:
         check_same_grid(*map(read_labels, files * (3 - len(files))), *files * (3 - len(files)))
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_logvmamba.evaluation.cases import CaseError
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of, whole_number
 
 SPELLINGS = (int, float, str, " {} ".format, "0{}".format, "+{}".format, "{}\n".format)
@@ -65,7 +65,7 @@ def test_what_int_refuses_or_would_change_is_none(value):
     with pytest.raises(ValueError):  # noqa: PT011 - the words are Python's
         whole_number(value)
     for label in (value, [1, value]):
-        with pytest.raises(CaseError, match=r"mine.json: the label 'a' must be a whole number or a list of them, not"):
+        with pytest.raises(UserError, match=r"mine.json: the label 'a' must be a whole number or a list of them, not"):
             labels_of({"labels": {"background": 0, "a": label}}, "mine.json")
 
 
@@ -88,5 +88,5 @@ def test_channels_are_those_that_nnunet_looks_at():
     assert channels_of({"channel_names": {"0": "T1", "1": 2}}, "dataset.json") == ("T1", "2")
     assert channels_of({"modality": {"0": "CT"}, "channel_names": {"0": "T1", "1": "T2"}}, "d.json") == ("CT",)
     assert channels_of({}, "dataset.json") == ()
-    with pytest.raises(CaseError, match="mine.json: 'channel_names' must be a table"):
+    with pytest.raises(UserError, match="mine.json: 'channel_names' must be a table"):
         channels_of({"channel_names": ["T1"]}, "mine.json")

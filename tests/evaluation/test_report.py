@@ -7,8 +7,9 @@ import os
 
 import pytest
 
-from nnunet_logvmamba.evaluation.cases import CaseError
-from nnunet_logvmamba.evaluation.report import as_text_table, describe, staged_files, write_csv, write_json
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.evaluation.report import as_text_table, describe, write_csv, write_json
+from nnunet_logvmamba.files import staged_files
 
 
 def test_means_leave_out_what_is_undefined_and_count_it():
@@ -60,12 +61,12 @@ def test_an_error_leaves_the_target_as_it_was(tmp_path):
 def test_a_target_in_use_is_refused_and_replaced_only_by_name(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     (tmp_path / "scores.csv").write_text("old")
-    with pytest.raises(CaseError, match="is not empty.*--overwrite"), staged_files(tmp_path, overwrite=False):
+    with pytest.raises(UserError, match="is not empty.*--overwrite"), staged_files(tmp_path, overwrite=False):
         pass
     with staged_files(tmp_path, overwrite=True) as staged:
         (staged / "scores.csv").write_text("new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"mine.txt": "mine", "scores.csv": "new"}
-    with pytest.raises(CaseError, match="is a file"), staged_files(tmp_path / "mine.txt", overwrite=True):
+    with pytest.raises(UserError, match="is a file"), staged_files(tmp_path / "mine.txt", overwrite=True):
         pass
 
 
@@ -79,7 +80,7 @@ def test_a_target_that_is_no_file_is_named_and_nothing_is_replaced(tmp_path):
     (tmp_path / "scores.csv").write_text("old")
     (tmp_path / "scores.json").write_text("old")
     (tmp_path / "scores.txt").mkdir()
-    with pytest.raises(CaseError, match=r"scores\.txt is in the way: it is no file"):
+    with pytest.raises(UserError, match=r"scores\.txt is in the way: it is no file"):
         _write_scores(tmp_path, "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.csv", "scores.json", "scores.txt"]
     assert [(tmp_path / name).read_text() for name in ("scores.csv", "scores.json")] == ["old", "old"]

@@ -83,7 +83,8 @@ def test_a_misspelt_name_ends_the_stock_command_with_the_nearest_one(run_command
     assert not rest, "neither a traceback nor what torchvision has to say"
     assert said.startswith(
         "There is no trainer 'nnUNetTrainerLogVMamba_seed1_5epoch', the nearest is "
-        "nnUNetTrainerLoGVMamba_5epochs_seed1: names are nnUNetTrainer<Family>[_adam|_paper|_sgd][_<N>epochs][_seed<K>]"
+        "nnUNetTrainerLoGVMamba_5epochs_seed1: names are "
+        "nnUNetTrainer<Family>[_adam|_adamw|_paper|_published|_sgd][_<N>epochs][_seed<K>]"
     )
     assert all(not list(folder.iterdir()) for folder in tmp_path.iterdir())
 

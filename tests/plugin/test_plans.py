@@ -1,5 +1,6 @@
 """Plans: stock ones become our arguments, and what we write is built by stock nnU-Net."""
 
+import inspect
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -338,7 +339,7 @@ def test_numbers_of_more_digits_are_known_by_number_and_name(name, plans_file, c
         ("--set window", "--set takes NAME=VALUE, not 'window'"),
         ("--set window=3 window=5", "--set names 'window' twice"),
         ("--train lr=1", "unknown setting 'lr' under 'logvmamba'; valid are num_epochs, "),
-        ("--train optimizer=lion", "unknown optimizer 'lion' under 'logvmamba'; valid are adam, sgd"),
+        ("--train optimizer=lion", "unknown optimizer 'lion' under 'logvmamba'; valid are adam, adamw, sgd"),
         ("--train num_epochs=0", "'num_epochs' under 'logvmamba' must be a whole number of at least 1, not 0"),
         ("--patch-size 18 16 16", "the patch size [18, 16, 16] must be divisible by [4, 4, 4], axis by axis"),
         ("--patch-size 16 16", "the patch size [16, 16] must be divisible by [4, 4, 4], axis by axis"),
@@ -377,6 +378,29 @@ def test_an_unset_folder_of_preprocessed_data_is_named(monkeypatch, capsys):
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     assert command("-c", "2d", "--name", "new") != 0
     assert "nnUNet_preprocessed is not set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("knob", "wrong", "kind"),
+    [
+        ("squeeze", 1.5, "a whole number or null, not 1.5"),
+        ("window", True, "a whole number of at least 1, not true"),
+        ("mixer_stages", 1, "a list or null, not 1"),
+        ("checkpointing", 1, "true or false, not 1"),
+        ("drop_path", "x", 'a number, not "x"'),
+        ("placement", None, "a word, not null"),
+    ],
+)
+def test_the_kind_of_a_knob_is_that_of_the_networks_annotation(knob, wrong, kind):
+    with pytest.raises(ValueError, match=f"'{knob}' must be {kind}$"):
+        plans.check_knobs({knob: wrong})
+    networks = (plans.NETWORK_CLASS_NAME, plans.SWIN_CLASS_NAME)
+    for network in networks:
+        usual = {name: value for name, value in plans.knobs(network).items() if value is not inspect.Parameter.empty}
+        plans.check_knobs(json.loads(json.dumps(usual)), network)
+    for value in (None, 2):
+        plans.check_knobs({"squeeze": value, "directions": 2}, networks[0])
+        plans.check_knobs({"squeeze": value, "directions": value, "features_per_stage": [8, 8]}, networks[1])
 
 
 def test_a_plans_file_that_cannot_be_replaced_stays_whole(plans_file, monkeypatch):

@@ -1,5 +1,7 @@
 """Reads stock nnU-Net plans into the arguments of our networks, and writes configurations that carry our knobs."""
 
+# ruff: noqa: F401 - imported for whoever imports them from here
+
 from nnunet_logvmamba.plugin.plans.architecture import (
     NETWORK_CLASS_NAME,
     STOCK_NETWORKS,
@@ -12,7 +14,7 @@ from nnunet_logvmamba.plugin.plans.configurations import add_configuration, chec
 from nnunet_logvmamba.plugin.plans.files import check_dataset_json, find_plans, write_plans
 from nnunet_logvmamba.plugin.plans.settings import (
     FOREGROUND_SHARE,
-    OPTIMIZERS,
+    SETTINGS,
     TRAINING_KEY,
     TRAINING_SETTINGS,
     check_knobs,
@@ -20,26 +22,3 @@ from nnunet_logvmamba.plugin.plans.settings import (
     foreground_in_words,
     knobs,
 )
-
-__all__ = [
-    "FOREGROUND_SHARE",
-    "NETWORK_CLASS_NAME",
-    "OPTIMIZERS",
-    "STOCK_NETWORKS",
-    "SWIN_CLASS_NAME",
-    "TRAINING_KEY",
-    "TRAINING_SETTINGS",
-    "add_configuration",
-    "build_network",
-    "check_configuration",
-    "check_dataset_json",
-    "check_knobs",
-    "check_patch",
-    "check_training_settings",
-    "find_plans",
-    "foreground_in_words",
-    "is_ours",
-    "knobs",
-    "to_our_architecture",
-    "write_plans",
-]

@@ -4,39 +4,66 @@ from __future__ import annotations
 
 import inspect
 import json
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
+from math import inf
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.ops import backends
-from nnunet_logvmamba.plugin.plans.architecture import (
-    NETWORK_CLASS_NAME,
-    _short,
-)
+from nnunet_logvmamba.plugin.plans.architecture import NETWORK_CLASS_NAME, _short
+from nnunet_logvmamba.plugin.recipes import OPTIMIZERS
 
 TRAINING_KEY = "logvmamba"
 """Optional key of a configuration with the training settings that only our trainers read."""
 
 
-TRAINING_SETTINGS = (
-    "num_epochs",
-    "num_iterations_per_epoch",
-    "num_val_iterations_per_epoch",
-    "initial_lr",
-    "optimizer",
-    "weight_decay",
-    "surface_tolerance",
-    "seed",
-    "pretrained",
-    "probabilistic_oversampling",
-    "oversample_foreground_percent",
-)
+class Kind(NamedTuple):
+    """Which values fit, by a function and in words."""
+
+    fits: Callable[[Any], bool]
+    words: str
 
 
-FOREGROUND_SHARE = 0.33
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_whole(value) or isinstance(value, float)
+
+
+def _whole(least: int) -> Kind:
+    return Kind(lambda value: _is_whole(value) and value >= least, f"a whole number of at least {least}")
+
+
+_POSITIVE = Kind(lambda value: _is_number(value) and 0 < value < inf, "a number above 0")
+_NOT_NEGATIVE = Kind(lambda value: _is_number(value) and 0 <= value < inf, "a number of at least 0")
+_SHARE = Kind(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
+_BOOLEAN = Kind(lambda value: isinstance(value, bool), "true or false")
+_PATH = Kind(lambda value: isinstance(value, str) and value != "", "the path of a checkpoint")
+_OPTIMIZER = Kind(lambda value: isinstance(value, str) and value in OPTIMIZERS, " or ".join(OPTIMIZERS))
+
+SETTINGS: dict[str, tuple[Kind, Any]] = {
+    "num_epochs": (_whole(1), 1000),
+    "num_iterations_per_epoch": (_whole(1), 250),
+    "num_val_iterations_per_epoch": (_whole(1), 50),
+    "initial_lr": (_POSITIVE, None),
+    "optimizer": (_OPTIMIZER, None),
+    "weight_decay": (_NOT_NEGATIVE, None),
+    "surface_tolerance": (_NOT_NEGATIVE, 2.0),
+    "seed": (_whole(0), None),
+    "pretrained": (_PATH, None),
+    "probabilistic_oversampling": (_BOOLEAN, False),
+    "oversample_foreground_percent": (_SHARE, 0.33),
+}
+"""What a configuration may set under ``TRAINING_KEY``: kind and default; None where that hangs on something else. The
+tables of docs/how-to/knobs.md and docs/reference/plans.md are checked against it."""
+
+TRAINING_SETTINGS = tuple(SETTINGS)
+
+FOREGROUND_SHARE = SETTINGS["oversample_foreground_percent"][1]
 """What nnU-Net's trainer asks of its data loader: the share of patches that are placed on foreground."""
-
-
-OPTIMIZERS = ("adam", "sgd")
 
 
 def check_training_settings(settings: object) -> dict:
@@ -53,38 +80,16 @@ def check_training_settings(settings: object) -> dict:
     if not isinstance(settings, dict):
         raise ValueError(f"'{TRAINING_KEY}' in a configuration must be a table of settings, not {settings!r}")
     for key, value in settings.items():
-        if key not in TRAINING_SETTINGS:
+        if key not in SETTINGS:
             raise ValueError(
                 f"unknown setting '{key}' under '{TRAINING_KEY}'; valid are {', '.join(TRAINING_SETTINGS)}"
             )
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        number = whole or isinstance(value, float)
-        if key == "optimizer":
-            if value not in OPTIMIZERS:
-                raise ValueError(
-                    f"unknown optimizer {value!r} under '{TRAINING_KEY}'; valid are {', '.join(OPTIMIZERS)}"
-                )
-        elif key == "pretrained":
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be the path of a checkpoint, not {value!r}")
-        elif key == "probabilistic_oversampling":
-            if not isinstance(value, bool):
-                raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be true or false, not {value!r}")
-        elif key == "oversample_foreground_percent":
-            if not number or not 0 <= value <= 1:
-                raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be a number from 0 to 1, not {value!r}")
-        elif key == "initial_lr":
-            if not number or not 0 < value < float("inf"):
-                raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be a number above 0, not {value!r}")
-        elif key in ("weight_decay", "surface_tolerance"):
-            if not number or not 0 <= value < float("inf"):
-                raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be a number of at least 0, not {value!r}")
-        else:
-            least = 0 if key == "seed" else 1
-            if not whole or value < least:
-                raise ValueError(
-                    f"'{key}' under '{TRAINING_KEY}' must be a whole number of at least {least}, not {value!r}"
-                )
+        kind, _ = SETTINGS[key]
+        if kind.fits(value):
+            continue
+        if kind is _OPTIMIZER:
+            raise ValueError(f"unknown optimizer {value!r} under '{TRAINING_KEY}'; valid are {', '.join(OPTIMIZERS)}")
+        raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be {kind.words}, not {value!r}")
     return dict(settings)
 
 
@@ -127,27 +132,31 @@ def check_knobs(values: dict, network: str = NETWORK_CLASS_NAME) -> None:
     Raises:
         ValueError: Naming the knob, and the valid ones or the kind that is needed.
     """
-    defaults = knobs(network)
+    valid, annotations = knobs(network), get_type_hints(catalogue.row(network).load().__init__)
     for name, value in values.items():
-        if name not in defaults:
-            raise ValueError(f"unknown knob '{name}' of {_short(network)}; valid are {', '.join(defaults)}")
-        default = defaults[name]
+        if name not in valid:
+            raise ValueError(f"unknown knob '{name}' of {_short(network)}; valid are {', '.join(valid)}")
         if name == "backend":
             backends.check_name(value)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if default is None and name in ("squeeze", "directions"):
-            fits, kind = value is None or whole, "a whole number or null"
-        elif default is None:
-            fits, kind = value is None or isinstance(value, list), "a list or null"
-        elif isinstance(default, tuple) or default is inspect.Parameter.empty:
-            fits, kind = isinstance(value, list), "a list"
-        elif isinstance(default, bool):
-            fits, kind = isinstance(value, bool), "true or false"
-        elif isinstance(default, int):
-            fits, kind = whole and value >= 1, "a whole number of at least 1"
-        elif isinstance(default, float):
-            fits, kind = whole or isinstance(value, float), "a number"
-        else:
-            fits, kind = isinstance(value, str), "a word"
-        if not fits:
-            raise ValueError(f"'{name}' must be {kind}, not {json.dumps(value)}")
+        kind = _kind_of(annotations[name])
+        if not kind.fits(value):
+            raise ValueError(f"'{name}' must be {kind.words}, not {json.dumps(value)}")
+
+
+_KINDS = {
+    int: Kind(_is_whole, "a whole number"),
+    float: Kind(_is_number, "a number"),
+    bool: _BOOLEAN,
+    str: Kind(lambda value: isinstance(value, str), "a word"),
+    Sequence: Kind(lambda value: isinstance(value, list), "a list"),
+    NoneType: Kind(lambda value: value is None, "null"),
+}
+
+
+def _kind_of(annotation: Any) -> Kind:
+    """The kind of a network's argument; a whole number that cannot be left to the network is at least 1."""
+    if annotation is int:
+        return _whole(1)
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    kinds = [_KINDS[get_origin(option) or option] for option in options]
+    return Kind(lambda value: any(kind.fits(value) for kind in kinds), " or ".join(kind.words for kind in kinds))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.networks.blocks.vmamba_encoder import VMambaEncoder
 from nnunet_logvmamba.networks.blocks.vmamba_weights import load_vmamba_encoder
 
@@ -93,7 +94,7 @@ def start_encoder(
     if report.adapted_channels is not None:
         log(f"Its patch embedding was turned from red, green and blue into {report.adapted_channels} input channel(s).")
     if report_file is not None:
-        report_file.write_text(json.dumps({"checkpoint": checkpoint.name, **asdict(report)}, indent=2) + "\n")
+        replace_text(report_file, json.dumps({"checkpoint": checkpoint.name, **asdict(report)}, indent=2) + "\n")
     return set(report.loaded)
 
 

@@ -20,8 +20,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_logvmamba import __version__
 from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.networks.counting import count_multiply_adds, count_parameters
-from nnunet_logvmamba.plugin.environment import version_of
+from nnunet_logvmamba.plugin.environment import peak_memory_bytes, version_of
 from nnunet_logvmamba.results.record import FORMAT, RECORD_NAME, read_record, without_paths
+
+from .weights import bare_network
 
 
 class RecordedTrainer(nnUNetTrainer):
@@ -80,27 +82,6 @@ class RecordedTrainer(nnUNetTrainer):
         )
 
 
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Give the most memory that was in use so far: tensors on a CUDA device, else what this process had resident.
-
-    Processes that only augment are not counted. None where the system does not say.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:  # of this program alone, where getrusage may tell what the program that started it had
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not on Linux
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def split_digest(training: Sequence[str], validation: Sequence[str]) -> str:
     """Give a short word that is the same for the same cases on the same sides, in whatever order."""
     text = json.dumps([sorted(map(str, training)), sorted(map(str, validation))])
@@ -110,8 +91,7 @@ def split_digest(training: Sequence[str], validation: Sequence[str]) -> str:
 def _facts(trainer: RecordedTrainer) -> dict:
     """What is known when training starts."""
     configuration = trainer.configuration_manager
-    network = trainer.network.module if trainer.is_ddp else trainer.network
-    network = getattr(network, "_orig_mod", network)
+    network = bare_network(trainer)
     return {
         "format": FORMAT,
         "trainer": type(trainer).__name__,

@@ -21,7 +21,6 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import (
     PICTURE_ENDINGS,
-    CaseError,
     ending_of,
     is_white_at_zero,
     read_image,
@@ -72,10 +71,7 @@ def build(fold: Path, *, num_cases: int = 3, sources: Sources | None = None) -> 
         raise UserError(f"{fold} is not the folder of a fold: name TRAINER__PLANS__CONFIGURATION/fold_0 or the like")
     fold = fold.resolve()
     plans, dataset_json = read_json(fold.parent / "plans.json"), read_dataset_json(fold.parent)
-    try:
-        record = read_record(fold)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    record = read_record(fold)
     run = read_run(fold) if is_finished(fold) else None
     logging = read_logging(fold)
     if run is None and not logging:
@@ -492,7 +488,7 @@ def _or_refuse(read: Callable[[Path], Read], path: Path, error: Exception) -> Re
     """Read a file that nnU-Net's reader has refused with an error, or say what that was."""
     try:
         return read(path)
-    except CaseError:
+    except UserError:
         raise _cannot_be_read(path, error) from error
 
 

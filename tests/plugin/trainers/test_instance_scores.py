@@ -12,7 +12,7 @@ from tifffile import imwrite
 
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.evaluation.instances import to_classes
-from nnunet_logvmamba.plugin.trainers.instance_scores import write_instance_scores
+from nnunet_logvmamba.plugin.trainers.scores import write_instance_scores
 
 DATASET = "Dataset704_Cells"
 LABELS = {"background": 0, "interior": 1, "boundary": 2}
@@ -39,7 +39,7 @@ def finished(tmp_path, monkeypatch):
         imsave(validation / f"{case}.png", to_classes(seen), check_contrast=False)
     imwrite(truths / "d.tiff", squares)
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
-    monkeypatch.setattr("nnunet_logvmamba.plugin.trainers.instance_scores.default_num_processes", 1)
+    monkeypatch.setattr("nnunet_logvmamba.plugin.trainers.scores.default_num_processes", 1)
     log = []
     return SimpleNamespace(
         local_rank=0,

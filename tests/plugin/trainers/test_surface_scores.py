@@ -17,7 +17,7 @@ from tifffile import imwrite
 
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.plugin.plans import check_training_settings
-from nnunet_logvmamba.plugin.trainers.surface_scores import write_surface_scores
+from nnunet_logvmamba.plugin.trainers.scores import write_surface_scores
 
 REGIONS = {"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}
 

@@ -5,7 +5,7 @@ import pytest
 from nnunet_logvmamba.plugin import trainers
 from nnunet_logvmamba.plugin.trainer_names import nearest_name
 
-FAMILIES, RECIPES = tuple(trainers.TRAINER_OF_FAMILY), tuple(trainers.RECIPES)
+FAMILIES = tuple(trainers.TRAINER_OF_FAMILY)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,10 @@ FAMILIES, RECIPES = tuple(trainers.TRAINER_OF_FAMILY), tuple(trainers.RECIPES)
         ("nnUNetTrainerLoGVMamba_sdg", "LoGVMamba_sgd"),
         ("nnUNetTrainerLoGVMambaSGD", "LoGVMamba_sgd"),
         ("nnUNetTrainerLoGVMamba-adam", "LoGVMamba_adam"),
+        ("nnUNetTrainerLoGVMamba-AdamW", "LoGVMamba_adamw"),
+        ("nnUNetTrainerLoGVMambaadamw5epoch", "LoGVMamba_adamw_5epochs"),
         ("nnUNetTrainerLoGVMamba_Papr", "LoGVMamba_paper"),
+        ("nnUNetTrainerLoGVMamba_publishd", "LoGVMamba_published"),
         ("nnUNetTrainerLoGVMamba_lion", "LoGVMamba"),
         ("nnUNetTrainerLoGVMamba_5epoch", "LoGVMamba_5epochs"),
         ("nnUNetTrainerLoGVMamba_5_epochs", "LoGVMamba_5epochs"),
@@ -47,7 +50,7 @@ FAMILIES, RECIPES = tuple(trainers.TRAINER_OF_FAMILY), tuple(trainers.RECIPES)
     ],
 )
 def test_the_nearest_name_is_a_valid_one_with_the_parts_that_were_typed(typed, meant):
-    nearest = nearest_name(typed, FAMILIES, RECIPES)
+    nearest = nearest_name(typed, FAMILIES)
     assert nearest == f"nnUNetTrainer{meant}"
     assert getattr(trainers, nearest).__name__ == nearest
 
@@ -56,7 +59,7 @@ def test_the_nearest_name_is_a_valid_one_with_the_parts_that_were_typed(typed, m
 def test_every_family_is_nearest_to_itself(family):
     name = f"nnUNetTrainer{family}_sgd_20epochs_seed17"
     for typed in (name, name.lower(), name.upper(), name.removeprefix("nnUNetTrainer"), name.replace("_", "-")):
-        assert nearest_name(typed, FAMILIES, RECIPES) == name
+        assert nearest_name(typed, FAMILIES) == name
 
 
 @pytest.mark.parametrize(
@@ -74,4 +77,4 @@ def test_every_family_is_nearest_to_itself(family):
     ],
 )
 def test_names_of_others_are_left_to_nnunet(typed):
-    assert nearest_name(typed, FAMILIES, RECIPES) is None
+    assert nearest_name(typed, FAMILIES) is None

@@ -16,7 +16,7 @@ from nnunetv2.run.run_training import run_training
 
 from nnunet_logvmamba.layers import SelectiveSSM
 from nnunet_logvmamba.networks import LoGVMambaUNet
-from nnunet_logvmamba.plugin import plans, trainers
+from nnunet_logvmamba.plugin import plans, recipes, trainers
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
 
@@ -74,7 +74,9 @@ def results(folders) -> list[Path]:
 
 
 @pytest.mark.parametrize("family", families())
-@pytest.mark.parametrize("suffix", ["_adam", "_paper", "_sgd", "_5epochs", "_seed0", "_sgd_20epochs_seed17"])
+@pytest.mark.parametrize(
+    "suffix", ["_adam", "_adamw", "_paper", "_published", "_sgd", "_5epochs", "_seed0", "_sgd_20epochs_seed17"]
+)
 def test_a_name_says_recipe_length_and_seed(family, suffix):
     trainer = getattr(trainers, family + suffix)
     assert trainer.__name__ == trainer.__qualname__ == family + suffix
@@ -82,7 +84,7 @@ def test_a_name_says_recipe_length_and_seed(family, suffix):
     assert getattr(trainers, family + suffix) is trainer
     assert pickle.loads(pickle.dumps(trainer)) is trainer
     words = suffix.strip("_").split("_")
-    assert trainer.named_recipe == next((word for word in words if word in trainers.RECIPES), None)
+    assert trainer.named_recipe == next((word for word in words if word in recipes.WORDS), None)
     assert trainer.named_epochs == next((int(word[:-6]) for word in words if word.endswith("epochs")), None)
     assert trainer.named_seed == next((int(word[4:]) for word in words if word.startswith("seed")), None)
 
@@ -137,6 +139,11 @@ def test_without_settings_a_training_is_as_long_as_nnunets(make):
     trainer = make("nnUNetTrainerLoGVMamba")
     assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.seed) == (1000, 250, None)
     assert trainer.recipe == trainers.DEFAULT_RECIPE
+    defaults = {name: default for name, (_, default) in plans.SETTINGS.items() if hasattr(trainer, name)}
+    own = {"initial_lr", "weight_decay"}  # of the recipe
+    assert {name: getattr(trainer, name) for name in defaults.keys() - own} == {
+        name: default for name, default in defaults.items() if name not in own
+    }
 
 
 def test_the_configuration_sets_what_the_name_does_not(make):
@@ -308,7 +315,13 @@ def test_weights_are_also_taken_by_a_network_that_is_wrapped():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "kind"), [("adam", torch.optim.Adam), ("paper", torch.optim.Adam), ("sgd", torch.optim.SGD)]
+    ("recipe", "kind"),
+    [
+        ("adam", torch.optim.Adam),
+        ("adamw", torch.optim.AdamW),
+        ("paper", torch.optim.Adam),
+        ("sgd", torch.optim.SGD),
+    ],
 )
 def test_the_optimizer_is_that_of_the_recipe(recipe, kind, make):
     trainer = make(f"nnUNetTrainerLoGVMamba_{recipe}")
@@ -339,6 +352,27 @@ def test_the_paper_recipe_is_coupled_adam_at_one_in_ten_thousand():
     assert trainers.RECIPES["adam"] == trainers.Recipe("adam", 1e-3, 1e-4)
     assert trainers.RECIPES["adam"] == trainers.DEFAULT_RECIPE
     assert trainers.RECIPES["sgd"] == trainers.Recipe("sgd", 1e-2, 3e-5)
+
+
+@pytest.mark.parametrize("family", families())
+def test_the_published_recipe_is_the_papers_and_that_of_nnunets_network_nnunets(family, make):
+    base = "2d" if family.endswith("Swin") else "3d_fullres"
+    published, paper, sgd = (make(f"{family}_{word}", base).recipe for word in ("published", "paper", "sgd"))
+    assert published == (sgd if family.endswith("StockNetwork") else paper)
+
+
+def test_a_published_recipe_is_the_same_in_every_configuration(make):
+    trainer = make("nnUNetTrainerStockNetwork_published", settings={**SHORT, "optimizer": "sgd", "initial_lr": 0.05})
+    assert trainer.recipe == trainers.RECIPES["sgd"]
+
+
+def test_an_unknown_optimizer_is_refused_by_whatever_names_it():
+    assert recipes.OPTIMIZERS.keys() <= trainers.RECIPES.keys(), "each has a recipe of its name"
+    valid = "unknown optimizer 'lion'.*valid are adam, adamw, sgd"
+    with pytest.raises(ValueError, match=valid):
+        trainers.Recipe("lion", 1e-4, 1e-2)
+    with pytest.raises(ValueError, match=valid):
+        plans.check_training_settings({"optimizer": "lion"})
 
 
 def test_the_learning_rate_falls_as_nnunets_does(make):
@@ -407,7 +441,7 @@ def test_a_seed_augments_in_the_main_process_whatever_the_variable_says(make, mo
     ("changes", "sentence"),
     [
         ({"settings": {"lr": 1}}, "unknown setting 'lr' under 'logvmamba'; valid are num_epochs, .*, seed"),
-        ({"settings": {"optimizer": "lion"}}, "unknown optimizer 'lion'.*valid are adam, sgd"),
+        ({"settings": {"optimizer": "lion"}}, "unknown optimizer 'lion'.*valid are adam, adamw, sgd"),
         ({"settings": {"num_epochs": 0}}, "'num_epochs' under 'logvmamba' must be a whole number of at least 1, not 0"),
         ({"settings": {"initial_lr": "1e-3"}}, "'initial_lr' under 'logvmamba' must be a number above 0, not '1e-3'"),
         ({"settings": ["seed"]}, "'logvmamba' in a configuration must be a table"),

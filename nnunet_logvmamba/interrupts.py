@@ -1,0 +1,68 @@
+"""A polite kill or a closed terminal unwinds a command like Ctrl-C, so that no half of an output stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # no SIGHUP on Windows
+
+
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """Raise KeyboardInterrupt at these signals, but for those that are ignored already, as by nohup."""
+    heeded = [which for which in _SIGNALS if signal.getsignal(which) is not signal.SIG_IGN]
+    previous = {which: signal.signal(which, _unwind) for which in heeded}
+    hook, sys.unraisablehook = sys.unraisablehook, partial(_unwind_again, sys.unraisablehook)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+
+
+def _unwind(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _ours() -> list[signal.Signals]:
+    return [which for which in _SIGNALS if signal.getsignal(which) is _unwind]
+
+
+def _change_mask(how: int) -> None:
+    signal.pthread_sigmask(how, _ours())
+
+
+def _end_at_once() -> None:
+    """Let a forked worker end as others do: its pool kills it politely, and a handler in Python may come too late.
+
+    A worker that is about to wait for its next task would note the signal and wait, and its pool would wait for it.
+    """
+    for which in _ours():
+        signal.signal(which, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {which})  # and a kill that came meanwhile takes effect
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=partial(_change_mask, signal.SIG_BLOCK),
+        after_in_parent=partial(_change_mask, signal.SIG_UNBLOCK),
+        after_in_child=_end_at_once,
+    )
+
+
+def _unwind_again(hook: Callable[[Any], object], unraisable: Any) -> None:
+    """Repeat an interrupt that fell into a destructor or a weak reference's callback, which cannot raise."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        hook(unraisable)
+    elif hasattr(signal, "pthread_kill"):
+        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM)).start()
+    else:
+        threading.Timer(0.05, signal.raise_signal, (signal.SIGTERM,)).start()

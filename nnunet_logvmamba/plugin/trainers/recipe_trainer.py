@@ -1,0 +1,263 @@
+"""The trainer that all of ours are: stock training with a recipe, seeds and checks before anything is written."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_logvmamba.errors import Refused
+from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.ops import backends
+from nnunet_logvmamba.plugin.environment import best_device, torch_build
+from nnunet_logvmamba.plugin.plans import (
+    TRAINING_KEY,
+    check_patch,
+    check_training_settings,
+    foreground_in_words,
+    is_ours,
+    to_our_architecture,
+)
+from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, OPTIMIZERS, PUBLISHED, RECIPES, Recipe
+
+from . import pretraining
+from .recording import RecordedTrainer
+from .scores import write_instance_scores, write_surface_scores
+from .weights import bare_network, refuse_foreign_checkpoint
+
+INHERITED_SETTINGS = (
+    "num_epochs",
+    "num_iterations_per_epoch",
+    "num_val_iterations_per_epoch",
+    "probabilistic_oversampling",
+    "oversample_foreground_percent",
+)
+"""Settings of a configuration that nnU-Net's trainer has under the same names."""
+
+_CUDA = torch.device("cuda")
+
+
+class RecipeTrainer(RecordedTrainer):
+    """Stock training with a recipe that a name or a configuration can choose; everything else is inherited.
+
+    Settings come, in falling order, from the trainer's name, from the configuration's optional key ``logvmamba``
+    (see ``plans.TRAINING_SETTINGS``) and from ``default_recipe`` and nnU-Net. ``initial_lr`` and ``weight_decay`` of a
+    configuration belong to the optimizer it names (the default one where it names none), so they do not follow when
+    the trainer's name chooses another optimizer, nor when it asks for a published recipe.
+
+    Matrices and kernels are decayed; biases, norms and whatever the network marks with ``_no_weight_decay`` are not.
+
+    Raises:
+        Refused: Before any folder is created, if there is no such device or configuration here, if the configuration
+            cannot be built, or if its settings are wrong.
+    """
+
+    network_name: str | None = None
+    """Dotted path of a network with stages of its own, whatever nnU-Net plans. None: the plan's, or the default."""
+    family: str | None = None
+    """Of the network's blocks; None: the one that the plan says, or LoG."""
+    default_recipe = DEFAULT_RECIPE
+    published_recipe = catalogue.DEFAULT.recipe
+    """Word of the recipe that the network was published with."""
+    named_recipe: str | None = None
+    named_epochs: int | None = None
+    named_seed: int | None = None
+
+    # nnU-Net stores the arguments under these names in every checkpoint, so they stay as they are.
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = _CUDA):
+        _refuse_absent_device(device)
+        settings = self._checked_settings(plans, configuration, dataset_json, device)
+        super().__init__(self._own_plans(plans, configuration), configuration, fold, dataset_json, device)
+        self.recipe = self.choose_recipe(self.configuration_manager)
+        self.initial_lr = self.recipe.initial_lr
+        self.weight_decay = self.recipe.weight_decay
+        for name in INHERITED_SETTINGS:
+            setattr(self, name, settings.get(name, getattr(self, name)))
+        self._foreground = foreground_in_words(self.configuration_manager.batch_size, settings)
+        if self.named_epochs is not None:
+            self.num_epochs = self.named_epochs
+        self.save_every = max(1, min(50, self.num_epochs // 10))
+        self.seed = self.named_seed if self.named_seed is not None else settings.get("seed")
+        arguments = self.configuration_manager.network_arch_init_kwargs
+        one_head = is_ours(self.configuration_manager.configuration["architecture"]) and (
+            arguments.get("seg_heads") == "last"
+        )
+        if one_head or len(arguments["strides"]) < 3:
+            # There are no other outputs to supervise, and nnU-Net would weigh a single one by 0 / 0.
+            self.enable_deep_supervision = False
+        self._continues = False
+        self.pretrained_parameters: set[str] = set()
+
+    @classmethod
+    def _own_plans(cls, plans: dict, configuration: str) -> dict:
+        """Write stages that are not the plan's into it, where nnU-Net reads the scales of deep supervision."""
+        if cls.network_name is None:
+            return plans
+        planned = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
+        knobs = {} if cls.family is None else {"family": cls.family}
+        entry = {
+            **plans["configurations"][configuration],
+            "architecture": to_our_architecture(planned, cls.network_name, **knobs),
+        }
+        return {**plans, "configurations": {**plans["configurations"], configuration: entry}}
+
+    @classmethod
+    def _checked_settings(cls, plans: dict, configuration: str, dataset_json: dict, device: torch.device) -> dict:
+        plans_manager = PlansManager({k: v for k, v in plans.items() if k != "continue_training"})
+        try:
+            manager = plans_manager.get_configuration(configuration)
+        except RuntimeError as error:  # nnU-Net's sentence; it lists those that there are
+            raise Refused(str(error)) from error
+        channels = determine_num_input_channels(plans_manager, manager, dataset_json)
+        classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
+        try:
+            settings = check_training_settings(manager.configuration.get(TRAINING_KEY))
+            with torch.device("meta"):  # no memory and hardly any time, whatever the patch
+                network = cls.build_network_architecture(plans_manager, manager, channels, classes)
+                check_patch(network, manager, channels)
+            if is_ours(manager.configuration["architecture"]):
+                backends.choose(manager.network_arch_init_kwargs.get("backend", "auto"), device)
+            if getattr(network, "pretrainable", False) and not plans.get("continue_training"):
+                pretraining.check_checkpoint(network.encoder, settings)
+        except ValueError as error:
+            raise Refused(f"Configuration '{configuration}' cannot be trained: {error}") from error
+        return settings
+
+    @classmethod
+    def choose_recipe(cls, configuration_manager: ConfigurationManager) -> Recipe:
+        """Give the recipe that the trainer's name, the configuration and the default amount to."""
+        settings = check_training_settings(configuration_manager.configuration.get(TRAINING_KEY))
+        configured = settings.get("optimizer", cls.default_recipe.optimizer)
+        if cls.named_recipe in ("paper", PUBLISHED):
+            return RECIPES["paper" if cls.named_recipe == "paper" else cls.published_recipe]
+        if cls.named_recipe is not None:
+            recipe = RECIPES[cls.named_recipe]
+        else:
+            recipe = cls.default_recipe if configured == cls.default_recipe.optimizer else RECIPES[configured]
+        if recipe.optimizer == configured:
+            recipe = replace(recipe, **{k: settings[k] for k in ("initial_lr", "weight_decay") if k in settings})
+        return recipe
+
+    def initialize(self):
+        """Seed, then build network, optimizer and loss as nnU-Net does, load a pretrained encoder, log the recipe."""
+        self._seed_everything()
+        super().initialize()
+        if getattr(bare_network(self), "pretrainable", False):
+            self._start_encoder()
+        elif "pretrained" in (self.configuration_manager.configuration.get(TRAINING_KEY) or {}):
+            self.print_to_log_file(f"'pretrained' is for {catalogue.PRETRAINABLE} and is not used by this network.")
+        self.print_to_log_file(
+            f"Recipe: {asdict(self.recipe)}, {self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations, "
+            f"seed {self.seed}"
+        )
+        if any(name.endswith("A_log") for name, _ in self.network.named_parameters()):
+            self.print_to_log_file("The first iteration takes longer: it compiles the scan, once on a machine.")
+        words, lacking = self._foreground
+        self.print_to_log_file(f"{'ATTENTION: ' if lacking else 'Foreground: '}{words}")
+
+    def _set_batch_size_and_oversample(self):
+        share = self.oversample_foreground_percent
+        super()._set_batch_size_and_oversample()
+        if self.probabilistic_oversampling:  # with several GPUs nnU-Net would give each a share of its own
+            self.oversample_foreground_percent = share
+
+    def _start_encoder(self):
+        report_file = Path(self.output_folder) / pretraining.REPORT
+        log = self.print_to_log_file
+        if self._continues:
+            self.pretrained_parameters = pretraining.continue_encoder(report_file, log)
+        else:
+            settings = check_training_settings(self.configuration_manager.configuration.get(TRAINING_KEY))
+            try:
+                self.pretrained_parameters = pretraining.start_encoder(
+                    bare_network(self).encoder,
+                    pretraining.checkpoint_asked_for(settings),
+                    report_file if self.local_rank == 0 else None,
+                    log,
+                )
+            except ValueError as error:
+                raise Refused(str(error)) from error
+        if self.pretrained_parameters and self.num_epochs <= pretraining.KEPT_EPOCHS:
+            log(
+                f"ATTENTION: a pretrained encoder is kept for {pretraining.KEPT_EPOCHS} epochs and this training has "
+                f"{self.num_epochs}, so the encoder will never learn."
+            )
+        self.optimizer.register_step_pre_hook(self._keep_pretrained_encoder)
+
+    def _keep_pretrained_encoder(self, *_):
+        # Neither a learning rate of 0 nor requires_grad would do: nnU-Net's schedule sets the former anew, and DDP
+        # waits for the gradients that the latter holds back.
+        if self.current_epoch < pretraining.KEPT_EPOCHS:
+            for name, parameter in bare_network(self).encoder.named_parameters():
+                if name in self.pretrained_parameters:
+                    parameter.grad = None
+
+    def configure_optimizers(self):
+        """Give the recipe's optimizer, with and without weight decay, and nnU-Net's polynomial schedule."""
+        decayed, kept = [], []
+        for parameter in self.network.parameters():
+            free = parameter.ndim <= 1 or getattr(parameter, "_no_weight_decay", False)
+            (kept if free else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        optimizer = OPTIMIZERS[self.recipe.optimizer].make(groups, lr=self.initial_lr)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def _seed_everything(self, epoch: int = 0):
+        if self.seed is None:
+            return
+        word = int(np.random.SeedSequence([self.seed, epoch, self.local_rank]).generate_state(1)[0])
+        random.seed(word)
+        np.random.seed(word)  # noqa: NPY002 - the state that nnU-Net's data loader draws from
+        torch.manual_seed(word)
+
+    def get_dataloaders(self):
+        """Give nnU-Net's data loaders; with a seed they augment in this process, so that the order is fixed."""
+        if self.seed is None:
+            return super().get_dataloaders()
+        with patch.dict(os.environ, nnUNet_n_proc_DA="0"):
+            return super().get_dataloaders()
+
+    def on_train_epoch_start(self):
+        """Seed each epoch by its number, so that a continued training draws what an unbroken one would."""
+        self._seed_everything(self.current_epoch + 1)
+        super().on_train_epoch_start()
+
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        """Validate as nnU-Net does, then write ``surface.json`` and, for cells, ``instances.json`` beside its file."""
+        super().perform_actual_validation(save_probabilities)
+        write_surface_scores(self)
+        write_instance_scores(self)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Load a checkpoint of this very trainer and network.
+
+        Raises:
+            Refused: If another trainer wrote it or its tensors are not those of this network; nothing is changed.
+        """
+        if not self.was_initialized:
+            self._continues = True
+            self.initialize()
+        checkpoint = filename_or_checkpoint
+        if isinstance(checkpoint, str):
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
+        refuse_foreign_checkpoint(self, checkpoint, filename_or_checkpoint)
+        super().load_checkpoint(filename_or_checkpoint)
+
+
+def _refuse_absent_device(device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        missing = f"CUDA is nnU-Net's default, and torch, a {torch_build()} build, finds no CUDA device here"
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        missing = "torch finds no Apple GPU (mps) here"
+    else:
+        return
+    options = ["-device cpu", *["-device mps"] * (best_device() == "mps")]
+    raise Refused(f"{missing}: run the command with {' or '.join(options)} (in Python, device=torch.device('cpu')).")

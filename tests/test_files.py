@@ -1,0 +1,39 @@
+"""Files that are replaced in one step."""
+
+import os
+
+import pytest
+
+from nnunet_logvmamba.files import replace_text, replacing
+
+
+def test_a_file_that_is_replaced_hands_on_its_permissions_and_a_link_stays_a_link(tmp_path):
+    target, link = tmp_path / "plans.json", tmp_path / "link.json"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    replace_text(link, "new")
+    assert link.is_symlink()
+    assert (target.read_text(), target.stat().st_mode & 0o777) == ("new", 0o640)
+    assert sorted(os.listdir(tmp_path)) == ["link.json", "plans.json"]
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    target = tmp_path / "page.html"
+    target.write_text("old")
+
+    def write_half() -> None:
+        with replacing(target) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["page.html"]
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
+    with pytest.raises(OSError, match="No such file") as caught:
+        replace_text(tmp_path / "nowhere" / "page.html", "new")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "page.html")
