@@ -10,10 +10,7 @@ from nnunet_logvmamba.cli.options import above_zero, add_scoring, add_working, a
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, titles
 from nnunet_logvmamba.evaluation.metrics import MASK_METRICS as METRICS
-
-# What is in evaluation/, named again because importing it would make every command slow; a test compares.
-POLICIES = ("brats", "nnunet", "umamba", "paper", "segmamba")
-AVERAGES = ("class-first", "frame-first")
+from nnunet_logvmamba.evaluation.policies import AVERAGES, POLICIES, policy_for
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -107,7 +104,6 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from nnunet_logvmamba.evaluation import folders
     from nnunet_logvmamba.evaluation.parallel import default_processes
-    from nnunet_logvmamba.evaluation.policies import policy_for
     from nnunet_logvmamba.evaluation.report import check_target
     from nnunet_logvmamba.evaluation.scoring import DEFAULT_INSTANCE_METRICS, DEFAULT_METRICS, Settings
 

@@ -65,10 +65,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"there is no folder {target.parent} for {target.name}: make it, or name another --output")
 
     from nnunet_logvmamba.files import replace_text
-    from nnunet_logvmamba.results.page import page as report  # late, because it imports torch
+    from nnunet_logvmamba.plugin.fold_reader import FoldReader  # late, because it imports torch
+    from nnunet_logvmamba.results.page.page import Sources, build
 
-    sources = report.Sources(args.images, args.references, args.channel)
-    page = report.build(fold, num_cases=args.cases, sources=sources)
+    sources = Sources(args.images, args.references, args.channel)
+    page = build(fold, FoldReader, num_cases=args.cases, sources=sources)
     replace_text(target, page)
     terminal.show(f"{target}: {len(page) / 1e6:.1f} MB")
     if args.open:

@@ -12,20 +12,16 @@ import numpy as np
 
 from .cases import ENDINGS, CaseError, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
 from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
-from .metrics import INSTANCE_METRICS, title_of
+from .metrics import COUNTS, INSTANCE_METRICS, title_of
 from .parallel import map_cases
-from .policies import BRATS_HD95_MM, BRATS_SHAPE, POLICIES
+from .policies import AVERAGES, BRATS_HD95_MM, BRATS_SHAPE, POLICIES
 from .report import as_text_table, describe, staged_files, write_csv, write_json
-from .scoring import COUNTS, Settings, definitions, score_instances, score_masks, totals
+from .scoring import Settings, definitions, score_instances, score_masks, totals
 from .tolerances import Tolerance, tolerance_of
 
 SCORES, SUMMARY, TABLE = "scores.csv", "scores.json", "scores.txt"
 """Names of what is written; nnU-Net's own summary.json is never touched."""
 
-AVERAGES = {
-    "class-first": "mean over the cases of each label, then over the labels",
-    "frame-first": "mean over the labels that are in the truth or the prediction of a case, then over the cases",
-}
 FOUND = "found in the files, for want of dataset.json"
 """Where labels are from that nobody named."""
 
