@@ -53,9 +53,11 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.run_folder} holds {len(folds)} runs, and a report is about one: name its folder, out of those "
                 f"that logvmamba report {args.run_folder} lists"
             )
+        from nnunet_logvmamba.results.runs import is_finished
+
         terminal.show(f"{len(folds)} runs, each with a report of its own: logvmamba report RUN")
         for fold in folds:
-            terminal.show(f"{fold}{_state(fold)}")
+            terminal.show(f"{fold}{'' if is_finished(fold) else '  (no final validation yet)'}")
         return 0
     (fold,) = folds
     target = args.output or fold / "report.html"
@@ -90,12 +92,6 @@ def _folds(path: Path) -> list[Path]:
     except UserError:
         return [path]
     return [path / fold.relative_to(path.resolve()) for fold in below]
-
-
-def _state(fold: Path) -> str:
-    from nnunet_logvmamba.results.runs import is_finished
-
-    return "" if is_finished(fold) else "  (no final validation yet)"
 
 
 def _show(page: Path) -> None:

@@ -45,16 +45,8 @@ class CellSettings:
 
     def as_written(self) -> dict[str, object]:
         """Give the settings under the names that they have in files of scores."""
-        return {
-            "grow_px": self.grow,
-            "min_size_px": self.min_size,
-            "fill_holes": self.fill_holes,
-            "watershed": self.watershed,
-            "iou": self.iou,
-            "border_px": self.border,
-            "tile_px": self.tile,
-            "tolerance_px": self.tolerance,
-        }
+        lengths = ("grow", "min_size", "border", "tile", "tolerance")
+        return {f"{name}_px" if name in lengths else name: value for name, value in vars(self).items()}
 
     def definitions(self) -> dict[str, str]:
         """Say for every score what it is under these settings."""

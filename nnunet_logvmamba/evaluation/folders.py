@@ -212,17 +212,14 @@ def _described(name: str) -> dict:
 
 
 def _tolerances(names: Sequence[str], given: Mapping[str, float] | float | None, unit: str) -> dict[str, Tolerance]:
-    if isinstance(given, Mapping):
-        strangers = sorted(given.keys() - set(names))
-        if strangers:
-            raise CaseError(f"a tolerance for '{strangers[0]}', which is no label; the labels are {', '.join(names)}")
-        return {
-            name: Tolerance(given[name], unit, "given by the user") if name in given else tolerance_of(name, unit)
-            for name in names
-        }
-    if given is not None:
-        return dict.fromkeys(names, Tolerance(given, unit, "given by the user"))
-    return {name: tolerance_of(name, unit) for name in names}
+    given = given if isinstance(given, Mapping) else {} if given is None else dict.fromkeys(names, given)
+    strangers = sorted(given.keys() - set(names))
+    if strangers:
+        raise CaseError(f"a tolerance for '{strangers[0]}', which is no label; the labels are {', '.join(names)}")
+    return {
+        name: Tolerance(given[name], unit, "given by the user") if name in given else tolerance_of(name, unit)
+        for name in names
+    }
 
 
 def _with_spacing(read: LabelMap, spacing: Sequence[float] | None, path: Path) -> LabelMap:

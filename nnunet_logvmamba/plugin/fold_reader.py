@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -23,9 +23,7 @@ from nnunet_logvmamba.evaluation.cases import (
     read_labels,
 )
 from nnunet_logvmamba.plugin.checkpoints import logging_of_checkpoints
-
-if TYPE_CHECKING:
-    from nnunet_logvmamba.results.runs import Training
+from nnunet_logvmamba.results.runs import Training
 
 Read = TypeVar("Read")
 

@@ -335,6 +335,13 @@ def test_curves_come_from_the_text_where_it_is_ahead_of_the_checkpoint(tmp_path)
     assert logs.read_logging(tmp_path, logging_of_checkpoints(tmp_path))["train_losses"] == [1.0, 0.9, 0.8, 0.7]
 
 
+def test_an_epoch_that_was_cut_off_does_not_hide_how_long_the_others_took(tmp_path):
+    fold = cells(tmp_path)
+    lines = [f"x: Epoch {epoch}\nx: train_loss 0.5\nx: Epoch time: {epoch + 2}.0 s\n" for epoch in range(3)]
+    (fold / "training_log_1.txt").write_text("".join(lines) + "x: Epoch 3\nx: train_loss 0.4\n")
+    assert "<b>3.0 s</b><span>median epoch</span>" in report.build(fold, FoldReader, num_cases=0)
+
+
 def test_epochs_of_an_earlier_training_are_not_taken_for_those_of_this_one(tmp_path):
     lines = [f"x: Epoch {epoch}\nx: train_loss 0.5\n" for epoch in range(4)]
     (tmp_path / "training_log_1.txt").write_text("".join(lines))

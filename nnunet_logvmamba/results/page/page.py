@@ -163,8 +163,8 @@ def _cards(training: Training, logging: Mapping[str, Sequence]) -> dict[str, str
         cards["cases"] = str(len(training.cases))
     if len(logging.get("train_losses") or []):
         cards["epochs"] = str(len(logging["train_losses"]))
-    if logging.get("seconds"):
-        cards["median epoch"] = f"{median(logging['seconds']):.1f} s"
+    if seconds := [one for one in logging.get("seconds", []) if isfinite(one)]:  # none of an epoch that was cut off
+        cards["median epoch"] = f"{median(seconds):.1f} s"
     for cost in COSTS:
         value = (training.record or {}).get(cost.key)
         if value and cost.unit:  # the time is known from the log
