@@ -103,7 +103,7 @@ def score(truth_file: Path, prediction_file: Path) -> dict[str, tuple[float, flo
             np.isin(volume, [label[which] for label in labels])
             for volume, which in ((truth, IN_TRUTH), (prediction, IN_PREDICTION))
         ]
-        scores[region] = dice(*masks), hd95(*masks, spacing_mm=spacing_mm)
+        scores[region] = dice(*masks), hd95(*masks, spacing=spacing_mm)
     return scores
 
 

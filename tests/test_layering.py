@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "layers": {"ops"},
     "networks": {"layers", "dynamic_network_architectures"},
     "evaluation": {"monai"},
-    "results": {"evaluation", "plugin", "nnunetv2"},
+    "results": {"evaluation"},
     "plugin": {"ops", "networks", "evaluation", "results", "nnunetv2"},
     "cli": {"ops", "networks", "evaluation", "results", "plugin", "nnunetv2"},
 }
@@ -83,6 +83,10 @@ def test_converters_know_nothing_of_the_package_but_what_a_cell_is():
         ("nnunet_logvmamba.evaluation.cells", {"torch", "monai", "nnunetv2"}),
         ("nnunet_logvmamba.evaluation.folders", {"torch", "monai", "nnunetv2"}),
         ("nnunet_logvmamba.evaluation.report", {"torch", "monai", "nnunetv2"}),
+        *(
+            (f"nnunet_logvmamba.results.{module}", {"torch", "monai", "nnunetv2"})
+            for module in ("record", "runs", "logs", "comparison", "tables", "page.page")
+        ),
         ("nnunet_logvmamba.evaluation.surface", {"nnunetv2"}),  # MONAI itself imports torchvision where it can
     ],
 )

@@ -89,6 +89,7 @@ def test_wheel_holds_the_package_the_hook_and_the_licence_and_nothing_else(wheel
     assert "nnunet_logvmamba/plugin/ext/nnunet_logvmamba_trainers.py" in names
     assert "nnunet_logvmamba/plugin/ext/__init__.py" not in names
     assert "nnunet_logvmamba/py.typed" in names
+    assert {f"nnunet_logvmamba/results/page/page.{kind}" for kind in ("html", "css")} <= set(names)
     assert f"{info}/licenses/LICENSE" in names
     assert [name for name in names if name.endswith(".pth")] == ["nnunet_logvmamba.pth"]
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "nnunet_logvmamba").rglob("*.py")}

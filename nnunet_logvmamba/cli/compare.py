@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import examples
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, MASK_METRICS, METRICS, titles
+from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, RANKED, titles
 from nnunet_logvmamba.files import staged_files
 
 FORMATS = ("markdown", "latex", "csv")
@@ -41,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--metrics",
         nargs="+",
         metavar="METRIC",
-        help=f"out of {titles(name for name in MASK_METRICS if METRICS[name].higher_is_better is not None)} and, for "
+        help=f"out of {titles(name for name in RANKED if name not in INSTANCE_METRICS)} and, for "
         f"cells, {titles(INSTANCE_METRICS)}, in any capitalisation; default: Dice, and NSD, HD95, F1 and object_iou "
         "where every run has them",
     )

@@ -10,11 +10,8 @@ from nnunet_logvmamba.cli.options import above_zero, add_scoring, add_working, a
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, titles
 from nnunet_logvmamba.evaluation.metrics import MASK_METRICS as METRICS
+from nnunet_logvmamba.evaluation.policies import AVERAGES, POLICIES, policy_for
 from nnunet_logvmamba.files import check_target
-
-# What is in evaluation/, named again because importing it would make every command slow; a test compares.
-POLICIES = ("brats", "nnunet", "umamba", "paper", "segmamba")
-AVERAGES = ("class-first", "frame-first")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -99,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from nnunet_logvmamba.evaluation import folders
     from nnunet_logvmamba.evaluation.parallel import default_processes
-    from nnunet_logvmamba.evaluation.policies import policy_for
     from nnunet_logvmamba.evaluation.scoring import DEFAULT_INSTANCE_METRICS, DEFAULT_METRICS, Settings
 
     metrics = tuple(dict.fromkeys(args.metrics or (DEFAULT_INSTANCE_METRICS if args.instances else DEFAULT_METRICS)))

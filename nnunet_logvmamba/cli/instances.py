@@ -15,7 +15,7 @@ from nnunet_logvmamba.evaluation.metrics import title_of
 from nnunet_logvmamba.files import staged_files
 
 if TYPE_CHECKING:
-    from nnunet_logvmamba.evaluation.cells import CellCase, CellSettings
+    from nnunet_logvmamba.evaluation.cells import CellFiles, CellSettings
 
 IMAGE_SUFFIXES = ("_0000",)
 SCORES, SUMMARY = "scores.csv", "scores.json"
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: If any file does not fit; nothing is written then.
     """
     from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_pairs, find_cases
-    from nnunet_logvmamba.evaluation.cells import LABEL_SUFFIXES, CellCase, CellSettings, recover_and_score
+    from nnunet_logvmamba.evaluation.cells import LABEL_SUFFIXES, CellFiles, CellSettings, recover_and_score
     from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
 
     if args.gallery is not None and args.images is None:
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     )
     with staged_files(args.out, overwrite=args.overwrite, last=(SCORES, SUMMARY)) as staged:
         cases = [
-            CellCase(case, path, references.get(case), staged / f"{case}_label.tiff")
+            CellFiles(case, path, references.get(case), staged / f"{case}_label.tiff")
             for case, path in predictions.items()
         ]
         do_case = partial(recover_and_score, settings)
@@ -168,7 +168,7 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
     return f"{as_text_table(header, table, terminal.width())}\ntotal: {totals(summary['sum'])}\n{recipe}\n"
 
 
-def _draw(cases: list[tuple[CellCase, Path, dict]], path: Path, settings: CellSettings) -> None:
+def _draw(cases: list[tuple[CellFiles, Path, dict]], path: Path, settings: CellSettings) -> None:
     from nnunet_logvmamba.evaluation.cases import read_labels, read_picture
     from nnunet_logvmamba.evaluation.gallery import Exhibit, draw_gallery
 

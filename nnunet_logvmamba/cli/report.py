@@ -53,9 +53,11 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.run_folder} holds {len(folds)} runs, and a report is about one: name its folder, out of those "
                 f"that logvmamba report {args.run_folder} lists"
             )
+        from nnunet_logvmamba.results.runs import is_finished
+
         terminal.show(f"{len(folds)} runs, each with a report of its own: logvmamba report RUN")
         for fold in folds:
-            terminal.show(f"{fold}{_state(fold)}")
+            terminal.show(f"{fold}{'' if is_finished(fold) else '  (no final validation yet)'}")
         return 0
     (fold,) = folds
     target = args.output or fold / "report.html"
@@ -65,10 +67,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"there is no folder {target.parent} for {target.name}: make it, or name another --output")
 
     from nnunet_logvmamba.files import replace_text
-    from nnunet_logvmamba.results.page import page as report  # late, because it imports torch
+    from nnunet_logvmamba.plugin.fold_reader import FoldReader  # late, because it imports torch
+    from nnunet_logvmamba.results.page.page import Sources, build
 
-    sources = report.Sources(args.images, args.references, args.channel)
-    page = report.build(fold, num_cases=args.cases, sources=sources)
+    sources = Sources(args.images, args.references, args.channel)
+    page = build(fold, FoldReader, num_cases=args.cases, sources=sources)
     replace_text(target, page)
     terminal.show(f"{target}: {len(page) / 1e6:.1f} MB")
     if args.open:
@@ -89,12 +92,6 @@ def _folds(path: Path) -> list[Path]:
     except UserError:
         return [path]
     return [path / fold.relative_to(path.resolve()) for fold in below]
-
-
-def _state(fold: Path) -> str:
-    from nnunet_logvmamba.results.runs import is_finished
-
-    return "" if is_finished(fold) else "  (no final validation yet)"
 
 
 def _show(page: Path) -> None:

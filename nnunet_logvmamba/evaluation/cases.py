@@ -158,7 +158,7 @@ def read_labels(path: Path) -> LabelMap:
     except UserError:
         raise
     except Exception as error:  # every library has its own way to say that a file is broken
-        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
     values, spacing, affines = volume.values, volume.spacing, volume.affines
     if values.size == 0:
         raise UserError(f"{path} holds no voxel: its shape is {values.shape}")
@@ -202,7 +202,8 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
     return values
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Give what a library says, in one line without a full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # SimpleITK puts its reason last, behind the lines of its source.
     return (lines[-1] if lines else type(error).__name__).rstrip(".")
@@ -357,7 +358,7 @@ def read_image(path: Path) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:  # every library has its own way to say that a file is broken
-        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 def is_white_at_zero(path: Path) -> bool:
@@ -388,7 +389,7 @@ def _stored_picture(path: Path) -> np.ndarray:
             transparent = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA} & extra
             return values[..., 0] if transparent and series.axes.endswith("S") and values.shape[-1] == 2 else values
     except Exception as error:  # every library has its own way to say that a file is broken
-        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 def check_same_grid(

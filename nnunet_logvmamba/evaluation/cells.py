@@ -13,9 +13,9 @@ from nnunet_logvmamba.errors import UserError
 from .cases import check_same_grid, read_labels
 from .folders import INSTANCES
 from .instances import MIN_INTERIOR, recover_instances
-from .metrics import INSTANCE_METRICS
+from .metrics import INSTANCE_METRICS, MATCH_COLUMNS, definition_of
 from .report import describe
-from .scoring import MATCH_COLUMNS, instance_definitions, instance_scores, semantic_scores
+from .scoring import instance_scores, matched_in_words, semantic_scores
 
 LABEL_SUFFIXES = ("_label",)
 """Of the names of instance maps, not part of the case."""
@@ -47,23 +47,15 @@ class CellSettings:
 
     def as_written(self) -> dict[str, object]:
         """Give the settings under the names that they have in files of scores."""
-        return {
-            "grow_px": self.grow,
-            "min_size_px": self.min_size,
-            "fill_holes": self.fill_holes,
-            "watershed": self.watershed,
-            "iou": self.iou,
-            "border_px": self.border,
-            "tile_px": self.tile,
-            "tolerance_px": self.tolerance,
-        }
+        lengths = ("grow", "min_size", "border", "tile", "tolerance")
+        return {f"{name}_px" if name in lengths else name: value for name, value in vars(self).items()}
 
     def definitions(self) -> dict[str, str]:
         """Say for every score what it is under these settings."""
-        matched = instance_definitions(self.iou, self.border, self.tile)
+        matched = matched_in_words(self.iou, self.border, self.tile)
         near = f"share of both outlines, by length, within {self.tolerance:g} px of the other"
         return {
-            **{name: matched[name] for name in INSTANCE_METRICS},
+            **{name: definition_of(name, matched=matched) for name in INSTANCE_METRICS},
             "dice_foreground": "Dice of all true instances and all predicted instances",
             "nsd_foreground": f"{near}; all true instances against all predicted instances",
             "dice_interior": "Dice of all true instances and the predicted interior class",
@@ -72,8 +64,8 @@ class CellSettings:
 
 
 @dataclass(frozen=True)
-class CellCase:
-    """One case and its files: three classes, the true instance map if there is one, and where to write the recovered.
+class CellFiles:
+    """The files of one case: three classes, the true instance map if there is one, and where to write the recovered.
 
     Without ``target``, nothing is written.
     """
@@ -84,7 +76,7 @@ class CellCase:
     target: Path | None = None
 
 
-def recover_and_score(settings: CellSettings, case: CellCase) -> dict:
+def recover_and_score(settings: CellSettings, files: CellFiles) -> dict:
     """Recover the instances of one case, write them where asked for, and give the case's row of scores.
 
     Returns:
@@ -94,7 +86,7 @@ def recover_and_score(settings: CellSettings, case: CellCase) -> dict:
     Raises:
         UserError: If a file cannot be read, holds other classes, or the two do not fit.
     """
-    classes = read_labels(case.prediction)
+    classes = read_labels(files.prediction)
     try:
         instances = recover_instances(
             classes.values,
@@ -104,20 +96,20 @@ def recover_and_score(settings: CellSettings, case: CellCase) -> dict:
             watershed=settings.watershed,
         )
     except ValueError as error:
-        raise UserError(f"{case.prediction}: {error}") from error
+        raise UserError(f"{files.prediction}: {error}") from error
     number = int(instances.max())
-    row = {"case": case.case, "label": INSTANCES, "predicted": number}
-    if case.reference is not None:
-        truth = read_labels(case.reference)
-        check_same_grid(truth, classes, case.reference, case.prediction)
+    row = {"case": files.case, "label": INSTANCES, "predicted": number}
+    if files.reference is not None:
+        truth = read_labels(files.reference)
+        check_same_grid(truth, classes, files.reference, files.prediction)
         row["true"] = len(np.unique(truth.values[truth.values > 0]))
         row |= instance_scores(truth.values, instances, iou=settings.iou, border=settings.border, tile=settings.tile)
         row |= semantic_scores(truth.values, instances, classes=classes.values, tolerance_px=settings.tolerance)
-    if case.target is not None:
+    if files.target is not None:
         from tifffile import imwrite
 
         dtype = np.uint16 if number <= np.iinfo(np.uint16).max else np.int32
-        imwrite(case.target, instances.astype(dtype), compression="zlib")
+        imwrite(files.target, instances.astype(dtype), compression="zlib")
     return row
 
 

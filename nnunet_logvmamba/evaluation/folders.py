@@ -15,20 +15,16 @@ from nnunet_logvmamba.files import staged_files
 
 from .cases import ENDINGS, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
 from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
-from .metrics import INSTANCE_METRICS, title_of
+from .metrics import COUNTS, INSTANCE_METRICS, title_of
 from .parallel import map_cases
-from .policies import BRATS_HD95_MM, BRATS_SHAPE, POLICIES
+from .policies import AVERAGES, BRATS_HD95_MM, BRATS_SHAPE, POLICIES
 from .report import as_text_table, describe, write_csv, write_json
-from .scoring import COUNTS, Settings, definitions, score_instances, score_masks, totals
+from .scoring import Settings, definitions, score_instances, score_masks, totals
 from .tolerances import Tolerance, tolerance_of
 
 SCORES, SUMMARY, TABLE = "scores.csv", "scores.json", "scores.txt"
 """Names of what is written; nnU-Net's own summary.json is never touched."""
 
-AVERAGES = {
-    "class-first": "mean over the cases of each label, then over the labels",
-    "frame-first": "mean over the labels that are in the truth or the prediction of a case, then over the cases",
-}
 FOUND = "found in the files, for want of dataset.json"
 """Where labels are from that nobody named."""
 
@@ -219,17 +215,14 @@ def _described(name: str) -> dict:
 
 
 def _tolerances(names: Sequence[str], given: Mapping[str, float] | float | None, unit: str) -> dict[str, Tolerance]:
-    if isinstance(given, Mapping):
-        strangers = sorted(given.keys() - set(names))
-        if strangers:
-            raise UserError(f"a tolerance for '{strangers[0]}', which is no label; the labels are {', '.join(names)}")
-        return {
-            name: Tolerance(given[name], unit, "given by the user") if name in given else tolerance_of(name, unit)
-            for name in names
-        }
-    if given is not None:
-        return dict.fromkeys(names, Tolerance(given, unit, "given by the user"))
-    return {name: tolerance_of(name, unit) for name in names}
+    given = given if isinstance(given, Mapping) else {} if given is None else dict.fromkeys(names, given)
+    strangers = sorted(given.keys() - set(names))
+    if strangers:
+        raise UserError(f"a tolerance for '{strangers[0]}', which is no label; the labels are {', '.join(names)}")
+    return {
+        name: Tolerance(given[name], unit, "given by the user") if name in given else tolerance_of(name, unit)
+        for name in names
+    }
 
 
 def _with_spacing(read: LabelMap, spacing: Sequence[float] | None, path: Path) -> LabelMap:

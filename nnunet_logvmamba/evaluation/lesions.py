@@ -20,17 +20,10 @@ class LesionCounts:
 
 
 def count_lesions(truth: np.ndarray, prediction: np.ndarray) -> LesionCounts:
-    """Count connected pieces; one common voxel is enough for a lesion to be found.
+    """See :func:`.public.count_lesions`; one common voxel is enough for a lesion to be found.
 
     Voxels are connected across faces, edges and corners. BraTS 2023 scores lesions in a different way (dilation,
     minimal size, penalties), which this is not.
-
-    Args:
-        truth: Boolean mask, two or three axes.
-        prediction: Boolean mask of the same shape.
-
-    Raises:
-        ValueError: If the shapes differ, or either is no mask.
     """
     truth, prediction = as_masks(truth, prediction)
     neighbours = np.ones((3,) * truth.ndim)

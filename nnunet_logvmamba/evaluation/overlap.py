@@ -1,4 +1,7 @@
-"""How much two masks overlap."""
+"""How much two masks overlap; truth first, else as ``public`` says.
+
+A score of two masks that needs nothing else is found by its name in ``metrics``.
+"""
 
 import numpy as np
 
@@ -6,33 +9,19 @@ from .arrays import as_masks, check_number
 
 
 def dice(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Twice the common voxels over the sum of both, from 0 to 1.
-
-    Both masks empty: NaN, nothing to score. One mask empty: 0.
-
-    Args:
-        truth: Boolean mask, two or three axes.
-        prediction: Boolean mask of the same shape.
-
-    Raises:
-        ValueError: If the shapes differ, or either is no mask.
-    """
+    """See :func:`.public.dice`."""
     common, true, predicted = _counts(truth, prediction)
     return 2 * common / (true + predicted) if true + predicted else float("nan")
 
 
 def iou(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Common voxels over those in either mask, from 0 to 1; empty masks and errors as for :func:`dice`."""
+    """See :func:`.public.iou`."""
     common, true, predicted = _counts(truth, prediction)
     return common / (true + predicted - common) if true + predicted else float("nan")
 
 
 def volume_difference(truth: np.ndarray, prediction: np.ndarray, *, voxel_volume: float = 1.0) -> float:
-    """Predicted minus true volume, in the unit of ``voxel_volume``; below 0 where too little is predicted.
-
-    Raises:
-        ValueError: If the shapes differ, either is no mask, or ``voxel_volume`` is not above 0.
-    """
+    """See :func:`.public.volume_difference`; raises ValueError also if ``voxel_volume`` is not above 0."""
     check_number(voxel_volume, "voxel_volume", above=0)
     _, true, predicted = _counts(truth, prediction)
     return (predicted - true) * voxel_volume

@@ -1,8 +1,10 @@
-"""What a score is worth where a mask is empty: one table, a policy per community."""
+"""What a score is worth where a mask is empty, a policy per community; and in which order means are taken."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from .metrics import Metric
 
 NAN = float("nan")
 
@@ -17,13 +19,19 @@ BRATS_SHAPE = (155, 240, 240)
 class Outcome:
     """Scores of one pair with an empty mask; NaN leaves the pair out of the mean, and it is counted.
 
-    ``overlap`` is the value of Dice, IoU and the scores of instances, ``hd95`` that of HD95, ``nsd`` that of both
-    surface Dice scores.
+    ``overlap`` is the value of Dice, IoU and the scores of instances, ``hd95`` that of HD95, ``nsd`` that of the
+    bounded scores of surfaces.
     """
 
     overlap: float
     hd95: float
     nsd: float
+
+    def score_of(self, metric: Metric) -> float:
+        """Give the value of a metric."""
+        if metric.of != "surfaces":
+            return self.overlap
+        return self.nsd if metric.bounded else self.hd95
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,11 @@ POLICIES = {
     )
 }
 DEFAULT_POLICY = "nnunet"
+
+AVERAGES = {
+    "class-first": "mean over the cases of each label, then over the labels",
+    "frame-first": "mean over the labels that are in the truth or the prediction of a case, then over the cases",
+}
 
 
 def policy_for(dataset_name: str | None) -> str:

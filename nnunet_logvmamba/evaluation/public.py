@@ -128,7 +128,7 @@ def surface_distances(
     """
     from . import surface
 
-    return surface.surface_distances(*_masks(prediction, truth), spacing_mm=spacing_mm)
+    return surface.surface_distances(*_masks(prediction, truth), spacing=spacing_mm)
 
 
 @_in_our_words
@@ -148,7 +148,7 @@ def hd95(prediction: ArrayLike, truth: ArrayLike, *, spacing_mm: Sequence[float]
     """
     from . import surface
 
-    return surface.hd95(*_masks(prediction, truth), spacing_mm=spacing_mm, joining=joining)
+    return surface.hd95(*_masks(prediction, truth), spacing=spacing_mm, joining=joining)
 
 
 @_in_our_words
@@ -172,7 +172,7 @@ def surface_dice(prediction: ArrayLike, truth: ArrayLike, *, spacing_mm: Sequenc
     """
     from . import surface
 
-    return surface.surface_dice(*_masks(prediction, truth), spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
+    return surface.surface_dice(*_masks(prediction, truth), spacing=spacing_mm, tolerance=tolerance_mm)
 
 
 @_in_our_words

@@ -9,22 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
+from . import overlap
 from .arrays import as_array, as_instances, as_masks, as_spacing
 from .instances import AVERAGE_PRECISION_THRESHOLDS, INTERIOR, average_precision, count_matches
 from .lesions import count_lesions
-from .metrics import INSTANCE_METRICS, MASK_METRICS, metric_name
-from .overlap import dice, iou, volume_difference
+from .metrics import INSTANCE_METRICS, LESION_COLUMNS, MASK_METRICS, MATCH_COLUMNS, METRICS, definition_of, metric_name
 from .policies import DEFAULT_POLICY, POLICIES
 
 DEFAULT_METRICS = ("dice", "iou", "hd95", "nsd")
 DEFAULT_INSTANCE_METRICS = (*INSTANCE_METRICS, "dice", "iou", "nsd")
-
-LESION_COLUMNS = ("lesions_true", "lesions_missed", "lesions_false")
-MATCH_COLUMNS = ("tp", "fp", "fn")
-COUNTS = (*LESION_COLUMNS, *MATCH_COLUMNS)
-"""Columns that are counted, not averaged first and foremost: their sums are reported too."""
-
-_KIND = {"hd95": "hd95", "nsd": "nsd", "nsd_umamba": "nsd"}  # in a policy; every other score is an overlap
 
 
 @dataclass(frozen=True)
@@ -94,9 +87,9 @@ def score_masks(
         if metric == "lesions":
             scores |= dict(zip(LESION_COLUMNS, vars(count_lesions(truth, prediction)).values()))
         elif metric == "volume_difference":
-            scores[metric] = volume_difference(truth, prediction, voxel_volume=voxel_volume(spacing))
+            scores[metric] = overlap.volume_difference(truth, prediction, voxel_volume=voxel_volume(spacing))
         elif metric in MASK_METRICS and empty is not None:
-            scores[metric] = getattr(empty, _KIND.get(metric, "overlap"))
+            scores[metric] = empty.score_of(METRICS[metric])
         elif metric in MASK_METRICS:
             scores[metric] = _score(metric, truth, prediction, spacing, label, settings)
     return scores
@@ -111,17 +104,14 @@ def _cropped(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.
 def _score(
     metric: str, truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], label: str, settings: Settings
 ) -> float:
-    if metric == "dice":
-        return dice(truth, prediction)
-    if metric == "iou":
-        return iou(truth, prediction)
+    if METRICS[metric].of == "masks":
+        return getattr(overlap, metric)(truth, prediction)
     from . import surface  # late, since MONAI takes seconds to import
 
     if metric == "hd95":
-        return surface.hd95(truth, prediction, spacing_mm=spacing, joining=settings.joining)
+        return surface.hd95(truth, prediction, spacing=spacing, joining=settings.joining)
     if metric == "nsd":
-        tolerance = settings.tolerances[label]
-        return surface.surface_dice(truth, prediction, spacing_mm=spacing, tolerance_mm=tolerance)
+        return surface.surface_dice(truth, prediction, spacing=spacing, tolerance=settings.tolerances[label])
     return surface.surface_dice_umamba(truth, prediction)
 
 
@@ -146,25 +136,14 @@ def score_instances(truth: np.ndarray, prediction: np.ndarray, *, settings: Sett
         if metric not in settings.metrics:
             del scores[metric]
         elif empty is not None:
-            scores[metric] = empty.overlap
+            scores[metric] = empty.score_of(METRICS[metric])
     return scores
 
 
 def instance_scores(
     truth: np.ndarray, prediction: np.ndarray, *, iou: float = 0.5, border: int = 2, tile: int | None = None
 ) -> dict[str, float | int]:
-    """Give ``f1``, ``object_iou``, ``average_precision`` and the counts ``tp``, ``fp``, ``fn`` of two instance maps.
-
-    Args:
-        truth: Integer map, 0 background, (height, width).
-        prediction: The same for the prediction.
-        iou: Least IoU of a match, but for average precision, which has thresholds of its own.
-        border: See :func:`.instances.count_matches`.
-        tile: See :func:`.instances.count_matches`.
-
-    Raises:
-        ValueError: If the shapes differ, either is no instance map, or an option is out of its bounds.
-    """
+    """See :func:`.public.instance_scores`, which takes the prediction first."""
     thresholds = dict.fromkeys((iou, *AVERAGE_PRECISION_THRESHOLDS))
     counts = count_matches(truth, prediction, thresholds=tuple(thresholds), border=border, tile=tile)
     one = counts[iou]
@@ -201,26 +180,17 @@ def semantic_scores(
         readings["interior"] = as_array(classes, "classes") == INTERIOR
     scores = {}
     for name, mask in readings.items():
-        scores[f"dice_{name}"] = dice(truth > 0, mask)
-        scores[f"nsd_{name}"] = surface_dice(truth > 0, mask, spacing_mm=(1, 1), tolerance_mm=tolerance_px)
+        scores[f"dice_{name}"] = overlap.dice(truth > 0, mask)
+        scores[f"nsd_{name}"] = surface_dice(truth > 0, mask, spacing=(1, 1), tolerance=tolerance_px)
     return scores
 
 
-def instance_definitions(iou: float, border: int, tile: int | None) -> dict[str, str]:
-    """Say what the instance metrics and their counts are under these settings."""
+def matched_in_words(iou: float, border: int, tile: int | None) -> str:
+    """Say how instances are matched under these settings."""
     matched = f"instances paired one to one at IoU >= {iou:g}"
     if border:
         matched += f", those within {border} px of the border removed from both maps first"
-    if tile:
-        matched += f", within squares of {tile} px"
-    return {
-        "f1": f"2 TP / (2 TP + FP + FN), {matched}",
-        "object_iou": f"TP / (TP + FP + FN), {matched}",
-        "average_precision": "mean of TP / (TP + FP + FN) over the IoU thresholds 0.50, 0.55, ... 0.95",
-        "tp": f"true positives, {matched}",
-        "fp": "false positives, predicted instances without a partner",
-        "fn": "false negatives, true instances without a partner",
-    }
+    return f"{matched}, within squares of {tile} px" if tile else matched
 
 
 def definitions(settings: Settings, unit: str, dimensions: int, *, slices: bool = False) -> dict[str, dict[str, str]]:
@@ -231,39 +201,25 @@ def definitions(settings: Settings, unit: str, dimensions: int, *, slices: bool 
         slices: Whether some cases beside volumes are a single slice.
     """
     distances = "distances from each border voxel to the other border"
-    both = {
-        "joined": f"95th percentile of the {distances}, both directions joined",
-        "max": f"larger of the two directed 95th percentiles of the {distances}",
-    }[settings.joining]
-    neighbours = "6 neighbours" if dimensions == 3 else "4 neighbours"
-    elements = "surface, by area" if dimensions == 3 else "outline, by length"
+    words = {
+        "percentile": {
+            "joined": f"95th percentile of the {distances}, both directions joined",
+            "max": f"larger of the two directed 95th percentiles of the {distances}",
+        }[settings.joining],
+        "neighbours": "6 neighbours" if dimensions == 3 else "4 neighbours",
+        "elements": "surface, by area" if dimensions == 3 else "outline, by length",
+        "size": "volume" if dimensions == 3 else "area",
+        "matched": matched_in_words(settings.iou, settings.border, settings.tile),
+    }
     if slices:
-        neighbours += ", 4 in a single slice"
-        elements += " (of a single slice the outline, by length)"
-    of_instances = {
-        name: {"definition": text, "unit": "1"}
-        for name, text in instance_definitions(settings.iou, settings.border, settings.tile).items()
+        words["neighbours"] += ", 4 in a single slice"
+        words["elements"] += " (of a single slice the outline, by length)"
+    volume = ("ml" if unit == "mm" else "1000 px") if dimensions == 3 else f"{unit}^2"
+    units = {"distance": unit, "volume": volume}
+    return {
+        column: {
+            "definition": definition_of(column, **words),
+            "unit": units.get(METRICS[column].unit, "1") if column in METRICS else "1",
+        }
+        for column in settings.columns()
     }
-    every = {
-        "dice": {"definition": "2 |P and G| / (|P| + |G|)", "unit": "1"},
-        "iou": {"definition": "|P and G| / |P or G|", "unit": "1"},
-        "hd95": {"definition": f"{both}; border voxels are those one erosion ({neighbours}) removes", "unit": unit},
-        "nsd": {
-            "definition": f"share of both masks' {elements}, within the tolerance of the other",
-            "unit": "1",
-        },
-        "nsd_umamba": {
-            "definition": "U-Mamba's surface Dice: masks as slabs one voxel thick, spacing 1, tolerance 2; follows the "
-            "area and is no NSD",
-            "unit": "1",
-        },
-        "volume_difference": {
-            "definition": "predicted minus true volume" if dimensions == 3 else "predicted minus true area",
-            "unit": ("ml" if unit == "mm" else "1000 px") if dimensions == 3 else f"{unit}^2",
-        },
-        "lesions_true": {"definition": "connected pieces of the truth, across corners too", "unit": "1"},
-        "lesions_missed": {"definition": "pieces of the truth without a predicted voxel", "unit": "1"},
-        "lesions_false": {"definition": "pieces of the prediction without a true voxel", "unit": "1"},
-        **of_instances,
-    }
-    return {column: every[column] for column in settings.columns()}

@@ -1,4 +1,8 @@
-"""How far apart two surfaces are; edges, surface elements and directed distances are MONAI's."""
+"""How far apart two surfaces are; edges, surface elements and directed distances are MONAI's.
+
+Masks have two or three axes, the truth comes first, and tolerances and distances have the unit of the spacing. What the
+scores are and which errors they raise is said in ``public``.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -18,54 +22,29 @@ JOININGS = get_args(Joining)
 
 
 def surface_distances(
-    truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float]
+    truth: np.ndarray, prediction: np.ndarray, *, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give the distance of every surface voxel of the prediction to the truth's surface, and the other way round.
+    """See :func:`.public.surface_distances`.
 
     Surface voxels are those that one erosion (6 neighbours in 3D, 4 in 2D) removes; the border of the image counts as
     background.
-
-    Args:
-        truth: Boolean mask with at least one voxel, two or three axes.
-        prediction: Another one of the same shape.
-        spacing_mm: Voxel size per axis of the masks, in mm; ones where there is none, and the result is in pixels.
-
-    Raises:
-        ValueError: If the shapes differ, either is no such mask, or there is not one spacing above 0 per axis.
     """
-    truth, prediction, spacing_mm = _checked(truth, prediction, spacing_mm)
+    truth, prediction, spacing = _checked(truth, prediction, spacing)
     for name, mask in (("truth", truth), ("prediction", prediction)):
         if not mask.any():
             raise ValueError(f"{name} is empty and so has no surface")
     edges = get_mask_edges(np.pad(prediction, 1), np.pad(truth, 1), crop=True)
-    spacing = list(spacing_mm)
-    return get_surface_distance(*edges, spacing=spacing), get_surface_distance(*edges[::-1], spacing=spacing)
+    return tuple(get_surface_distance(*pair, spacing=list(spacing)) for pair in (edges, edges[::-1]))
 
 
-def hd95(
-    truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float], joining: Joining = "joined"
-) -> float:
-    """95th percentile of the surface distances in both directions, in mm.
-
-    Both masks empty: NaN, nothing to score. One mask empty: infinity.
-
-    Args:
-        truth: Boolean mask, two or three axes.
-        prediction: Boolean mask of the same shape.
-        spacing_mm: Voxel size per axis of the masks, in mm.
-        joining: ``joined`` takes the percentile of both sets of distances together, ``max`` the larger of the two
-            directed percentiles. Both are in use and differ.
-
-    Raises:
-        ValueError: If the shapes differ, either is no such mask, there is not one spacing above 0 per axis, or
-            ``joining`` is neither.
-    """
+def hd95(truth: np.ndarray, prediction: np.ndarray, *, spacing: Sequence[float], joining: Joining = "joined") -> float:
+    """See :func:`.public.hd95`."""
     if joining not in JOININGS:
         raise ValueError(f"joining must be one of {', '.join(JOININGS)}, not {joining!r}")
-    truth, prediction, spacing_mm = _checked(truth, prediction, spacing_mm)
+    truth, prediction, spacing = _checked(truth, prediction, spacing)
     if not truth.any() or not prediction.any():
         return float("nan") if truth.any() == prediction.any() else float("inf")
-    return percentile_95(*surface_distances(truth, prediction, spacing_mm=spacing_mm), joining)
+    return percentile_95(*surface_distances(truth, prediction, spacing=spacing), joining)
 
 
 def percentile_95(there: np.ndarray, back: np.ndarray, joining: Joining) -> float:
@@ -75,29 +54,10 @@ def percentile_95(there: np.ndarray, back: np.ndarray, joining: Joining) -> floa
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
-def surface_dice(
-    truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float], tolerance_mm: float
-) -> float:
-    """Share of both surfaces that lies within ``tolerance_mm`` of the other one (NSD), from 0 to 1.
-
-    Surfaces are made of triangles in 3D and line segments in 2D, weighted by area or length.
-
-    Both masks empty: NaN, nothing to score. One mask empty: 0.
-
-    Args:
-        truth: Boolean mask, two or three axes.
-        prediction: Boolean mask of the same shape.
-        spacing_mm: Voxel size per axis of the masks, in mm; ones for pixels.
-        tolerance_mm: Distance up to which a surface element counts as met, in the unit of the spacing.
-
-    Raises:
-        ValueError: If the shapes differ, either is no such mask, there is not one spacing above 0 per axis, or the
-            tolerance is negative.
-
-    References: Nikolov et al. (2018), Deep learning to achieve clinically applicable segmentation.
-    """
-    truth, prediction, spacing = _checked(truth, prediction, spacing_mm)
-    check_number(tolerance_mm, "the tolerance", least=0)
+def surface_dice(truth: np.ndarray, prediction: np.ndarray, *, spacing: Sequence[float], tolerance: float) -> float:
+    """See :func:`.public.surface_dice`."""
+    truth, prediction, spacing = _checked(truth, prediction, spacing)
+    check_number(tolerance, "the tolerance", least=0)
     if not truth.any() or not prediction.any():
         return float("nan") if truth.any() == prediction.any() else 0.0
     edges_prediction, edges_truth, areas_prediction, areas_truth = get_mask_edges(
@@ -107,7 +67,7 @@ def surface_dice(
     back = get_surface_distance(edges_truth, edges_prediction, spacing=list(spacing))
     near, total = 0.0, 0.0
     for distances, areas in ((there, areas_prediction[edges_prediction]), (back, areas_truth[edges_truth])):
-        near += float(areas[distances <= tolerance_mm].sum(dtype=np.float64))
+        near += float(areas[distances <= tolerance].sum(dtype=np.float64))
         total += float(areas.sum(dtype=np.float64))
     return near / total
 
@@ -127,11 +87,11 @@ def surface_dice_umamba(truth: np.ndarray, prediction: np.ndarray, *, tolerance_
     if truth.ndim != 2:
         raise ValueError(f"nsd_umamba is a score of 2D masks, not of the shape {truth.shape}")
     slabs = (mask[..., None] for mask in (truth, prediction))
-    return surface_dice(*slabs, spacing_mm=(1, 1, 1), tolerance_mm=tolerance_px)
+    return surface_dice(*slabs, spacing=(1, 1, 1), tolerance=tolerance_px)
 
 
 def _checked(
-    truth: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
+    truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     masks = as_masks(truth, prediction)
-    return *masks, as_spacing(spacing_mm, masks[0].ndim)
+    return *masks, as_spacing(spacing, masks[0].ndim)

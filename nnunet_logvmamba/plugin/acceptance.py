@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_gzip, ending_of, read_image, read_volume
+from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_gzip, ending_of, read_image, read_volume, reason_of
 from nnunet_logvmamba.evaluation.dataset_json import channels_of
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.results.runs import read_dataset_json, read_json
@@ -160,7 +160,7 @@ def _why_unreadable(model: Model, files: Sequence[Path], error: Exception) -> st
             shape, spacing = _read(model, [path])
         except Exception as alone:
             reader = model.reader.__name__
-            return f"{path} cannot be read by nnU-Net's {reader} ({_reason(alone)}): {_remedy(model, path)}"
+            return f"{path} cannot be read by nnU-Net's {reader} ({reason_of(alone)}): {_remedy(model, path)}"
         shapes.append(shape)
         spacings.append(spacing)
     for what, values in (("shape", shapes), ("spacing", spacings)):
@@ -170,7 +170,7 @@ def _why_unreadable(model: Model, files: Sequence[Path], error: Exception) -> st
                     f"{path} has the {what} {value}, and {files[0].name} {values[0]}: all files of a case need the "
                     "same one"
                 )
-    return f"{files[0]} and the other files of its case cannot be read together ({_reason(error)})"
+    return f"{files[0]} and the other files of its case cannot be read together ({reason_of(error)})"
 
 
 def _remedy(model: Model, path: Path) -> str:
@@ -200,8 +200,3 @@ def _read(model: Model, files: Sequence[Path]) -> tuple[tuple[int, ...], tuple[f
     with contextlib.redirect_stdout(io.StringIO()):
         data, properties = model.reader().read_images([str(path) for path in files])
     return data.shape, tuple(map(float, properties["spacing"]))
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).rstrip(".")  # SimpleITK puts its reason last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint of nnU-Net: copy the one that its training wrote")
     return content
+
+
+def logging_of_checkpoints(fold: Path) -> dict[str, list] | None:
+    """Give what was logged per epoch, and ``seconds``, out of the first checkpoint of a fold that can be read."""
+    for path in (fold / name for name in CHECKPOINTS):
+        with suppress(ValueError):  # one that would have to be run to be read
+            logging = read_checkpoint(path).get("logging") if path.is_file() else None
+            if isinstance(logging, dict):
+                starts, ends = (logging.get(f"epoch_{which}_timestamps", []) for which in ("start", "end"))
+                return {**logging, "seconds": [float(end) - float(start) for start, end in zip(starts, ends)]}
+    return None
 
 
 def first_difference(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> str | None:

@@ -12,10 +12,10 @@ from statistics import median
 import numpy as np
 
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.evaluation.metrics import METRICS, RANKED, USUAL, title_of, titles
+from nnunet_logvmamba.results.record import COSTS, KEYS
 from nnunet_logvmamba.results.runs import (
-    HIGHER_IS_BETTER,
     INSTANCE,
-    USUAL_METRICS,
     Run,
     find_folds,
     is_finished,
@@ -47,22 +47,15 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Median over the runs of a method of what their records say; None where one says nothing."""
-
-    parameters: int | None
-    multiply_adds: int | None
-    seconds_per_epoch: float | None
-    peak_memory_bytes: int | None
-
-
-@dataclass(frozen=True)
 class Method:
-    """Trainer, plans and configuration in all their runs, under the shortest name that tells it from the others."""
+    """Trainer, plans and configuration in all their runs, under the shortest name that tells it from the others.
+
+    ``costs`` are medians over the runs of what their records say, by key; None where one says nothing.
+    """
 
     name: str
     runs: tuple[Run, ...]
-    cost: Cost
+    costs: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ class Pair:
     @property
     def ordered(self) -> tuple[str, str]:
         """The method that is better on the cases that both have, then the other."""
-        better = (self.test.difference > 0) == HIGHER_IS_BETTER[self.metric]
+        better = (self.test.difference > 0) == (METRICS[self.metric].better == "higher")
         return (self.first, self.second) if better else (self.second, self.first)
 
 
@@ -145,7 +138,7 @@ def compare(
     runs, notes = _read(paths, folds)
     names = _renamed(_names(runs), renamed or {})
     methods = tuple(
-        Method(name, members := tuple(run for run in runs if run.method == key), _cost(members))
+        Method(name, members := tuple(run for run in runs if run.method == key), _costs(members))
         for key, name in names.items()
     )
     if len(methods) < 2:
@@ -233,19 +226,13 @@ def _renamed(names: dict[tuple, str], wished: Mapping[str, str]) -> dict[tuple, 
     return given
 
 
-def _cost(runs: Sequence[Run]) -> Cost:
-    def middle(name: str, whole: bool = True):
-        values = [(run.record or {}).get(name) for run in runs]
-        if any(value is None for value in values):
-            return None
-        return int(median(values)) if whole else float(median(values))
-
-    return Cost(
-        middle("parameters"),
-        middle("multiply_adds"),
-        middle("median_seconds_per_epoch", whole=False),
-        middle("peak_memory_bytes"),
-    )
+def _costs(runs: Sequence[Run]) -> dict[str, float | None]:
+    costs = {}
+    for key in (cost.key for cost in COSTS):
+        values = [(run.record or {}).get(key) for run in runs]
+        middle = None if None in values else median(values)
+        costs[key] = middle if middle is None or float in KEYS[key] else int(middle)
+    return costs
 
 
 # --- What cannot be compared ------------------------------------------------------------------------------------------
@@ -320,23 +307,25 @@ def _listed(folds: dict[str, Run]) -> str:
 
 
 def _metrics(runs: Sequence[Run], wanted: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
-    everywhere = [metric for metric in HIGHER_IS_BETTER if all(metric in run.scores for run in runs)]
-    known = {title.lower(): title for title in HIGHER_IS_BETTER}
-    wanted = tuple(dict.fromkeys(known.get(metric.lower(), metric) for metric in wanted or ()))
-    for metric in wanted:
+    everywhere = [metric for metric in RANKED if all(metric in run.scores for run in runs)]
+    for typed in wanted or ():
+        metric = typed.lower()
         if metric not in everywhere:
             lacking = [run.name for run in runs if metric not in run.scores]
-            if metric not in HIGHER_IS_BETTER or len(lacking) == len(runs):
-                raise UserError(f"there is no metric '{metric}' in these results; there are {', '.join(everywhere)}")
+            title = title_of(metric) if metric in RANKED else typed
+            if metric not in RANKED or len(lacking) == len(runs):
+                raise UserError(f"there is no metric '{title}' in these results; there are {titles(everywhere)}")
             source = source_of(metric)
             where = f" (validation/{source.file})" if source else ""
-            raise UserError(f"{lacking[0]} has no {metric}{where}: validate again, or leave it out")
+            raise UserError(f"{lacking[0]} has no {title}{where}: validate again, or leave it out")
+    if wanted:
+        return tuple(dict.fromkeys(metric.lower() for metric in wanted)), []
     notes = []
-    for metric in USUAL_METRICS:
+    for metric in USUAL:
         lacking = [run.name for run in runs if metric not in run.scores]
-        if not wanted and lacking and len(lacking) < len(runs):
-            notes.append(f"{metric} is left out, because {lacking[0]} has none ({len(lacking)} such runs).")
-    return tuple(wanted or (metric for metric in USUAL_METRICS if metric in everywhere)), notes
+        if lacking and len(lacking) < len(runs):
+            notes.append(f"{title_of(metric)} is left out, because {lacking[0]} has none ({len(lacking)} such runs).")
+    return tuple(metric for metric in USUAL if metric in everywhere), notes
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -402,7 +391,7 @@ def _pairs(methods: Sequence[Method], metric: str, labels: Sequence[str], agains
         common = {fold: np.isfinite(here[fold] - there[fold]) for fold in here}
         for index, label in enumerate((*labels, AVERAGE)):
             values = _mean(differences, axis=0) if label == AVERAGE else differences[index]
-            test = compare_pairs(values, higher_is_better=HIGHER_IS_BETTER[metric])
+            test = compare_pairs(values, higher_is_better=METRICS[metric].better == "higher")
             margin = _run_margin(first, second, metric, labels, label, common)
             found.append(Pair(first.name, second.name, metric, label, test, nan, margin))
     corrected: dict[int, float] = {}
@@ -455,7 +444,9 @@ def _notes(comparison: Comparison) -> list[str]:
         if any(left_out.values()):
             counts = ", ".join(f"{name} {count}" for name, count in left_out.items())
             reason = "no cell, true or predicted" if source_of(metric) is INSTANCE else "an empty mask"
-            notes.append(f"{metric}: values that do not exist ({reason}) are left out of the means: {counts}.")
+            notes.append(
+                f"{title_of(metric)}: values that do not exist ({reason}) are left out of the means: {counts}."
+            )
     if comparison.num_cases < 6:
         least = 2 / 2**comparison.num_cases
         notes.append(f"With {comparison.num_cases} cases no p-value can be below {least:.3g}, whatever the methods do.")
@@ -500,7 +491,7 @@ def conclusion(comparison: Comparison, metric: str) -> str:
     scores = {name: labels[AVERAGE] for name, labels in comparison.scores[metric].items()}
     known = {name: score.mean for name, score in scores.items() if isfinite(score.mean)}
     if not known:
-        return f"{metric}: no case has a value."
+        return f"{title_of(metric)}: no case has a value."
     pairs = [pair for pair in comparison.pairs if (pair.metric, pair.label) == (metric, AVERAGE)]
     if not comparison.same_cases[metric][AVERAGE]:
         counts = ", ".join(
@@ -509,10 +500,10 @@ def conclusion(comparison: Comparison, metric: str) -> str:
         verdicts = _verdicts(pairs)
         parts = [f"{better} is {_in_words(found)}" for better, found in verdicts.items() if _in_words(found)]
         return (
-            f"{metric}: the averages cover different cases (values: {counts}), so none is called the best; on the "
-            f"cases that both have, {'; '.join(parts) or 'no pair differs beyond noise'}."
+            f"{title_of(metric)}: the averages cover different cases (values: {counts}), so none is called the best; "
+            f"on the cases that both have, {'; '.join(parts) or 'no pair differs beyond noise'}."
         )
-    best = (max if HIGHER_IS_BETTER[metric] else min)(known, key=known.__getitem__)
+    best = METRICS[metric].best(known)
     pairs = [pair for pair in pairs if best in (pair.first, pair.second)]
     verdicts = _verdicts(pairs)
     parts = [words] if (words := _in_words(verdicts.pop(best, {}))) else []
@@ -523,7 +514,7 @@ def conclusion(comparison: Comparison, metric: str) -> str:
     if worse:
         counted = "classes" if len(comparison.labels[metric]) > 1 else "runs"
         parts.append(f"worse than {_and(worse)} case by case, since the average counts {counted} and not cases")
-    return f"{metric}: {best} has the best average" + (f"; it is {'; '.join(parts)}." if parts else ".")
+    return f"{title_of(metric)}: {best} has the best average" + (f"; it is {'; '.join(parts)}." if parts else ".")
 
 
 def _verdicts(pairs: Iterable[Pair]) -> dict[str, dict[str, list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -14,9 +15,7 @@ RECORD_NAME = "logvmamba.json"
 """Lies in the folder of a fold; read by ``logvmamba compare`` and ``logvmamba report``."""
 
 FORMAT = 1
-
 _WORD, _WHOLE, _NUMBER = (str,), (int,), (int, float)
-
 KEYS = {
     "format": _WHOLE,
     "trainer": _WORD,
@@ -47,6 +46,29 @@ KEYS = {
 """What a record holds, in this order, and of which types; any of it may be absent or null but lists and versions."""
 
 _NEVER_NULL = ("patch_size", "spacing", "sessions", "seconds_per_epoch", "versions")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training takes: the key in its record, and how tables and pages show it, in units of ``size``."""
+
+    key: str
+    title: str
+    unit: str
+    size: float
+    decimals: int = 2
+
+    def text(self, value: float) -> str:
+        """Give a value without its unit."""
+        return f"{value / self.size:.{self.decimals}f}"
+
+
+COSTS = (
+    Cost("parameters", "parameters", "M", 1e6),
+    Cost("multiply_adds", "multiply-adds", "G", 1e9),
+    Cost("median_seconds_per_epoch", "s per epoch", "", 1, decimals=1),
+    Cost("peak_memory_bytes", "peak memory", "GiB", 2**30),
+)
 
 
 def read_record(fold: Path) -> dict | None:

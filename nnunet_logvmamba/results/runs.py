@@ -4,71 +4,83 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_logvmamba import files
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
 from nnunet_logvmamba.evaluation.folders import INSTANCES
-from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, METRICS, title_of
+from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, RANKED, SURFACE_METRICS
 from nnunet_logvmamba.results.record import read_record
 
 SUMMARY = "summary.json"
-HIGHER_IS_BETTER = {
-    metric.title: metric.higher_is_better for metric in METRICS.values() if metric.higher_is_better is not None
-}
-"""Titles of the metrics that can be compared, and which way is better."""
-
-USUAL_METRICS = ("Dice", "NSD", "HD95", "F1", "object_iou")
-"""Those of the tables where nobody chooses, in their order."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of ours in the folder ``validation``: titles of the metrics in it, by their names there."""
+    """A file of ours in the folder ``validation``, and the metrics in it."""
 
     kind: str
     file: str
-    metrics: Mapping[str, str]
+    metrics: tuple[str, ...]
 
 
-SURFACE = Source("surface", "surface.json", {name: title_of(name) for name in ("hd95", "nsd", "nsd_umamba")})
-INSTANCE = Source("instance", "instances.json", {name: title_of(name) for name in INSTANCE_METRICS})
+SURFACE = Source("surface", "surface.json", SURFACE_METRICS)
+INSTANCE = Source("instance", "instances.json", INSTANCE_METRICS)
 SOURCES = (SURFACE, INSTANCE)
 
 
 def source_of(metric: str) -> Source | None:
     """Give the file of ours that a metric comes from; None for those of nnU-Net's summary."""
-    return next((source for source in SOURCES if metric in source.metrics.values()), None)
+    return next((source for source in SOURCES if metric in source.metrics), None)
 
 
 _SETTINGS = re.compile(r"policy|tolerance|unit|hd95|nsd|spacing")
 
 
 @dataclass(frozen=True)
-class Run:
-    """One fold of one training, with the scores of its final validation.
-
-    ``scores`` are metric, then label, then case. ``voxels`` are, per label and case, the reference's voxels and those
-    of the whole image. ``settings`` are those of our own metrics by kind: policy and tolerance of the surface metrics,
-    how instances are recovered and matched for those of instances. ``labels`` are those of the data set.
-    """
+class Training:
+    """One fold of one training, finished or not: the names in its folders, and the files in them that it has anyway."""
 
     folder: Path
     dataset: str
     trainer: str
     plans: str
     configuration: str
-    fold: str
+    plans_json: dict
+    dataset_json: dict
+    record: dict | None
+
+    @property
+    def fold(self) -> str:
+        """Number of the fold, or ``all``."""
+        return self.folder.name.removeprefix("fold_")
+
+    @property
+    def name(self) -> str:
+        """How the training is called in messages."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+
+@dataclass(frozen=True)
+class Run(Training):
+    """A finished fold, with the scores of its final validation.
+
+    ``scores`` are metric, then label, then case. ``voxels`` are, per label and case, the reference's voxels and those
+    of the whole image. ``settings`` are those of our own metrics by kind: policy and tolerance of the surface metrics,
+    how instances are recovered and matched for those of instances. ``labels`` are those of the data set.
+    ``references`` are the files that nnU-Net scored against, which may be on another machine.
+    """
+
     labels: tuple[str, ...]
     cases: tuple[str, ...]
     scores: dict[str, dict[str, dict[str, float]]]
     voxels: dict[tuple[str, str], tuple[int, int]]
-    settings: dict[str, dict[str, object]] = field(default_factory=dict)
-    record: dict | None = None
-    spacing: tuple[float, ...] | None = None
+    references: dict[str, Path]
+    settings: dict[str, dict[str, object]]
+    spacing: tuple[float, ...] | None
 
     def labels_of(self, metric: str) -> tuple[str, ...]:
         """What a metric has values for: the labels of the data set, or its instances as one."""
@@ -84,11 +96,6 @@ class Run:
     def method(self) -> tuple[str, str, str]:
         """Trainer without its seed, plans, configuration: what is compared."""
         return re.sub(r"_seed\d+$", "", self.trainer), self.plans, self.configuration
-
-    @property
-    def name(self) -> str:
-        """How the run is called in messages."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
 
 
 def find_folds(paths: Sequence[Path]) -> list[Path]:
@@ -168,26 +175,34 @@ def read_dataset_json(model: Path) -> dict:
     return content
 
 
-def read_run(fold: Path) -> Run:
-    """Read a finished fold.
+def read_training(fold: Path) -> Training:
+    """Read what a fold has before it is finished.
 
     Raises:
         UserError: If a file is missing, damaged or not nnU-Net's; the message names it.
     """
     model = fold.parent
-    trainer, plans, configuration = model.name.split("__")
     dataset_json, plans_json = read_dataset_json(model), read_json(model / "plans.json")
-    ending, names = dataset_json["file_ending"], labels_of(dataset_json, "dataset.json")
+    dataset = plans_json.get("dataset_name", model.parent.name)
+    return Training(fold, dataset, *model.name.split("__"), plans_json, dataset_json, read_record(fold))
+
+
+def read_run(fold: Path) -> Run:
+    """Read a finished fold; errors as for :func:`read_training`."""
+    training = read_training(fold)
+    ending, names = training.dataset_json["file_ending"], labels_of(training.dataset_json, "dataset.json")
     summary_file = fold / "validation" / SUMMARY
     summary = read_json(summary_file)
     scores: dict[str, dict[str, dict[str, float]]] = {}
     voxels: dict[tuple[str, str], tuple[int, int]] = {}
+    references: dict[str, Path] = {}
     cases: list[str] = []
     labels: dict[str, None] = {}
     try:
         for entry in summary["metric_per_case"]:
             case = case_of(entry["prediction_file"], ending)
             cases.append(case)
+            references[case] = Path(entry.get("reference_file", ""))
             for key, metrics in entry["metrics"].items():
                 label = names.name_of(key)
                 labels[label] = None
@@ -203,25 +218,20 @@ def read_run(fold: Path) -> Run:
         path = fold / "validation" / source.file
         if path.is_file():
             settings[source.kind] = _add_scores(source, path, scores, names, tuple(cases))
-    record = read_record(fold)
-    spacing = plans_json.get("original_median_spacing_after_transp")
+    spacing = training.plans_json.get("original_median_spacing_after_transp")
     try:
         spacing = None if spacing is None else tuple(map(float, spacing))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{model / 'plans.json'} has a spacing that is none ({spacing!r}): copy it anew") from error
+        file = fold.parent / "plans.json"
+        raise UserError(f"{file} has a spacing that is none ({spacing!r}): copy it anew") from error
     return Run(
-        folder=fold,
-        dataset=plans_json.get("dataset_name", model.parent.name),
-        trainer=trainer,
-        plans=plans,
-        configuration=configuration,
-        fold=fold.name.removeprefix("fold_"),
+        **vars(training),
         labels=tuple(sorted(labels, key=lambda label: _place(label, names))),
         cases=tuple(cases),
         scores=scores,
         voxels=voxels,
+        references=references,
         settings=settings,
-        record=record,
         spacing=spacing,
     )
 
@@ -233,9 +243,7 @@ def _add_scores(source: Source, path: Path, scores: dict, names: Labels, cases: 
     try:
         for case, key, metrics in _rows(content):
             there.add(case)
-            found = {
-                source.metrics[name.lower()]: value for name, value in metrics.items() if name.lower() in source.metrics
-            }
+            found = {name: value for name, value in metrics.items() if name.lower() in source.metrics}
             label = key if key in names.values else names.name_of(key)  # ours has names, also such as 1
             _store(scores, found, INSTANCES if source is INSTANCE else label, case)
         if source is INSTANCE:
@@ -275,9 +283,9 @@ def _plain(setting: object) -> object:
 
 def _store(scores: dict, metrics: dict, label: str, case: str) -> None:
     for metric, value in metrics.items():
-        if metric in HIGHER_IS_BETTER:
+        if metric.lower() in RANKED:
             number = math.nan if value is None else float(value)
-            scores.setdefault(metric, {}).setdefault(label, {})[case] = number
+            scores.setdefault(metric.lower(), {}).setdefault(label, {})[case] = number
 
 
 def _place(label: str, names: Labels) -> int:

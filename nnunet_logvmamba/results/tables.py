@@ -6,21 +6,22 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan
 
 from nnunet_logvmamba.evaluation.layout import in_columns
+from nnunet_logvmamba.evaluation.metrics import METRICS
 from nnunet_logvmamba.results.comparison import (
     AVERAGE,
     Comparison,
-    Cost,
+    Method,
     Pair,
     Score,
     conclusion,
     indistinguishable,
 )
-from nnunet_logvmamba.results.runs import HIGHER_IS_BETTER
+from nnunet_logvmamba.results.record import COSTS, Cost
 
 NOT_BEYOND_NOISE = "†"
 DEFINITION = (
@@ -105,40 +106,37 @@ def as_latex(comparison: Comparison) -> str:
 def as_csv(comparison: Comparison) -> dict[str, str]:
     """Give the files ``means.csv``, ``pairs.csv`` and ``costs.csv`` with unrounded numbers."""
     means = [
-        [metric, method, label, *_numbers(score)]
+        [METRICS[metric].title, method, label, score.mean, score.error, score.runs, score.scored, score.left_out]
         for metric, methods in comparison.scores.items()
         for method, labels in methods.items()
         for label, score in labels.items()
     ]
     pairs = [
-        [p.metric, p.label, p.first, p.second, p.test.difference, p.test.low, p.test.high, p.test.p, p.p_holm]
+        [
+            METRICS[p.metric].title,
+            p.label,
+            p.first,
+            p.second,
+            p.test.difference,
+            p.test.low,
+            p.test.high,
+            p.test.p,
+            p.p_holm,
+        ]
         + [p.run_margin, p.test.wins, p.test.ties, p.test.losses, p.test.cases, p.verdict]
         for p in comparison.pairs
     ]
     costs = [
-        [method.name, len(method.runs)]
-        + [method.cost.parameters, method.cost.multiply_adds, method.cost.seconds_per_epoch]
-        + [method.cost.peak_memory_bytes]
-        for method in comparison.methods
+        [method.name, len(method.runs), *(method.costs[cost.key] for cost in COSTS)] for method in comparison.methods
     ]
     head_of_means = ["metric", "method", "class", "mean", "standard_error", "runs", "values", "left_out"]
-    head_of_pairs = [
-        "metric",
-        "class",
-        "first",
-        "second",
-        "difference",
-        "low",
-        "high",
-        "p",
-        "p_holm",
-        "margin_over_runs",
-    ]
-    head_of_pairs += ["wins", "ties", "losses", "cases", "verdict"]
-    head_of_costs = ["method", "runs", "parameters", "multiply_adds", "seconds_per_epoch", "peak_memory_bytes"]
+    head_of_pairs = (
+        "metric class first second difference low high p p_holm margin_over_runs wins ties losses cases verdict"
+    )
+    head_of_costs = ["method", "runs", *(cost.key.removeprefix("median_") for cost in COSTS)]
     return {
         "means.csv": _csv(head_of_means, means),
-        "pairs.csv": _csv(head_of_pairs, pairs),
+        "pairs.csv": _csv(head_of_pairs.split(), pairs),
         "costs.csv": _csv(head_of_costs, costs),
     }
 
@@ -169,14 +167,20 @@ def _tables(comparison: Comparison) -> list[Table]:
 
 
 def _main_table(comparison: Comparison, title: str) -> Table:
-    costs = [column for column in _COSTS if any(column.read(m.cost) is not None for m in comparison.methods)]
+    costs = [cost for cost in COSTS if any(method.costs[cost.key] is not None for method in comparison.methods)]
     columns = [_score_column(comparison, metric, AVERAGE) for metric in comparison.metrics]
     rows = [
-        (Cell(method.name), *(column[index] for column in columns), *(Cell(c.text(method.cost)) for c in costs))
+        (Cell(method.name), *(column[index] for column in columns), *(_cost(method, cost) for cost in costs))
         for index, method in enumerate(comparison.methods)
     ]
-    head = ("method", *(f"{metric} {_arrow(metric)}" for metric in comparison.metrics), *(c.title for c in costs))
+    units = (f"{cost.title} ({cost.unit})" if cost.unit else cost.title for cost in costs)
+    head = ("method", *map(_titled, comparison.metrics), *units)
     return Table(f"{title}, and cost" if costs else title, head, tuple(rows))
+
+
+def _cost(method: Method, cost: Cost) -> Cell:
+    value = method.costs[cost.key]
+    return Cell("-" if value is None else cost.text(value))
 
 
 def _class_table(comparison: Comparison, metric: str) -> Table:
@@ -185,14 +189,14 @@ def _class_table(comparison: Comparison, metric: str) -> Table:
     rows = [
         (Cell(method.name), *(column[index] for column in columns)) for index, method in enumerate(comparison.methods)
     ]
-    return Table(f"{metric} per class {_arrow(metric)}", ("method", *labels), tuple(rows))
+    return Table(_titled(metric, " per class"), ("method", *labels), tuple(rows))
 
 
 def _score_column(comparison: Comparison, metric: str, label: str) -> list[Cell]:
     scores = {method.name: comparison.scores[metric][method.name][label] for method in comparison.methods}
     means = {name: score.mean for name, score in scores.items() if isfinite(score.mean)}
     same = comparison.same_cases[metric][label]
-    best = (max if HIGHER_IS_BETTER[metric] else min)(means, key=means.__getitem__) if means and same else None
+    best = METRICS[metric].best(means) if means and same else None
     close = indistinguishable(comparison, metric, label, best) if best is not None else set()
     return [
         Cell(
@@ -208,7 +212,7 @@ def _score_column(comparison: Comparison, metric: str, label: str) -> list[Cell]
 def _pair_table(comparison: Comparison, metric: str) -> Table:
     head = ("pair", "difference", "95 % interval", "p", "p (Holm)", "win/tie/loss", "cases", "verdict")
     pairs = [pair for pair in comparison.pairs if (pair.metric, pair.label) == (metric, AVERAGE)]
-    subject = f"{metric}, average over classes" if len(comparison.labels[metric]) > 1 else metric
+    subject = METRICS[metric].title + (", average over classes" if len(comparison.labels[metric]) > 1 else "")
     return Table(f"{subject}: pairs", head, tuple(_pair_row(pair) for pair in pairs))
 
 
@@ -227,35 +231,12 @@ def _pair_row(pair: Pair) -> tuple[Cell, ...]:
     return tuple(map(Cell, words))
 
 
-@dataclass(frozen=True)
-class _CostColumn:
-    title: str
-    read: Callable[[Cost], float | None]
-    written: Callable[[float], str]
-
-    def text(self, cost: Cost) -> str:
-        value = self.read(cost)
-        return "-" if value is None else self.written(value)
-
-
-_COSTS = (
-    _CostColumn("parameters (M)", lambda cost: cost.parameters, lambda value: f"{value / 1e6:.2f}"),
-    _CostColumn("multiply-adds (G)", lambda cost: cost.multiply_adds, lambda value: f"{value / 1e9:.2f}"),
-    _CostColumn("s per epoch", lambda cost: cost.seconds_per_epoch, lambda value: f"{value:.1f}"),
-    _CostColumn("peak memory (GiB)", lambda cost: cost.peak_memory_bytes, lambda value: f"{value / 2**30:.2f}"),
-)
-
-
-def _digits(metric: str) -> int:
-    return 2 if metric.startswith("HD") else 4
-
-
 def _rounded(value: float, metric: str) -> str:
-    return f"{value:.{_digits(metric)}f}"
+    return f"{value:.{METRICS[metric].decimals}f}"
 
 
 def _signed(value: float, metric: str) -> str:
-    return "-" if isnan(value) else f"{value:+.{_digits(metric)}f}"
+    return "-" if isnan(value) else f"{value:+.{METRICS[metric].decimals}f}"
 
 
 def _score(score: Score, metric: str) -> str:
@@ -272,12 +253,8 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _arrow(metric: str) -> str:
-    return "↑" if HIGHER_IS_BETTER[metric] else "↓"
-
-
-def _numbers(score: Score) -> list[object]:
-    return [score.mean, score.error, score.runs, score.scored, score.left_out]
+def _titled(metric: str, more: str = "") -> str:
+    return f"{METRICS[metric].title}{more} {'↑' if METRICS[metric].better == 'higher' else '↓'}"
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -285,12 +262,8 @@ def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(head)
     for row in rows:
-        writer.writerow(["" if value is None or _is_nan(value) else _safe(value) for value in row])
+        writer.writerow(["" if value is None or value != value else _safe(value) for value in row])
     return file.getvalue()
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and value != value
 
 
 def _safe(value: object) -> object:

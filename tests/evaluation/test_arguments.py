@@ -27,9 +27,9 @@ SETTINGS = Settings(metrics=("dice", "hd95", "nsd"), tolerances={"x": 1})
 
 OVERLAP = {"dice": dice, "iou": iou, "volume_difference": volume_difference, "count_lesions": count_lesions}
 SURFACE = {
-    "surface_distances": lambda *masks, spacing=(1, 1): surface_distances(*masks, spacing_mm=spacing),
-    "hd95": lambda *masks, spacing=(1, 1): hd95(*masks, spacing_mm=spacing),
-    "surface_dice": lambda *masks, spacing=(1, 1): surface_dice(*masks, spacing_mm=spacing, tolerance_mm=1),
+    "surface_distances": lambda *masks, spacing=(1, 1): surface_distances(*masks, spacing=spacing),
+    "hd95": lambda *masks, spacing=(1, 1): hd95(*masks, spacing=spacing),
+    "surface_dice": lambda *masks, spacing=(1, 1): surface_dice(*masks, spacing=spacing, tolerance=1),
     "score_masks": lambda *masks, spacing=(1, 1): score_masks(*masks, spacing=spacing, label="x", settings=SETTINGS),
 }
 MASKS = {**OVERLAP, **SURFACE, "surface_dice_umamba": surface_dice_umamba}
@@ -189,7 +189,7 @@ def test_two_shapes_are_named(name):
 @pytest.mark.parametrize("tolerance", [-1, np.nan, np.inf, None, "2"])
 def test_a_tolerance_is_a_number(tolerance):
     with pytest.raises(ValueError, match="the tolerance must be a number of at least 0, not"):
-        surface_dice(TRUTH, PREDICTION, spacing_mm=(1, 1), tolerance_mm=tolerance)
+        surface_dice(TRUTH, PREDICTION, spacing=(1, 1), tolerance=tolerance)
     with pytest.raises(ValueError, match="the tolerance must be a number of at least 0, not"):
         surface_dice_umamba(TRUTH, PREDICTION, tolerance_px=tolerance)
 
@@ -202,9 +202,9 @@ def test_a_voxel_has_a_volume(volume):
 
 def test_an_empty_mask_has_no_surface():
     with pytest.raises(ValueError, match="prediction is empty and so has no surface"):
-        surface_distances(TRUTH, ~TRUTH & TRUTH, spacing_mm=(1, 1))
+        surface_distances(TRUTH, ~TRUTH & TRUTH, spacing=(1, 1))
     with pytest.raises(ValueError, match="truth is empty and so has no surface"):
-        surface_distances(~TRUTH & TRUTH, TRUTH, spacing_mm=(1, 1))
+        surface_distances(~TRUTH & TRUTH, TRUTH, spacing=(1, 1))
 
 
 @pytest.mark.parametrize("name", INSTANCES)

@@ -66,56 +66,56 @@ def test_hd95_of_two_voxels_is_their_distance_in_mm(axis, distance_mm, joining):
     other = [1, 1, 1]
     other[axis] += 2
     one, two = voxel(1, 1, 1), voxel(*other)
-    assert hd95(one, two, spacing_mm=(3.0, 1.0, 0.5), joining=joining) == pytest.approx(distance_mm)
+    assert hd95(one, two, spacing=(3.0, 1.0, 0.5), joining=joining) == pytest.approx(distance_mm)
 
 
 def test_hd95_joins_both_directions_or_takes_the_larger_percentile():
     truth = voxel(0, 0, 0)
     prediction = voxel(0, 0, 0) | voxel(0, 0, 5)
     # distances 0 and 5 from the prediction, 0 from the truth
-    assert hd95(truth, prediction, spacing_mm=(1, 1, 1)) == pytest.approx(np.percentile([0, 5, 0], 95))
-    larger = hd95(truth, prediction, spacing_mm=(1, 1, 1), joining="max")
+    assert hd95(truth, prediction, spacing=(1, 1, 1)) == pytest.approx(np.percentile([0, 5, 0], 95))
+    larger = hd95(truth, prediction, spacing=(1, 1, 1), joining="max")
     assert larger == pytest.approx(np.percentile([0, 5], 95))
     with pytest.raises(ValueError, match="joined, max, not 'mean'"):
-        hd95(truth, prediction, spacing_mm=(1, 1, 1), joining="mean")
+        hd95(truth, prediction, spacing=(1, 1, 1), joining="mean")
 
 
 def test_hd95_of_equal_masks_that_touch_the_border_is_zero():
     mask = np.ones((4, 5), bool)
-    assert hd95(mask, mask, spacing_mm=(1, 1)) == 0
-    assert surface_dice(mask, mask, spacing_mm=(1, 1), tolerance_mm=0) == 1
+    assert hd95(mask, mask, spacing=(1, 1)) == 0
+    assert surface_dice(mask, mask, spacing=(1, 1), tolerance=0) == 1
 
 
 def test_hd95_of_empty_masks():
-    assert math.isnan(hd95(EMPTY, EMPTY, spacing_mm=(1, 1, 1)))
-    assert hd95(EMPTY, voxel(1, 1, 1), spacing_mm=(1, 1, 1)) == math.inf
-    assert hd95(voxel(1, 1, 1), EMPTY, spacing_mm=(1, 1, 1)) == math.inf
+    assert math.isnan(hd95(EMPTY, EMPTY, spacing=(1, 1, 1)))
+    assert hd95(EMPTY, voxel(1, 1, 1), spacing=(1, 1, 1)) == math.inf
+    assert hd95(voxel(1, 1, 1), EMPTY, spacing=(1, 1, 1)) == math.inf
 
 
 def test_masks_of_different_shape_are_refused_with_both_shapes():
     with pytest.raises(ValueError, match=r"\(6, 6, 6\).*\(2, 2\)"):
         dice(EMPTY, np.zeros((2, 2), bool))
     with pytest.raises(ValueError, match="spacing_mm has 2 values"):
-        hd95(EMPTY, EMPTY, spacing_mm=(1, 1))
+        hd95(EMPTY, EMPTY, spacing=(1, 1))
     with pytest.raises(ValueError, match="at least 0, not -1"):
-        surface_dice(EMPTY, EMPTY, spacing_mm=(1, 1, 1), tolerance_mm=-1)
+        surface_dice(EMPTY, EMPTY, spacing=(1, 1, 1), tolerance=-1)
 
 
 def test_surface_dice_of_shifted_boxes_counts_the_faces_within_the_tolerance():
     truth, prediction = np.zeros((2, 40, 40, 40), bool)
     truth[10:30, 10:30, 10:30] = prediction[14:34, 10:30, 10:30] = True
     # Two faces lie 4 voxels apart; of the four others, 20 x 20 each, 16 rows lie on each other, and half a row is near.
-    assert surface_dice(truth, prediction, spacing_mm=(1, 1, 1), tolerance_mm=4) == 1
-    near = surface_dice(truth, prediction, spacing_mm=(1, 1, 1), tolerance_mm=0.5)
+    assert surface_dice(truth, prediction, spacing=(1, 1, 1), tolerance=4) == 1
+    near = surface_dice(truth, prediction, spacing=(1, 1, 1), tolerance=0.5)
     assert near == pytest.approx(4 * (16 + 2 * 0.5) / (4 * 20 + 2 * 20), abs=0.005)
     # Twice the spacing along that axis doubles the distance and those four faces.
-    assert surface_dice(truth, prediction, spacing_mm=(2, 1, 1), tolerance_mm=7.9) < 1
-    assert surface_dice(truth, prediction, spacing_mm=(2, 1, 1), tolerance_mm=8) == 1
+    assert surface_dice(truth, prediction, spacing=(2, 1, 1), tolerance=7.9) < 1
+    assert surface_dice(truth, prediction, spacing=(2, 1, 1), tolerance=8) == 1
 
 
 def test_surface_dice_of_the_outline_is_not_that_of_the_slab():
     truth, prediction = disc(40, (60, 57)), disc(40, (60, 63))
-    assert surface_dice(truth, prediction, spacing_mm=(1, 1), tolerance_mm=2) == pytest.approx(0.278, abs=5e-4)
+    assert surface_dice(truth, prediction, spacing=(1, 1), tolerance=2) == pytest.approx(0.278, abs=5e-4)
     assert surface_dice_umamba(truth, prediction) == pytest.approx(0.951, abs=5e-4)
     with pytest.raises(ValueError, match="2D masks"):
         surface_dice_umamba(EMPTY, EMPTY)
@@ -136,16 +136,16 @@ def test_surfaces_in_3d_agree_with_monai(shape, spacing, seed):
 def assert_agreement_with_monai(shape, spacing, seed):
     truth, prediction = blobs(shape, seed)
     tensors = [torch.from_numpy(np.stack([~mask, mask])[None].astype(np.float32)) for mask in (prediction, truth)]
-    there, back = surface_distances(truth, prediction, spacing_mm=spacing)
+    there, back = surface_distances(truth, prediction, spacing=spacing)
     for ours, (one, other) in ((there, tensors), (back, tensors[::-1])):
         theirs = compute_hausdorff_distance(one, other, percentile=95, directed=True, spacing=list(spacing))
         assert np.percentile(ours, 95) == pytest.approx(theirs.item(), rel=1e-5)
     theirs = compute_hausdorff_distance(*tensors, percentile=95, spacing=list(spacing)).item()
-    assert hd95(truth, prediction, spacing_mm=spacing, joining="max") == pytest.approx(theirs, rel=1e-5)
-    assert 0 < hd95(truth, prediction, spacing_mm=spacing) <= theirs * (1 + 1e-5)
+    assert hd95(truth, prediction, spacing=spacing, joining="max") == pytest.approx(theirs, rel=1e-5)
+    assert 0 < hd95(truth, prediction, spacing=spacing) <= theirs * (1 + 1e-5)
     for tolerance in (0.0, 1.0, 2.5):
         theirs = compute_surface_dice(*tensors, [tolerance], spacing=list(spacing), use_subvoxels=True).item()
-        ours = surface_dice(truth, prediction, spacing_mm=spacing, tolerance_mm=tolerance)
+        ours = surface_dice(truth, prediction, spacing=spacing, tolerance=tolerance)
         assert ours == pytest.approx(theirs, rel=1e-5)
         assert 0 < ours < 1
 
@@ -158,8 +158,8 @@ def test_cropping_to_the_masks_changes_no_score():
     assert scores == {
         "dice": dice(truth, prediction),
         "iou": iou(truth, prediction),
-        "hd95": hd95(truth, prediction, spacing_mm=(2, 1, 0.5)),
-        "nsd": surface_dice(truth, prediction, spacing_mm=(2, 1, 0.5), tolerance_mm=1),
+        "hd95": hd95(truth, prediction, spacing=(2, 1, 0.5)),
+        "nsd": surface_dice(truth, prediction, spacing=(2, 1, 0.5), tolerance=1),
     }
 
 

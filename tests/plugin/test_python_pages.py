@@ -288,8 +288,9 @@ def test_scores_have_the_prediction_first_and_take_arrays_tensors_and_lists(form
     assert evaluation.volume_difference(prediction, truth, voxel_volume=0.5) == (17 - 16) * 0.5
     assert vars(evaluation.count_lesions(prediction, truth)) == {"true": 1, "missed": 0, "false": 2}
     assert evaluation.count_lesions(prediction, truth) == lesions.count_lesions(TRUTH, PREDICTION)
-    assert evaluation.hd95(prediction, truth, **sized) == surface.hd95(TRUTH, PREDICTION, **sized)
-    assert evaluation.surface_dice(prediction, truth, **near) == surface.surface_dice(TRUTH, PREDICTION, **near)
+    assert evaluation.hd95(prediction, truth, **sized) == surface.hd95(TRUTH, PREDICTION, spacing=(2, 1))
+    ours = surface.surface_dice(TRUTH, PREDICTION, spacing=(2, 1), tolerance=1)
+    assert evaluation.surface_dice(prediction, truth, **near) == ours
     there, back = evaluation.surface_distances(prediction, truth, **sized)
     assert there.max() > back.max()  # only the prediction has pieces that are far from the truth
     scores = evaluation.instance_scores(prediction, truth, border=0)

@@ -69,13 +69,13 @@ def test_mean_and_standard_error_run_over_folds_and_seeds(results):
     found = comparison.compare([results])
     assert [method.name for method in found.methods] == ["LoGVMamba", "VMamba"]
     assert [run.seed for run in found.methods[0].runs] == [1, 1, 2, 2]
-    score = found.scores["Dice"]["LoGVMamba"]["average"]
+    score = found.scores["dice"]["LoGVMamba"]["average"]
     expected = [0.80, 0.84, 0.82, 0.90]
     assert score.mean == pytest.approx(0.84)
     assert score.error == pytest.approx(np.std(expected, ddof=1) / sqrt(4))
     assert (score.runs, score.scored, score.left_out) == (4, 24, 0)
-    assert found.scores["Dice"]["LoGVMamba"]["Anterior"].mean == pytest.approx(0.74)
-    assert found.scores["Dice"]["LoGVMamba"]["Posterior"].mean == pytest.approx(0.94)
+    assert found.scores["dice"]["LoGVMamba"]["Anterior"].mean == pytest.approx(0.74)
+    assert found.scores["dice"]["LoGVMamba"]["Posterior"].mean == pytest.approx(0.94)
     assert (found.folds, found.num_cases) == (("0", "1"), 6)
 
 
@@ -88,7 +88,7 @@ def test_pairs_are_tested_case_by_case_with_seeds_averaged(results):
     first = (arrays[f"{LOG}_seed1"] + arrays[f"{LOG}_seed2"]) / 2
     differences = {"average": (first - arrays[STOCK]).mean(axis=1), "Anterior": (first - arrays[STOCK])[:, 0]}
     for label, d in differences.items():
-        (pair,) = [p for p in found.pairs if (p.metric, p.label) == ("Dice", label)]
+        (pair,) = [p for p in found.pairs if (p.metric, p.label) == ("dice", label)]
         assert (pair.first, pair.second) == ("LoGVMamba", "nnUNetTrainer")
         assert pair.test.difference == pytest.approx(d.mean())
         assert pair.test.p == pytest.approx(stats.wilcoxon(d).pvalue)
@@ -123,8 +123,8 @@ def test_labels_have_their_names_however_their_numbers_are_written(labels, resul
     for trainer in (LOG, VSS):
         write_run(results, model(trainer), 0, {"a": [0.9, 0.8]}, labels=labels, surface={"a": [{"NSD": 0.7}] * 2})
     found = comparison.compare([results])
-    assert found.labels == dict.fromkeys(("Dice", "NSD"), ("Anterior", "Posterior"))
-    assert found.scores["Dice"]["LoGVMamba"]["Anterior"].mean == pytest.approx(0.9)
+    assert found.labels == dict.fromkeys(("dice", "nsd"), ("Anterior", "Posterior"))
+    assert found.scores["dice"]["LoGVMamba"]["Anterior"].mean == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("labels", [{"background": 0, "Anterior": 1.5}, {"background": 0, "Anterior": "one"}])
@@ -139,7 +139,7 @@ def test_cases_without_a_mask_are_left_out_and_counted(results):
     write_run(results, model(LOG), 0, {"a": [0.8, NAN], "b": [0.6, 0.9], "c": [NAN, NAN]})
     write_run(results, model(VSS), 0, {"a": [0.7, NAN], "b": [0.6, 0.8], "c": [NAN, NAN]})
     found = comparison.compare([results])
-    log = found.scores["Dice"]["LoGVMamba"]
+    log = found.scores["dice"]["LoGVMamba"]
     assert (log["Anterior"].mean, log["Anterior"].left_out) == (pytest.approx(0.7), 1)
     assert (log["Posterior"].mean, log["Posterior"].scored) == (pytest.approx(0.9), 1)
     assert log["average"].mean == pytest.approx(0.8)
@@ -159,16 +159,16 @@ def test_surface_metrics_come_from_surface_json_and_lower_distances_win(results)
         tables_of["case_1"][1] = {"HD95": None, "NSD": None}
         write_run(results, model(trainer), 0, {case: [0.9, 0.8] for case in cases}, surface=tables_of)
     found = comparison.compare([results])
-    assert found.metrics == ("Dice", "NSD", "HD95")
+    assert found.metrics == ("dice", "nsd", "hd95")
     assert found.settings == {"surface": {"policy": "nnunet", "tolerance": 2.0, "unit": "mm"}}
-    log = found.scores["HD95"]["LoGVMamba"]
+    log = found.scores["hd95"]["LoGVMamba"]
     assert log["Anterior"].mean == pytest.approx(1.85)
     assert (log["Posterior"].mean, log["Posterior"].left_out) == (pytest.approx(2.0), 2)
-    (pair,) = [pair for pair in found.pairs if (pair.metric, pair.label) == ("HD95", "Anterior")]
+    (pair,) = [pair for pair in found.pairs if (pair.metric, pair.label) == ("hd95", "Anterior")]
     assert (pair.test.wins, pair.test.losses) == (8, 0)
     assert pair.test.difference == pytest.approx(-2.5)
     assert "**1.93" in tables.as_markdown(found)
-    assert "LoGVMamba has the best average" in comparison.conclusion(found, "HD95")
+    assert "LoGVMamba has the best average" in comparison.conclusion(found, "hd95")
 
 
 def test_surface_metrics_are_also_read_from_rows(results):
@@ -195,9 +195,9 @@ def test_surface_metrics_are_also_read_from_rows(results):
         "spacing": "of each file",
         "tolerances": 2.0,
     }
-    assert found.scores["HD95"]["VMamba"]["Posterior"].mean == 3.0
-    assert found.scores["NSD"]["VMamba"]["Posterior"].left_out == 1
-    assert found.scores["Dice"]["VMamba"]["Posterior"].mean == pytest.approx(0.8), "Dice stays nnU-Net's"
+    assert found.scores["hd95"]["VMamba"]["Posterior"].mean == 3.0
+    assert found.scores["nsd"]["VMamba"]["Posterior"].left_out == 1
+    assert found.scores["dice"]["VMamba"]["Posterior"].mean == pytest.approx(0.8), "Dice stays nnU-Net's"
 
 
 def test_surface_metrics_that_only_some_runs_have_are_left_out_and_named(results):
@@ -205,7 +205,7 @@ def test_surface_metrics_that_only_some_runs_have_are_left_out_and_named(results
     write_run(results, model(LOG), 0, dice, surface={"a": [{"HD95": 1.0}, {"HD95": 1.0}]})
     write_run(results, model(VSS), 0, dice)
     found = comparison.compare([results])
-    assert found.metrics == ("Dice",)
+    assert found.metrics == ("dice",)
     assert f"HD95 is left out, because {model(VSS)}/fold_0 has none (1 such runs)." in found.notes
     assert f"{model(VSS)}/fold_0 has no HD95" in refused(results, metrics=["HD95"])
 
@@ -229,20 +229,20 @@ def test_scores_of_instances_are_compared_as_one_class(results):
         cells(results, f"{LOG}_seed{seed}", {case: value + 0.1 + seed / 1000 for case, value in f1.items()})
         cells(results, f"{VSS}_seed{seed}", {case: value + seed / 1000 for case, value in f1.items()})
     found = comparison.compare([results])
-    assert found.metrics == ("Dice", "F1", "object_iou")
+    assert found.metrics == ("dice", "f1", "object_iou")
     assert found.labels == {
-        "Dice": ("interior", "boundary"),
-        "F1": ("instances",),
+        "dice": ("interior", "boundary"),
+        "f1": ("instances",),
         "object_iou": ("instances",),
     }
     # 0.60, 0.61, ... 0.67 with 0.001 and 0.002 more: the means of the two seeds are 0.636 and 0.637.
-    score = found.scores["F1"]["VMamba"]["average"]
+    score = found.scores["f1"]["VMamba"]["average"]
     assert (score.mean, score.error) == (pytest.approx(0.6365), pytest.approx(0.0005))
     assert (score.runs, score.scored, score.left_out) == (2, 16, 0)
-    (pair,) = [pair for pair in found.pairs if (pair.metric, pair.label) == ("F1", "average")]
+    (pair,) = [pair for pair in found.pairs if (pair.metric, pair.label) == ("f1", "average")]
     assert (pair.test.difference, pair.test.wins) == (pytest.approx(0.1), 8)
     assert (pair.test.p, pair.p_holm) == (2 / 2**8, 2 / 2**8), "one pair, so nothing to correct"
-    assert comparison.conclusion(found, "F1") == (
+    assert comparison.conclusion(found, "f1") == (
         "F1: LoGVMamba has the best average; it is beyond noise better than VMamba."
     )
     page = tables.as_markdown(found)
@@ -277,7 +277,7 @@ def test_an_image_without_cells_is_left_out_and_counted(results):
     for trainer, value in ((LOG, 0.8), (VSS, 0.6)):
         cells(results, trainer, {"a": value, "b": value, "empty": None})
     found = comparison.compare([results])
-    score = found.scores["F1"]["LoGVMamba"]["average"]
+    score = found.scores["f1"]["LoGVMamba"]["average"]
     assert (score.mean, score.scored, score.left_out) == (pytest.approx(0.8), 2, 1)
     assert "F1: values that do not exist (no cell, true or predicted) are left out of the means: LoGVMamba 1, " in (
         "\n".join(found.notes)
@@ -289,7 +289,7 @@ def test_instances_that_only_some_runs_have_are_left_out_and_named(results):
     cells(results, LOG, {"a": 0.8})
     write_run(results, model(VSS, "2d"), 0, {"a": [0.9, 0.5]}, labels=CELLS)
     found = comparison.compare([results])
-    assert found.metrics == ("Dice",)
+    assert found.metrics == ("dice",)
     name = f"{model(VSS, '2d')}/fold_0"
     assert f"F1 is left out, because {name} has none (1 such runs)." in found.notes
     assert f"{name} has no F1 (validation/instances.json): validate again" in refused(results, metrics=["F1"])
@@ -299,7 +299,7 @@ def test_instances_recovered_otherwise_are_refused(results):
     cells(results, LOG, {"a": 0.8})
     cells(results, VSS, {"a": 0.8}, instance_settings={"grow_px": 0})
     assert "have instance metrics of another grow_px: 2 and 0; validate both again" in refused(results)
-    assert comparison.compare([results], metrics=["Dice"]).metrics == ("Dice",)
+    assert comparison.compare([results], metrics=["Dice"]).metrics == ("dice",)
 
 
 def test_instances_of_other_cases_are_refused(results):
@@ -319,7 +319,7 @@ def test_the_average_of_one_class_counts_runs(results):
     found = comparison.compare([results], metrics=["F1"])
     (pair,) = [pair for pair in found.pairs if pair.label == "average"]
     pair = replace(pair, test=replace(pair.test, low=0.001), p_holm=0.001, run_margin=0.001)
-    words = comparison.conclusion(replace(found, pairs=(pair,)), "F1")
+    words = comparison.conclusion(replace(found, pairs=(pair,)), "f1")
     assert words == (
         "F1: VMamba has the best average; it is worse than LoGVMamba case by case, since the average counts runs and "
         "not cases."
@@ -346,7 +346,7 @@ def verdict(found: comparison.Comparison) -> str:
 def test_a_difference_in_every_case_and_every_seed_is_beyond_noise(results):
     found = two_methods(results, 0.05, seeds=3, spread=0.001)
     assert verdict(found) == "beyond noise"
-    assert comparison.conclusion(found, "Dice") == (
+    assert comparison.conclusion(found, "dice") == (
         "Dice: LoGVMamba has the best average; it is beyond noise better than VMamba."
     )
     assert "†" not in tables.as_markdown(found).split("Each value is")[0]
@@ -357,14 +357,14 @@ def test_a_difference_that_the_seeds_do_not_bear_out_is_within_noise(results):
     (pair,) = [pair for pair in found.pairs if pair.label == "average"]
     assert pair.p_holm < 0.05, "over the cases alone it looks significant"
     assert verdict(found) == "within noise"
-    assert "these data do not tell them apart" in comparison.conclusion(found, "Dice")
+    assert "these data do not tell them apart" in comparison.conclusion(found, "dice")
     assert re.search(r"VMamba \| 0\.\d+ ± 0\.\d+ † \|", tables.as_markdown(found))
 
 
 def test_one_training_each_proves_nothing_about_the_method(results):
     found = two_methods(results, 0.05, seeds=1)
     assert verdict(found) == "one training each"
-    assert "may be the luck of that training" in comparison.conclusion(found, "Dice")
+    assert "may be the luck of that training" in comparison.conclusion(found, "dice")
     assert any("has no standard error" in note for note in found.notes)
 
 
@@ -390,8 +390,8 @@ def one_that_misses(results: Path, cases: int, worse: float, seeds: int) -> comp
 
 def test_a_method_that_misses_the_hardest_cases_is_not_the_best(results):
     found = one_that_misses(results, cases=20, worse=0.5, seeds=2)
-    assert found.scores["HD95"]["Misses"]["average"].mean < found.scores["HD95"]["Good"]["average"].mean
-    assert comparison.conclusion(found, "HD95") == (
+    assert found.scores["hd95"]["Misses"]["average"].mean < found.scores["hd95"]["Good"]["average"].mean
+    assert comparison.conclusion(found, "hd95") == (
         "HD95: the averages cover different cases (values: Good 80 of 80, Misses 64 of 80), so none is called the "
         "best; on the cases that both have, Good is beyond noise better than Misses."
     )
@@ -414,7 +414,7 @@ def test_a_class_that_a_method_never_finds_does_not_make_it_the_best(results):
         "| LoGVMamba | **2.00** | 40.00 | 21.00 |",
         "| VMamba | **2.00** † | - | 2.00 (8 of 16) |",
     ]
-    assert "no pair differs beyond noise" in comparison.conclusion(found, "HD95")
+    assert "no pair differs beyond noise" in comparison.conclusion(found, "hd95")
 
 
 def test_what_all_methods_lack_is_counted_in_the_cell_and_the_best_stays_bold(results):
@@ -433,7 +433,7 @@ def test_the_best_average_is_not_called_better_where_the_cases_say_the_opposite(
     found = comparison.compare([results])
     (pair,) = [pair for pair in found.pairs if pair.label == "average"]
     assert (pair.verdict, pair.ordered) == ("beyond noise", ("LoGVMamba", "VMamba"))
-    assert comparison.conclusion(found, "Dice") == (
+    assert comparison.conclusion(found, "dice") == (
         "Dice: VMamba has the best average; it is worse than LoGVMamba case by case, since the average counts classes "
         "and not cases."
     )
@@ -534,8 +534,8 @@ def test_regions_get_their_names_and_the_order_of_dataset_json(results):
     for trainer in (LOG, VSS):
         write_run(results, model(trainer), 0, {"a": [0.9, 0.8, 0.7, 0.6, 0.5]}, labels=labels)
     found = comparison.compare([results])
-    assert found.labels["Dice"] == ("whole", "core", "enhancing", "eleventh", "second")
-    assert found.scores["Dice"]["VMamba"]["core"].mean == pytest.approx(0.8)
+    assert found.labels["dice"] == ("whole", "core", "enhancing", "eleventh", "second")
+    assert found.scores["dice"]["VMamba"]["core"].mean == pytest.approx(0.8)
 
 
 def test_what_is_not_finished_is_left_out_and_named(results):
@@ -738,7 +738,7 @@ def test_folders_without_results_are_refused(tmp_path):
 def test_metrics_are_known_in_any_capitalisation(words, results):
     for trainer in (LOG, VSS):
         write_run(results, model(trainer), 0, {"a": [0.9, 0.8]}, surface={"a": [{"nsd_umamba": 0.5}] * 2})
-    assert comparison.compare([results], metrics=words).metrics == ("Dice", "nsd_umamba")
+    assert comparison.compare([results], metrics=words).metrics == ("dice", "nsd_umamba")
 
 
 def test_wishes_that_cannot_be_met_are_refused(results):
@@ -816,11 +816,11 @@ def test_real_trainings_are_compared(own_trained, capsys):
     assert "Not trained alike, iterations: LoGVMamba 40; NoSSM_1epochs 10." in page
     found = comparison.compare([results])
     assert (
-        found.labels["Dice"]
+        found.labels["dice"]
         == tuple(json.loads((own_trained.model("3d_tiny") / "dataset.json").read_text())["labels"])[1:]
     )
-    for label, mean in zip(found.labels["Dice"], own_trained.fold("3d_tiny").dice.values()):
-        assert found.scores["Dice"]["LoGVMamba"][label].mean == pytest.approx(mean)
+    for label, mean in zip(found.labels["dice"], own_trained.fold("3d_tiny").dice.values()):
+        assert found.scores["dice"]["LoGVMamba"][label].mean == pytest.approx(mean)
 
 
 @pytest.mark.slow

@@ -24,6 +24,9 @@ from tifffile import imwrite
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.dataset_json import labels_of
+from nnunet_logvmamba.plugin.checkpoints import logging_of_checkpoints
+from nnunet_logvmamba.plugin.fold_reader import FoldReader
+from nnunet_logvmamba.results import logs
 from nnunet_logvmamba.results.page import page as report
 from nnunet_logvmamba.results.page import pictures
 
@@ -172,7 +175,7 @@ def test_two_dimensional_cases_are_shown_with_outlines(tmp_path, browser):
 
 
 def test_instances_are_one_more_class_with_metrics_of_its_own(tmp_path):
-    page = report.build(cells(tmp_path, f1=[0.1, 0.2, 0.6, None]), num_cases=0)
+    page = report.build(cells(tmp_path, f1=[0.1, 0.2, 0.6, None]), FoldReader, num_cases=0)
     rows = re.findall(r"<tr><th scope=row>(interior|boundary|instances)</th>(.*?)</tr>", page)
     values = {name: re.findall("<td>(.*?)</td>", row) for name, row in rows}
     assert values == {
@@ -209,13 +212,13 @@ WHITE = {"photometric": "miniswhite"}
 )
 def test_tiffs_of_any_axes_are_shown_as_plain_ones(change, options, tmp_path):
     fold = cells(tmp_path)
-    page = report.build(fold, num_cases=1, sources=report.Sources(tmp_path / "images"))
+    page = report.build(fold, FoldReader, num_cases=1, sources=report.Sources(tmp_path / "images"))
     assert page.count("<figure>") == 2
     if options is WHITE:  # what is bright is small
         for path in (tmp_path / "images").iterdir():
             imsave(path, 255 - imread(path), check_contrast=False)
     as_tiffs(tmp_path, fold, ".tif", change, **options)
-    again = report.build(fold, num_cases=1, sources=report.Sources(tmp_path / "images"))
+    again = report.build(fold, FoldReader, num_cases=1, sources=report.Sources(tmp_path / "images"))
     figures = [re.findall(r"<figure>.*?</figure>", one, re.DOTALL) for one in (page, again)]
     assert figures[0] == figures[1]
 
@@ -232,7 +235,7 @@ def test_volumes_that_simpleitk_refuses_are_shown(tmp_path):
             for path in part.glob("*.png"):
                 values = np.stack([imread(path)] * 5, -1)
                 nifti_headers.write(path.with_suffix(".nii"), values, sform=nifti_headers.affine(shear=shear))
-        pages.append(report.build(fold, num_cases=1, sources=report.Sources(tmp_path / "images")))
+        pages.append(report.build(fold, FoldReader, num_cases=1, sources=report.Sources(tmp_path / "images")))
     assert pages[0].count("<figure>") == 2
     assert pages[0] == pages[1]
 
@@ -264,23 +267,23 @@ def test_names_from_files_are_shown_and_not_obeyed(tmp_path, browser):
 
 def test_a_case_is_on_the_page_once_even_if_there_are_few(tmp_path):
     fold = cells(tmp_path, cases=3)
-    page = report.build(fold, num_cases=5, sources=report.Sources(tmp_path / "images"))
+    page = report.build(fold, FoldReader, num_cases=5, sources=report.Sources(tmp_path / "images"))
     captions = re.findall(r"<figcaption>(\w+ \d): (\w+),", page)
     assert captions == [("Worst 1", "cell_00000"), ("Worst 2", "cell_00001"), ("Best 1", "cell_00002")]
 
 
 def test_the_page_says_what_is_not_there(tmp_path):
     fold = cells(tmp_path)
-    page = report.build(fold)
+    page = report.build(fold, FoldReader)
     assert "No images were found: name their folder with --images, or set nnUNet_raw." in page
     assert "No epoch was logged." in page
     assert "There is no record (only our trainers write one)" in page
     assert "nnUNetv2_train 4 2d 0 -tr nnUNetTrainerLoGVMamba -p nnUNetPlans" in page
-    assert "<figure>" not in report.build(fold, num_cases=0)
+    assert "<figure>" not in report.build(fold, FoldReader, num_cases=0)
     assert page.count("<figure>") == 4, "truth and prediction are shown without the image"
     shutil.rmtree(tmp_path / "references")
     (fold / "validation" / "cell_00003.png").unlink()
-    page = report.build(fold)
+    page = report.build(fold, FoldReader)
     assert "The reference of cell_00000 was not found: name its folder with --references." in page
     assert "The prediction of cell_00003 is not in the folder validation." in page
 
@@ -293,7 +296,7 @@ def test_a_training_without_validation_has_a_page_with_its_curves(trained, tmp_p
     assert "neither a checkpoint nor a log nor a validation" in refused(fold)
     (log,) = trained.fold("3d_tiny").path.glob("training_log_*.txt")
     shutil.copy(log, fold / log.name)
-    page = report.build(fold)
+    page = report.build(fold, FoldReader)
     assert "There is no final validation yet." in page
     assert page.count("<img") == 1
 
@@ -303,7 +306,7 @@ def test_a_training_without_validation_has_a_page_with_its_curves(trained, tmp_p
 
 def test_curves_are_the_same_from_checkpoint_and_from_text(trained):
     fold = trained.fold("3d_tiny").path
-    whole, text = report.read_logging(fold), report._logging_of_text(fold)
+    whole, text = logs.read_logging(fold, logging_of_checkpoints(fold)), logs.read_text_logs(fold)
     logged = trained.fold("3d_tiny").checkpoint["logging"]
     assert whole["train_losses"] == logged["train_losses"]
     for name in ("train_losses", "val_losses", "mean_fg_dice"):
@@ -319,7 +322,7 @@ def test_a_checkpoint_that_would_run_code_is_not_read(tmp_path):
 
     torch.save({"logging": {"train_losses": [1.0]}, "other": Bomb()}, tmp_path / "checkpoint_final.pth")
     (tmp_path / "training_log_1.txt").write_text("x: Epoch 0\nx: train_loss 0.5\nx: val_loss 0.4\n")
-    assert report.read_logging(tmp_path)["train_losses"] == [0.5]
+    assert logs.read_logging(tmp_path, logging_of_checkpoints(tmp_path))["train_losses"] == [0.5]
     assert not (tmp_path / "ran").exists()
 
 
@@ -327,9 +330,16 @@ def test_curves_come_from_the_text_where_it_is_ahead_of_the_checkpoint(tmp_path)
     torch.save({"logging": {"train_losses": [1.0, 0.9]}}, tmp_path / "checkpoint_latest.pth")
     lines = [f"x: Epoch {epoch}\nx: train_loss {1 - epoch / 10:.1f}\n" for epoch in range(4)]
     (tmp_path / "training_log_1.txt").write_text("".join(lines[:2]) + "x: Epoch 2\n")
-    assert report.read_logging(tmp_path)["train_losses"] == [1.0, 0.9]
+    assert logs.read_logging(tmp_path, logging_of_checkpoints(tmp_path))["train_losses"] == [1.0, 0.9]
     (tmp_path / "training_log_1.txt").write_text("".join(lines))
-    assert report.read_logging(tmp_path)["train_losses"] == [1.0, 0.9, 0.8, 0.7]
+    assert logs.read_logging(tmp_path, logging_of_checkpoints(tmp_path))["train_losses"] == [1.0, 0.9, 0.8, 0.7]
+
+
+def test_an_epoch_that_was_cut_off_does_not_hide_how_long_the_others_took(tmp_path):
+    fold = cells(tmp_path)
+    lines = [f"x: Epoch {epoch}\nx: train_loss 0.5\nx: Epoch time: {epoch + 2}.0 s\n" for epoch in range(3)]
+    (fold / "training_log_1.txt").write_text("".join(lines) + "x: Epoch 3\nx: train_loss 0.4\n")
+    assert "<b>3.0 s</b><span>median epoch</span>" in report.build(fold, FoldReader, num_cases=0)
 
 
 def test_epochs_of_an_earlier_training_are_not_taken_for_those_of_this_one(tmp_path):
@@ -337,7 +347,7 @@ def test_epochs_of_an_earlier_training_are_not_taken_for_those_of_this_one(tmp_p
     (tmp_path / "training_log_1.txt").write_text("".join(lines))
     os.utime(tmp_path / "training_log_1.txt", (1, 1))
     (tmp_path / "training_log_2.txt").write_text("x: Epoch 0\nx: train_loss 0.4\n")
-    assert report.read_logging(tmp_path)["train_losses"] == [0.4]
+    assert logs.read_logging(tmp_path, logging_of_checkpoints(tmp_path))["train_losses"] == [0.4]
 
 
 def test_the_configuration_tells_no_folder_of_the_machine(tmp_path):
@@ -345,7 +355,7 @@ def test_the_configuration_tells_no_folder_of_the_machine(tmp_path):
     plans = json.loads((fold.parent / "plans.json").read_text())
     plans["configurations"]["2d"]["logvmamba"] = {"pretrained": "/home/somebody/weights/vmamba.pth", "seed": 1}
     (fold.parent / "plans.json").write_text(json.dumps(plans))
-    page = report.build(fold)
+    page = report.build(fold, FoldReader)
     assert "vmamba.pth" in page
     assert "somebody" not in page
 
@@ -355,7 +365,7 @@ def test_a_dataset_json_that_is_none_is_named(text, tmp_path):
     fold = cells(tmp_path)
     (fold.parent / "dataset.json").write_text(text)
     with pytest.raises(UserError, match=re.escape(str(fold.parent / "dataset.json"))):
-        report.build(fold)
+        report.build(fold, FoldReader)
 
 
 def test_an_output_without_a_folder_is_refused(tmp_path, capsys):
@@ -383,7 +393,7 @@ def test_errors_are_painted_in_the_colour_of_their_kind(truth, prediction, shown
     masks = [np.zeros((20, 24, 28), int) for _ in range(2)]
     for mask, label in zip(masks, (truth, prediction)):
         mask[4:16, 4:20, 4:24] = label
-    case = pictures.Case("a", np.zeros((20, 24, 28), np.float32), *masks, (2.0, 1.0, 1.0))
+    case = pictures.CaseImages(np.zeros((20, 24, 28), np.float32), *masks, (2.0, 1.0, 1.0))
     pixels = colours(pictures.paint(case), tmp_path)
     errors = pixels[:, pixels.shape[1] * 3 // 4 :]
     for colour in pictures.ERRORS.values():
@@ -455,7 +465,7 @@ def test_the_legend_names_labels_as_the_data_set_does_and_painted_values_by_thei
 
 def test_a_class_has_one_colour_on_the_whole_page_and_a_region_of_several_none(page_3d, tmp_path):
     """The dots of the box plots are those of the legend; what no single colour stands for is grey."""
-    found = {"Dice": {"left": [0.5, 0.6], "all": [0.7, 0.8]}}
+    found = {"dice": {"left": [0.5, 0.6], "all": [0.7, 0.8]}}
     (tmp_path / "boxes.png").write_bytes(pictures.box_plots(found, {"left": pictures.colour_of(3)}))
     pixels = colours((tmp_path / "boxes.png").read_bytes(), tmp_path).astype(int)
     assert share(pixels, pictures.colour_of(3)) > 0
@@ -475,7 +485,7 @@ def test_planes_go_where_most_is_wrong_and_keep_their_proportions():
     truth[:, 5:15, 5:25] = 1
     prediction = truth.copy()
     prediction[7] = 0
-    planes = pictures._planes(pictures.Case("a", None, truth, prediction, (5.0, 1.0, 1.0)))
+    planes = pictures._planes(pictures.CaseImages(None, truth, prediction, (5.0, 1.0, 1.0)))
     assert planes[0].title == "z = 7"
     assert [plane.truth.shape for plane in planes] == [(20, 30), (10, 30), (10, 20)]
     assert [plane.aspect for plane in planes] == [1.0, 5.0, 5.0]
@@ -493,7 +503,7 @@ def test_an_epoch_between_two_without_a_value_is_seen():
 
 def test_large_images_are_thinned():
     masks = np.zeros((100, 5000), int)
-    (plane,) = pictures._planes(pictures.Case("a", masks.astype(float), masks, masks, (1.0, 1.0)))
+    (plane,) = pictures._planes(pictures.CaseImages(masks.astype(float), masks, masks, (1.0, 1.0)))
     assert max(plane.truth.shape) <= pictures.LONGEST_SIDE
     assert plane.image.shape == plane.truth.shape
 
@@ -550,16 +560,16 @@ def test_a_computer_without_a_browser_is_told_where_the_page_is(tmp_path):
 @pytest.mark.parametrize("spelled", [str, float, lambda value: f" 0{value}"])
 def test_labels_are_drawn_however_their_numbers_are_written(spelled, tmp_path):
     fold = cells(tmp_path)
-    expected = report.build(fold, sources=report.Sources(tmp_path / "images"))
+    expected = report.build(fold, FoldReader, sources=report.Sources(tmp_path / "images"))
     file = fold.parent / "dataset.json"
     content = json.loads(file.read_text())
     content["labels"] = {name: spelled(value) for name, value in content["labels"].items()}
     file.write_text(json.dumps(content))
-    assert report.build(fold, sources=report.Sources(tmp_path / "images")) == expected
+    assert report.build(fold, FoldReader, sources=report.Sources(tmp_path / "images")) == expected
     content["labels"]["ignore"] = spelled(2)
     del content["labels"]["boundary"]
     file.write_text(json.dumps(content))
-    page = report.build(fold, sources=report.Sources(tmp_path / "images"))
+    page = report.build(fold, FoldReader, sources=report.Sources(tmp_path / "images"))
     legend = re.search(r"<p class=legend>(.*?)</p>", page)[1]
     assert "interior" in legend
     assert "label 2" not in legend
@@ -578,14 +588,14 @@ def test_wrong_files_are_named_and_nothing_is_written(tmp_path):
     fold = cells(tmp_path)
     images = tmp_path / "images"
     with pytest.raises(UserError, match="there is no channel 4: the images have 1, from 0"):
-        report.build(fold, sources=report.Sources(images, channel=4))
+        report.build(fold, FoldReader, sources=report.Sources(images, channel=4))
     wrong = sitk.GetImageFromArray(np.zeros((8, 8), np.uint8))
     sitk.WriteImage(wrong, str(images / "cell_00000_0000.png"))
     with pytest.raises(UserError, match=r"cell_00000_0000.png has shape .* and the prediction"):
-        report.build(fold, sources=report.Sources(images))
+        report.build(fold, FoldReader, sources=report.Sources(images))
     (images / "cell_00000_0000.png").write_text("no image")
     with pytest.raises(UserError, match=r"cell_00000_0000.png cannot be read"):
-        report.build(fold, sources=report.Sources(images))
+        report.build(fold, FoldReader, sources=report.Sources(images))
     assert not (fold / "report.html").exists()
     assert f"{tmp_path / 'none'} is not a folder" in refused(fold, "--images", tmp_path / "none")
 
@@ -594,7 +604,7 @@ def test_a_folder_of_images_without_any_is_refused(tmp_path):
     fold = cells(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no images"):
-        report.build(fold, sources=report.Sources(tmp_path / "empty"))
+        report.build(fold, FoldReader, sources=report.Sources(tmp_path / "empty"))
 
 
 def test_the_fixture_is_what_compare_reads(tmp_path):

@@ -130,7 +130,7 @@ def _surfaces(trainer: nnUNetTrainer, validation: Path) -> tuple[dict, str]:
 
 def _instances(trainer: nnUNetTrainer, validation: Path) -> tuple[dict, str] | None:
     from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_pairs, find_cases, read_labels
-    from nnunet_logvmamba.evaluation.cells import LABEL_SUFFIXES, CellCase, CellSettings, recover_and_score, summarize
+    from nnunet_logvmamba.evaluation.cells import LABEL_SUFFIXES, CellFiles, CellSettings, recover_and_score, summarize
     from nnunet_logvmamba.evaluation.dataset_json import labels_of
     from nnunet_logvmamba.evaluation.instances import BOUNDARY, INTERIOR
     from nnunet_logvmamba.evaluation.parallel import map_cases
@@ -149,7 +149,7 @@ def _instances(trainer: nnUNetTrainer, validation: Path) -> tuple[dict, str] | N
     settings = CellSettings()
     rows = map_cases(
         partial(recover_and_score, settings),
-        [CellCase(case, path, references[case]) for case, path in predictions.items()],
+        [CellFiles(case, path, references[case]) for case, path in predictions.items()],
         processes=max(1, default_num_processes),
         text="instances",
     )

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nnunet_logvmamba.evaluation.metrics import METRICS
+
 # Errors are warm and classes cool, so that no error looks like a class, with a colour vision deficiency neither. A test
 # measures the distances; the first colours differ most.
 LABEL_COLOURS = (
@@ -33,13 +35,12 @@ LONGEST_SIDE = 1200
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is known of a case, all on one grid; ``image`` is grey (axes of the masks) or RGB (a last axis of 3).
+class CaseImages:
+    """What is painted of a case, all on one grid; ``image`` is grey (axes of the masks) or RGB (a last axis of 3).
 
     ``truth`` and ``prediction`` are whole numbers; ``spacing`` is per axis.
     """
 
-    name: str
     image: np.ndarray | None
     truth: np.ndarray
     prediction: np.ndarray
@@ -105,14 +106,14 @@ def box_plots(scores: Mapping[str, Mapping[str, Sequence[float]]], colours: Mapp
         axes.set_xticks(
             places, [_short(name) for name in labels], rotation=30, ha="right", fontsize=9, parse_math=False
         )
-        axes.set_title(metric, fontsize=10, parse_math=False)
-        if not metric.startswith("HD"):
+        axes.set_title(METRICS[metric].title, fontsize=10, parse_math=False)
+        if METRICS[metric].bounded:
             axes.set_ylim(-0.03, 1.03)
         _tidy(axes)
     return _png(figure)
 
 
-def paint(case: Case) -> bytes:
+def paint(case: CaseImages) -> bytes:
     """Image, truth, prediction and errors side by side: in 2D with outlines, in 3D one row per plane."""
     planes = _planes(case)
     shapes = [_extent(plane) for plane in planes]
@@ -156,7 +157,7 @@ class _Plane:
     origin: str
 
 
-def _planes(case: Case) -> list[_Plane]:
+def _planes(case: CaseImages) -> list[_Plane]:
     shape = case.truth.shape
     step = max(1, -(-max(shape) // LONGEST_SIDE))
     if case.truth.ndim == 2:
