@@ -250,8 +250,8 @@ def test_the_2d_network_in_plain_words_is_the_published_one_with_the_published_w
         (
             torch.zeros(1, 3, 16, 16),
             (
-                "the image has 3 channel(s) and the network was built for 1: give it images of 1 channel(s), under "
-                "nnU-Net those that dataset.json names, or build it for 3"
+                "the image has 3 channel(s) and the network was built for 1: give every image 1 channel(s) or build "
+                "the network for 3; under nnU-Net, dataset.json names the channels"
             ),
         ),
         (torch.zeros(1, 16, 16), "the input has 3 axes; batch, channels and 2 spatial axes are needed"),

@@ -16,8 +16,9 @@ def check_image(x: Tensor, channels: int, spatial_dims: int) -> None:
         raise ValueError(f"the input has {x.ndim} axes; batch, channels and {spatial_dims} spatial axes are needed")
     if x.shape[1] != channels:
         raise ValueError(
-            f"the image has {x.shape[1]} channel(s) and the network was built for {channels}: give it images of "
-            f"{channels} channel(s), under nnU-Net those that dataset.json names, or build it for {x.shape[1]}"
+            f"the image has {x.shape[1]} channel(s) and the network was built for {channels}: give every image "
+            f"{channels} channel(s) or build the network for {x.shape[1]}; under nnU-Net, dataset.json names "
+            "the channels"
         )
     if 0 in x.shape[2:]:
         raise ValueError(f"the image is {_times(x.shape[2:])}; every side must have at least one voxel")
