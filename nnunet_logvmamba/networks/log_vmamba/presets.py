@@ -13,7 +13,7 @@ from torch import nn
 from nnunet_logvmamba.layers import listed, per_axis, whole, wholes
 from nnunet_logvmamba.networks.blocks.arguments import refuse_unknown
 
-PAPER_3D = {
+PAPER_3D: dict[str, Any] = {
     "network": "LoGVMambaUNet",
     "patch_size": (128, 128, 128),
     "arguments": {
@@ -28,7 +28,7 @@ PAPER_3D = {
     },
 }
 
-PAPER_2D = {
+PAPER_2D: dict[str, Any] = {
     "network": "LoGVMambaSwinUNet",
     "patch_size": (512, 512),
     "arguments": {
