@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion import command_line, common, label_values, sources, splitting, volumes
-from dataset_conversion.cases import Case, ConversionError, Description, Skipped
+from dataset_conversion.core import command_line, conversion, sources, splitting
+from dataset_conversion.core.cases import Case, ConversionError, Description, Skipped
+from dataset_conversion.formats import label_values, volumes
 
 PROTOCOLS = ("crossval", "paper", "official")
 CHANNELS = ("T1", "T1ce", "T2", "FLAIR")
@@ -206,7 +207,7 @@ def convert(
         notes.append(
             "the paper's test cases are not published: these are the first of five folds over the sorted patients"
         )
-    return common.write_dataset(
+    return conversion.write_dataset(
         cases,
         found.release.description,
         volumes.Volumes(found.release.description),
@@ -241,12 +242,12 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
     own can be predicted.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_test_images`.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
     """
-    return common.write_test_images(
+    return conversion.write_test_images(
         find_scans(source),
         volumes.Volumes(DESCRIPTION),
         out,
@@ -265,15 +266,15 @@ def restore(
 
     Args:
         release: A key of ``RELEASES``; by default case names tell, which those of one's own scans do not.
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
-    found = common.find_predictions(predictions, volumes.FILE_ENDING)
+    found = conversion.find_predictions(predictions, volumes.FILE_ENDING)
     if release is None:
         release = _release_of_predictions(found)
-    return common.write_restored(
+    return conversion.write_restored(
         {path: path.name for path in found.values()},
         volumes.RestoredVolumes(RELEASES[release].description),
         out,

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion import command_line, common, reporting, sources, splitting, volumes
-from dataset_conversion.cases import Case, ConversionError, Description, Skipped
+from dataset_conversion.core import command_line, conversion, reporting, sources, splitting
+from dataset_conversion.core.cases import Case, ConversionError, Description, Skipped
+from dataset_conversion.formats import volumes
 
 PATIENT_FOLDER = re.compile(r"patient([0-9]{3})")
 CASE_NAME = re.compile(r"(patient[0-9]{3})_frame[0-9]{2}")
@@ -89,7 +90,7 @@ def convert(
         training, validation = splitting.hold_out(cases, 0.125)
         splits = [{"train": [case.name for case in training], "val": [case.name for case in validation]}]
         notes.append("there is one fold: train with -f 0")
-    return common.write_dataset(
+    return conversion.write_dataset(
         cases,
         DESCRIPTION,
         volumes.Volumes(DESCRIPTION),
@@ -216,7 +217,7 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
     ``_4d`` are passed over.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_test_images`.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -227,7 +228,7 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
         return None if stem is None or stem.endswith(("_gt", "_4d")) else stem
 
     cases = sources.find_scans(source, stem_of, "NIfTI files with a 3D stack", volumes.volume_in)
-    return common.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
+    return conversion.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 
 def restore(
@@ -242,12 +243,12 @@ def restore(
     Args:
         nnunet_raw: Where the converted data set lies, whose report knows which frame is which phase; needed for
             cases of ACDC.
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
-    found = common.find_predictions(predictions, volumes.FILE_ENDING)
+    found = conversion.find_predictions(predictions, volumes.FILE_ENDING)
     names = {path: path.name for path in found.values()}
     theirs = {case: path for case, path in found.items() if CASE_NAME.fullmatch(case)}
     if theirs:
@@ -260,7 +261,7 @@ def restore(
                     "name with -d a conversion that has this patient, as --protocol official has 101 to 150."
                 )
             names[path] = known[case]["submit"]
-    return common.write_restored(
+    return conversion.write_restored(
         names,
         volumes.RestoredVolumes(DESCRIPTION),
         out,

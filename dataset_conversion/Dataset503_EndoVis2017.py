@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion import command_line, common, label_values, pictures, sources, splitting
-from dataset_conversion.cases import Case, ConversionError, Description, Facts, Skipped
+from dataset_conversion.core import command_line, conversion, sources, splitting
+from dataset_conversion.core.cases import Case, ConversionError, Description, Facts, Skipped
+from dataset_conversion.formats import label_values, pictures
 
 PROTOCOLS = ("official", "paper", "crossval")
 GEOMETRIES = ("crop", "full-third")
@@ -408,7 +409,7 @@ def convert(
     if protocol == "paper":
         notes.append("the paper's tables come from fold all; predict with --disable_tta, since it does not mirror")
     splits = _published_splits(cases) if folds == "published" else None
-    return common.write_dataset(
+    return conversion.write_dataset(
         cases,
         DESCRIPTION,
         Frames(geometry),
@@ -450,7 +451,7 @@ def convert_images(
     and frames of the right camera are passed over.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_test_images`.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -465,7 +466,7 @@ def convert_images(
         return f"test{sequence[1]}_{name}" if sequence else name
 
     cases = sources.find_scans(source, name_of, "frames")
-    return common.write_test_images(cases, Frames(geometry), out, source=source, **options)
+    return conversion.write_test_images(cases, Frames(geometry), out, source=source, **options)
 
 
 @dataclass(frozen=True)
@@ -504,16 +505,16 @@ def restore(predictions: Path, out: Path, **options: int) -> Path:
     Pixels outside the crop are background. Frames of one's own keep their names.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
     names = {}
-    for case, path in common.find_predictions(predictions, pictures.FILE_ENDING).items():
+    for case, path in conversion.find_predictions(predictions, pictures.FILE_ENDING).items():
         match = CASE_NAME.fullmatch(case)
         names[path] = f"instrument_dataset_{match[2]}/{TYPE_FOLDER}/{match[3]}.png" if match else path.name
-    return common.write_restored(names, FullFrames(), out, source=predictions, **options)
+    return conversion.write_restored(names, FullFrames(), out, source=predictions, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

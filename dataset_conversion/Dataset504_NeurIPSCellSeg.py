@@ -18,8 +18,9 @@ import tifffile
 from scipy import ndimage
 from skimage import exposure
 
-from dataset_conversion import command_line, common, label_values, pictures, sources, splitting, staging
-from dataset_conversion.cases import SHOWN, Case, ConversionError, Description, Facts, Skipped
+from dataset_conversion.core import command_line, conversion, sources, splitting, staging
+from dataset_conversion.core.cases import SHOWN, Case, ConversionError, Description, Facts, Skipped
+from dataset_conversion.formats import label_values, pictures
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
 PERCENTILES = (1, 99)
@@ -373,7 +374,7 @@ def convert(
     elif test_share:
         cases, tests = splitting.hold_out(cases, test_share)
         notes.append(f"{test_share:g} of the training set held out for testing, by group and modality")
-    return common.write_dataset(
+    return conversion.write_dataset(
         cases,
         DESCRIPTION,
         Cells(),
@@ -397,7 +398,7 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
     over.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_test_images`.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -410,7 +411,7 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
         return None if stem is None or is_label or stem.endswith("_label") else stem
 
     cases = sources.find_scans(source, stem_of, "pictures")
-    return common.write_test_images(cases, Cells(), out, source=source, **options)
+    return conversion.write_test_images(cases, Cells(), out, source=source, **options)
 
 
 def find_instances(classes: np.ndarray, grow_pixels: int = DEFAULT_GROW_PIXELS) -> np.ndarray:
@@ -470,14 +471,14 @@ def restore(
     Cases of the tuning set lose their prefix.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
-    found = common.find_predictions(predictions, pictures.FILE_ENDING)
+    found = conversion.find_predictions(predictions, pictures.FILE_ENDING)
     names = {path: f"{case.removeprefix(TUNING_PREFIX)}_label.tiff" for case, path in found.items()}
-    return common.write_restored(names, Instances(grow_pixels), out, source=predictions, **options)
+    return conversion.write_restored(names, Instances(grow_pixels), out, source=predictions, **options)
 
 
 def _share(text: str) -> float:

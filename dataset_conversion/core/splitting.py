@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from dataset_conversion.cases import Case, ConversionError
+from dataset_conversion.core.cases import Case, ConversionError
 
 SPLIT_SEED = 12345
 MAX_FOLDS = 5

@@ -7,8 +7,8 @@ processes that is not the main process, which therefore starts its workers at on
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dataset_conversion import sources, staging
-from dataset_conversion.cases import Case, ConversionError, Description, Facts
+from dataset_conversion.core import sources, staging
+from dataset_conversion.core.cases import Case, ConversionError, Description, Facts
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 FILE_ENDING = ".nii.gz"
@@ -30,7 +30,7 @@ class Volumes:
             ConversionError: For the first file that cannot be read, holds NaN or infinity, lies on another grid than
                 the first image, or has an illegal label.
         """
-        from dataset_conversion import label_values, nifti
+        from dataset_conversion.formats import label_values, nifti
 
         images = nifti.check_images(case.images, case.name)
         if case.mask is None:
@@ -41,7 +41,7 @@ class Volumes:
 
     def write_images(self, case: Case, folder: Path) -> None:
         """Copy every channel; the bytes stay, ``.nii`` is compressed."""
-        from dataset_conversion import nifti
+        from dataset_conversion.formats import nifti
 
         for channel, path in enumerate(case.images):
             target = folder / f"{case.name}_{channel:04d}{FILE_ENDING}"
@@ -50,7 +50,7 @@ class Volumes:
 
     def write_labels(self, case: Case, dataset: Path, part: str) -> None:
         """Write the mask in our labels; one that is already as we would write it is copied."""
-        from dataset_conversion import nifti
+        from dataset_conversion.formats import nifti
 
         target = dataset / f"labels{part}" / f"{case.name}{FILE_ENDING}"
         identity = all(theirs == ours for theirs, ours in self.description.label_map.items())
@@ -138,7 +138,7 @@ class RestoredVolumes:
 
     def check(self, case: Case) -> Facts:
         """Read a prediction; every label must be one of ours."""
-        from dataset_conversion import label_values
+        from dataset_conversion.formats import label_values
 
         backwards = replace(
             self.description, label_map=label_values.inverse(self.description.label_map), foreign_values={}
@@ -147,6 +147,6 @@ class RestoredVolumes:
 
     def write(self, case: Case, target: Path) -> None:
         """Write the mask in the source's label values."""
-        from dataset_conversion import label_values, nifti
+        from dataset_conversion.formats import label_values, nifti
 
         nifti.write_mask(case.images[0], target, label_values.inverse(self.description.label_map), case.name)

@@ -9,8 +9,8 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from dataset_conversion import sources, staging
-from dataset_conversion.cases import ConversionError
+from dataset_conversion.core import sources, staging
+from dataset_conversion.core.cases import ConversionError
 
 TIFF_ENDINGS = (".tif", ".tiff")
 PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", *TIFF_ENDINGS)

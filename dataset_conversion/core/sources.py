@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dataset_conversion.cases import Case, ConversionError
+from dataset_conversion.core.cases import Case, ConversionError
 
 # Names that nnU-Net, SimpleITK and every file system read alike.
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dataset_conversion.cases import SHOWN, Case, ConversionError, Description, Facts, Layout, Skipped
+from dataset_conversion.core.cases import SHOWN, Case, ConversionError, Description, Facts, Layout, Skipped
 
 REPORT = "conversion_report.json"
 

@@ -12,8 +12,9 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-from dataset_conversion import label_values, sources, staging
-from dataset_conversion.cases import ConversionError
+from dataset_conversion.core import sources, staging
+from dataset_conversion.core.cases import ConversionError
+from dataset_conversion.formats import label_values
 
 # nnU-Net's readers of NIfTI, the one that we prefer first; both keep the order in which voxels are stored.
 ITK, NIBABEL = READERS = ("SimpleITKIO", "NibabelIO")

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dataset_conversion import staging
-from dataset_conversion.cases import ConversionError
+from dataset_conversion.core import staging
+from dataset_conversion.core.cases import ConversionError
 
 PAGE = "dataset_conversion/README.md"
 """The documentation of all converters, in the checkout that they run from."""
