@@ -6,10 +6,14 @@ Run from a checkout: ``python -m dataset_conversion.Dataset004_Hippocampus SOURC
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dataset_conversion.core import command_line, conversion, sources
-from dataset_conversion.core.cases import Case, ConversionError, Description
+from dataset_conversion.core.cases import Case, ConversionError, Description, Options, Work
 from dataset_conversion.formats import volumes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DESCRIPTION = Description(
     name="Hippocampus",
@@ -42,7 +46,7 @@ def convert(
     nnunet_preprocessed: Path | None = None,
     dataset_id: int = 4,
     overwrite: bool = False,
-    **options: int,
+    **options: "Unpack[Work]",
 ) -> Path:
     """Write Dataset004_Hippocampus from a folder in Decathlon layout at or right below ``source``; return its folder.
 
@@ -124,7 +128,7 @@ def find_test_cases(folder: Path) -> list[Case]:
     return [Case(name, (images[name],)) for name in sorted(images)]
 
 
-def convert_images(source: Path, out: Path, **options: int) -> Path:
+def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Path:
     """Write every scan below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it; labelsTr is passed over.
 
     Args:
@@ -141,7 +145,7 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
     return conversion.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 
-def restore(predictions: Path, out: Path, **options: int) -> Path:
+def restore(predictions: Path, out: Path, **options: "Unpack[Options]") -> Path:
     """Write predictions as uint8 under the Decathlon's names; its labels are ours.
 
     Args:

@@ -10,12 +10,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dataset_conversion.core import command_line, conversion, sources, splitting
-from dataset_conversion.core.cases import Case, ConversionError, Description, Skipped
+from dataset_conversion.core.cases import Case, ConversionError, Description, Options, Skipped, Work
 from dataset_conversion.formats import label_values, volumes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 PROTOCOLS = ("crossval", "paper", "official")
 CHANNELS = ("T1", "T1ce", "T2", "FLAIR")
@@ -167,7 +171,7 @@ def convert(
     *,
     protocol: str = "crossval",
     release: str | None = None,
-    **options: int,
+    **options: "Unpack[Work]",
 ) -> Path:
     """Write Dataset501_BraTS2020 (or _BraTS2021, _BraTS2023GLI …) from the archive below ``source``; return its folder.
 
@@ -234,7 +238,7 @@ def paper_split(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     )
 
 
-def convert_images(source: Path, out: Path, **options: int) -> Path:
+def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Path:
     """Write scans below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects them; masks are not looked at.
 
     A case is any set of ``<case>_t1``, ``<case>_t1ce``, ``<case>_t2`` and ``<case>_flair`` in one folder, or of
@@ -260,7 +264,7 @@ def restore(
     predictions: Path,
     out: Path,
     release: str | None = None,
-    **options: int,
+    **options: "Unpack[Options]",
 ) -> Path:
     """Write predictions with the label values of their release, named ``<case>.nii.gz``.
 
@@ -440,8 +444,8 @@ def _case(folder: Path, release: Release, labelled: bool, skipped: list[Skipped]
         instead = volumes.found_instead(folder, wanted)
         raise ConversionError(f"Case {name} has no mask {wanted}.nii.gz (or .nii) in {folder}{instead}.")
     skipped += [Skipped(path, "neither a modality nor the mask of its case") for path in files.values()]
-    pattern = release.labelled if labelled else release.unlabelled
-    return Case(name, images, mask if labelled else None, group=pattern.fullmatch(name)["patient"])
+    match = (release.labelled if labelled else release.unlabelled).fullmatch(name)
+    return Case(name, images, mask if labelled else None, group=match and match["patient"])
 
 
 def _images(name: str, folder: Path, files: dict[str, Path], release: Release) -> tuple[Path, ...]:

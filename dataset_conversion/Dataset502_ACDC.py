@@ -10,10 +10,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dataset_conversion.core import command_line, conversion, reporting, sources, splitting
-from dataset_conversion.core.cases import Case, ConversionError, Description, Skipped
+from dataset_conversion.core.cases import Case, ConversionError, Description, Options, Skipped, Work
 from dataset_conversion.formats import volumes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 PATIENT_FOLDER = re.compile(r"patient([0-9]{3})")
 CASE_NAME = re.compile(r"(patient[0-9]{3})_frame[0-9]{2}")
@@ -52,7 +56,7 @@ def convert(
     overwrite: bool = False,
     *,
     protocol: str = "official",
-    **options: int,
+    **options: "Unpack[Work]",
 ) -> Path:
     """Write Dataset502_ACDC from the patient folders somewhere below ``source`` and return its folder.
 
@@ -210,7 +214,7 @@ def read_info(path: Path, *, need_group: bool = True) -> dict[str, str]:
     return info
 
 
-def convert_images(source: Path, out: Path, **options: int) -> Path:
+def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Path:
     """Write every 3D stack below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it.
 
     A file ``<case>.nii.gz`` or ``<case>.nii`` gives a case, whatever it is called; files that end in ``_gt`` or
@@ -236,7 +240,7 @@ def restore(
     out: Path,
     nnunet_raw: Path | None = None,
     dataset_id: int = 502,
-    **options: int,
+    **options: "Unpack[Options]",
 ) -> Path:
     """Write predictions as ``patientNNN_ED.nii.gz`` and ``patientNNN_ES.nii.gz``; scans of one's own keep their names.
 

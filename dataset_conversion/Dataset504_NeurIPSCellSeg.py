@@ -12,6 +12,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tifffile
@@ -19,8 +20,11 @@ from scipy import ndimage
 from skimage import exposure
 
 from dataset_conversion.core import command_line, conversion, sources, splitting, staging
-from dataset_conversion.core.cases import SHOWN, Case, ConversionError, Description, Facts, Skipped
+from dataset_conversion.core.cases import SHOWN, Case, ConversionError, Description, Facts, Options, Skipped, Work
 from dataset_conversion.formats import label_values, pictures
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
 PERCENTILES = (1, 99)
@@ -59,13 +63,14 @@ class Cells:
         """Read picture and instance map; count pixels per class, instances, and instances without any interior."""
         picture = pictures.as_rgb(pictures.read_picture(case.images[0], case.name), case.name, case.images[0])
         rescale(picture)
-        if case.mask is None:
+        if not case.masks:
             return Facts()
-        instances = read_instances(case.mask, case.name)
+        mask = case.masks[0]
+        instances = read_instances(mask, case.name)
         if instances.shape != picture.shape[:2]:
             turned = instances.shape == picture.shape[1::-1]
             raise ConversionError(
-                f"Case {case.name}: {case.mask} has {instances.shape[0]} x {instances.shape[1]} pixels, but "
+                f"Case {case.name}: {mask} has {instances.shape[0]} x {instances.shape[1]} pixels, but "
                 f"{case.images[0].name} has {picture.shape[0]} x {picture.shape[1]}"
                 f"{'; it seems to be transposed' if turned else ''}."
             )
@@ -83,14 +88,15 @@ class Cells:
 
     def write_labels(self, case: Case, dataset: Path, part: str) -> None:
         """Write the three classes, and the instance map with its own numbers."""
-        instances = read_instances(case.mask, case.name)
+        mask = case.masks[0]
+        instances = read_instances(mask, case.name)
         pictures.write_png(
             three_classes(instances), dataset / f"labels{part}" / f"{case.name}{self.file_ending}", case.name
         )
         target = dataset / f"instances{part}" / f"{case.name}.tiff"
         with staging.writing(target, case.name):
-            if _stored_as_we_store(case.mask):
-                shutil.copyfile(case.mask, target)
+            if _stored_as_we_store(mask):
+                shutil.copyfile(mask, target)
             else:
                 tifffile.imwrite(target, instances, compression="zlib", metadata=None, software=False)
 
@@ -331,7 +337,7 @@ def convert(
     protocol: str = "crossval",
     test_groups: Collection[str] = (),
     test_share: float = 0.0,
-    **options: int,
+    **options: "Unpack[Work]",
 ) -> Path:
     """Write Dataset504_NeurIPSCellSeg from the folders ``images`` and ``labels`` below ``source``; return its folder.
 
@@ -391,7 +397,7 @@ def convert(
     )
 
 
-def convert_images(source: Path, out: Path, **options: int) -> Path:
+def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Path:
     """Write every picture below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it.
 
     Channels and intensities are treated as in :func:`convert`; folders ``labels`` and files ``*_label.*`` are passed
@@ -464,7 +470,7 @@ def restore(
     predictions: Path,
     out: Path,
     grow_pixels: int = DEFAULT_GROW_PIXELS,
-    **options: int,
+    **options: "Unpack[Options]",
 ) -> Path:
     """Write predictions as instance maps ``<case>_label.tiff``, see :func:`find_instances`.
 

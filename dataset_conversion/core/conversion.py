@@ -12,21 +12,35 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from dataset_conversion.core import reporting, sources, splitting, staging
-from dataset_conversion.core.cases import SHOWN, Case, ConversionError, Description, Facts, Layout, Skipped
+from dataset_conversion.core.cases import (
+    SHOWN,
+    Case,
+    Checker,
+    ConversionError,
+    Description,
+    Facts,
+    Layout,
+    Options,
+    Restorer,
+    Skipped,
+)
 from dataset_conversion.core.workers import EachCase, workers
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-def _check(layout: Layout, case: Case) -> Facts | str:
+
+def _check(layout: Checker, case: Case) -> Facts | str:
     try:
         return layout.check(case)
     except ConversionError as error:
         return str(error)
 
 
-def check_cases(cases: Sequence[Case], layout: Layout, each_case: EachCase) -> list[Facts]:
+def check_cases(cases: Sequence[Case], layout: Checker, each_case: EachCase) -> list[Facts]:
     """Check all cases; return what was found, in their order.
 
     Raises:
@@ -257,7 +271,7 @@ def write_test_images(
     target: Path,
     *,
     source: Path,
-    **options: int,
+    **options: "Unpack[Options]",
 ) -> Path:
     """Check unlabelled cases and write them into ``target`` under the names that ``nnUNetv2_predict -i`` expects.
 
@@ -271,9 +285,18 @@ def write_test_images(
     staging.require_outside(source, target)
     cases = [replace(case, mask=None) for case in cases]
     _require_unique(cases)
-    words = ("case(s)", "write", "written for nnUNetv2_predict")
-    notes = functools.partial(_notes_to_predict, layout)
-    return _fill(target, cases, layout, _write_images, words, notes, source=source, **options)
+    return _write_each(
+        cases,
+        layout,
+        _write_images,
+        target,
+        functools.partial(_notes_to_predict, layout),
+        what="case(s)",
+        verb="write",
+        done="written for nnUNetv2_predict",
+        source=source,
+        **options,
+    )
 
 
 def _notes_to_predict(layout: Layout, cases: Sequence[Case], facts: Sequence[Facts]) -> list[str]:
@@ -295,22 +318,29 @@ def _write_images(layout: Layout, folder: Path, case: Case) -> None:
     layout.write_images(case, folder)
 
 
-def _fill(
-    target: Path,
+def _write_each(
     cases: Sequence[Case],
-    layout: "Layout | Restorer",
+    layout: Checker,
     write: Callable,
-    words: tuple[str, str, str],
+    target: Path,
     notes: Callable[[Sequence[Case], Sequence[Facts]], list[str]],
     *,
+    what: str,
+    verb: str,
+    done: str,
     source: Path,
     overwrite: bool = False,
     jobs: int = 1,
     dry_run: bool = False,
 ) -> Path:
-    """Check cases and write each into a folder that appears once it is complete; ``words`` and ``notes`` say what."""
+    """Check cases and write each into a folder that appears once it is complete.
+
+    Args:
+        write: Called with ``layout``, the folder and a case.
+        notes: What to say of all that was checked.
+        what: Noun for the cases, ``verb`` for the progress bar, ``done`` for the last line.
+    """
     target = Path(target)
-    what, verb, done = words
     staging.require_apart(source, target)
     staging.require_writable(target, dry_run=dry_run)
     if not dry_run:
@@ -329,16 +359,6 @@ def _fill(
                 pass
     reporting.say(f"{len(cases)} {what} {done}: {target}")
     return target
-
-
-class Restorer(Protocol):
-    """How predictions are turned into what the data owner expects; sent to the worker processes, so it must pickle."""
-
-    def check(self, case: Case) -> Facts:
-        """Read a prediction; raise a ConversionError that names it if it cannot be restored."""
-
-    def write(self, case: Case, target: Path) -> None:
-        """Write a checked prediction to ``target``."""
 
 
 def find_predictions(predictions: Path, ending: str) -> dict[str, Path]:
@@ -364,7 +384,7 @@ def write_restored(
     target: Path,
     *,
     source: Path,
-    **options: int,
+    **options: "Unpack[Options]",
 ) -> Path:
     """Check predictions and write them into ``target`` as the data owner wants them.
 
@@ -382,8 +402,18 @@ def write_restored(
             raise ConversionError(f"{owners[name]} and {path} would both become {name}; restore them one by one.")
         owners[name] = path
     cases = [Case(path.name, (path,), about={"submit": name}) for path, name in names.items()]
-    words = ("prediction(s)", "restore", "restored")
-    return _fill(target, cases, restorer, _restore, words, _remarks, source=source, **options)
+    return _write_each(
+        cases,
+        restorer,
+        _restore,
+        target,
+        _remarks,
+        what="prediction(s)",
+        verb="restore",
+        done="restored",
+        source=source,
+        **options,
+    )
 
 
 def _restore(restorer: Restorer, folder: Path, case: Case) -> None:

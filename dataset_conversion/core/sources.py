@@ -81,8 +81,7 @@ def files_by_stem(
     found: dict[str, tuple[str, Path]] = {}
     for path in sorted(folder.iterdir()):
         stem = stem_of(path)
-        file = None if stem is None else path if path.is_file() else stands_for(path)
-        if file is None:
+        if stem is None or (file := path if path.is_file() else stands_for(path)) is None:
             continue
         if stem in found:
             raise ConversionError(

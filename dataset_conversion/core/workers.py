@@ -83,7 +83,7 @@ class _Watch(threading.Thread):
                     return
                 if ended:
                     self.died.set()
-                    self.pool._result_queue._writer.close()
+                    self.pool._result_queue._writer.close()  # type: ignore[attr-defined] # typeshed has no private names
         while not self.gone.wait(0.05):
             for process in self._processes():
                 process.kill()
@@ -102,8 +102,11 @@ class _Watch(threading.Thread):
 def _start_worker() -> None:
     """Leave Ctrl-C to the main process, and end when that is gone, which a worker would not notice by itself."""
 
+    parent = multiprocessing.parent_process()
+
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        if parent:
+            parent.join()
         os._exit(1)
 
     def leave() -> None:

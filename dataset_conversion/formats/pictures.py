@@ -75,8 +75,8 @@ def is_tiff(path: Path) -> bool:
 
 
 def _read_tiff(path: Path, indices: bool) -> np.ndarray:
-    files, channels = _set_of_files(path)
-    if files > 1 and channels > 1 and not indices:
+    files, channels_of_all = _set_of_files(path)
+    if files > 1 and channels_of_all > 1 and not indices:
         raise _Colours(f"{files} files of one OME-TIFF")
     # Alone, for its header makes tifffile look for the other files, and fill with 0 what it does not find.
     with tifffile.TiffFile(path, is_ome=False if files > 1 else None) as file:

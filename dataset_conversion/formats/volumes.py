@@ -33,10 +33,10 @@ class Volumes:
         from dataset_conversion.formats import label_values, nifti
 
         images = nifti.check_images(case.images, case.name)
-        if case.mask is None:
+        if not case.masks:
             return Facts(remarks=images.remarks, readers=images.readers)
-        voxels, remarks = nifti.check_mask(images, case.mask, case.name)
-        histogram = label_values.check_labels(voxels, self.description, case.name, case.mask)
+        voxels, remarks = nifti.check_mask(images, case.masks[0], case.name)
+        histogram = label_values.check_labels(voxels, self.description, case.name, case.masks[0])
         return Facts(histogram, remarks={**images.remarks, **remarks}, readers=images.readers)
 
     def write_images(self, case: Case, folder: Path) -> None:
@@ -52,13 +52,13 @@ class Volumes:
         """Write the mask in our labels; one that is already as we would write it is copied."""
         from dataset_conversion.formats import nifti
 
-        target = dataset / f"labels{part}" / f"{case.name}{FILE_ENDING}"
+        mask, target = case.masks[0], dataset / f"labels{part}" / f"{case.name}{FILE_ENDING}"
         identity = all(theirs == ours for theirs, ours in self.description.label_map.items())
-        if identity and nifti.stored_as_we_store(case.mask, case.images[0], case.name):
+        if identity and nifti.stored_as_we_store(mask, case.images[0], case.name):
             with staging.writing(target, case.name):
-                nifti.write_image(case.mask, target)
+                nifti.write_image(mask, target)
             return
-        nifti.write_mask(case.mask, target, self.description.label_map, case.name, grid=case.images[0])
+        nifti.write_mask(mask, target, self.description.label_map, case.name, grid=case.images[0])
 
     def label_folders(self, part: str) -> tuple[str, ...]:
         """``labels<part>`` alone."""
@@ -95,10 +95,8 @@ def volume_in(folder: Path) -> Path | None:
     """
     if nifti_stem(folder) is None or not folder.is_dir():
         return None
-    files = [
-        path if path.is_file() else volume_in(path) for path in sorted(folder.iterdir()) if nifti_stem(path) is not None
-    ]
-    files = [path for path in files if path is not None]
+    candidates = [path for path in sorted(folder.iterdir()) if nifti_stem(path) is not None]
+    files = [file for path in candidates if (file := path if path.is_file() else volume_in(path)) is not None]
     if len(files) > 1:
         names = " and ".join(path.name for path in files[:2]) + (f" and {len(files) - 2} more" if files[2:] else "")
         raise ConversionError(

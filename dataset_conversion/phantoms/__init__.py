@@ -7,7 +7,7 @@ Run from a checkout: ``python -m dataset_conversion.phantoms brats2020 TARGET --
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dataset_conversion.phantoms.cells import write_cells
 from dataset_conversion.phantoms.endovis2017 import write_endovis2017
 from dataset_conversion.phantoms.hippocampus import write_hippocampus
 
-LAYOUTS = {
+LAYOUTS: dict[str, Callable[..., Path]] = {
     "brats2020": write_brats2020,
     "brats2021": partial(write_brats2020, release="2021"),
     "brats2023": partial(write_brats2020, release="2023-GLI"),

@@ -145,8 +145,8 @@ def brats_case(
     shared_bias = noise(0.3 * size.min())
 
     images = {}
-    for modality, means in SIGNAL.items():
-        means = np.array(means) * rng.uniform(0.94, 1.06, len(TISSUES))
+    for modality, typical in SIGNAL.items():
+        means = np.array(typical) * rng.uniform(0.94, 1.06, len(TISSUES))
         signal = np.tensordot(means, mixture, 1) + extra[modality] * (tumour == 0)
         signal *= 1 + 0.05 * noise(1.2)
         signal *= np.exp(0.06 * shared_bias + 0.08 * noise(0.3 * size.min()))
@@ -187,8 +187,8 @@ def _tumour(
     """Tissue index of the tumour, 0 elsewhere: oedema that follows white matter, around a rim, around necrosis."""
     off_midline = np.abs(grid[2]) > 0.1 * grid.shape[3]
     seats = np.argwhere(white & off_midline & (radius > 0.3) & (radius < 0.68))
-    centre = seats[rng.integers(len(seats))]
-    centre = grid[(slice(None), *centre)]
+    z, y, x = seats[rng.integers(len(seats))]
+    centre = grid[:, z, y, x]
     size = edge * rng.uniform(0.17, 0.27)
     away = grid - centre[:, None, None, None]
     preference = 0.22 * (ndimage.gaussian_filter(white.astype(float), 1.0) - 0.5)
@@ -205,7 +205,8 @@ def _white_matter_lesions(rng: np.random.Generator, grid: np.ndarray, room: np.n
     spots = np.zeros(room.shape)
     seats = np.argwhere(room)
     for _ in range(rng.integers(2, 6) if len(seats) else 0):
-        centre = grid[(slice(None), *seats[rng.integers(len(seats))])]
+        z, y, x = seats[rng.integers(len(seats))]
+        centre = grid[:, z, y, x]
         spots = np.maximum(
             spots, np.exp(-0.5 * norm(grid - centre[:, None, None, None], rng.uniform(0.8, 1.5, 3)) ** 2)
         )

@@ -78,6 +78,7 @@ def draw_gallery(
         left_out = f"left out of the score: within {border} px of the border" + (
             f" of a tile of {tile} px" if tile else ""
         )
+        styles: dict[str, tuple[Sequence[float], str | tuple]]
         styles = {"in one colour: a pair": (_colour(0), "-"), "missed (truth) or false (prediction)": (RED, "-")}
         if border:
             styles[left_out] = (GREY, (0, (2, 1.2)))

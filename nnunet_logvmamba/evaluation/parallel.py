@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from .cases import CaseError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def default_processes() -> int:

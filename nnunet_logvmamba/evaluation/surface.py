@@ -2,9 +2,9 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .arrays import as_masks, as_spacing, check_number
 
@@ -13,12 +13,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-Joining = Literal["joined", "max"]
-JOININGS = get_args(Joining)
+JOININGS = ("joined", "max")
 
 
 def surface_distances(
-    truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float]
+    truth: ArrayLike, prediction: ArrayLike, *, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give the distance of every surface voxel of the prediction to the truth's surface, and the other way round.
 
@@ -42,9 +41,7 @@ def surface_distances(
     return get_surface_distance(*edges, spacing=spacing), get_surface_distance(*edges[::-1], spacing=spacing)
 
 
-def hd95(
-    truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float], joining: Joining = "joined"
-) -> float:
+def hd95(truth: ArrayLike, prediction: ArrayLike, *, spacing_mm: Sequence[float], joining: str = "joined") -> float:
     """95th percentile of the surface distances in both directions, in mm.
 
     Both masks empty: NaN, nothing to score. One mask empty: infinity.
@@ -68,16 +65,14 @@ def hd95(
     return percentile_95(*surface_distances(truth, prediction, spacing_mm=spacing_mm), joining)
 
 
-def percentile_95(there: np.ndarray, back: np.ndarray, joining: Joining) -> float:
+def percentile_95(there: np.ndarray, back: np.ndarray, joining: str) -> float:
     """Take HD95 from both sets of directed distances; see :func:`hd95`."""
     if joining == "joined":
         return float(np.percentile(np.concatenate((there, back)), 95))
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
-def surface_dice(
-    truth: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float], tolerance_mm: float
-) -> float:
+def surface_dice(truth: ArrayLike, prediction: ArrayLike, *, spacing_mm: Sequence[float], tolerance_mm: float) -> float:
     """Share of both surfaces that lies within ``tolerance_mm`` of the other one (NSD), from 0 to 1.
 
     Surfaces are made of triangles in 3D and line segments in 2D, weighted by area or length.
@@ -112,7 +107,7 @@ def surface_dice(
     return near / total
 
 
-def surface_dice_umamba(truth: np.ndarray, prediction: np.ndarray, *, tolerance_px: float = 2) -> float:
+def surface_dice_umamba(truth: ArrayLike, prediction: ArrayLike, *, tolerance_px: float = 2) -> float:
     """Surface Dice of 2D masks taken as slabs one voxel thick, as U-Mamba's tables have it; not NSD.
 
     The flat faces of the slab count as surface, so the value follows the common area rather than the outline. It
@@ -131,7 +126,7 @@ def surface_dice_umamba(truth: np.ndarray, prediction: np.ndarray, *, tolerance_
 
 
 def _checked(
-    truth: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
+    truth: ArrayLike, prediction: ArrayLike, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     masks = as_masks(truth, prediction)
     return *masks, as_spacing(spacing_mm, masks[0].ndim)

@@ -5,15 +5,8 @@ class, so it may be forgotten: the classes stay where they were made, and two lo
 """
 
 try:
-    from nnunet_logvmamba.plugin import trainers
+    from nnunet_logvmamba.plugin.trainers import for_nnunet as __getattr__  # noqa: F401 - how Python asks for a name
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "nnunet_logvmamba":
         raise
     # The variable was inherited by a Python of another environment, which does not have our package.
-    trainers = None
-
-
-def __getattr__(name: str):
-    if trainers is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return trainers.for_nnunet(name)
