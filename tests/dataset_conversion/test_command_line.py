@@ -92,7 +92,7 @@ def test_run_says_one_sentence_about_a_full_disk_or_a_forbidden_folder(capsys):
     )
 
 
-CONVERTERS = sorted(path.stem for path in Path(command_line.__file__).parent.glob("Dataset*.py"))
+CONVERTERS = sorted(path.stem for path in Path(command_line.__file__).parents[1].glob("Dataset*.py"))
 
 
 @pytest.mark.parametrize("name", [*CONVERTERS, "phantoms"])
