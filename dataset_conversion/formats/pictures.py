@@ -87,8 +87,8 @@ def _read_tiff(path: Path, indices: bool) -> np.ndarray:
         channels = [axis for axis in axes if axis in "SC"]
         if len(file.series) > 1 or "".join(axis for axis in axes if axis not in "SC") != "YX" or len(channels) > 1:
             names = tifffile.TIFF.AXES_NAMES | {"Q": "unnamed axis"}
-            sizes = zip(series.axes, series.shape)
-            sizes = ", ".join(f"{names[axis]} {length}" for axis, length in sizes if length > 1 or axis in "YX")
+            lengths = zip(series.axes, series.shape)
+            sizes = ", ".join(f"{names[axis]} {length}" for axis, length in lengths if length > 1 or axis in "YX")
             raise _Pages(f"{len(file.pages)} pages ({sizes})")
         picture = series.asarray()
         picture = picture.reshape([length for axis, length in zip(series.axes, series.shape) if axis in axes])

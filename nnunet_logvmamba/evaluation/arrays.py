@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = "truth", "prediction"
 
@@ -177,7 +183,7 @@ def _refuse_packed(values: object, name: str) -> None:
         raise ValueError(f"{name} is a sparse matrix; call its toarray() first")
 
 
-def _from_tensor(tensor: object) -> np.ndarray:
+def _from_tensor(tensor: torch.Tensor) -> np.ndarray:
     """Take a tensor from any device; it may want gradients, and be of a small type that numpy does not have."""
     small = tensor.is_floating_point() and tensor.element_size() < 4
     return (tensor.float() if small else tensor).numpy(force=True)

@@ -5,8 +5,14 @@ class, so it may be forgotten: the classes stay where they were made, and two lo
 """
 
 try:
-    from nnunet_logvmamba.plugin.trainers import for_nnunet as __getattr__  # noqa: F401 - how Python asks for a name
+    from nnunet_logvmamba.plugin import trainers
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "nnunet_logvmamba":
         raise
     # The variable was inherited by a Python of another environment, which does not have our package.
+
+
+def __getattr__(name: str):
+    if "trainers" not in globals():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return trainers.for_nnunet(name)
