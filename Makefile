@@ -20,7 +20,7 @@ STATE = $$(cat pyproject.toml constraints.txt nnunet_logvmamba/plugin/nnunet_log
 help:
 	@echo "make install    virtual environment in $(VENV) from constraints.txt   (VENV=path, PYTHON=interpreter)"
 	@echo "make demo       stock nnU-Net trains and predicts on a generated tumour phantom   (DEVICE=cpu or cuda)"
-	@echo "make lint       what ruff says of the code and its layout"
+	@echo "make lint       what ruff and mypy say of the code, its layout and its types"
 	@echo "make test       the test suite without its slow part"
 	@echo "make test-all   every test"
 	@echo "make clean      remove what demo, tests and builds left behind (the environment stays)"
@@ -46,6 +46,7 @@ install:
 lint: install
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
 
 test: install
 	"$(BIN)/python" -m pytest $(SHARED_OUT) -m "not slow"
@@ -57,4 +58,4 @@ demo: install
 	"$(BIN)/python" benchmarks/demo.py --device $(DEVICE)
 
 clean:
-	rm -rf .demo .test build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .demo .test build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

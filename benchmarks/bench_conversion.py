@@ -7,17 +7,19 @@ real ones and about as hard to compress, runs each converter as a user does, sta
 
 import argparse
 import functools
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import tifffile
-from measure import save, side_by_side
+from measure import commit_of_checkout, save, side_by_side
 from PIL import Image
 from scipy import ndimage
 
@@ -135,6 +137,13 @@ def convert(source: Path, target: Path, module: str, options: tuple[str, ...], j
         sys.exit(f"bench_conversion: {' '.join(command)} failed: {done.stderr}")
 
 
+def converted(conversion: Callable[[], object], folder: Path) -> dict[str, str]:
+    """Digest of every file that a conversion writes, by its place."""
+    conversion()
+    files = [path for path in (folder / "target").rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def measured(name: str, folder: Path, quick: bool) -> dict[str, object]:
     """Seconds of one converter for each number of jobs."""
     write, module, options = SOURCES[name]
@@ -144,6 +153,8 @@ def measured(name: str, folder: Path, quick: bool) -> dict[str, object]:
     candidates = {
         str(jobs): functools.partial(convert, source, folder / "target", module, options, jobs) for jobs in JOBS
     }
+    if converted(candidates["1"], folder) != converted(candidates["2"], folder):
+        sys.exit(f"bench_conversion: two jobs write other files than one for {name}, so nothing is timed")
     rounds = 1 if quick else ROUNDS
     seconds = side_by_side(candidates, rounds=rounds, slow_rounds=rounds)
     result = {
@@ -151,7 +162,7 @@ def measured(name: str, folder: Path, quick: bool) -> dict[str, object]:
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
         "seconds": seconds,
-        "speedup": seconds["1"] / seconds["2"],
+        "speedup": seconds["1"]["seconds"] / seconds["2"]["seconds"],
     }
     shutil.rmtree(source)
     shutil.rmtree(folder / "target")
@@ -169,8 +180,10 @@ def main() -> None:
         for name in SOURCES:
             results.append(measured(name, Path(folder), arguments.quick))
             row = results[-1]
-            print(f"{name}: {row['seconds']['1']:.1f} s, {row['seconds']['2']:.1f} s, {row['speedup']:.2f}")
-    print(save(f"conversion_cpu{'_quick' * arguments.quick}", {"conversions": results}))
+            seconds = [timing["seconds"] for timing in row["seconds"].values()]
+            print(f"{name}: {seconds[0]:.1f} s, {seconds[1]:.1f} s, {row['speedup']:.2f}")
+    correctness = {"commit": commit_of_checkout(), "checked": len(results), "wrong": []}
+    print(save(f"conversion_cpu{'_quick' * arguments.quick}", {"conversions": results}, correctness))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dataclasses import replace
 
 import torch
 from cases import HIPPOCAMPUS, NETWORKS, PICTURES, NetworkCase
+from correctness import checked
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from measure import RESULTS, circumstances, save, side_by_side
 from torch import nn
@@ -131,9 +132,9 @@ def measured(case: NetworkCase, device: str) -> dict[str, object]:
         steps[name], parameters[name] = step(name, case, device)
     seconds = side_by_side(steps, rounds=7, device=device)
     rows = {
-        name: {
-            "seconds": seconds[name],
-            "ratio": seconds[name] / seconds["PlainConvUNet"],
+        name: seconds[name]
+        | {
+            "ratio": seconds[name]["seconds"] / seconds["PlainConvUNet"]["seconds"],
             "peak_bytes": peak_memory(name, case, device),
             "parameters": parameters[name],
         }
@@ -186,10 +187,10 @@ def main() -> None:
             profile(case, args.device)
         return
     name = f"network_{args.device}{'_quick' * args.quick}"
-    kept = stored(name) if args.case else []
-    measurements = [measured(case, args.device) | {"circumstances": circumstances()} for case in chosen]
+    kept, correctness = stored(name) if args.case else [], checked(args.device)
+    measurements = [measured(case, args.device) | {"circumstances": circumstances(correctness)} for case in chosen]
     again = {found["case"] for found in measurements}
-    print(save(name, {"networks": [found for found in kept if found["case"] not in again] + measurements}))
+    print(save(name, {"networks": [found for found in kept if found["case"] not in again] + measurements}, correctness))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import torch
 from cases import LENGTH_BATCH, LENGTH_CHANNELS, LENGTHS, SCAN_AT_2048, SCANS, STATE_SIZE, ScanCase
-from measure import save, side_by_side
+from correctness import checked, scan_arguments
+from measure import Timing, save, side_by_side
 from torch import Tensor
 
 from nnunet_logvmamba.ops import available_backends, selective_scan
@@ -22,24 +23,6 @@ LARGEST_FOR_MAMBAPY = 2**27
 LONGEST_FOR_REFERENCE = 2**16
 # Autograd touches all of u once for every step of the loop.
 LARGEST_BACKWARD_OF_REFERENCE = 5 * 10**8
-
-
-def arguments(case: ScanCase, grad: bool) -> dict[str, Tensor]:
-    """Inputs as a block makes them: decays -1, -2, …, steps around 0.02."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    tensors = {
-        "u": normal(case.batch, case.length, case.channels),
-        "delta": normal(case.batch, case.length, case.channels) - 4,
-        "A": -torch.arange(1, STATE_SIZE + 1.0).repeat(case.channels, 1),
-        "B": normal(case.batch, case.length, 1, STATE_SIZE),
-        "C": normal(case.batch, case.length, 1, STATE_SIZE),
-        "D": normal(case.channels),
-    }
-    return {name: tensor.requires_grad_(grad) for name, tensor in tensors.items()}
 
 
 def ours(tensors: dict[str, Tensor], backend: str) -> Tensor:
@@ -97,7 +80,8 @@ def exponentials(case: ScanCase) -> Callable[[], None]:
 
 def candidates(case: ScanCase, grad: bool, mambapy: bool) -> dict[str, Callable[[], object]]:
     """Everything that can compute this case, under the name of its row."""
-    tensors = arguments(case, grad)
+    made = scan_arguments(case.batch, case.length, case.channels, STATE_SIZE, 1, torch.float32, "cpu")
+    tensors = {name: tensor.requires_grad_(grad) for name, tensor in made.items() if name != "delta_bias"}
     wrap = forward_and_backward if grad else lambda scan, tensors: scan(tensors)
     found: dict[str, Callable[[], object]] = {}
     for backend in available_backends("cpu"):
@@ -113,6 +97,11 @@ def candidates(case: ScanCase, grad: bool, mambapy: bool) -> dict[str, Callable[
     return found
 
 
+def shown(timings: dict[str, Timing]) -> dict[str, str]:
+    """The medians, to watch."""
+    return {name: f"{timing['seconds'] * 1e3:.2f} ms" for name, timing in timings.items()}
+
+
 def measured(case: ScanCase, mambapy: bool) -> dict[str, object]:
     """Seconds of every candidate, forward and forward + backward."""
     forward = candidates(case, False, mambapy)
@@ -120,8 +109,8 @@ def measured(case: ScanCase, mambapy: bool) -> dict[str, object]:
     with torch.no_grad():
         seconds = side_by_side(forward)
     both = side_by_side(candidates(case, True, mambapy))
-    print(case.name, {k: f"{v * 1e3:.2f} ms" for k, v in seconds.items()}, flush=True)
-    print(" " * len(case.name), {k: f"{v * 1e3:.2f} ms" for k, v in both.items()}, flush=True)
+    print(case.name, shown(seconds), flush=True)
+    print(" " * len(case.name), shown(both), flush=True)
     shape = {"batch": case.batch, "channels": case.channels, "length": case.length, "state": STATE_SIZE}
     return {"source": case.source, **shape, "forward_s": seconds, "forward_backward_s": both}
 
@@ -138,6 +127,7 @@ def main() -> None:
         print("mambapy is not installed and is left out: pip install --no-deps mambapy", file=sys.stderr)
     else:
         mambapy = True
+    correctness = checked("cpu")
     growth = [ScanCase(f"length {length}", LENGTH_BATCH, LENGTH_CHANNELS, length) for length in LENGTHS]
     cases = [*SCANS, SCAN_AT_2048]
     if args.quick:
@@ -146,7 +136,7 @@ def main() -> None:
         "scans": [measured(case, mambapy) for case in cases],
         "growth": [measured(case, mambapy) for case in growth],
     }
-    print(save(f"scan_cpu{'_quick' * args.quick}", results))
+    print(save(f"scan_cpu{'_quick' * args.quick}", results, correctness))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 from cases import BRATS, HIPPOCAMPUS, PICTURES, SCANS, STATE_SIZE, NetworkCase, ScanCase
-from measure import RESULTS, on_gpu, peak_on_gpu, save
+from correctness import DTYPES, SMALL, checked, errors_of_backends, scan_arguments
+from measure import RESULTS, commit_of_checkout, on_gpu, peak_on_gpu, save, timing
 from torch import Tensor
 
 from nnunet_logvmamba.ops import available_backends, backends, selective_scan_with_state
@@ -30,11 +31,6 @@ ROOT = Path(__file__).resolve().parents[1]
 HIPPOCAMPUS_SOURCE = ROOT.parent / "shared" / "data" / "hippocampus"
 VOLUMES = replace(BRATS, name="brats-training", batch_size=2, training=True)
 TRAINERS = {"log": "nnUNetTrainerLoGVMamba", "no-ssm": "nnUNetTrainerNoSSM", "stock": "nnUNetTrainer"}
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Relative to the largest expected value: as in tests/numerics.py for short sequences; over long ones sums of a quarter
-# of a million float32 values add up.
-LARGEST_ERROR = {"float64": 1e-10, "float32": 3e-6, "float16": 2.0**-11 + 3e-6, "bfloat16": 2.0**-8 + 3e-6}
-LARGEST_ERROR_OF_LONG = 2e-5
 
 
 @dataclass(frozen=True)
@@ -53,70 +49,13 @@ class WrongResultError(Exception):
 # --- The scan ---------------------------------------------------------------------------------------------------------
 
 
-def scan_arguments(
-    batch: int, length: int, channels: int, state: int, groups: int, dtype: torch.dtype, device: str, extra: int = 0
-) -> dict[str, Tensor]:
-    """Inputs as a block makes them: decays -1, -2, …, steps around 0.02; ``extra`` rows of context, in some order."""
-    generator = torch.Generator().manual_seed(0)
-    inner = torch.promote_types(dtype, torch.float32)
-
-    def normal(*shape: int, kind: torch.dtype = dtype) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, kind)
-
-    tensors = {
-        "u": normal(batch, length, channels),
-        "delta": normal(batch, length + extra, channels) - 4,
-        "A": -torch.arange(1, state + 1.0, device=device, dtype=inner).repeat(channels, 1),
-        "B": normal(batch, length + extra, groups, state),
-        "C": normal(batch, length + extra, groups, state),
-        "D": normal(channels, kind=inner),
-        "delta_bias": normal(channels, kind=inner),
-    }
-    if extra:
-        tensors["context"] = normal(batch, extra, channels)
-        tensors["order"] = torch.randperm(length + extra, generator=generator).to(device)
-    return tensors
-
-
-def all_results(tensors: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
-    """Output, last state and all gradients, from the same upstream gradients whatever the dtype."""
-    leaves = {name: x.detach().requires_grad_(x.is_floating_point()) for name, x in tensors.items()}
-    y, state = selective_scan_with_state(**leaves, backend=backend)
-    generator = torch.Generator().manual_seed(1)
-    grad_y = torch.randn(*y.shape, generator=generator).to(tensors["u"].dtype).to(y.device, y.dtype)
-    grad_state = torch.randn(*state.shape, generator=generator).to(state.device, state.dtype)
-    wanted = {name: x for name, x in leaves.items() if x.requires_grad}
-    gradients = torch.autograd.grad((y, state), list(wanted.values()), (grad_y, grad_state))
-    return {"y": y.detach(), "last_state": state.detach()} | {f"grad_{k}": g for k, g in zip(wanted, gradients)}
-
-
 def correctness(setting: Setting) -> dict[str, object]:
     """Every backend and dtype against float64: small odd shapes with the recurrence, real ones with ``chunked``."""
-    small = [(1, 1, 1, 1, 1, 0), (2, 97, 6, 4, 2, 5), (1, 33, 70, 17, 1, 1), (3, 260, 36, 16, 3, 0)]
+    small = SMALL[:2] if setting.tiny else SMALL
     real = [] if setting.tiny else [(c.batch, c.length, c.channels, STATE_SIZE, 1, 8) for c in SCANS[1:5]]
-    if setting.tiny:
-        small = small[:2]
-    rows, wrong = [], []
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # a forgotten store is then NaN
-    for shape in small + real:
-        for dtype_name, dtype in DTYPES.items():
-            long = shape in real
-            tensors = scan_arguments(*shape[:5], dtype, setting.device, shape[5])
-            exact = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
-            expected = all_results(exact, "chunked" if long else "reference")
-            allowed = LARGEST_ERROR[dtype_name] + LARGEST_ERROR_OF_LONG * (long and dtype_name != "float64")
-            for backend in available_backends(setting.device):
-                if backend == "reference" or (backend == "mamba_ssm" and dtype == torch.float64):
-                    continue
-                errors = {}
-                for name, value in all_results(tensors, backend).items():
-                    scale = expected[name].abs().max().item()
-                    difference = (value.double() - expected[name]).abs().max().item()
-                    errors[name] = difference / scale if scale else difference
-                    if not errors[name] <= allowed:  # NaN, too, is wrong
-                        wrong.append(f"{backend} {dtype_name} {shape} {name}: {errors[name]:.1e}")
-                rows.append({"backend": backend, "dtype": dtype_name, "shape": shape, "errors": errors})
+    rows, wrong = errors_of_backends(available_backends(setting.device), setting.device, small, real)
     torch.use_deterministic_algorithms(False)
     default = backends.automatic(*_device_and_index(setting.device))
     print("auto:", default)
@@ -179,11 +118,11 @@ def scan_candidates(tensors: dict[str, Tensor], device: str) -> dict[str, tuple[
 def timed(call: Callable[[], object], setting: Setting) -> dict[str, object]:
     """Seconds, how they were taken, and peak bytes."""
     if setting.device == "cuda":
-        seconds, how = on_gpu(call)
-        return {"seconds": seconds, "how": how, "peak_bytes": peak_on_gpu(call)}
+        found, how = on_gpu(call)
+        return found | {"how": how, "peak_bytes": peak_on_gpu(call)}
     begin = time.perf_counter()
     call()
-    return {"seconds": time.perf_counter() - begin, "how": "clock", "peak_bytes": None}
+    return timing([time.perf_counter() - begin]) | {"how": "clock", "peak_bytes": None}
 
 
 def floors(case: ScanCase, itemsize: int, ceilings: dict[str, float]) -> dict[str, float]:
@@ -325,7 +264,7 @@ def network(setting: Setting, case: NetworkCase) -> dict[str, object]:
         rows[name] = {"parameters": parameters, "peak_bytes": peak}
     seconds = bench_network.side_by_side(steps, rounds=1 if setting.tiny else 9, device=setting.device)
     for name, row in rows.items():
-        row |= {"seconds": seconds[name], "ratio": seconds[name] / seconds["PlainConvUNet"]}
+        row |= seconds[name] | {"ratio": seconds[name]["seconds"] / seconds["PlainConvUNet"]["seconds"]}
     with torch.profiler.profile() as seen:
         steps["LoG-VMamba" if len(case.patch_size) == 3 else "LoG-VMamba, Swin lineage"]()
     order = "self_cuda_time_total" if setting.device == "cuda" else "self_cpu_time_total"
@@ -413,27 +352,43 @@ def run(command: list, environment: dict[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step runs, and which packages it cannot do without."""
+    """What a step runs, which packages it cannot do without, and whether it makes figures for the speed tables."""
 
     run: Callable[[Setting], dict[str, object]]
     needs: tuple[str, ...] = ()
+    figures: bool = False
 
 
 def _steps() -> dict[str, Step]:
     networks = ("dynamic_network_architectures",)
     steps = {
         "correctness": Step(correctness),
-        "scan_float16": Step(lambda setting: scan(setting, "float16")),
-        "scan_float32": Step(lambda setting: scan(setting, "float32")),
+        "scan_float16": Step(lambda setting: scan(setting, "float16"), figures=True),
+        "scan_float32": Step(lambda setting: scan(setting, "float32"), figures=True),
         "amp": Step(amp, networks),
         "compile": Step(compiled, networks),
-        "network": Step(partial(network, case=VOLUMES), networks),
-        "network_2d": Step(partial(network, case=replace(PICTURES, batch_size=8)), networks),
+        "network": Step(partial(network, case=VOLUMES), networks, figures=True),
+        "network_2d": Step(partial(network, case=replace(PICTURES, batch_size=8)), networks, figures=True),
     }
     for name in TRAINERS:
         step = Step(lambda setting, name=name: hippocampus(setting, name), (*networks, "nnunetv2"))
         steps[f"hippocampus_{name}"] = step
     return steps
+
+
+def proven(setting: Setting, commit: str | None) -> dict[str, object]:
+    """The result of the step ``correctness`` at this commit, or of a shorter check where it has not been run.
+
+    Raises:
+        WrongResultError: If anything was wrong: what is not right is not timed.
+    """
+    path, commit = setting.into / "gpu_correctness.json", commit or commit_of_checkout()
+    step = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"circumstances": {"commit": None}}
+    if step["circumstances"]["commit"] != commit:
+        return checked(setting.device, commit)
+    if step["wrong"]:
+        raise WrongResultError(f"the step correctness found {len(step['wrong'])} wrong, first {step['wrong'][0]}")
+    return {"commit": commit, "checked": len(step["cases"]), "wrong": []}
 
 
 def main() -> int:
@@ -467,11 +422,12 @@ def main() -> int:
         return 0
     setting = Setting(args.device, args.tiny, args.into.resolve())
     try:
+        correctness = proven(setting, args.commit) if steps[args.step].figures else None
         results = steps[args.step].run(setting)
     except WrongResultError as error:
         print(f"gpu_proof: {args.step}: {error}", file=sys.stderr)
         return 1
-    path = save(name, results, folder=setting.into, commit=args.commit)
+    path = save(name, results, correctness, folder=setting.into, commit=args.commit)
     wrong = results.get("wrong", [])
     print(f"gpu_proof: {args.step}: {f'{len(wrong)} wrong, {wrong[0]}' if wrong else 'done'}, {path}")
     return 1 if wrong else 0

@@ -9,19 +9,20 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 
 import torch
 
 from nnunet_logvmamba.plugin.environment import version_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
+Timing = dict[str, "float | list[float]"]
 
 
 def side_by_side(
     candidates: dict[str, Callable[[], object]], *, rounds: int = 5, slow_rounds: int = 3, device: str = "cpu"
-) -> dict[str, float]:
-    """Median seconds of each candidate, taken in turns in one run so that whatever else goes on hits all alike.
+) -> dict[str, Timing]:
+    """Seconds of each candidate, taken in turns in one run so that whatever else goes on hits all alike.
 
     The first call of each is not counted. Candidates slower than a second get ``slow_rounds``.
     """
@@ -34,11 +35,17 @@ def side_by_side(
         for name, candidate in candidates.items():
             if name not in slow or turn < slow_rounds:
                 seconds[name].append(_seconds(candidate, device))
-    return {name: median(values) for name, values in seconds.items()}
+    return {name: timing(values) for name, values in seconds.items()}
 
 
-def on_gpu(call: Callable[[], object], *, rounds: int = 7, milliseconds: float = 30) -> tuple[float, str]:
-    """Median seconds of one call on the current CUDA device, and how they were taken.
+def timing(rounds: list[float]) -> Timing:
+    """The median of all rounds as ``seconds``, their quartiles, and the rounds themselves in the order of the run."""
+    first, middle, third = quantiles(rounds, method="inclusive") if len(rounds) > 1 else rounds * 3
+    return {"seconds": middle, "quartiles": [first, third], "rounds": rounds}
+
+
+def on_gpu(call: Callable[[], object], *, rounds: int = 7, milliseconds: float = 30) -> tuple[Timing, str]:
+    """Seconds of one call on the current CUDA device, and how they were taken.
 
     The call is recorded as a CUDA graph, so that what the processor does between kernels does not count; if that cannot
     be, events stand around repeated calls, and the second value says so.
@@ -69,7 +76,7 @@ def on_gpu(call: Callable[[], object], *, rounds: int = 7, milliseconds: float =
         return begin.elapsed_time(end) / 1e3 / times
 
     times = max(1, min(1000, int(milliseconds / 1e3 / max(took(1), 1e-6))))
-    return median(took(times) for _ in range(rounds)), kind
+    return timing([took(times) for _ in range(rounds)]), kind
 
 
 def peak_on_gpu(call: Callable[[], object]) -> int:
@@ -95,10 +102,12 @@ def _seconds(candidate: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def circumstances(commit: str | None = None) -> dict[str, object]:
-    """Class of the machine, versions and commit; nothing that names the machine.
+def circumstances(correctness: dict | None, commit: str | None = None) -> dict[str, object]:
+    """Class of the machine, versions, commit and whether that computes what it should; nothing that names the machine.
 
-    ``commit`` is for copies of the project that are not a checkout.
+    Args:
+        correctness: ``commit`` and what was ``wrong`` there, see ``correctness.checked``; None for what is no figure.
+        commit: For copies of the project that are not a checkout.
     """
     return {
         "processor": _processor(),
@@ -106,8 +115,8 @@ def circumstances(commit: str | None = None) -> dict[str, object]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.system(),
         "versions": {"python": platform.python_version()} | {name: version_of(name) for name in _DISTRIBUTIONS},
-        "commit": commit or _commit(),
-    }
+        "commit": commit or commit_of_checkout(),
+    } | ({"correctness": correctness} if correctness else {})
 
 
 _DISTRIBUTIONS = ("torch", "numba", "triton", "mambapy", "mamba-ssm", "dynamic-network-architectures", "nnunetv2")
@@ -124,7 +133,8 @@ def _processor() -> str:
     return f"{name} ({vectors})" if vectors else name
 
 
-def _commit() -> str | None:
+def commit_of_checkout() -> str | None:
+    """Name of the commit that is checked out, with ``-dirty`` where files differ from it."""
     if shutil.which("git") is None:
         return None
     git = subprocess.run(
@@ -133,10 +143,17 @@ def _commit() -> str | None:
     return git.stdout.strip() or None
 
 
-def save(name: str, results: dict[str, object], *, folder: Path = RESULTS, commit: str | None = None) -> Path:
+def save(
+    name: str,
+    results: dict[str, object],
+    correctness: dict | None,
+    *,
+    folder: Path = RESULTS,
+    commit: str | None = None,
+) -> Path:
     """Write results with their circumstances to ``benchmarks/results/<name>.json``, or another folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    content = {"circumstances": circumstances(commit)} | results
+    content = {"circumstances": circumstances(correctness, commit)} | results
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path

@@ -16,7 +16,8 @@ REFERENCE = "reference"
 INTRODUCTION = """# Benchmarks
 
 Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; nothing here is typed by hand. All
-candidates of a table ran in turns in one process, and a figure is the median of its turns.
+candidates of a table ran in turns in one process, and a figure is the median of its turns. The files keep every turn,
+the quartiles, and whether the commit was found to be right before it was timed; if it was not, there is no table.
 """
 
 LEGEND = """`reference` is the sequential algorithm that mamba-ssm publishes, with autograd, and the better of one and
@@ -29,12 +30,46 @@ NO_GPU = """Nothing has been measured on a GPU yet. The kernels are proven in Tr
 every NVIDIA generation from sm_75 to sm_100; how fast they are there is open."""
 
 
+def refusal(stored: dict[str, dict]) -> str:
+    """Why a file's figures do not come into the tables: their commit was not found to be right; "" if all may.
+
+    Older files of the CPU do not say, and the page says that.
+    """
+    proof = stored.get("gpu_correctness", {"circumstances": {"commit": None}})
+    for name, results in stored.items():
+        unknown = {"commit": None, "wrong": []} if name.startswith(("gpu_scan", "gpu_network")) else None
+        for block in (results, *results.get("networks", ())):
+            about = block.get("circumstances", {})
+            check = about.get("correctness", unknown if about else None)
+            if check is None:
+                continue
+            if check["commit"] != about["commit"]:
+                return f"{name}.json has figures of commit {about['commit']}, which was not checked; time it anew"
+            wrong = check["wrong"] + (proof["wrong"] if proof["circumstances"]["commit"] == about["commit"] else [])
+            if wrong:
+                return f"{name}.json has figures of commit {about['commit']}, at which this is wrong: {wrong[0]}"
+    return ""
+
+
+def seconds_of(timing: dict | float) -> float:
+    """The median; older files have nothing else."""
+    return timing["seconds"] if isinstance(timing, dict) else timing
+
+
+def keeps_rounds(found: object) -> bool:
+    """Whether figures have their rounds beside them."""
+    parts = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    return isinstance(found, dict) and "rounds" in found or any(map(keeps_rounds, parts))
+
+
 def circumstances(results: dict) -> str:
-    """One paragraph: machine, versions, commit."""
+    """One paragraph: machine, versions, commit, and what an older file does not have."""
     found = results["circumstances"]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
     machine = found["gpu"] or f"{found['processor']}, {found['cores']} cores"
-    return f"{machine}; {found['system']}; {versions}; commit {found['commit']}."
+    older = [] if keeps_rounds(results) else ["medians only"]
+    older += [] if "correctness" in found else ["not known to be checked"]
+    return "; ".join([machine, found["system"], versions, f"commit {found['commit']}", *older]) + "."
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -71,7 +106,7 @@ def scan_section(results: dict, fast: str) -> str:
         head += ["ours / exponentials"] * exponentials
         rows = []
         for case in results["scans"]:
-            seconds = case[key]
+            seconds = {name: seconds_of(timing) for name, timing in case[key].items()}
             ours, reference, mambapy = seconds[fast], best(seconds, REFERENCE), seconds.get("mambapy")
             row = [f"({case['batch']}, {case['channels']}, {case['length']:,}), {case['source']}"]
             row += [milliseconds(x) for x in (ours, seconds.get("chunked"), reference, mambapy)]
@@ -106,7 +141,7 @@ def conversion_section(results: dict) -> str:
     head = ["Converter", "files", "MiB", "`--jobs 1`, s", "`--jobs 2`, s", "times as fast"]
     rows = [
         [row["data_set"], f"{row['files']:,}", f"{row['bytes'] / 2**20:,.0f}"]
-        + [f"{row['seconds'][jobs]:.3g}" for jobs in ("1", "2")]
+        + [f"{seconds_of(row['seconds'][jobs]):.3g}" for jobs in ("1", "2")]
         + [f"{row['speedup']:.2f}"]
         for row in results["conversions"]
     ]
@@ -176,8 +211,9 @@ def draw(results: dict) -> None:
     for panel, key, title in zip(panels, ("forward_s", "forward_backward_s"), ("forward", "forward and backward")):
         curves: dict[str, list[tuple[int, float]]] = {}
         for case in results["growth"]:
-            fastest_reference = best(case[key], REFERENCE)
-            for name, seconds in case[key].items():
+            timings = {name: seconds_of(timing) for name, timing in case[key].items()}
+            fastest_reference = best(timings, REFERENCE)
+            for name, seconds in timings.items():
                 if not name.startswith(REFERENCE) and name != "exponentials":
                     curves.setdefault(name, []).append((case["length"], seconds))
             if fastest_reference is not None:
@@ -234,6 +270,8 @@ def main() -> int:
     stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     if not stored:
         sys.exit(f"tables: there are no results in {folder}; run benchmarks/bench_scan.py first")
+    if why := refusal(stored):
+        sys.exit(f"tables: {why}")
     text = page(stored)
     if args.show:
         print(text, end="")

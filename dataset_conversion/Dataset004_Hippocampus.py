@@ -6,9 +6,14 @@ Run from a checkout: ``python -m dataset_conversion.Dataset004_Hippocampus SOURC
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dataset_conversion import command_line, common, sources, volumes
-from dataset_conversion.cases import Case, ConversionError, Description
+from dataset_conversion.core import command_line, conversion, sources
+from dataset_conversion.core.cases import Case, ConversionError, Description, Options, Work
+from dataset_conversion.formats import volumes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DESCRIPTION = Description(
     name="Hippocampus",
@@ -41,7 +46,7 @@ def convert(
     nnunet_preprocessed: Path | None = None,
     dataset_id: int = 4,
     overwrite: bool = False,
-    **options: int,
+    **options: "Unpack[Work]",
 ) -> Path:
     """Write Dataset004_Hippocampus from a folder in Decathlon layout at or right below ``source``; return its folder.
 
@@ -57,7 +62,7 @@ def convert(
         ConversionError: Before anything is written; the text names case and file.
     """
     folder = find_decathlon_folder(source)
-    return common.write_dataset(
+    return conversion.write_dataset(
         find_cases(folder),
         DESCRIPTION,
         volumes.Volumes(DESCRIPTION),
@@ -123,11 +128,11 @@ def find_test_cases(folder: Path) -> list[Case]:
     return [Case(name, (images[name],)) for name in sorted(images)]
 
 
-def convert_images(source: Path, out: Path, **options: int) -> Path:
+def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Path:
     """Write every scan below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it; labelsTr is passed over.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_test_images`.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -137,21 +142,21 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
         return None if path.parent.name == "labelsTr" else volumes.nifti_stem(path)
 
     cases = sources.find_scans(source, stem_of, "NIfTI files", volumes.volume_in)
-    return common.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
+    return conversion.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 
-def restore(predictions: Path, out: Path, **options: int) -> Path:
+def restore(predictions: Path, out: Path, **options: "Unpack[Options]") -> Path:
     """Write predictions as uint8 under the Decathlon's names; its labels are ours.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
-    names = {path: path.name for path in common.find_predictions(predictions, volumes.FILE_ENDING).values()}
+    names = {path: path.name for path in conversion.find_predictions(predictions, volumes.FILE_ENDING).values()}
     restorer = volumes.RestoredVolumes(DESCRIPTION)
-    return common.write_restored(names, restorer, out, source=predictions, **options)
+    return conversion.write_restored(names, restorer, out, source=predictions, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,11 +10,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion import command_line, common, label_values, sources, splitting, volumes
-from dataset_conversion.cases import Case, ConversionError, Description, Skipped
+from dataset_conversion.core import command_line, conversion, sources, splitting
+from dataset_conversion.core.cases import Case, ConversionError, Description, Options, Skipped, Work
+from dataset_conversion.formats import label_values, volumes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 PROTOCOLS = ("crossval", "paper", "official")
 CHANNELS = ("T1", "T1ce", "T2", "FLAIR")
@@ -166,7 +171,7 @@ def convert(
     *,
     protocol: str = "crossval",
     release: str | None = None,
-    **options: int,
+    **options: "Unpack[Work]",
 ) -> Path:
     """Write Dataset501_BraTS2020 (or _BraTS2021, _BraTS2023GLI …) from the archive below ``source``; return its folder.
 
@@ -206,7 +211,7 @@ def convert(
         notes.append(
             "the paper's test cases are not published: these are the first of five folds over the sorted patients"
         )
-    return common.write_dataset(
+    return conversion.write_dataset(
         cases,
         found.release.description,
         volumes.Volumes(found.release.description),
@@ -233,7 +238,7 @@ def paper_split(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     )
 
 
-def convert_images(source: Path, out: Path, **options: int) -> Path:
+def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Path:
     """Write scans below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects them; masks are not looked at.
 
     A case is any set of ``<case>_t1``, ``<case>_t1ce``, ``<case>_t2`` and ``<case>_flair`` in one folder, or of
@@ -241,12 +246,12 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
     own can be predicted.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_test_images`.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
     """
-    return common.write_test_images(
+    return conversion.write_test_images(
         find_scans(source),
         volumes.Volumes(DESCRIPTION),
         out,
@@ -259,21 +264,21 @@ def restore(
     predictions: Path,
     out: Path,
     release: str | None = None,
-    **options: int,
+    **options: "Unpack[Options]",
 ) -> Path:
     """Write predictions with the label values of their release, named ``<case>.nii.gz``.
 
     Args:
         release: A key of ``RELEASES``; by default case names tell, which those of one's own scans do not.
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
-    found = common.find_predictions(predictions, volumes.FILE_ENDING)
+    found = conversion.find_predictions(predictions, volumes.FILE_ENDING)
     if release is None:
         release = _release_of_predictions(found)
-    return common.write_restored(
+    return conversion.write_restored(
         {path: path.name for path in found.values()},
         volumes.RestoredVolumes(RELEASES[release].description),
         out,
@@ -439,8 +444,8 @@ def _case(folder: Path, release: Release, labelled: bool, skipped: list[Skipped]
         instead = volumes.found_instead(folder, wanted)
         raise ConversionError(f"Case {name} has no mask {wanted}.nii.gz (or .nii) in {folder}{instead}.")
     skipped += [Skipped(path, "neither a modality nor the mask of its case") for path in files.values()]
-    pattern = release.labelled if labelled else release.unlabelled
-    return Case(name, images, mask if labelled else None, group=pattern.fullmatch(name)["patient"])
+    match = (release.labelled if labelled else release.unlabelled).fullmatch(name)
+    return Case(name, images, mask if labelled else None, group=match and match["patient"])
 
 
 def _images(name: str, folder: Path, files: dict[str, Path], release: Release) -> tuple[Path, ...]:

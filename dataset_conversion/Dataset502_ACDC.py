@@ -10,9 +10,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dataset_conversion import command_line, common, reporting, sources, splitting, volumes
-from dataset_conversion.cases import Case, ConversionError, Description, Skipped
+from dataset_conversion.core import command_line, conversion, reporting, sources, splitting
+from dataset_conversion.core.cases import Case, ConversionError, Description, Options, Skipped, Work
+from dataset_conversion.formats import volumes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 PATIENT_FOLDER = re.compile(r"patient([0-9]{3})")
 CASE_NAME = re.compile(r"(patient[0-9]{3})_frame[0-9]{2}")
@@ -51,7 +56,7 @@ def convert(
     overwrite: bool = False,
     *,
     protocol: str = "official",
-    **options: int,
+    **options: "Unpack[Work]",
 ) -> Path:
     """Write Dataset502_ACDC from the patient folders somewhere below ``source`` and return its folder.
 
@@ -89,7 +94,7 @@ def convert(
         training, validation = splitting.hold_out(cases, 0.125)
         splits = [{"train": [case.name for case in training], "val": [case.name for case in validation]}]
         notes.append("there is one fold: train with -f 0")
-    return common.write_dataset(
+    return conversion.write_dataset(
         cases,
         DESCRIPTION,
         volumes.Volumes(DESCRIPTION),
@@ -209,14 +214,14 @@ def read_info(path: Path, *, need_group: bool = True) -> dict[str, str]:
     return info
 
 
-def convert_images(source: Path, out: Path, **options: int) -> Path:
+def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Path:
     """Write every 3D stack below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it.
 
     A file ``<case>.nii.gz`` or ``<case>.nii`` gives a case, whatever it is called; files that end in ``_gt`` or
     ``_4d`` are passed over.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_test_images`.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -227,7 +232,7 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
         return None if stem is None or stem.endswith(("_gt", "_4d")) else stem
 
     cases = sources.find_scans(source, stem_of, "NIfTI files with a 3D stack", volumes.volume_in)
-    return common.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
+    return conversion.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 
 def restore(
@@ -235,19 +240,19 @@ def restore(
     out: Path,
     nnunet_raw: Path | None = None,
     dataset_id: int = 502,
-    **options: int,
+    **options: "Unpack[Options]",
 ) -> Path:
     """Write predictions as ``patientNNN_ED.nii.gz`` and ``patientNNN_ES.nii.gz``; scans of one's own keep their names.
 
     Args:
         nnunet_raw: Where the converted data set lies, whose report knows which frame is which phase; needed for
             cases of ACDC.
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
-    found = common.find_predictions(predictions, volumes.FILE_ENDING)
+    found = conversion.find_predictions(predictions, volumes.FILE_ENDING)
     names = {path: path.name for path in found.values()}
     theirs = {case: path for case, path in found.items() if CASE_NAME.fullmatch(case)}
     if theirs:
@@ -260,7 +265,7 @@ def restore(
                     "name with -d a conversion that has this patient, as --protocol official has 101 to 150."
                 )
             names[path] = known[case]["submit"]
-    return common.write_restored(
+    return conversion.write_restored(
         names,
         volumes.RestoredVolumes(DESCRIPTION),
         out,

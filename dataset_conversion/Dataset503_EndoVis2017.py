@@ -9,11 +9,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion import command_line, common, label_values, pictures, sources, splitting
-from dataset_conversion.cases import Case, ConversionError, Description, Facts, Skipped
+from dataset_conversion.core import command_line, conversion, sources, splitting
+from dataset_conversion.core.cases import Case, ConversionError, Description, Facts, Options, Skipped, Work
+from dataset_conversion.formats import label_values, pictures
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 PROTOCOLS = ("official", "paper", "crossval")
 GEOMETRIES = ("crop", "full-third")
@@ -178,13 +183,13 @@ def read_types(case: Case) -> tuple[np.ndarray, int]:
     Raises:
         ConversionError: If a mask cannot be read or holds a value that it must not hold.
     """
-    if not isinstance(case.mask, tuple):
+    if isinstance(case.mask, Path):
         mask = read_mask(case.mask, case.name)
         label_values.check_labels(mask, DESCRIPTION, case.name, case.mask)
         return mask.astype(np.uint8), 0
     types = np.zeros((FULL_HEIGHT, FULL_WIDTH), np.uint8)
     claims = np.zeros(types.shape, np.uint8)
-    for path in case.mask:
+    for path in case.masks:
         mask = read_mask(path, case.name)
         strangers = sorted(set(label_values.value_counts(mask)[0].tolist()) - set(PART_VALUES))
         if strangers:
@@ -324,15 +329,17 @@ def _training_sequence(number: int, folder: Path, found: Found) -> None:
     if (folder / "right_frames").is_dir():
         found.skipped.append(Skipped(folder / "right_frames", "frames of the right camera, which are not labelled"))
     for name, path in frames.items():
-        masks = tuple(instruments[instrument][name] for instrument in instruments)
-        found.training.append(Case(f"seq{number}_{name}", (path,), masks, group=f"sequence {number}"))
+        parts = tuple(instruments[instrument][name] for instrument in instruments)
+        found.training.append(Case(f"seq{number}_{name}", (path,), parts, group=f"sequence {number}"))
 
 
 def _testing_sequences(frames: dict[int, Path], masks: dict[int, Path], found: Found) -> None:
     lonely = sorted(set(masks) - set(frames)) or (sorted(set(frames) - set(masks)) if masks else [])
     if lonely:
-        where, lacks = (masks, "left_frames") if lonely[0] in masks else (frames, TYPE_FOLDER)
-        raise ConversionError(f"Test sequence {lonely[0]} in {where[lonely[0]]} has no {lacks}; unpack both archives.")
+        where, missing = (masks, "left_frames") if lonely[0] in masks else (frames, TYPE_FOLDER)
+        raise ConversionError(
+            f"Test sequence {lonely[0]} in {where[lonely[0]]} has no {missing}; unpack both archives."
+        )
     for number in sorted(frames):
         if not 1 <= number <= TEST_SEQUENCES:
             raise ConversionError(f"Test sequence {frames[number]} is none of 1 to {TEST_SEQUENCES}.")
@@ -370,7 +377,7 @@ def convert(
     protocol: str = "official",
     geometry: str = "crop",
     folds: str = "five",
-    **options: int,
+    **options: "Unpack[Work]",
 ) -> Path:
     """Write Dataset503_EndoVis2017 from the folders ``instrument_dataset_N`` below ``source`` and return its folder.
 
@@ -408,7 +415,7 @@ def convert(
     if protocol == "paper":
         notes.append("the paper's tables come from fold all; predict with --disable_tta, since it does not mirror")
     splits = _published_splits(cases) if folds == "published" else None
-    return common.write_dataset(
+    return conversion.write_dataset(
         cases,
         DESCRIPTION,
         Frames(geometry),
@@ -428,7 +435,7 @@ def convert(
 
 def _published_splits(cases: Sequence[Case]) -> list[dict[str, list[str]]]:
     by_group = splitting.group_cases(
-        [case.name for case in cases], {case.name: case.group for case in cases}.__getitem__
+        [case.name for case in cases], {case.name: case.group or case.name for case in cases}.__getitem__
     )
     for number in range(1, TRAINING_SEQUENCES + 1):
         if f"sequence {number}" not in by_group:
@@ -442,7 +449,7 @@ def convert_images(
     out: Path,
     *,
     geometry: str = "crop",
-    **options: int,
+    **options: "Unpack[Options]",
 ) -> Path:
     """Write every full frame below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it.
 
@@ -450,7 +457,7 @@ def convert_images(
     and frames of the right camera are passed over.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_test_images`.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -465,7 +472,7 @@ def convert_images(
         return f"test{sequence[1]}_{name}" if sequence else name
 
     cases = sources.find_scans(source, name_of, "frames")
-    return common.write_test_images(cases, Frames(geometry), out, source=source, **options)
+    return conversion.write_test_images(cases, Frames(geometry), out, source=source, **options)
 
 
 @dataclass(frozen=True)
@@ -498,22 +505,22 @@ class FullFrames:
         return types.astype(np.uint8)
 
 
-def restore(predictions: Path, out: Path, **options: int) -> Path:
+def restore(predictions: Path, out: Path, **options: "Unpack[Options]") -> Path:
     """Write predictions as masks of the full frame, ``instrument_dataset_N/TypeSegmentation/frameNNN.png``.
 
     Pixels outside the crop are background. Frames of one's own keep their names.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
     names = {}
-    for case, path in common.find_predictions(predictions, pictures.FILE_ENDING).items():
+    for case, path in conversion.find_predictions(predictions, pictures.FILE_ENDING).items():
         match = CASE_NAME.fullmatch(case)
         names[path] = f"instrument_dataset_{match[2]}/{TYPE_FOLDER}/{match[3]}.png" if match else path.name
-    return common.write_restored(names, FullFrames(), out, source=predictions, **options)
+    return conversion.write_restored(names, FullFrames(), out, source=predictions, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

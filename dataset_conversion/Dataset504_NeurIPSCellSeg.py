@@ -12,14 +12,19 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tifffile
 from scipy import ndimage
 from skimage import exposure
 
-from dataset_conversion import command_line, common, label_values, pictures, sources, splitting, staging
-from dataset_conversion.cases import SHOWN, Case, ConversionError, Description, Facts, Skipped
+from dataset_conversion.core import command_line, conversion, sources, splitting, staging
+from dataset_conversion.core.cases import SHOWN, Case, ConversionError, Description, Facts, Options, Skipped, Work
+from dataset_conversion.formats import label_values, pictures
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
 PERCENTILES = (1, 99)
@@ -58,13 +63,14 @@ class Cells:
         """Read picture and instance map; count pixels per class, instances, and instances without any interior."""
         picture = pictures.as_rgb(pictures.read_picture(case.images[0], case.name), case.name, case.images[0])
         rescale(picture)
-        if case.mask is None:
+        if not case.masks:
             return Facts()
-        instances = read_instances(case.mask, case.name)
+        mask = case.masks[0]
+        instances = read_instances(mask, case.name)
         if instances.shape != picture.shape[:2]:
             turned = instances.shape == picture.shape[1::-1]
             raise ConversionError(
-                f"Case {case.name}: {case.mask} has {instances.shape[0]} x {instances.shape[1]} pixels, but "
+                f"Case {case.name}: {mask} has {instances.shape[0]} x {instances.shape[1]} pixels, but "
                 f"{case.images[0].name} has {picture.shape[0]} x {picture.shape[1]}"
                 f"{'; it seems to be transposed' if turned else ''}."
             )
@@ -82,14 +88,15 @@ class Cells:
 
     def write_labels(self, case: Case, dataset: Path, part: str) -> None:
         """Write the three classes, and the instance map with its own numbers."""
-        instances = read_instances(case.mask, case.name)
+        mask = case.masks[0]
+        instances = read_instances(mask, case.name)
         pictures.write_png(
             three_classes(instances), dataset / f"labels{part}" / f"{case.name}{self.file_ending}", case.name
         )
         target = dataset / f"instances{part}" / f"{case.name}.tiff"
         with staging.writing(target, case.name):
-            if _stored_as_we_store(case.mask):
-                shutil.copyfile(case.mask, target)
+            if _stored_as_we_store(mask):
+                shutil.copyfile(mask, target)
             else:
                 tifffile.imwrite(target, instances, compression="zlib", metadata=None, software=False)
 
@@ -330,7 +337,7 @@ def convert(
     protocol: str = "crossval",
     test_groups: Collection[str] = (),
     test_share: float = 0.0,
-    **options: int,
+    **options: "Unpack[Work]",
 ) -> Path:
     """Write Dataset504_NeurIPSCellSeg from the folders ``images`` and ``labels`` below ``source``; return its folder.
 
@@ -373,7 +380,7 @@ def convert(
     elif test_share:
         cases, tests = splitting.hold_out(cases, test_share)
         notes.append(f"{test_share:g} of the training set held out for testing, by group and modality")
-    return common.write_dataset(
+    return conversion.write_dataset(
         cases,
         DESCRIPTION,
         Cells(),
@@ -390,14 +397,14 @@ def convert(
     )
 
 
-def convert_images(source: Path, out: Path, **options: int) -> Path:
+def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Path:
     """Write every picture below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it.
 
     Channels and intensities are treated as in :func:`convert`; folders ``labels`` and files ``*_label.*`` are passed
     over.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_test_images`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_test_images`.
 
     Raises:
         ConversionError: Before anything is written; the text names case and file.
@@ -410,7 +417,7 @@ def convert_images(source: Path, out: Path, **options: int) -> Path:
         return None if stem is None or is_label or stem.endswith("_label") else stem
 
     cases = sources.find_scans(source, stem_of, "pictures")
-    return common.write_test_images(cases, Cells(), out, source=source, **options)
+    return conversion.write_test_images(cases, Cells(), out, source=source, **options)
 
 
 def find_instances(classes: np.ndarray, grow_pixels: int = DEFAULT_GROW_PIXELS) -> np.ndarray:
@@ -463,21 +470,21 @@ def restore(
     predictions: Path,
     out: Path,
     grow_pixels: int = DEFAULT_GROW_PIXELS,
-    **options: int,
+    **options: "Unpack[Options]",
 ) -> Path:
     """Write predictions as instance maps ``<case>_label.tiff``, see :func:`find_instances`.
 
     Cases of the tuning set lose their prefix.
 
     Args:
-        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`common.write_restored`.
+        options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_restored`.
 
     Raises:
         ConversionError: Before anything is written; the text names the prediction.
     """
-    found = common.find_predictions(predictions, pictures.FILE_ENDING)
+    found = conversion.find_predictions(predictions, pictures.FILE_ENDING)
     names = {path: f"{case.removeprefix(TUNING_PREFIX)}_label.tiff" for case, path in found.items()}
-    return common.write_restored(names, Instances(grow_pixels), out, source=predictions, **options)
+    return conversion.write_restored(names, Instances(grow_pixels), out, source=predictions, **options)
 
 
 def _share(text: str) -> float:

@@ -162,6 +162,8 @@ def test_every_module_that_is_run_exists_and_reads_a_command_line(page):
     text = PAGES[page]
     for module in set(re.findall(r"python -m (dataset_conversion[\w.]+)", text)):
         specification = importlib.util.find_spec(module)
+        if specification is not None and specification.submodule_search_locations:  # of a folder, its __main__ is run
+            specification = importlib.util.find_spec(f"{module}.__main__")
         assert specification is not None, f"there is no {module}"
         assert '__name__ == "__main__"' in Path(specification.origin).read_text()
     for script in set(re.findall(r"python ([\w/]+\.py)", text)):

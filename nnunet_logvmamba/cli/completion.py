@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
     parser = build_parser()
     for action in _actions(parser):
         if action.type is Path:
-            action.complete = shtab.FILE
-        elif hasattr(action.type, "choices"):
-            action.choices = action.type.choices
+            action.complete = shtab.FILE  # type: ignore[attr-defined] # an attribute that shtab looks for
+        else:
+            action.choices = getattr(action.type, "choices", action.choices)
     print(shtab.complete(parser, args.shell))
     return 0
 

@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
 def as_table(findings: list[Finding]) -> str:
     """Lay findings out in columns, one block per section."""
     width = max(len(finding.name) for finding in findings)
-    lines, section = [], None
+    lines: list[str] = []
+    section = None
     for finding in findings:
         if finding.section != section:
             section = finding.section

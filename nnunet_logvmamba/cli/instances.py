@@ -122,10 +122,8 @@ def run(args: argparse.Namespace) -> int:
         tolerance=args.tolerance,
     )
     with staged_files(args.out, overwrite=args.overwrite, last=(SCORES, SUMMARY)) as staged:
-        cases = [
-            CellFiles(case, path, references.get(case), staged / f"{case}_label.tiff")
-            for case, path in predictions.items()
-        ]
+        targets = {case: staged / f"{case}_label.tiff" for case in predictions}
+        cases = [CellFiles(case, path, references.get(case), targets[case]) for case, path in predictions.items()]
         do_case = partial(recover_and_score, settings)
         rows = map_cases(do_case, cases, processes=args.jobs or default_processes(), text="instances")
         if references:
@@ -134,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
             chosen = {case.case: case for case in cases}
             scores = {row["case"]: row for row in rows}
             picture = staged / "gallery.png"
-            _draw([(chosen[case], images[case], scores[case]) for case in shown], picture, settings)
+            _draw([(chosen[case], targets[case], images[case], scores[case]) for case in shown], picture, settings)
             if args.gallery is not None:
                 args.gallery.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(picture, args.gallery)
@@ -168,13 +166,13 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
     return f"{as_text_table(header, table, terminal.width())}\ntotal: {totals(summary['sum'])}\n{recipe}\n"
 
 
-def _draw(cases: list[tuple[CellFiles, Path, dict]], path: Path, settings: CellSettings) -> None:
+def _draw(cases: list[tuple[CellFiles, Path, Path, dict]], path: Path, settings: CellSettings) -> None:
     from nnunet_logvmamba.evaluation.cases import read_labels, read_picture
     from nnunet_logvmamba.evaluation.gallery import Exhibit, draw_gallery
 
     exhibits = []
-    for case, image_file, row in cases:
-        image, instances = read_picture(image_file), read_labels(case.target).values
+    for case, instances_file, image_file, row in cases:
+        image, instances = read_picture(image_file), read_labels(instances_file).values
         if image.ndim not in (2, 3) or image.shape[:2] != instances.shape:
             raise UserError(
                 f"{image_file} has the shape {image.shape} but its prediction {case.prediction} {instances.shape}"

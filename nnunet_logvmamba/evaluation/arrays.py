@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = "truth", "prediction"
 
@@ -24,13 +30,14 @@ def as_masks(truth: object, prediction: object) -> tuple[np.ndarray, np.ndarray]
     Raises:
         ValueError: If either is nothing of the kind, or the shapes differ.
     """
-    return _of_one_case(*(_as_mask(mask, name) for mask, name in zip((truth, prediction), NAMES)), "masks")
+    true, predicted = (_as_mask(mask, name) for mask, name in zip((truth, prediction), NAMES))
+    return _of_one_case(true, predicted, "masks")
 
 
 def as_instances(truth: object, prediction: object) -> tuple[np.ndarray, np.ndarray]:
     """Give two instance maps of the same shape as integer arrays of two or three axes; see :func:`as_instance_map`."""
-    maps = (as_instance_map(values, name) for values, name in zip((truth, prediction), NAMES))
-    return _of_one_case(*maps, "instance maps")
+    true, predicted = (as_instance_map(values, name) for values, name in zip((truth, prediction), NAMES))
+    return _of_one_case(true, predicted, "instance maps")
 
 
 def _of_one_case(truth: np.ndarray, prediction: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +88,7 @@ def as_instance_map(values: object, name: str = "the map") -> np.ndarray:
     return array
 
 
-def as_spacing(spacing: object, axes: int, name: str = "spacing_mm") -> tuple[float, ...]:
+def as_spacing(spacing: Sequence[float], axes: int, name: str = "spacing_mm") -> tuple[float, ...]:
     """Give one size above 0 per axis.
 
     Raises:
@@ -103,11 +110,13 @@ def as_spacing(spacing: object, axes: int, name: str = "spacing_mm") -> tuple[fl
     return sizes
 
 
-def check_number(value: object, name: str, *, least: float | None = None, above: float | None = None) -> None:
+def check_number(value: object, name: str, *, least: float = -np.inf, above: float | None = None) -> None:
     """Raise ValueError unless a value is a finite number within its bounds."""
     words = f"of at least {least}" if above is None else f"above {above}"
-    number = isinstance(value, (int, float, np.number)) and np.isfinite(value)
-    if not number or (value < least if above is None else value <= above):
+    within = False
+    if isinstance(value, (int, float, np.number)) and np.isfinite(value):
+        within = bool(value >= least if above is None else value > above)
+    if not within:
         raise ValueError(f"{name} must be a number {words}, not {value}")
 
 
@@ -174,7 +183,7 @@ def _refuse_packed(values: object, name: str) -> None:
         raise ValueError(f"{name} is a sparse matrix; call its toarray() first")
 
 
-def _from_tensor(tensor: object) -> np.ndarray:
+def _from_tensor(tensor: torch.Tensor) -> np.ndarray:
     """Take a tensor from any device; it may want gradients, and be of a small type that numpy does not have."""
     small = tensor.is_floating_point() and tensor.element_size() < 4
     return (tensor.float() if small else tensor).numpy(force=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -100,7 +100,7 @@ def find_cases(folder: Path, *, endings: Sequence[str] = ENDINGS, suffixes: Sequ
     files = {}
     for path in sorted(folder.iterdir()):
         ending = ending_of(path)
-        if not path.name.startswith(".") and ending in endings and path.is_file():
+        if ending and not path.name.startswith(".") and ending in endings and path.is_file():
             files[path] = path.name[: -len(ending)]
     if any(name.endswith(tuple(suffixes)) for name in files.values()):
         files = {path: name for path, name in files.items() if name.endswith(tuple(suffixes))}
@@ -402,14 +402,13 @@ def check_same_grid(
     what that one sees.
     """
     if _slices(truth) != _slices(prediction):
-        difference = "shape", prediction.shape, truth.shape
+        what, predicted, true = "shape", str(prediction.shape), str(truth.shape)
     elif truth.unit == prediction.unit and not _same_spacing(truth, prediction):
-        difference = "spacing", _rounded(prediction.spacing), _rounded(truth.spacing)
+        what, predicted, true = "spacing", str(_rounded(prediction.spacing)), str(_rounded(truth.spacing))
     elif position and (places := _elsewhere(truth, prediction)):
-        difference = "origin or direction", *(_in_words(affine) for affine in places)
+        what, (predicted, true) = "origin or direction", map(_in_words, places)
     else:
         return
-    what, predicted, true = difference
     remedy = "; logvmamba evaluate --ignore-position scores it all the same" if what.startswith("origin") else ""
     raise UserError(f"{prediction_file} has {what} {predicted} but its reference {truth_file} has {true}{remedy}")
 
@@ -451,8 +450,8 @@ def _slices(read: LabelMap) -> tuple[int, ...]:
 
 def _same_spacing(truth: LabelMap, prediction: LabelMap) -> bool:
     """By the sizes of voxels, which a header has apart from its affine, or by the lengths of the affine's axes."""
-    sizes = [(truth.spacing, prediction.spacing)]
-    sizes += [[np.linalg.norm(one[:, :-1], axis=0) for one in views] for views in _views(truth, prediction)]
+    lengths = [[np.linalg.norm(one[:, :-1], axis=0) for one in views] for views in _views(truth, prediction)]
+    sizes = [(truth.spacing, prediction.spacing), *lengths]
     return any(np.allclose(two, one, rtol=SPACING_TOLERANCE, atol=0) for one, two in sizes)
 
 
@@ -485,5 +484,5 @@ def _in_words(affine: np.ndarray) -> str:
     return f"{_rounded(affine[:, -1])} and axes {axes} mm"
 
 
-def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(f"{value:.7g}") + 0.0 for value in values)  # without the sign of 0

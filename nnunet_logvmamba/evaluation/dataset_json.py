@@ -9,6 +9,7 @@ import ast
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsInt
 
 from nnunet_logvmamba.errors import UserError
 
@@ -40,7 +41,7 @@ class Labels:
         return self.names.get(values, key)
 
 
-def whole_number(value: object) -> int:
+def whole_number(value: str | SupportsInt) -> int:
     """Give ``int(value)``, as nnU-Net does with labels.
 
     Raises:
@@ -74,7 +75,8 @@ def labels_of(content: object, source: str) -> Labels:
     Raises:
         UserError: If its labels are not nnU-Net's.
     """
-    labels = content.get("labels") if isinstance(content, dict) else None
+    content = content if isinstance(content, dict) else {}
+    labels = content.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise UserError(f"{source} has no 'labels' as nnU-Net's dataset.json has")
     values: dict[str, tuple[int, ...]] = {}

@@ -103,7 +103,7 @@ def find_labels(pairs: Sequence[Pair], *, processes: int = 1) -> Labels:
     Raises:
         UserError: If there are so many that the files must be instance maps, or none at all.
     """
-    found = sorted(set().union(*map_cases(_values_of, pairs, processes=processes, text="labels")) - {0})
+    found = sorted(set[int]().union(*map_cases(_values_of, pairs, processes=processes, text="labels")) - {0})
     if len(found) > MOST_LABELS:
         raise UserError(f"the files hold {len(found)} labels; if they are instance maps, add --instances")
     if not found:

@@ -78,6 +78,7 @@ def draw_gallery(
         left_out = f"left out of the score: within {border} px of the border" + (
             f" of a tile of {tile} px" if tile else ""
         )
+        styles: dict[str, tuple[Sequence[float], str | tuple]]
         styles = {"in one colour: a pair": (_colour(0), "-"), "missed (truth) or false (prediction)": (RED, "-")}
         if border:
             styles[left_out] = (GREY, (0, (2, 1.2)))
@@ -95,13 +96,10 @@ def _window(image: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _panels(exhibit: Exhibit, with_truth: bool, iou: float, border: int, tile: int | None) -> list[np.ndarray]:
     picture = _window(_as_rgb(exhibit.image))[0]
-    if exhibit.truth is None:
-        fates = instances = (exhibit.prediction,)
-        panels = [picture, *[np.ones_like(picture)] * with_truth]
-    else:
-        fates = matched_maps(exhibit.truth, exhibit.prediction, threshold=iou, border=border, tile=tile)
-        instances, panels = (exhibit.truth, exhibit.prediction), [picture]
-    instances, fates = ([_window(each)[0] for each in maps] for maps in (instances, fates))
+    maps = [exhibit.prediction] if exhibit.truth is None else [exhibit.truth, exhibit.prediction]
+    panels = [picture, *[np.ones_like(picture)] * (with_truth and exhibit.truth is None)]
+    matched = maps if exhibit.truth is None else matched_maps(*maps, threshold=iou, border=border, tile=tile)
+    instances, fates = ([_window(each)[0] for each in several] for several in (maps, matched))
     colours = {UNMATCHED: RED, LEFT_OUT: GREY, **_apart(fates)}
     return [*panels, *(_outlined(picture, each, fate, colours) for each, fate in zip(instances, fates))]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from .arrays import as_array, as_instance_map, as_instances, check_number, check_whole
@@ -264,8 +265,8 @@ class Counts:
 
 
 def count_matches(
-    truth: np.ndarray,
-    prediction: np.ndarray,
+    truth: ArrayLike,
+    prediction: ArrayLike,
     *,
     thresholds: Sequence[float] = (0.5,),
     border: int = 2,
@@ -315,18 +316,18 @@ def matched_maps(
         ValueError: As :func:`count_matches`.
     """
     truth, prediction = as_instances(truth, prediction)
-    maps = tuple(np.where(instances != 0, LEFT_OUT, 0) for instances in (truth, prediction))
+    of_truth, of_prediction = (np.where(instances != 0, LEFT_OUT, 0) for instances in (truth, prediction))
     number = 0
     for part, *pieces in _scored_parts(truth, prediction, border, tile):
         pairs = match(overlaps(*pieces), threshold)
-        for found, instances, partners in zip(maps, pieces, zip(*pairs) if pairs else ((), ())):
+        for found, instances, partners in zip((of_truth, of_prediction), pieces, zip(*pairs) if pairs else ((), ())):
             values, inverse = np.unique(instances, return_inverse=True)
             fates = np.full(len(values), UNMATCHED)
             fates[np.searchsorted(values, partners)] = number + 1 + np.arange(len(pairs))
             there = instances != 0
             found[part][there] = fates[inverse.reshape(instances.shape)][there]
         number += len(pairs)
-    return maps
+    return of_truth, of_prediction
 
 
 def _scored_parts(
@@ -336,7 +337,7 @@ def _scored_parts(
     if tile is not None:
         check_whole(tile, "tile", least=1)
     for part in _tiles(truth.shape, tile):
-        yield part, *(remove_border_instances(instances[part], border) for instances in (truth, prediction))
+        yield part, remove_border_instances(truth[part], border), remove_border_instances(prediction[part], border)
 
 
 def _tiles(shape: tuple[int, ...], tile: int | None) -> Iterator[tuple[slice, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from .arrays import as_masks
@@ -19,7 +20,7 @@ class LesionCounts:
     false: int
 
 
-def count_lesions(truth: np.ndarray, prediction: np.ndarray) -> LesionCounts:
+def count_lesions(truth: ArrayLike, prediction: ArrayLike) -> LesionCounts:
     """See :func:`.public.count_lesions`; one common voxel is enough for a lesion to be found.
 
     Voxels are connected across faces, edges and corners. BraTS 2023 scores lesions in a different way (dilation,

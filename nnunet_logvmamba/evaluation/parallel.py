@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from nnunet_logvmamba.errors import UserError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def default_processes() -> int:

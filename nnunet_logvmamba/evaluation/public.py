@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from . import lesions, overlap, scoring
 from .arrays import NAMES, as_masks, refuse_one_hot
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # The surfaces are imported late, since MONAI takes seconds.
 
-_Score = TypeVar("_Score", bound=Callable)
+_Arguments = ParamSpec("_Arguments")
+_Score = TypeVar("_Score")
 
 _OUR_WORDS = {
     "y_pred": "prediction",
@@ -44,12 +45,12 @@ _NO_WORDS = {
 }
 
 
-def _in_our_words(score: _Score) -> _Score:
+def _in_our_words(score: Callable[_Arguments, _Score]) -> Callable[_Arguments, _Score]:
     """Let a function say which argument is meant by a keyword that it does not have."""
     known = inspect.signature(score).parameters
 
     @functools.wraps(score)
-    def asked(*args: object, **keywords: object) -> object:
+    def asked(*args: _Arguments.args, **keywords: _Arguments.kwargs) -> _Score:
         strangers = []
         for word in keywords:
             if word not in known:

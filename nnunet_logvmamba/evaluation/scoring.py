@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from . import overlap
@@ -50,7 +51,7 @@ class Settings:
 
     def columns(self) -> list[str]:
         """Give the columns of the scores: one per metric, but for lesions, which have three, and matches behind F1."""
-        columns = []
+        columns: list[str] = []
         for metric in self.metrics:
             columns += LESION_COLUMNS if metric == "lesions" else (metric,)
         return columns + list(MATCH_COLUMNS if set(self.metrics) & set(INSTANCE_METRICS) else ())
@@ -141,7 +142,7 @@ def score_instances(truth: np.ndarray, prediction: np.ndarray, *, settings: Sett
 
 
 def instance_scores(
-    truth: np.ndarray, prediction: np.ndarray, *, iou: float = 0.5, border: int = 2, tile: int | None = None
+    truth: ArrayLike, prediction: ArrayLike, *, iou: float = 0.5, border: int = 2, tile: int | None = None
 ) -> dict[str, float | int]:
     """See :func:`.public.instance_scores`, which takes the prediction first."""
     thresholds = dict.fromkeys((iou, *AVERAGE_PRECISION_THRESHOLDS))

@@ -6,9 +6,9 @@ scores are and which errors they raise is said in ``public``.
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .arrays import as_masks, as_spacing, check_number
 
@@ -17,12 +17,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-Joining = Literal["joined", "max"]
-JOININGS = get_args(Joining)
+JOININGS = ("joined", "max")
 
 
 def surface_distances(
-    truth: np.ndarray, prediction: np.ndarray, *, spacing: Sequence[float]
+    truth: ArrayLike, prediction: ArrayLike, *, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """See :func:`.public.surface_distances`.
 
@@ -37,7 +36,7 @@ def surface_distances(
     return tuple(get_surface_distance(*pair, spacing=list(spacing)) for pair in (edges, edges[::-1]))
 
 
-def hd95(truth: np.ndarray, prediction: np.ndarray, *, spacing: Sequence[float], joining: Joining = "joined") -> float:
+def hd95(truth: ArrayLike, prediction: ArrayLike, *, spacing: Sequence[float], joining: str = "joined") -> float:
     """See :func:`.public.hd95`."""
     if joining not in JOININGS:
         raise ValueError(f"joining must be one of {', '.join(JOININGS)}, not {joining!r}")
@@ -47,14 +46,14 @@ def hd95(truth: np.ndarray, prediction: np.ndarray, *, spacing: Sequence[float],
     return percentile_95(*surface_distances(truth, prediction, spacing=spacing), joining)
 
 
-def percentile_95(there: np.ndarray, back: np.ndarray, joining: Joining) -> float:
+def percentile_95(there: np.ndarray, back: np.ndarray, joining: str) -> float:
     """Take HD95 from both sets of directed distances; see :func:`hd95`."""
     if joining == "joined":
         return float(np.percentile(np.concatenate((there, back)), 95))
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
-def surface_dice(truth: np.ndarray, prediction: np.ndarray, *, spacing: Sequence[float], tolerance: float) -> float:
+def surface_dice(truth: ArrayLike, prediction: ArrayLike, *, spacing: Sequence[float], tolerance: float) -> float:
     """See :func:`.public.surface_dice`."""
     truth, prediction, spacing = _checked(truth, prediction, spacing)
     check_number(tolerance, "the tolerance", least=0)
@@ -72,7 +71,7 @@ def surface_dice(truth: np.ndarray, prediction: np.ndarray, *, spacing: Sequence
     return near / total
 
 
-def surface_dice_umamba(truth: np.ndarray, prediction: np.ndarray, *, tolerance_px: float = 2) -> float:
+def surface_dice_umamba(truth: ArrayLike, prediction: ArrayLike, *, tolerance_px: float = 2) -> float:
     """Surface Dice of 2D masks taken as slabs one voxel thick, as U-Mamba's tables have it; not NSD.
 
     The flat faces of the slab count as surface, so the value follows the common area rather than the outline. It
@@ -91,7 +90,7 @@ def surface_dice_umamba(truth: np.ndarray, prediction: np.ndarray, *, tolerance_
 
 
 def _checked(
-    truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]
+    truth: ArrayLike, prediction: ArrayLike, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     masks = as_masks(truth, prediction)
     return *masks, as_spacing(spacing, masks[0].ndim)

@@ -38,7 +38,7 @@ class DropPath(nn.Module):
         super().__init__()
         if not isinstance(probability, Real) or not 0 <= probability < 1:
             raise ValueError(f"drop_path is {probability!r}; a probability from 0 to below 1 is needed")
-        self.probability = probability
+        self.probability: float = probability
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.probability == 0:

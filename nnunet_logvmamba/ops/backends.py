@@ -205,8 +205,8 @@ def largest_error(name: str, device: torch.device | str) -> float:
     def values(dtype: torch.dtype, device: torch.device | str, compute: ModuleType) -> list[torch.Tensor]:
         tensors = [None if tensor is None else tensor.to(dtype).to(device) for tensor in inputs]
         gradients = [tensor.to(dtype).to(device) for tensor in upstream]
-        outputs = rows.forward(compute, *tensors, order.to(device), True)
-        outputs += rows.backward(compute, *gradients, *tensors, order.to(device), True)
+        arguments = (*tensors, order.to(device), True)
+        outputs = (*rows.forward(compute, *arguments), *rows.backward(compute, *gradients, *arguments))
         return [tensor.cpu().double() for tensor in outputs if tensor is not None]
 
     expected = values(torch.float64, "cpu", importlib.import_module(BACKENDS["reference"].module))

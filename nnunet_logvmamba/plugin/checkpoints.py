@@ -17,9 +17,9 @@ CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best
 """Those that a training leaves, the one to prefer first."""
 
 # Numbers of NumPy, as nnU-Net logs them; loading with these alone runs no code from the file.
-_SAFE = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
-_SAFE += [
-    (np.float64(0).__reduce__()[0], name) for name in ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
+_SAFE = [
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
 ]
 
 

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from dataset_conversion import Dataset504_NeurIPSCellSeg, command_line, phantoms
-from dataset_conversion.cases import ConversionError
+from dataset_conversion import Dataset504_NeurIPSCellSeg, phantoms
+from dataset_conversion.core import command_line
+from dataset_conversion.core.cases import ConversionError
 
 
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGHUP])
 def test_a_killed_command_leaves_nothing_behind(tmp_path, kill):
     script = (
-        "import signal, sys, time; from pathlib import Path; from dataset_conversion import command_line, staging\n"
+        "import signal, sys, time; from pathlib import Path\n"
+        "from dataset_conversion.core import command_line, staging\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # these tests may run under nohup
         "def command():\n"
         "    with staging.staged_folder(Path(sys.argv[1])) as staged:\n"
@@ -44,7 +46,8 @@ def test_a_killed_command_leaves_nothing_behind(tmp_path, kill):
 
 def test_a_kill_that_falls_into_a_destructor_is_not_lost(tmp_path):
     script = (
-        "import signal, sys, time; from pathlib import Path; from dataset_conversion import command_line, staging\n"
+        "import signal, sys, time; from pathlib import Path\n"
+        "from dataset_conversion.core import command_line, staging\n"
         "class Closed:\n"
         "    def __del__(self):\n"
         "        signal.raise_signal(signal.SIGTERM)\n"
@@ -89,7 +92,7 @@ def test_run_says_one_sentence_about_a_full_disk_or_a_forbidden_folder(capsys):
     )
 
 
-CONVERTERS = sorted(path.stem for path in Path(command_line.__file__).parent.glob("Dataset*.py"))
+CONVERTERS = sorted(path.stem for path in Path(command_line.__file__).parents[1].glob("Dataset*.py"))
 
 
 @pytest.mark.parametrize("name", [*CONVERTERS, "phantoms"])

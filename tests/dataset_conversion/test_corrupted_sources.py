@@ -25,7 +25,8 @@ from dataset_conversion import Dataset501_BraTS2020 as brats
 from dataset_conversion import Dataset502_ACDC as acdc
 from dataset_conversion import Dataset503_EndoVis2017 as endovis
 from dataset_conversion import Dataset504_NeurIPSCellSeg as cells
-from dataset_conversion import phantoms, reporting
+from dataset_conversion import phantoms
+from dataset_conversion.core import reporting
 
 SMALL = (20, 18, 16)
 CONVERTERS = {"brats": brats, "acdc": acdc, "endovis": endovis, "cells": cells}
@@ -699,7 +700,9 @@ def test_splits_that_are_a_folder_are_named_before_any_case_is_read(pristine, ta
     splits = targets[1] / "Dataset502_ACDC" / "splits_final.json"
     splits.unlink()
     splits.mkdir()
-    monkeypatch.setattr("dataset_conversion.volumes.Volumes.check", lambda *arguments: pytest.fail("a case was read"))
+    monkeypatch.setattr(
+        "dataset_conversion.formats.volumes.Volumes.check", lambda *arguments: pytest.fail("a case was read")
+    )
     code = acdc.main([str(pristine / "acdc"), "--overwrite", "--jobs", "1"])
     assert_refused(capfd, code, f"{splits} is a folder")
 

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from dataset_conversion import Dataset004_Hippocampus as hippocampus
 from dataset_conversion import phantoms
-from dataset_conversion.cases import ConversionError
+from dataset_conversion.core.cases import ConversionError
 
 NAME = "Dataset004_Hippocampus"
 SMALL = (20, 24, 18)

@@ -8,8 +8,9 @@ import pytest
 import SimpleITK as sitk
 
 from dataset_conversion import Dataset501_BraTS2020 as brats
-from dataset_conversion import phantoms, reporting, splitting
-from dataset_conversion.cases import Case, ConversionError
+from dataset_conversion import phantoms
+from dataset_conversion.core import reporting, splitting
+from dataset_conversion.core.cases import Case, ConversionError
 
 MODULE = "dataset_conversion.Dataset501_BraTS2020"
 SMALL = (24, 24, 20)

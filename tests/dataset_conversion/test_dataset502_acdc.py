@@ -10,8 +10,9 @@ import pytest
 import SimpleITK as sitk
 
 from dataset_conversion import Dataset502_ACDC as acdc
-from dataset_conversion import phantoms, reporting, splitting
-from dataset_conversion.cases import ConversionError
+from dataset_conversion import phantoms
+from dataset_conversion.core import reporting, splitting
+from dataset_conversion.core.cases import ConversionError
 
 MODULE = "dataset_conversion.Dataset502_ACDC"
 NAME = "Dataset502_ACDC"

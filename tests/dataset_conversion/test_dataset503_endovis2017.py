@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from dataset_conversion import Dataset503_EndoVis2017 as endovis
-from dataset_conversion import phantoms, reporting
-from dataset_conversion.cases import ConversionError
+from dataset_conversion import phantoms
+from dataset_conversion.core import reporting
+from dataset_conversion.core.cases import ConversionError
 
 MODULE = "dataset_conversion.Dataset503_EndoVis2017"
 NAME = "Dataset503_EndoVis2017"

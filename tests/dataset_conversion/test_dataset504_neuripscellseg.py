@@ -10,8 +10,10 @@ from PIL import Image
 from scipy import ndimage
 
 from dataset_conversion import Dataset504_NeurIPSCellSeg as cells
-from dataset_conversion import phantoms, pictures, reporting
-from dataset_conversion.cases import ConversionError
+from dataset_conversion import phantoms
+from dataset_conversion.core import reporting
+from dataset_conversion.core.cases import ConversionError
+from dataset_conversion.formats import pictures
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.evaluation.instances import recover_instances, to_classes
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dataset_conversion import label_values
+from dataset_conversion.formats import label_values
 
 
 def test_remap_labels_swaps_without_overwriting():

@@ -17,7 +17,9 @@ import SimpleITK as sitk
 from dataset_conversion import Dataset004_Hippocampus as hippocampus
 from dataset_conversion import Dataset501_BraTS2020 as brats
 from dataset_conversion import Dataset502_ACDC as acdc
-from dataset_conversion import nifti, phantoms, volumes
+from dataset_conversion import phantoms
+from dataset_conversion.formats import nifti, volumes
+from dataset_conversion.phantoms.acdc import ACDC_SPACING_MM
 
 SHAPE = (6, 7, 8)
 LABELS = np.zeros(SHAPE, np.uint8)
@@ -506,7 +508,7 @@ def test_scales_that_itk_warns_of_are_told_once_in_our_words(tmp_path, capfd):
         assert "12 case(s), first patient001_frame01.nii.gz of case patient001_frame01" in said
     assert sitk.ProcessObject.GetGlobalWarningDisplay()
     spacing = sitk.ReadImage(str(next((dataset / "labelsTr").iterdir()))).GetSpacing()
-    assert spacing == pytest.approx(phantoms.ACDC_SPACING_MM)
+    assert spacing == pytest.approx(ACDC_SPACING_MM)
 
 
 def test_headers_that_nibabel_mends_print_nothing(tmp_path, capfd):

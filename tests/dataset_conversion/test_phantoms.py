@@ -10,7 +10,9 @@ from PIL import Image
 from scipy import ndimage
 
 from dataset_conversion import phantoms
-from dataset_conversion.cases import ConversionError
+from dataset_conversion.core.cases import ConversionError
+from dataset_conversion.phantoms.anatomy import MAX_EDGE
+from dataset_conversion.phantoms.brats2020 import SIGNAL
 
 SMALL = (24, 24, 20)
 
@@ -41,10 +43,10 @@ def test_brats_phantom_is_skull_stripped_millimetre_data_with_nested_regions(bra
     for folder in sorted(path for path in brats.iterdir() if path.is_dir()):
         mask_image = sitk.ReadImage(str(folder / f"{folder.name}_seg.nii.gz"))
         assert mask_image.GetSpacing() == (1.0, 1.0, 1.0)
-        assert max(mask_image.GetSize()) <= phantoms.MAX_EDGE
+        assert max(mask_image.GetSize()) <= MAX_EDGE
         mask = sitk.GetArrayFromImage(mask_image)
         assert np.unique(mask).tolist() == [0, 1, 2, 4]
-        brains = [voxels(folder / f"{folder.name}_{modality}.nii.gz") > 0 for modality in phantoms.SIGNAL]
+        brains = [voxels(folder / f"{folder.name}_{modality}.nii.gz") > 0 for modality in SIGNAL]
         assert all((brain == brains[0]).all() for brain in brains)
         assert 0.2 < brains[0].mean() < 0.8
         assert not (mask > 0)[~brains[0]].any()
@@ -55,7 +57,7 @@ def test_brats_phantom_is_skull_stripped_millimetre_data_with_nested_regions(bra
 
 def test_each_modality_shows_what_it_shows_in_patients(brats):
     for folder in sorted(path for path in brats.iterdir() if path.is_dir()):
-        images = {modality: voxels(folder / f"{folder.name}_{modality}.nii.gz") for modality in phantoms.SIGNAL}
+        images = {modality: voxels(folder / f"{folder.name}_{modality}.nii.gz") for modality in SIGNAL}
         mask = voxels(folder / f"{folder.name}_seg.nii.gz")
         healthy = ndimage.binary_erosion((images["t1"] > 0) & (mask == 0), iterations=2)
 

@@ -9,8 +9,8 @@ import tifffile
 from PIL import Image
 
 from dataset_conversion import Dataset504_NeurIPSCellSeg as cells
-from dataset_conversion import pictures
-from dataset_conversion.cases import ConversionError
+from dataset_conversion.core.cases import ConversionError
+from dataset_conversion.formats import pictures
 
 GREY = np.random.default_rng(0).integers(0, 4096, (24, 20), dtype=np.uint16)
 BYTES = (GREY // 16).astype(np.uint8)

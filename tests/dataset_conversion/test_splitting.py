@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from dataset_conversion import sources, splitting
-from dataset_conversion.cases import Case, ConversionError
+from dataset_conversion.core import sources, splitting
+from dataset_conversion.core.cases import Case, ConversionError
 
 
 @pytest.mark.parametrize(("num_cases", "num_folds"), [(2, 2), (4, 4), (5, 5), (17, 5)])

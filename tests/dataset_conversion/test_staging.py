@@ -2,8 +2,8 @@
 
 import pytest
 
-from dataset_conversion import staging
-from dataset_conversion.cases import ConversionError
+from dataset_conversion.core import staging
+from dataset_conversion.core.cases import ConversionError
 
 
 def test_staged_folder_appears_only_when_complete(tmp_path):

@@ -24,6 +24,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
+from numpy.typing import NDArray
 
 LANES = 16
 # "contract" permits fused multiply-add; no flag reorders sums or assumes that there is no NaN.
@@ -149,26 +150,27 @@ _define_arithmetic(operator.truediv, "fdiv")
 
 
 def _polynomial(
-    function: Callable[[np.ndarray], np.ndarray], degree: int, low: float, high: float
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]], degree: int, low: float, high: float
 ) -> tuple[float, ...]:
     """Coefficients, lowest first, of the polynomial through ``function`` at the Chebyshev points of an interval.
 
     Its largest error is within a small factor of the smallest that any polynomial of the degree has.
     """
     middle, half = (low + high) / 2, (high - low) / 2
-    series = np.polynomial.chebyshev.chebinterpolate(lambda t: function(middle + half * t), degree)
+    at_points: Callable = lambda t: function(middle + half * t)  # noqa: E731 - NumPy's stubs say that it gets one point
+    series = np.polynomial.chebyshev.chebinterpolate(at_points, degree)
     whole = np.polynomial.Polynomial(np.polynomial.chebyshev.cheb2poly(series))
     return tuple(map(float, whole(np.polynomial.Polynomial([-middle / half, 1 / half])).coef))
 
 
-def _exp2_slope(x: np.ndarray) -> np.ndarray:
+def _exp2_slope(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """(2 ** x - 1) / x; the nodes of an odd number of points include 0, where it is ln 2."""
     return np.divide(np.expm1(x * LN_2), x, out=np.full_like(x, LN_2), where=x != 0)
 
 
-def _atanh_rest(s: np.ndarray) -> np.ndarray:
+def _atanh_rest(s: NDArray[np.float64]) -> NDArray[np.float64]:
     """(atanh(w) / w - 1) / s for s = w ** 2, by its power series: 1 / 3 + s / 5 + s ** 2 / 7 + …"""
-    return sum(s**k / (2 * k + 3) for k in range(40))
+    return sum((s**k / (2 * k + 3) for k in range(40)), np.zeros_like(s))
 
 
 # Degrees that leave errors below the rounding of the type: 2e-9 and 4e-9 of float32's, 1e-17 of float64's results.

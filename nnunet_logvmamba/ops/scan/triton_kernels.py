@@ -49,7 +49,7 @@ class Rows(NamedTuple):
     The stride of the batch depends on the length and is an argument of its own, for which nothing is compiled anew.
     """
 
-    pointer: object
+    pointer: tl.tensor
     row: int
 
 

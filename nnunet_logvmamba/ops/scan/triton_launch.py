@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -182,7 +181,7 @@ class _Problem:
             return gradient.copy_(in_sequence)
         return gradient.index_copy_(1, self.order, in_sequence.to(dtype))
 
-    def launch(self, kernel: Callable, chunks: int, *tensors) -> None:
+    def launch(self, kernel: triton.JITFunction, chunks: int, *tensors) -> None:
         """Run a kernel with a program for every chunk, batch entry, group and block."""
         kernel[(chunks * self.batch * self.groups * self.blocks,)](
             *tensors,

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from nnunet_logvmamba.ops.backends import compute_dtype
 
-kernel = getattr(selective_scan_interface, "selective_scan_cuda", None)
-if kernel is None:
+if getattr(selective_scan_interface, "selective_scan_cuda", None) is None:
     raise ImportError("mamba-ssm was built without the CUDA kernel of Mamba-1")
+kernel = selective_scan_interface.selective_scan_cuda
 
 MOST_STATES = 256
 # Before the softplus; after it the step is exactly zero, and a state stays.

@@ -10,10 +10,9 @@ except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "nnunet_logvmamba":
         raise
     # The variable was inherited by a Python of another environment, which does not have our package.
-    trainers = None
 
 
 def __getattr__(name: str):
-    if trainers is None:
+    if "trainers" not in globals():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return trainers.for_nnunet(name)

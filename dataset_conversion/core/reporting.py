@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dataset_conversion.cases import SHOWN, Case, ConversionError, Description, Facts, Layout, Skipped
+from dataset_conversion.core.cases import SHOWN, Case, ConversionError, Description, Facts, Layout, Skipped
 
 REPORT = "conversion_report.json"
 
@@ -52,7 +52,8 @@ def make_report(
 ) -> dict:
     """Everything that was converted and left out, without dates or places, so that equal sources give equal reports."""
     labelled = [(case, fact) for case, fact in zip(cases, facts) if case.masks]
-    training, testing = Counter(), Counter()
+    training: Counter[int] = Counter()
+    testing: Counter[int] = Counter()
     for index, fact in enumerate(facts):
         (training if index < num_training else testing).update(fact.histogram)
     labels = {}
@@ -64,8 +65,8 @@ def make_report(
             f"test_{layout.unit}": testing[source_value],
         }
     without = {}
-    for label, values in description.labels.items():
-        values = set(values if isinstance(values, (list, tuple)) else [values])
+    for label in description.labels:
+        values = _values_of(label, description.labels)
         if values != {0}:
             absent = [
                 case.name
@@ -111,10 +112,12 @@ def make_report(
 
 def _name_of(value: int, labels: Mapping[str, int | list[int]]) -> str:
     """The label of a value; of regions all that it is part of."""
-    names = [
-        name for name, values in labels.items() if value in (values if isinstance(values, (list, tuple)) else [values])
-    ]
-    return ", ".join(names)
+    return ", ".join(name for name in labels if value in _values_of(name, labels))
+
+
+def _values_of(name: str, labels: Mapping[str, int | list[int]]) -> set[int]:
+    values = labels[name]
+    return {values} if isinstance(values, int) else set(values)
 
 
 def _relative(path: Path, source: Path) -> str:

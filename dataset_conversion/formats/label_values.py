@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion.cases import ConversionError, Description
+from dataset_conversion.core.cases import ConversionError, Description
 
 MAX_COUNTABLE = 65535
 

@@ -9,8 +9,8 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from dataset_conversion import sources, staging
-from dataset_conversion.cases import ConversionError
+from dataset_conversion.core import sources, staging
+from dataset_conversion.core.cases import ConversionError
 
 TIFF_ENDINGS = (".tif", ".tiff")
 PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", *TIFF_ENDINGS)
@@ -75,8 +75,8 @@ def is_tiff(path: Path) -> bool:
 
 
 def _read_tiff(path: Path, indices: bool) -> np.ndarray:
-    files, channels = _set_of_files(path)
-    if files > 1 and channels > 1 and not indices:
+    files, channels_of_all = _set_of_files(path)
+    if files > 1 and channels_of_all > 1 and not indices:
         raise _Colours(f"{files} files of one OME-TIFF")
     # Alone, for its header makes tifffile look for the other files, and fill with 0 what it does not find.
     with tifffile.TiffFile(path, is_ome=False if files > 1 else None) as file:
@@ -87,8 +87,8 @@ def _read_tiff(path: Path, indices: bool) -> np.ndarray:
         channels = [axis for axis in axes if axis in "SC"]
         if len(file.series) > 1 or "".join(axis for axis in axes if axis not in "SC") != "YX" or len(channels) > 1:
             names = tifffile.TIFF.AXES_NAMES | {"Q": "unnamed axis"}
-            sizes = zip(series.axes, series.shape)
-            sizes = ", ".join(f"{names[axis]} {length}" for axis, length in sizes if length > 1 or axis in "YX")
+            lengths = zip(series.axes, series.shape)
+            sizes = ", ".join(f"{names[axis]} {length}" for axis, length in lengths if length > 1 or axis in "YX")
             raise _Pages(f"{len(file.pages)} pages ({sizes})")
         picture = series.asarray()
         picture = picture.reshape([length for axis, length in zip(series.axes, series.shape) if axis in axes])

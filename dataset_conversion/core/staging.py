@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dataset_conversion.cases import ConversionError
+from dataset_conversion.core.cases import ConversionError
 
 
 def require_free_target(target: Path, overwrite: bool) -> None:

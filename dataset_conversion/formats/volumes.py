@@ -7,8 +7,8 @@ processes that is not the main process, which therefore starts its workers at on
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dataset_conversion import sources, staging
-from dataset_conversion.cases import Case, ConversionError, Description, Facts
+from dataset_conversion.core import sources, staging
+from dataset_conversion.core.cases import Case, ConversionError, Description, Facts
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 FILE_ENDING = ".nii.gz"
@@ -30,18 +30,18 @@ class Volumes:
             ConversionError: For the first file that cannot be read, holds NaN or infinity, lies on another grid than
                 the first image, or has an illegal label.
         """
-        from dataset_conversion import label_values, nifti
+        from dataset_conversion.formats import label_values, nifti
 
         images = nifti.check_images(case.images, case.name)
-        if case.mask is None:
+        if not case.masks:
             return Facts(remarks=images.remarks, readers=images.readers)
-        voxels, remarks = nifti.check_mask(images, case.mask, case.name)
-        histogram = label_values.check_labels(voxels, self.description, case.name, case.mask)
+        voxels, remarks = nifti.check_mask(images, case.masks[0], case.name)
+        histogram = label_values.check_labels(voxels, self.description, case.name, case.masks[0])
         return Facts(histogram, remarks={**images.remarks, **remarks}, readers=images.readers)
 
     def write_images(self, case: Case, folder: Path) -> None:
         """Copy every channel; the bytes stay, ``.nii`` is compressed."""
-        from dataset_conversion import nifti
+        from dataset_conversion.formats import nifti
 
         for channel, path in enumerate(case.images):
             target = folder / f"{case.name}_{channel:04d}{FILE_ENDING}"
@@ -50,15 +50,15 @@ class Volumes:
 
     def write_labels(self, case: Case, dataset: Path, part: str) -> None:
         """Write the mask in our labels; one that is already as we would write it is copied."""
-        from dataset_conversion import nifti
+        from dataset_conversion.formats import nifti
 
-        target = dataset / f"labels{part}" / f"{case.name}{FILE_ENDING}"
+        mask, target = case.masks[0], dataset / f"labels{part}" / f"{case.name}{FILE_ENDING}"
         identity = all(theirs == ours for theirs, ours in self.description.label_map.items())
-        if identity and nifti.stored_as_we_store(case.mask, case.images[0], case.name):
+        if identity and nifti.stored_as_we_store(mask, case.images[0], case.name):
             with staging.writing(target, case.name):
-                nifti.write_image(case.mask, target)
+                nifti.write_image(mask, target)
             return
-        nifti.write_mask(case.mask, target, self.description.label_map, case.name, grid=case.images[0])
+        nifti.write_mask(mask, target, self.description.label_map, case.name, grid=case.images[0])
 
     def label_folders(self, part: str) -> tuple[str, ...]:
         """``labels<part>`` alone."""
@@ -95,10 +95,8 @@ def volume_in(folder: Path) -> Path | None:
     """
     if nifti_stem(folder) is None or not folder.is_dir():
         return None
-    files = [
-        path if path.is_file() else volume_in(path) for path in sorted(folder.iterdir()) if nifti_stem(path) is not None
-    ]
-    files = [path for path in files if path is not None]
+    candidates = [path for path in sorted(folder.iterdir()) if nifti_stem(path) is not None]
+    files = [file for path in candidates if (file := path if path.is_file() else volume_in(path)) is not None]
     if len(files) > 1:
         names = " and ".join(path.name for path in files[:2]) + (f" and {len(files) - 2} more" if files[2:] else "")
         raise ConversionError(
@@ -138,7 +136,7 @@ class RestoredVolumes:
 
     def check(self, case: Case) -> Facts:
         """Read a prediction; every label must be one of ours."""
-        from dataset_conversion import label_values
+        from dataset_conversion.formats import label_values
 
         backwards = replace(
             self.description, label_map=label_values.inverse(self.description.label_map), foreign_values={}
@@ -147,6 +145,6 @@ class RestoredVolumes:
 
     def write(self, case: Case, target: Path) -> None:
         """Write the mask in the source's label values."""
-        from dataset_conversion import label_values, nifti
+        from dataset_conversion.formats import label_values, nifti
 
         nifti.write_mask(case.images[0], target, label_values.inverse(self.description.label_map), case.name)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 SHOWN = 10  # names that a sentence lists before it is cut
 
@@ -90,15 +90,40 @@ class Description:
     notice: str = ""
 
 
-class Layout(Protocol):
-    """How the cases of a data set are read and written; sent to the worker processes, so it must pickle."""
+class Work(TypedDict, total=False):
+    """How a command works: with how many worker processes, and whether it only checks."""
 
-    file_ending: str
-    reader_writer: str
-    unit: str
+    jobs: int
+    dry_run: bool
+
+
+class Options(Work, total=False):
+    """The same, and whether a target that is not empty is replaced."""
+
+    overwrite: bool
+
+
+class Checker(Protocol):
+    """Reads cases; sent to the worker processes, so it must pickle."""
 
     def check(self, case: Case) -> Facts:
         """Read every file of a case; raise a ConversionError that names case and file if anything is wrong."""
+
+
+class Layout(Checker, Protocol):
+    """How the cases of a data set are read and written."""
+
+    @property
+    def file_ending(self) -> str:
+        """Of the files that are written."""
+
+    @property
+    def reader_writer(self) -> str:
+        """Which of nnU-Net's readers is meant to read them."""
+
+    @property
+    def unit(self) -> str:
+        """What a mask is counted in."""
 
     def write_images(self, case: Case, folder: Path) -> None:
         """Write the images of a checked case into ``folder`` under nnU-Net's names."""
@@ -108,3 +133,10 @@ class Layout(Protocol):
 
     def label_folders(self, part: str) -> tuple[str, ...]:
         """Folders that :meth:`write_labels` writes into."""
+
+
+class Restorer(Checker, Protocol):
+    """How predictions are read and turned into what the data owner expects."""
+
+    def write(self, case: Case, target: Path) -> None:
+        """Write a checked prediction to ``target``."""

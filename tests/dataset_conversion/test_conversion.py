@@ -21,14 +21,16 @@ from dataset_conversion import Dataset501_BraTS2020 as brats
 from dataset_conversion import Dataset502_ACDC as acdc
 from dataset_conversion import Dataset503_EndoVis2017 as endovis
 from dataset_conversion import Dataset504_NeurIPSCellSeg as cells
-from dataset_conversion import common, nifti, phantoms, reporting, staging, volumes
-from dataset_conversion.cases import Case, ConversionError
+from dataset_conversion import phantoms
+from dataset_conversion.core import reporting, staging, workers
+from dataset_conversion.core.cases import Case, ConversionError
+from dataset_conversion.formats import nifti, volumes
 
 
 def test_workers_end_with_a_command_that_is_killed_outright(tmp_path):
     script = (
-        "import time; from dataset_conversion import common\n"
-        "with common.workers(2) as each_case:\n"
+        "import time; from dataset_conversion.core import workers\n"
+        "with workers.workers(2) as each_case:\n"
         "    print(list(each_case(abs, [-1, -2], 'check')), flush=True); time.sleep(60)\n"
     )
     process = subprocess.Popen(
@@ -42,7 +44,7 @@ def test_workers_end_with_a_command_that_is_killed_outright(tmp_path):
 WORKERS_SCRIPT = """
 import sys, time
 from pathlib import Path
-from dataset_conversion import common, staging
+from dataset_conversion.core import staging, workers
 
 class Bomb:
     def __reduce__(self):
@@ -57,7 +59,7 @@ def work(case):
         Path(case).mkdir(parents=True, exist_ok=True)
 
 if __name__ == "__main__":
-    with common.workers(2) as each_case, staging.staged_folder(Path(sys.argv[1])) as folder:
+    with workers.workers(2) as each_case, staging.staged_folder(Path(sys.argv[1])) as folder:
         cases = {"raise": ["raise", str(folder / "late")], "unpickle": [None, Bomb()]}[sys.argv[2]]
         list(each_case(work, cases, "write"))
 """
@@ -161,7 +163,7 @@ def test_a_progress_bar_shows_on_a_terminal(tmp_path):
 def test_a_worker_that_dies_is_told_and_nothing_is_written(tmp_path):
     def lose_a_worker():
         cases = [Case(str(number), ()) for number in range(3)]
-        with common.workers(2) as each_case, staging.staged_folder(tmp_path / "target"):
+        with workers.workers(2) as each_case, staging.staged_folder(tmp_path / "target"):
             list(each_case(die, cases, "check"))
 
     with pytest.raises(ConversionError, match=r"worker process died during the check.*__main__.*--jobs 1\."):
@@ -180,7 +182,7 @@ def die_while_the_result_is_sent(case):
 
 def test_a_worker_that_is_killed_while_it_sends_its_result_is_told(tmp_path):
     """CPython's own pool waits for the rest of the result for ever."""
-    with pytest.raises(ConversionError, match="worker process died"), common.workers(2) as each_case:
+    with pytest.raises(ConversionError, match="worker process died"), workers.workers(2) as each_case:
         list(each_case(die_while_the_result_is_sent, [Case(str(number), ()) for number in range(3)], "check"))
 
 

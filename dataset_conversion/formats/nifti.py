@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import logging
 import shutil
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,9 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-from dataset_conversion import label_values, sources, staging
-from dataset_conversion.cases import ConversionError
+from dataset_conversion.core import sources, staging
+from dataset_conversion.core.cases import ConversionError
+from dataset_conversion.formats import label_values
 
 # nnU-Net's readers of NIfTI, the one that we prefer first; both keep the order in which voxels are stored.
 ITK, NIBABEL = READERS = ("SimpleITKIO", "NibabelIO")
@@ -177,8 +179,8 @@ def _read_content(path: Path, case: str) -> tuple[bytes, nibabel.Nifti1Header]:
 
 def _header(content: bytes) -> nibabel.Nifti1Header | None:
     """The header that a file starts with, nothing in it mended; None if there is none."""
-    for order, sign in (("little", "<"), ("big", ">")):
-        size = int.from_bytes(content[:4], order)
+    for sign in "<>":  # little and big endian
+        (size,) = struct.unpack(f"{sign}i", content[:4].ljust(4, b"\0"))
         if size in _IMAGES and len(content) >= size:
             return _IMAGES[size].header_class(content[:size], sign, check=False)
     return None
@@ -253,7 +255,9 @@ def check_images(paths: Iterable[Path], case: str) -> Images:
     Raises:
         ConversionError: For the first file that cannot be read, lies on another grid, or holds NaN or infinity.
     """
-    first, readers, remarks = {}, READERS, {}
+    first: Mapping[str, Grid] = {}
+    readers: tuple[str, ...] = READERS
+    remarks: dict[str, Path] = {}
     for path in paths:
         volume = read_volume(path, case)
         first = first or volume.grids
@@ -318,7 +322,7 @@ def _agreeing(
 
 def _difference(first: Grid, second: Grid, relative_spacing_tolerance: float | None) -> str:
     """How two grids differ in size, spacing, origin or direction, or ""; no tolerance grows with the origin."""
-    spacing_tolerance = SPACING_TOLERANCE_MM
+    spacing_tolerance: float | np.ndarray = SPACING_TOLERANCE_MM
     if relative_spacing_tolerance is not None:
         spacing_tolerance = relative_spacing_tolerance * np.abs(first.spacing)
     for what, tolerance in (
@@ -341,12 +345,11 @@ def _placed_alike(grids: Mapping[str, Grid]) -> bool:
     """Whether both readers, if both take a file, place its voxels alike."""
     if len(grids) < len(READERS):
         return True
-    places = []
-    for reader, flip in ((ITK, 1), (NIBABEL, [[-1], [-1], [1]])):  # LPS against RAS
-        grid = grids[reader]
-        columns = np.reshape(grid.direction, (3, 3)) * np.abs(grid.spacing)
-        places.append(np.column_stack([columns, grid.origin]) * flip)
-    return np.allclose(*places, rtol=0, atol=ORIGIN_TOLERANCE_MM)
+    theirs, ours = (
+        np.column_stack([np.reshape(grid.direction, (3, 3)) * np.abs(grid.spacing), grid.origin])
+        for grid in (grids[ITK], grids[NIBABEL])
+    )
+    return np.allclose(theirs, ours * [[-1], [-1], [1]], rtol=0, atol=ORIGIN_TOLERANCE_MM)  # LPS against RAS
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

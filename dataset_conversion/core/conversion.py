@@ -8,35 +8,39 @@ been read and checked, and nothing appears under its final name until all of it 
 import contextlib
 import functools
 import json
-import multiprocessing
-import multiprocessing.connection
-import multiprocessing.util
 import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from dataset_conversion import reporting, sources, splitting, staging
-from dataset_conversion.cases import SHOWN, Case, ConversionError, Description, Facts, Layout, Skipped
+from dataset_conversion.core import reporting, sources, splitting, staging
+from dataset_conversion.core.cases import (
+    SHOWN,
+    Case,
+    Checker,
+    ConversionError,
+    Description,
+    Facts,
+    Layout,
+    Options,
+    Restorer,
+    Skipped,
+)
+from dataset_conversion.core.workers import EachCase, workers
 
-# Work, cases and a verb for the progress bar, to the results in order: what `workers` yields.
-EachCase = Callable[[Callable, Sequence[Case], str], Iterator]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-def _check(layout: Layout, case: Case) -> Facts | str:
+def _check(layout: Checker, case: Case) -> Facts | str:
     try:
         return layout.check(case)
     except ConversionError as error:
         return str(error)
 
 
-def check_cases(cases: Sequence[Case], layout: Layout, each_case: EachCase) -> list[Facts]:
+def check_cases(cases: Sequence[Case], layout: Checker, each_case: EachCase) -> list[Facts]:
     """Check all cases; return what was found, in their order.
 
     Raises:
@@ -52,104 +56,6 @@ def check_cases(cases: Sequence[Case], layout: Layout, each_case: EachCase) -> l
             text = f"{text.rstrip('.')} (and {len(others)} more case(s) with problems: {named})."
         raise ConversionError(text)
     return results
-
-
-@contextlib.contextmanager
-def workers(jobs: int) -> Iterator[EachCase]:
-    """Yield a function that maps work over cases, in order, in ``jobs`` processes that stay for the next call.
-
-    A progress bar shows on a terminal.
-
-    Raises:
-        ConversionError: If a worker dies.
-    """
-    pool = None
-    if jobs > 1:
-        # Spawned, not forked: a forked worker would inherit our signal handlers and die noisily at the end.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker)
-        watch = _Watch(pool)
-
-    def each_case(work: Callable, cases: Sequence[Case], verb: str) -> Iterator:
-        from tqdm import tqdm  # late, since workers need none
-
-        try:
-            if pool and len(cases) > 1:
-                # Small cases go out several at a time; few, since what went out cannot be called back by Ctrl-C.
-                results = pool.map(work, cases, chunksize=max(1, min(4, len(cases) // (32 * jobs))))
-            else:
-                results = map(work, cases)
-            yield from tqdm(results, total=len(cases), desc=verb, unit="case", disable=None)
-        except BrokenProcessPool:
-            watch.died.set()
-            raise ConversionError(
-                f"A worker process died during the {verb}, perhaps for lack of memory, or because a script uses "
-                "several jobs outside of if __name__ == '__main__'; try again with --jobs 1."
-            ) from None
-        except BaseException:
-            if pool:  # nobody may still write into a folder that the caller now removes
-                watch.shut_down()
-            raise
-
-    try:
-        yield each_case
-    finally:
-        if pool:
-            watch.shut_down()
-
-
-class _Watch(threading.Thread):
-    """Ends every worker of a pool once one has died, as of kill -9 or for lack of memory.
-
-    CPython's pool may wait for ever then: for a worker that it started after it had ended the others, or for the rest
-    of a result of which a part was sent, as it has the other end of that pipe open itself.
-    """
-
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
-        super().__init__(daemon=True)
-        self.pool, self.lock = pool, threading.Lock()
-        self.died, self.ending, self.gone = (threading.Event() for _ in range(3))
-        self.start()
-
-    def run(self) -> None:
-        while not self.died.wait(0.2):
-            ended = multiprocessing.connection.wait([process.sentinel for process in self._processes()], 0)
-            with self.lock:
-                if self.ending.is_set():
-                    return
-                if ended:
-                    self.died.set()
-                    self.pool._result_queue._writer.close()
-        while not self.gone.wait(0.05):
-            for process in self._processes():
-                process.kill()
-
-    def _processes(self) -> list:
-        return list((self.pool._processes or {}).values())
-
-    def shut_down(self) -> None:
-        """Wait for what the workers are at, and end them."""
-        with self.lock:
-            self.ending.set()
-        self.pool.shutdown(cancel_futures=True)
-        self.gone.set()
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the main process, and end when that is gone, which a worker would not notice by itself."""
-
-    def follow() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    def leave() -> None:
-        # A tenth of a second would go by while Python takes NumPy and ITK down; a traceback is still to be printed.
-        if sys.exc_info()[0] is None:
-            os._exit(0)
-
-    multiprocessing.util.Finalize(None, leave, exitpriority=-100)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def require_free_id(name: str, folders: Iterable[Path | None]) -> None:
@@ -365,7 +271,7 @@ def write_test_images(
     target: Path,
     *,
     source: Path,
-    **options: int,
+    **options: "Unpack[Options]",
 ) -> Path:
     """Check unlabelled cases and write them into ``target`` under the names that ``nnUNetv2_predict -i`` expects.
 
@@ -379,9 +285,18 @@ def write_test_images(
     staging.require_outside(source, target)
     cases = [replace(case, mask=None) for case in cases]
     _require_unique(cases)
-    words = ("case(s)", "write", "written for nnUNetv2_predict")
-    notes = functools.partial(_notes_to_predict, layout)
-    return _fill(target, cases, layout, _write_images, words, notes, source=source, **options)
+    return _write_each(
+        cases,
+        layout,
+        _write_images,
+        target,
+        functools.partial(_notes_to_predict, layout),
+        what="case(s)",
+        verb="write",
+        done="written for nnUNetv2_predict",
+        source=source,
+        **options,
+    )
 
 
 def _notes_to_predict(layout: Layout, cases: Sequence[Case], facts: Sequence[Facts]) -> list[str]:
@@ -403,22 +318,29 @@ def _write_images(layout: Layout, folder: Path, case: Case) -> None:
     layout.write_images(case, folder)
 
 
-def _fill(
-    target: Path,
+def _write_each(
     cases: Sequence[Case],
-    layout: "Layout | Restorer",
+    layout: Checker,
     write: Callable,
-    words: tuple[str, str, str],
+    target: Path,
     notes: Callable[[Sequence[Case], Sequence[Facts]], list[str]],
     *,
+    what: str,
+    verb: str,
+    done: str,
     source: Path,
     overwrite: bool = False,
     jobs: int = 1,
     dry_run: bool = False,
 ) -> Path:
-    """Check cases and write each into a folder that appears once it is complete; ``words`` and ``notes`` say what."""
+    """Check cases and write each into a folder that appears once it is complete.
+
+    Args:
+        write: Called with ``layout``, the folder and a case.
+        notes: What to say of all that was checked.
+        what: Noun for the cases, ``verb`` for the progress bar, ``done`` for the last line.
+    """
     target = Path(target)
-    what, verb, done = words
     staging.require_apart(source, target)
     staging.require_writable(target, dry_run=dry_run)
     if not dry_run:
@@ -437,16 +359,6 @@ def _fill(
                 pass
     reporting.say(f"{len(cases)} {what} {done}: {target}")
     return target
-
-
-class Restorer(Protocol):
-    """How predictions are turned into what the data owner expects; sent to the worker processes, so it must pickle."""
-
-    def check(self, case: Case) -> Facts:
-        """Read a prediction; raise a ConversionError that names it if it cannot be restored."""
-
-    def write(self, case: Case, target: Path) -> None:
-        """Write a checked prediction to ``target``."""
 
 
 def find_predictions(predictions: Path, ending: str) -> dict[str, Path]:
@@ -472,7 +384,7 @@ def write_restored(
     target: Path,
     *,
     source: Path,
-    **options: int,
+    **options: "Unpack[Options]",
 ) -> Path:
     """Check predictions and write them into ``target`` as the data owner wants them.
 
@@ -490,8 +402,18 @@ def write_restored(
             raise ConversionError(f"{owners[name]} and {path} would both become {name}; restore them one by one.")
         owners[name] = path
     cases = [Case(path.name, (path,), about={"submit": name}) for path, name in names.items()]
-    words = ("prediction(s)", "restore", "restored")
-    return _fill(target, cases, restorer, _restore, words, _remarks, source=source, **options)
+    return _write_each(
+        cases,
+        restorer,
+        _restore,
+        target,
+        _remarks,
+        what="prediction(s)",
+        verb="restore",
+        done="restored",
+        source=source,
+        **options,
+    )
 
 
 def _restore(restorer: Restorer, folder: Path, case: Case) -> None:

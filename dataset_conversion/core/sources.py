@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dataset_conversion.cases import Case, ConversionError
+from dataset_conversion.core.cases import Case, ConversionError
 
 # Names that nnU-Net, SimpleITK and every file system read alike.
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -81,8 +81,7 @@ def files_by_stem(
     found: dict[str, tuple[str, Path]] = {}
     for path in sorted(folder.iterdir()):
         stem = stem_of(path)
-        file = None if stem is None else path if path.is_file() else stands_for(path)
-        if file is None:
+        if stem is None or (file := path if path.is_file() else stands_for(path)) is None:
             continue
         if stem in found:
             raise ConversionError(

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dataset_conversion import staging
-from dataset_conversion.cases import ConversionError
+from dataset_conversion.core import staging
+from dataset_conversion.core.cases import ConversionError
 
 PAGE = "dataset_conversion/README.md"
 """The documentation of all converters, in the checkout that they run from."""
@@ -40,7 +40,7 @@ def run(command: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        where = f"{staging.final_path(error.filename)}: " if isinstance(error.filename, (str, Path)) else ""
+        where = f"{staging.final_path(Path(error.filename))}: " if isinstance(error.filename, (str, Path)) else ""
         remedy = "check that it exists and that you may read and write there"
         print(f"error: {where}{error.strerror or error}; {remedy}.", file=sys.stderr)
         return 2

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from dataset_conversion.cases import Case, ConversionError
+from dataset_conversion.core.cases import Case, ConversionError
 
 SPLIT_SEED = 12345
 MAX_FOLDS = 5
@@ -12,7 +12,7 @@ MAX_FOLDS = 5
 
 def make_splits(
     cases: Collection[str],
-    group_of: Callable[[str], object] = str,
+    group_of: Callable[[str], str] = str,
     stratum_of: Callable[[str], str] = lambda case: "",
 ) -> list[dict[str, list[str]]]:
     """Cross-validation folds over sorted, seeded-shuffled groups; no group is on both sides of a fold.
@@ -34,7 +34,7 @@ def make_splits(
             "train and validate."
         )
     folds: list[list[str]] = [[] for _ in range(min(MAX_FOLDS, len(groups)))]
-    held: list[Counter] = [Counter() for _ in folds]
+    held: list[Counter[tuple[str, ...]]] = [Counter() for _ in folds]
     for stratum, group in _shuffled(groups, stratum_of):
         # Large groups come first, each into the fold that has least of its kind, then least of all.
         fold = min(range(len(folds)), key=lambda index: (held[index][stratum], len(folds[index])))
@@ -43,17 +43,17 @@ def make_splits(
     return splits_from_folds(cases, folds)
 
 
-def group_cases(cases: Iterable[str], group_of: Callable[[str], object]) -> dict[object, list[str]]:
+def group_cases(cases: Iterable[str], group_of: Callable[[str], str]) -> dict[str, list[str]]:
     """Cases of each group, both sorted."""
-    groups: dict[object, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for case in sorted(cases):
         groups.setdefault(group_of(case), []).append(case)
     return {group: groups[group] for group in sorted(groups)}
 
 
 def _shuffled(
-    groups: Mapping[object, Sequence[str]], stratum_of: Callable[[str], str]
-) -> list[tuple[tuple[str, ...], object]]:
+    groups: Mapping[str, Sequence[str]], stratum_of: Callable[[str], str]
+) -> list[tuple[tuple[str, ...], str]]:
     """Stratum and name of every group, stratum by stratum, within each large groups first, otherwise shuffled."""
     order = list(groups)
     random.Random(SPLIT_SEED).shuffle(order)

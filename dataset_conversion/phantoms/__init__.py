@@ -1,0 +1,81 @@
+"""Generated miniature sources in each data owner's layout, traps included, for the demo and the tests.
+
+They stand for no patient. Equal arguments give byte-identical files; a case depends on seed, shape and its number only,
+so cases beyond those trained on can be generated later and are new to the network.
+
+Run from a checkout: ``python -m dataset_conversion.phantoms brats2020 TARGET --cases 12``.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from dataset_conversion.core import command_line
+from dataset_conversion.phantoms.acdc import write_acdc
+from dataset_conversion.phantoms.anatomy import MAX_EDGE
+from dataset_conversion.phantoms.brats2020 import write_brats2020
+from dataset_conversion.phantoms.cells import write_cells
+from dataset_conversion.phantoms.endovis2017 import write_endovis2017
+from dataset_conversion.phantoms.hippocampus import write_hippocampus
+
+LAYOUTS: dict[str, Callable[..., Path]] = {
+    "brats2020": write_brats2020,
+    "brats2021": partial(write_brats2020, release="2021"),
+    "brats2023": partial(write_brats2020, release="2023-GLI"),
+    "hippocampus": write_hippocampus,
+    "acdc": write_acdc,
+    "endovis2017": write_endovis2017,
+    "cells": write_cells,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: write one phantom source into an empty or new folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset_conversion.phantoms",
+        description=__doc__,
+        epilog=command_line.examples("python -m dataset_conversion.phantoms brats2020 TARGET --cases 12"),
+        formatter_class=command_line.HelpFormatter,
+    )
+    parser.add_argument("layout", choices=LAYOUTS)
+    parser.add_argument("target", type=Path, help="new or empty folder")
+    parser.add_argument(
+        "--cases",
+        type=int,
+        default=12,
+        help="default 12; acdc: patients; endovis2017: frames of each sequence; cells: pictures",
+    )
+    parser.add_argument(
+        "--test-cases", type=int, help="acdc: test patients; endovis2017: test sequences; cells: tuning"
+    )
+    parser.add_argument("--first-number", type=int, help="3D only: number of the first case, default 1")
+    parser.add_argument("--unlabelled", action="store_true", help="BraTS only: the validation layout, without masks")
+    parser.add_argument(
+        "--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help=f"3D only: voxels, 16 to {MAX_EDGE} each"
+    )
+    parser.add_argument("--seed", type=int)
+    arguments = parser.parse_args(argv)
+    tests = {"acdc": "num_test_patients", "endovis2017": "test_sequences", "cells": "num_tuning"}
+    if arguments.unlabelled and not arguments.layout.startswith("brats"):
+        parser.error("--unlabelled is for BraTS only")
+    if arguments.test_cases is not None and arguments.layout not in tests:
+        parser.error(f"--test-cases is for {', '.join(tests)} only")
+    if arguments.layout in ("endovis2017", "cells") and (arguments.shape or arguments.first_number is not None):
+        parser.error("--shape and --first-number are for the 3D layouts only")
+    given = {
+        "shape": arguments.shape and tuple(arguments.shape),
+        "seed": arguments.seed,
+        "first_number": arguments.first_number,
+        "labelled": False if arguments.unlabelled else None,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    if arguments.test_cases is not None:
+        count = arguments.test_cases
+        options[tests[arguments.layout]] = range(1, count + 1) if arguments.layout == "endovis2017" else count
+
+    def command() -> None:
+        folder = LAYOUTS[arguments.layout](arguments.target, arguments.cases, **options)
+        print(f"{arguments.cases} generated case(s): {folder}")
+
+    return command_line.run(command)
