@@ -56,13 +56,16 @@ class Sources:
     channel: int = 0
 
 
-def build(fold: Path, *, num_cases: int = 3, sources: Sources | None = None) -> str:
+def build(
+    fold: Path, *, num_cases: int = 3, sources: Sources | None = None, say: Callable[[str], object] = lambda note: None
+) -> str:
     """Give the page about a fold; everything is in it, and it loads nothing.
 
     Args:
         fold: Folder ``fold_X`` of a trained model. Without a final validation, the page has no scores and says so.
         num_cases: Worst cases to show, and as many best ones.
         sources: For the pictures of the cases.
+        say: Called with every sentence of the page about something that is not there.
 
     Raises:
         UserError: If it is no such folder, or a file in it or a wanted image cannot be read.
@@ -80,7 +83,7 @@ def build(fold: Path, *, num_cases: int = 3, sources: Sources | None = None) -> 
     logging = read_logging(fold)
     if run is None and not logging:
         raise UserError(f"{fold} holds neither a checkpoint nor a log nor a validation: train first")
-    page = _Page(fold, plans, dataset_json, record, run, logging, sources, num_cases)
+    page = _Page(fold, plans, dataset_json, record, run, logging, sources, num_cases, say)
     return page.text()
 
 
@@ -163,6 +166,7 @@ class _Page:
     logging: Mapping[str, Sequence]
     sources: Sources
     num_cases: int
+    say: Callable[[str], object]
 
     def text(self) -> str:
         sections = [self._head(), self._curves()]
@@ -258,7 +262,7 @@ class _Page:
         count = min(self.num_cases, (len(ranked) + 1) // 2)
         worst, best = ranked[:count], ranked[::-1][: min(count, len(ranked) - count)]
         reader = _CaseReader(self.fold, self.plans, self.dataset_json, self.sources)
-        parts = [self._legend(), *(f"<p class=note>{_text(note)}</p>" for note in reader.notes)]
+        parts = [self._legend(), *map(self._note, reader.notes)]
         for title, cases in (("Worst", worst), ("Best", best)):
             for rank, case in enumerate(cases, start=1):
                 labels = ", ".join(
@@ -267,13 +271,18 @@ class _Page:
                 )
                 caption = f"{title} {rank}: {case}, mean Dice {means[case]:.4f} ({labels})"
                 found = reader.read(case)
-                shown = (
-                    _image(pictures.paint(found), caption)
-                    if isinstance(found, pictures.Case)
-                    else f"<p class=note>{_text(found)}</p>"
-                )
+                if isinstance(found, pictures.Case):
+                    shown = _image(pictures.paint(found), caption)
+                    if found.image is None and reader.images:
+                        shown += self._note(f"No image of {case} was found: name its folder with --images.")
+                else:
+                    shown = self._note(found)
                 parts.append(f"<figure><figcaption>{_text(caption)}</figcaption>{shown}</figure>")
         return _section("Worst and best cases, by Dice", "\n".join(parts))
+
+    def _note(self, sentence: str) -> str:
+        self.say(sentence)
+        return f"<p class=note>{_text(sentence)}</p>"
 
     def _legend(self) -> str:
         swatches = [(name, pictures.colour_of(value)) for value, name in self._painted().items()]
@@ -390,9 +399,19 @@ class _CaseReader:
         summary = read_json(fold / "validation" / SUMMARY)
         entries = summary["metric_per_case"]
         self.references = {case_of(e["prediction_file"], self.ending): Path(e["reference_file"]) for e in entries}
+        self._refuse_swapped_folders()
         self.images = self._images()
         if not self.images:
             self.notes.append("No images were found: name their folder with --images, or set nnUNet_raw.")
+
+    def _refuse_swapped_folders(self) -> None:
+        """Refuse images where references are asked for: by their names, ``<case>_0000``."""
+        folder = self.sources.references
+        names = [path.name.removesuffix(self.ending) for path in folder.glob(f"*{self.ending}")] if folder else []
+        if names and all(re.search(r"_\d{4}$", name) for name in names):
+            cases = {re.sub(r"_\d{4}$", "", name) for name in names}
+            if not cases.isdisjoint(self.references) and self.references.keys().isdisjoint(names):
+                raise UserError(f"{folder} holds images of the cases: name the folder of the references, or --images")
 
     def _images(self) -> dict[str, list[Path]]:
         if self.sources.images is not None:
