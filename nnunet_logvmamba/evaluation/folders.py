@@ -465,5 +465,5 @@ def _others(summary: dict) -> str:
     if not cases:
         return ""
     if folder.name == "validation" and re.fullmatch(r"fold_\d+", folder.parent.name):
-        return f"; the other {len(cases)} references are of the cases that this fold trained on, or of no fold"
+        return f"; {len(cases)} more references are of the cases of other folds, which this one trained on"
     return f", {len(cases)} more without a prediction"

@@ -570,7 +570,7 @@ def test_the_validation_of_a_fold_says_whose_the_other_references_are(volumes):
     out = volumes / "out"
     assert run(validation, volumes / "labelsTr", "--predicted-only", "--output", out) == 0
     text = (out / "scores.txt").read_text()
-    assert "cases: 2; the other 1 references are of the cases that this fold trained on, or of no fold" in text
+    assert "cases: 2; 1 more references are of the cases of other folds, which this one trained on" in text
 
 
 @pytest.mark.parametrize(
