@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import at_least, examples
+from nnunet_logvmamba.errors import UserError
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_logvmamba.evaluation.parallel import default_processes
     from nnunet_logvmamba.plugin.acceptance import check_images, read_model
 
+    if (args.images / "plans.json").is_file() and not (args.model / "plans.json").is_file():
+        raise UserError(f"{args.images} holds a model: the folder of images comes first, then that of the model")
     model = read_model(args.model)
     cases, others = check_images(args.images, model, processes=args.jobs or default_processes())
     ready = f"ready: {cases} case(s), {len(model.channels)} channel(s) each"

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -223,16 +224,31 @@ def _paths() -> Iterator[Finding]:
     uses = {
         "nnUNet_raw": (NOTE, NOTE, "planning and preprocessing need it"),
         "nnUNet_preprocessed": (FAILS, FAILS, "training needs it"),
-        "nnUNet_results": (FAILS, NOTE, "training writes to it"),
+        "nnUNet_results": (FAILS, NOTE, "training makes it and writes to it"),
     }
     for name, (when_unset, when_absent, use) in uses.items():
-        folder = os.environ.get(name)
-        if folder is None:
+        folder = os.environ.get(name, "").strip()
+        if not folder:
             yield Finding(section, name, when_unset, f"not set; {use}: export {name}=/path/to/{name}")
+        elif os.path.exists(folder) and not os.path.isdir(folder):
+            yield Finding(section, name, FAILS, f"{folder} is a file; {use}: name a folder")
+        elif not os.path.isdir(folder) and not _can_be_made(folder):
+            state = FAILS if name == "nnUNet_results" else when_absent
+            yield Finding(section, name, state, f"{folder} does not exist and you cannot make it; {use}: name another")
         elif not os.path.isdir(folder):
-            yield Finding(section, name, when_absent, f"{folder} does not exist; {use}")
+            yield Finding(section, name, when_absent, f"{folder} does not exist; {use}: mkdir -p {shlex.quote(folder)}")
+        elif name == "nnUNet_results" and not os.access(folder, os.W_OK | os.X_OK):
+            yield Finding(section, name, FAILS, f"{folder} is not yours to write to; {use}: name another")
         else:
             yield Finding(section, name, OK, folder)
+
+
+def _can_be_made(folder: str) -> bool:
+    """Whether the nearest folder above that exists may be written to."""
+    above = os.path.abspath(folder)
+    while not os.path.exists(above):
+        above = os.path.dirname(above)
+    return os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)
 
 
 def _caches() -> Iterator[Finding]:

@@ -22,7 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "run_folder",
         type=Path,
         metavar="RUN",
-        help="folder of a fold: …/TRAINER__PLANS__CONFIGURATION/fold_0; of one above, with several, they are listed",
+        help="folder of a fold: …/TRAINER__PLANS__CONFIGURATION/fold_0; of one above, with several, they are listed; "
+        "with one, it is that",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in RUN")
     parser.add_argument("--cases", type=int, default=3, metavar="N", help="worst and best cases (default: %(default)s)")
@@ -46,6 +47,13 @@ def run(args: argparse.Namespace) -> int:
     for folder in (args.images, args.references):
         if folder is not None and not folder.is_dir():
             raise UserError(f"{folder} is not a folder")
+    if args.output is not None and args.output.suffix.lower() not in ("", ".html", ".htm"):
+        raise UserError(f"the report is an HTML page: name a file that ends in .html, not {args.output}")
+    if args.run_folder.is_file():
+        raise UserError(
+            f"{args.run_folder} is a file, and a report is about a folder: name TRAINER__PLANS__CONFIGURATION/fold_0 "
+            "or the like"
+        )
     folds = _folds(args.run_folder)
     if len(folds) > 1:
         if args.output is not None or args.open:
@@ -70,10 +78,13 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_logvmamba.plugin.fold_reader import FoldReader  # late, because it imports torch
     from nnunet_logvmamba.results.page.page import Sources, build
 
+    notes: list[str] = []
     sources = Sources(args.images, args.references, args.channel)
-    page = build(fold, FoldReader, num_cases=args.cases, sources=sources)
+    page = build(fold, FoldReader, num_cases=args.cases, sources=sources, say=notes.append)
     replace_text(target, page)
     terminal.show(f"{target}: {len(page) / 1e6:.1f} MB")
+    for note in notes:
+        terminal.show(f"note: {note}")
     if args.open:
         _show(target)
     return 0

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         reason = str(error).splitlines()[0]
         raise UserError(f"a patch of {times(patch_size)} does not pass through the network: {reason}") from error
     lines = [f"{title}: {type(network).__name__}, {channels} input channels, patch {times(patch_size)}", ""]
-    lines += [_table(summary, terminal.width()), ""]
+    lines += [_table(summary, terminal.width()), "", *_legend(summary), ""]
     weights = OPTIMIZERS[optimizer].copies * BYTES * summary.parameters
     lines += [
         f"parameters    {summary.parameters:,}",
@@ -110,12 +110,12 @@ def _from_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int]
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_logvmamba.plugin import trainers
-    from nnunet_logvmamba.plugin.plans import find_plans
+    from nnunet_logvmamba.plugin.plans import find_plans, why_not_planned
     from nnunet_logvmamba.plugin.trainer_names import find_trainer
 
     _, plans, dataset_json = find_plans(args.dataset, args.plans)
     if args.configuration not in plans["configurations"]:
-        there = ", ".join(plans["configurations"])
+        there = ", ".join(plans["configurations"]) + why_not_planned(plans, args.configuration)
         raise UserError(f"there is no configuration '{args.configuration}' in {args.plans}; there are {there}")
     trainer = getattr(trainers, args.trainer, None) if args.trainer.startswith("nnUNetTrainer") else None
     trainer = trainer or find_trainer(args.trainer)
@@ -157,6 +157,20 @@ def _table(summary: Summary, width: int | None) -> str:
     totals = (f"{summary.parameters:,}", f"{blocks:,}", f"{summary.multiply_adds / 1e9:.{digits}f}")
     cells.append(("total", "", "", "", "", "", *totals, f"{block_multiply_adds / 1e9:.{digits}f}"))
     return in_columns(cells, right=range(6, len(head)), beside=(7, 9), rule=False, width=width)
+
+
+def _legend(summary: Summary) -> list[str]:
+    """What the columns of the table mean, those of the network's blocks only where it has some."""
+    rows = [("size", "voxels per axis of the stage's map")]
+    if any(row.mixer != "-" for row in summary.rows):
+        rows += [
+            ("tokens", "sequence of a block: one token per voxel, + global tokens"),
+            ("mixer", "kind of the block"),
+            ("LTX", "local tokens: window R, S channels squeezed into one, width"),
+            ("GTX", "global tokens: stride, q channels for each, their number G"),
+        ]
+    rows += [("GMAC", "billions of multiply-adds; 'of block': the block's share of them")]
+    return [f"{name:<8}{text}" for name, text in rows]
 
 
 def _gib(size: int) -> str:

@@ -9,10 +9,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nnunet_logvmamba.errors import UserError
+
+if TYPE_CHECKING:
+    import nibabel
+    import SimpleITK as sitk
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 VOLUME_ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".mha", ".gipl")
@@ -32,6 +37,10 @@ DIRECTION_TOLERANCE = 1e-3
 
 ORIGIN_TOLERANCE = 1e-2
 """Share of the shortest edge of a voxel by which two origins may differ, beside what single precision rounds off."""
+
+
+IMAGE_INSTEAD = "if it is an image, name the folder of the segmentations instead"
+"""The remedy where a file holds what hardly any segmentation does."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,11 @@ def check_pairs(
         UserError: If a case is on one side only, naming the first.
     """
     alone = sorted(set(predicted) - set(true))
+    for folder, cases, others in ((references, true, predicted), (predictions, predicted, true)):
+        if alone and (image := image_of(others, cases)) is not None:
+            raise UserError(
+                f"{folder} holds images of the cases, the first is '{image}'; name the folder of their segmentations"
+            )
     if alone:
         raise UserError(
             f"{references} holds no reference for {len(alone)} prediction(s), the first is '{alone[0]}'; add it, or "
@@ -136,6 +150,11 @@ def check_pairs(
             f"to score the predicted cases alone, add --predicted-only"
         )
     return unscored
+
+
+def image_of(cases: Collection[str], names: Collection[str]) -> str | None:
+    """Give the first name that is nnU-Net's of an image of one of the cases, ``<case>_0000``; None if none is."""
+    return min((name for name in names if name not in cases and re.sub(r"_\d{4}$", "", name) in cases), default=None)
 
 
 def read_labels(path: Path) -> LabelMap:
@@ -159,14 +178,62 @@ def read_labels(path: Path) -> LabelMap:
         raise
     except Exception as error:  # every library has its own way to say that a file is broken
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
+    if volume.values.size == 0:
+        raise UserError(f"{path} holds no voxel: its shape is {volume.values.shape}")
+    if volume.values.ndim not in (2, 3):
+        raise UserError(f"{path} has {volume.values.ndim} axes; a label map has 2 or 3")
+    if not all(np.isfinite(size) and size > 0 for size in volume.spacing):
+        raise UserError(f"{path} has the spacing {_rounded(volume.spacing)}; sizes of voxels are above 0")
+    return _on_its_grid(replace(volume, values=_whole(volume.values, path)), unit)
+
+
+def read_grid(path: Path) -> LabelMap | None:
+    """Read from its header alone where the voxels of an image lie, and a prediction of it will; the values are all 0.
+
+    Colours of a picture are left out. None for a volume of more than three axes, of which the first are channels.
+
+    Raises:
+        UserError: If the header cannot be read.
+    """
+    import nibabel
+    import SimpleITK as sitk
+
+    if ending_of(path) in PICTURE_ENDINGS:
+        shape = read_picture(path).shape
+        if len(shape) == 2 or shape[-1] in (2, 3, 4):
+            return LabelMap(np.broadcast_to(np.uint8(0), shape[:2]), (1.0, 1.0), "px")
+        side_file = path.with_name(re.sub(r"_\d{4}$", "", path.name[: -len(ending_of(path))]) + ".json")
+        spacing = _spacing_in(side_file) if side_file.is_file() else (1.0, 1.0, 1.0)
+        return LabelMap(np.broadcast_to(np.uint8(0), shape), spacing, "mm")
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.GlobalWarningDisplayOff()
+    try:
+        stored = None
+        if ending_of(path) in NIFTI_ENDINGS:
+            image = nibabel.load(path)
+            stored = _placed_by_nibabel(image, np.broadcast_to(np.uint8(0), image.shape[::-1]))
+        header = sitk.ImageFileReader()
+        header.SetFileName(str(path))
+        try:
+            header.ReadImageInformation()
+        except RuntimeError:
+            if stored is None:
+                raise
+            return _on_its_grid(stored, "mm")
+        if header.GetDimension() > 3:
+            return None
+        volume = _placed_by_itk(header, np.broadcast_to(np.uint8(0), header.GetSize()[::-1]))
+    except Exception as error:  # every library has its own way to say that a file is broken
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+    affines = volume.affines if stored is None else {**volume.affines, **stored.affines}
+    return _on_its_grid(replace(volume, affines=affines), "mm")
+
+
+def _on_its_grid(volume: Volume, unit: str) -> LabelMap:
+    """Make a plane of a single slice."""
     values, spacing, affines = volume.values, volume.spacing, volume.affines
-    if values.size == 0:
-        raise UserError(f"{path} holds no voxel: its shape is {values.shape}")
-    if values.ndim not in (2, 3):
-        raise UserError(f"{path} has {values.ndim} axes; a label map has 2 or 3")
-    if not all(np.isfinite(size) and size > 0 for size in spacing):
-        raise UserError(f"{path} has the spacing {_rounded(spacing)}; sizes of voxels are above 0")
-    values = _whole(values, path)
     if values.ndim == 2 or 1 not in values.shape:
         return LabelMap(values, spacing, unit, affines)
     axis = values.shape.index(1)  # one slice: distances are those of its outlines
@@ -190,7 +257,7 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
         if broken.any():
             raise UserError(
                 f"{path} holds numbers that are not whole, the first is {single[broken][0]!s}; labels and instances "
-                "must be"
+                f"must be: {IMAGE_INSTEAD}"
             )
         if np.abs(single).max() >= 2**63:
             raise UserError(f"{path} holds {np.abs(single).max():g}, which is too large for a label")
@@ -234,15 +301,19 @@ def read_volume(path: Path) -> Volume:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(f"{path} holds {image.GetNumberOfComponentsPerPixel()} channels; a label map has one")
-    dimension = image.GetDimension()
-    axes = np.reshape(image.GetDirection(), (dimension, dimension)) * image.GetSpacing()
-    affine = np.column_stack((axes[:, ::-1], image.GetOrigin()))
-    affine[:2] *= -1  # SimpleITK's first two axes point to the left and back
-    values, spacing = sitk.GetArrayFromImage(image), tuple(map(float, image.GetSpacing()[::-1]))
+    volume = _placed_by_itk(image, sitk.GetArrayFromImage(image))
     if stored is None:
-        return Volume(values, spacing, {"SimpleITK": affine})
-    _check_same_values(values, stored.values, path)
-    return Volume(values, spacing, {"SimpleITK": affine, **stored.affines})
+        return volume
+    _check_same_values(volume.values, stored.values, path)
+    return replace(volume, affines={**volume.affines, **stored.affines})
+
+
+def _placed_by_itk(header: sitk.Image | sitk.ImageFileReader, values: np.ndarray) -> Volume:
+    dimension = header.GetDimension()
+    axes = np.reshape(header.GetDirection(), (dimension, dimension)) * header.GetSpacing()
+    affine = np.column_stack((axes[:, ::-1], header.GetOrigin()))
+    affine[:2] *= -1  # SimpleITK's first two axes point to the left and back
+    return Volume(values, tuple(map(float, header.GetSpacing()[::-1])), {"SimpleITK": affine})
 
 
 def check_gzip(path: Path) -> None:
@@ -266,6 +337,10 @@ def _read_by_nibabel(path: Path) -> Volume:
     values = np.asanyarray(image.dataobj).T
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UserError(f"{path} holds numbers that are not finite; labels and instances are whole numbers")
+    return _placed_by_nibabel(image, values)
+
+
+def _placed_by_nibabel(image: nibabel.Nifti1Image, values: np.ndarray) -> Volume:
     zooms = image.header.get_zooms()[::-1]
     while values.ndim > 3 and values.shape[0] == 1:
         values, zooms = values[0], zooms[1:]

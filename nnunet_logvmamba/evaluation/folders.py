@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +15,16 @@ import numpy as np
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import staged_files
 
-from .cases import ENDINGS, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
+from .cases import (
+    ENDINGS,
+    IMAGE_INSTEAD,
+    LabelMap,
+    check_pairs,
+    check_same_grid,
+    find_cases,
+    read_labels,
+    turned_like,
+)
 from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
 from .metrics import COUNTS, INSTANCE_METRICS, title_of
 from .parallel import map_cases
@@ -32,6 +43,12 @@ INSTANCES = "instances"
 """The one label of instance maps."""
 
 MOST_LABELS = 255
+MOST_STRANGERS = 10
+"""A file with more values that are no labels is hardly a segmentation of these labels."""
+
+MADE_BY_PREDICTING = ("predict_from_raw_data_args.json", "predicted_by.json", "summary.json")
+"""What nnU-Net and ``logvmamba run`` leave in folders of predictions, and nobody in one of references."""
+
 _EMPTY = {"both_empty": (False, False), "false_positive": (False, True), "miss": (True, False)}
 
 
@@ -92,6 +109,13 @@ def find_pairs(
     Raises:
         UserError: If a case is on one side only, naming the first; or a folder is empty.
     """
+    predictions, references = Path(predictions), Path(references)
+    marks = [[name for name in MADE_BY_PREDICTING if (folder / name).is_file()] for folder in (predictions, references)]
+    if marks[1] and not marks[0]:
+        raise UserError(
+            f"{references} holds predictions, for {marks[1][0]} is in it, and {predictions} has none of nnU-Net's: the "
+            f"predictions come first, then the references"
+        )
     predicted, true = (find_cases(folder, endings=endings, suffixes=suffixes) for folder in (predictions, references))
     unscored = check_pairs(predicted, true, predictions, references, predicted_only=predicted_only)
     return [Pair(case, true[case], predicted[case]) for case in sorted(predicted)], unscored
@@ -103,16 +127,25 @@ def find_labels(pairs: Sequence[Pair], *, processes: int = 1) -> Labels:
     Raises:
         UserError: If there are so many that the files must be instance maps, or none at all.
     """
-    found = sorted(set[int]().union(*map_cases(_values_of, pairs, processes=processes, text="labels")) - {0})
+    true, predicted = (
+        set().union(*side) for side in zip(*map_cases(_values_of, pairs, processes=processes, text="labels"))
+    )
+    found = sorted((true | predicted) - {0})
     if len(found) > MOST_LABELS:
-        raise UserError(f"the files hold {len(found)} labels; if they are instance maps, add --instances")
+        remedy = "if they are instance maps, add --instances"
+        for name, many, few in (("references", true, predicted), ("predictions", predicted, true)):
+            if len(many) > MOST_LABELS >= len(few):
+                remedy += f"; if the {name}, which alone have so many, are images, name the folder of segmentations"
+        raise UserError(f"the files hold {len(found)} labels; {remedy}")
     if not found:
         raise UserError("the files hold nothing but background, and there is no dataset.json: name it: --dataset-json")
     return Labels({str(value): (value,) for value in found}, None, FOUND)
 
 
-def _values_of(pair: Pair) -> set[int]:
-    return {int(value) for path in (pair.reference, pair.prediction) for value in np.unique(read_labels(path).values)}
+def _values_of(pair: Pair) -> tuple[set[int], set[int]]:
+    """Those of the truth and those of the prediction."""
+    true, predicted = (set(np.unique(read_labels(path).values).tolist()) for path in (pair.reference, pair.prediction))
+    return true, predicted
 
 
 def evaluate(
@@ -215,14 +248,29 @@ def _described(name: str) -> dict:
 
 
 def _tolerances(names: Sequence[str], given: Mapping[str, float] | float | None, unit: str) -> dict[str, Tolerance]:
-    given = given if isinstance(given, Mapping) else {} if given is None else dict.fromkeys(names, given)
-    strangers = sorted(given.keys() - set(names))
-    if strangers:
-        raise UserError(f"a tolerance for '{strangers[0]}', which is no label; the labels are {', '.join(names)}")
+    given = (
+        {} if given is None else _by_label(given, names) if isinstance(given, Mapping) else dict.fromkeys(names, given)
+    )
     return {
         name: Tolerance(given[name], unit, "given by the user") if name in given else tolerance_of(name, unit)
         for name in names
     }
+
+
+def _by_label(given: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Tolerances by the labels they are for, which may be written in any capitalisation."""
+    found: dict[str, float] = {}
+    for written, value in given.items():
+        alike = [written] if written in names else [name for name in names if name.casefold() == written.casefold()]
+        if len(alike) != 1:
+            lower = {name.casefold(): name for name in names}
+            near = difflib.get_close_matches(written.casefold(), lower, n=1)
+            hint = f" (did you mean {lower[near[0]]}?)" if near else ""
+            raise UserError(f"a tolerance for '{written}', which is no label{hint}; the labels are {', '.join(names)}")
+        if alike[0] in found:
+            raise UserError(f"two tolerances for the label '{alike[0]}': give one")
+        found[alike[0]] = value
+    return found
 
 
 def _with_spacing(read: LabelMap, spacing: Sequence[float] | None, path: Path) -> LabelMap:
@@ -268,8 +316,8 @@ def _score_case(
     if labels is None:
         masks = {INSTANCES: (truth.values > 0, prediction.values > 0)}
     else:
-        _check_values(truth.values, labels, pair.reference)
-        _check_values(prediction.values, labels, pair.prediction)
+        check_values(truth.values, labels, pair.reference)
+        check_values(prediction.values, labels, pair.prediction)
         both = truth.values, prediction.values
         masks = {name: _masks(*both, values, labels.ignored) for name, values in labels.values.items()}
     rows = []
@@ -286,7 +334,12 @@ def _score_case(
     return rows
 
 
-def _check_values(values: np.ndarray, labels: Labels, path: Path) -> None:
+def check_values(values: np.ndarray, labels: Labels, path: Path) -> None:
+    """Refuse a map with values that are no labels.
+
+    Raises:
+        UserError: Naming the file and the first such value.
+    """
     known = {0, *(() if labels.ignored is None else (labels.ignored,))}.union(*labels.values.values())
     strangers = sorted(set(np.unique(values).tolist()) - known)
     if strangers:
@@ -294,6 +347,7 @@ def _check_values(values: np.ndarray, labels: Labels, path: Path) -> None:
         raise UserError(
             f"{path} holds the value {strangers[0]}{more}, which is no label; the labels are "
             f"{', '.join(map(str, sorted(known)))}, {labels.source}"
+            + (f"; {IMAGE_INSTEAD}" if len(strangers) > MOST_STRANGERS else "")
         )
 
 
@@ -374,7 +428,7 @@ def as_text(summary: dict, width: int | None = None) -> str:
     for name, scores in summary["mean"].items() if counted else ():
         lines.append(f"total of {name}: {totals({column: scores[column]['sum'] for column in counted})}")
     lines.append("mean ± standard deviation over cases (cases behind the mean)")
-    lines.append(f"cases: {len(summary['cases'])}" + _more(summary.get("cases_not_scored"), "without a prediction"))
+    lines.append(f"cases: {len(summary['cases'])}" + _others(summary))
     if summary["labels_from"] == FOUND:
         lines.append(f"labels: {', '.join(summary['labels'])}, {FOUND}")
     lines.append(f"average: {summary['average']['definition']}")
@@ -402,5 +456,10 @@ def _mean_cell(scores: dict) -> str:
     return f"{scores['mean']:.4f}{spread} ({scores['cases']})"
 
 
-def _more(cases: Sequence[str] | None, what: str) -> str:
-    return f", {len(cases)} more {what}" if cases else ""
+def _others(summary: dict) -> str:
+    cases, folder = summary.get("cases_not_scored"), Path(summary.get("predictions", "")).resolve()
+    if not cases:
+        return ""
+    if folder.name == "validation" and re.fullmatch(r"fold_\d+", folder.parent.name):
+        return f"; {len(cases)} more references are of the cases of other folds, which this one trained on"
+    return f", {len(cases)} more without a prediction"

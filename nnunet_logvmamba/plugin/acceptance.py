@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_gzip, ending_of, read_image, read_volume, reason_of
-from nnunet_logvmamba.evaluation.dataset_json import channels_of
+from nnunet_logvmamba.evaluation.cases import (
+    PICTURE_ENDINGS,
+    check_gzip,
+    ending_of,
+    read_image,
+    read_labels,
+    read_volume,
+    reason_of,
+)
+from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
+from nnunet_logvmamba.evaluation.folders import check_values
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.results.runs import read_dataset_json, read_json
 
@@ -32,11 +41,13 @@ class Model:
             the first stage.
         ending: How the name of every file ends.
         reader: nnU-Net's class that reads them.
+        labels: What it predicts, to tell segmentations from images.
     """
 
     channels: tuple[str, ...]
     ending: str
     reader: type[BaseReaderWriter]
+    labels: Labels
 
     @property
     def wants(self) -> str:
@@ -71,7 +82,7 @@ def read_model(folder: Path) -> Model:
             f"{folder / 'plans.json'} names the reader '{plans['image_reader_writer']}', and this nnU-Net has none of "
             "that name: install the version that trained the model"
         ) from error
-    return Model(channels, dataset_json["file_ending"], reader)
+    return Model(channels, dataset_json["file_ending"], reader, labels_of(dataset_json, "dataset.json"))
 
 
 def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int, list[Path]]:
@@ -97,6 +108,8 @@ def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int
     cases = [tuple(map(Path, case)) for case in lists if case]
     stray = sorted(set(named).difference(*cases))
     faults = []
+    if stray and all(_is_segmentation(path, model.labels) for path in stray[:3]):
+        raise UserError(f"{stray[0]} holds nothing but labels, so it is no scan: name the folder of the images instead")
     if stray:
         faults.append(
             f"{stray[0]} has no channel number, on which nnU-Net stops: name images <case>_0000{model.ending} and so "
@@ -107,6 +120,16 @@ def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int
         more = len(faults) - 1 + max(0, len(stray) - 1)
         raise UserError(faults[0] + (f"; {more} more case(s) have faults" if more else ""))
     return len(cases), others
+
+
+def _is_segmentation(path: Path, labels: Labels) -> bool:
+    """Whether a file without a channel number holds some label, and no value that is none."""
+    try:
+        values = read_labels(path).values
+        check_values(values, labels, path)
+    except UserError:
+        return False
+    return bool(values.any())
 
 
 def _nothing_found(folder: Path, files: Sequence[Path], model: Model) -> str:

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,7 +185,7 @@ def _builder(
             f"the model was trained by {trainer_name}, and nnU-Net finds no trainer of that name: install the package "
             "that holds it"
         ) from error
-    build = trainer.build_network_architecture
+    build: Callable = trainer.build_network_architecture  # type: ignore[attr-defined]  # of every trainer of nnU-Net
     if "plans_manager" not in inspect.signature(build).parameters:
         raise UserError(f"{trainer_name} was written for an older nnU-Net than 2.8: predict with the version it needs")
     return lambda: build(plans_manager, configuration, channels, classes, enable_deep_supervision=False)

@@ -6,6 +6,7 @@ run that was interrupted goes on where it was, whoever began it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,12 +18,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.plugin.trainer_names import find_trainer
+
+if TYPE_CHECKING:
+    from nnunet_logvmamba.evaluation.dataset_json import Labels
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PLANS = "nnUNetPlans"
@@ -109,10 +115,15 @@ class FirstRun:
     # What is checked
 
     def _check_planned(self, plans: dict | None) -> None:
+        from nnunet_logvmamba.plugin.plans import why_not_planned
+
         names = PLANNED if plans is None else tuple(plans["configurations"])
         if self.request.configuration not in names:
             source = "nnU-Net plans" if plans is None else f"the plans of {self.dataset} have"
-            raise UserError(f"there is no configuration '{self.request.configuration}': {source} {', '.join(names)}")
+            why = "" if plans is None else why_not_planned(plans, self.request.configuration)
+            raise UserError(
+                f"there is no configuration '{self.request.configuration}': {source} {', '.join(names)}{why}"
+            )
 
     def _check_splits(self) -> None:
         """Refuse folds that do not exist, and folds of cases that are gone.
@@ -146,7 +157,7 @@ class FirstRun:
         """Read every scan as ``nnUNetv2_predict`` will, now rather than after hours of training."""
         from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-        from nnunet_logvmamba.evaluation.dataset_json import channels_of
+        from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
         from nnunet_logvmamba.evaluation.parallel import default_processes
         from nnunet_logvmamba.plugin.acceptance import Model, check_images
 
@@ -154,18 +165,24 @@ class FirstRun:
         example = next(iter(self.cases.values()))[0]
         reader = determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False)
         channels = channels_of(self.dataset_json, "dataset.json")
-        count, _ = check_images(
-            request.images, Model(channels, self.dataset_json["file_ending"], reader), processes=default_processes()
+        labels, ending = (
+            labels_of(self.dataset_json, str(self.raw / self.dataset / "dataset.json")),
+            self.dataset_json["file_ending"],
         )
+        scans = [list(folder.glob(f"*_0000{ending}")) for folder in (request.images, request.predictions)]
+        if scans[1] and not scans[0]:
+            raise UserError(
+                f"{request.predictions} holds scans and {request.images} none: --predict takes the folder of the scans "
+                "first, then that to write to"
+            )
+        count, _ = check_images(request.images, Model(channels, ending, reader, labels), processes=default_processes())
         if request.references is not None:
             self._check_references()
         for trainer in request.trainers:
             target, wanted = self._target(trainer), self._predicted_by(trainer)
             taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
-            there = self._record(target)[0] if taken else wanted
-            if there != wanted:
-                differ = [key for key in wanted if key in there and there[key] != wanted[key]]
-                other = "".join(f"; {key}: {there[key]}, not {wanted[key]}" for key in differ[:1])
+            other = _what_differs(self._record(target)[0], wanted) if taken else None
+            if other is not None:
                 raise UserError(
                     f"{target} holds something else than predictions of this run{other}: name a new or an empty folder"
                 )
@@ -175,22 +192,27 @@ class FirstRun:
         """Refuse true segmentations that the scores of the predictions would stop at."""
         from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
-        from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, find_cases, read_image, read_labels
+        from nnunet_logvmamba.evaluation.cases import find_cases, image_of
+        from nnunet_logvmamba.evaluation.dataset_json import labels_of
+        from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
 
         images, folder, ending = self.request.images, self.request.references, self.dataset_json["file_ending"]
         cases = get_identifiers_from_splitted_dataset_folder(str(images), ending)
         references = find_cases(folder)
         missing = sorted(set(map(str, cases)) - references.keys())
+        if missing and (image := image_of(cases, references)) is not None:
+            raise UserError(
+                f"{folder} holds images of the scans, the first is '{image}': name the folder of their true "
+                "segmentations with --references"
+            )
         if missing:
             raise UserError(
                 f"{folder} holds no reference for {len(missing)} scan(s) of {images}, the first is '{missing[0]}': "
                 f"add it, or leave --references away and score with logvmamba evaluate later"
             )
-        for case in map(str, cases):
-            image, axes = images / f"{case}_0000{ending}", 2 if ending in PICTURE_ENDINGS else 3
-            scan, truth = read_image(image).shape[:axes], read_labels(references[case]).shape
-            if [size for size in scan if size > 1] != [size for size in truth if size > 1]:
-                raise UserError(f"{references[case]} has the shape {truth}, but its scan {image} has {scan}")
+        work = partial(_check_reference, labels_of(self.dataset_json, str(self.raw / self.dataset / "dataset.json")))
+        pairs = [(images / f"{case}_0000{ending}", references[case]) for case in map(str, cases)]
+        map_cases(work, pairs, processes=default_processes(), text="references")
 
     # Where things are
 
@@ -212,7 +234,14 @@ class FirstRun:
             "model": self.model(trainer).name,
             "dataset": self.dataset,
             "folds": list(self.request.folds),
+            "scans": self._scans,
         }
+
+    @cached_property
+    def _scans(self) -> dict[str, str]:
+        """SHA-256 of every scan: a folder may be moved or mounted elsewhere, and stays what it is."""
+        files = sorted(self.request.images.glob(f"*{self.dataset_json['file_ending']}"))
+        return {path.name: _sha256(path) for path in files}
 
     @staticmethod
     def _record(target: Path) -> tuple[dict, bool]:
@@ -221,7 +250,7 @@ class FirstRun:
             content = json.loads((target / PREDICTED_BY).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}, False
-        return (content, content.pop("finished", False) is True) if isinstance(content, dict) else ({}, False)
+        return (content, content.pop("finished", False)) if isinstance(content, dict) else ({}, False)
 
     def _plans(self) -> dict | None:
         file = self.preprocessed / self.dataset / f"{PLANS}.json"
@@ -304,9 +333,7 @@ class FirstRun:
         title = f"predict with {trainer}"
         trained = [self.model(trainer) / f"fold_{fold}" / "checkpoint_final.pth" for fold in request.folds]
         wanted, record = self._predicted_by(trainer), target / PREDICTED_BY
-        ending = self.dataset_json["file_ending"]
-        complete = len(list(target.glob(f"*{ending}"))) >= self.new_cases
-        if self._record(target) == (wanted, True) and complete and _newer(record, trained):
+        if self._is_predicted(target, wanted, trained):
             yield Step(title, finished=f"{self.new_cases} case(s) are predicted: {target}")
         else:
             command = ["nnUNetv2_predict", "-i", request.images, "-o", target, "-d", self.number]
@@ -317,10 +344,24 @@ class FirstRun:
                 replace_text(record, json.dumps({**wanted, "finished": False}, indent=1) + "\n")
             yield Step(title, tuple(map(str, command)))
             if not dry_run:
-                replace_text(record, json.dumps({**wanted, "finished": True}, indent=1) + "\n")
+                content = {**wanted, "weights": _weights(trained), "finished": True}
+                replace_text(record, json.dumps(content, indent=1) + "\n")
         if request.references is not None:
             words = ("logvmamba", "evaluate", str(target), str(request.references), "--predicted-only")
             yield _scoring(f"score the predictions of {trainer}", words, target / "scores", [record])
+
+    def _is_predicted(self, target: Path, wanted: dict, trained: Sequence[Path]) -> bool:
+        """Whether all scans are predicted with the weights that are there."""
+        there, finished = self._record(target)
+        if finished is not True or there.get("scans", wanted["scans"]) != wanted["scans"]:
+            return False
+        if len(list(target.glob(f"*{self.dataset_json['file_ending']}"))) < self.new_cases:
+            return False
+        if not all(path.is_file() for path in trained):
+            return False
+        if "weights" in there:
+            return there["weights"] == _weights(trained)
+        return _newer(target / PREDICTED_BY, trained)  # a record of before there were digests
 
     def _scores_and_page(self, trainer: str, fold: str) -> Iterator[Step]:
         folder = self.model(trainer) / f"fold_{fold}"
@@ -357,6 +398,37 @@ def _scoring(title: str, words: tuple[str, ...], target: Path, sources: Sequence
     if _newer(target / "scores.json", sources):
         return Step(title, finished=f"it is scored: {target}")
     return Step(title, (*words, "--output", str(target), *["--overwrite"] * target.exists()))
+
+
+def _what_differs(there: dict, wanted: dict) -> str | None:
+    """Say why a record is not of the predictions that are wanted; None if it is.
+
+    Where the scans lie does not matter unless the record does not know them.
+    """
+    names = [key for key in wanted if key != "scans" and not (key == "images" and isinstance(there.get("scans"), dict))]
+    for key in names:
+        if key in there and there[key] != wanted[key]:
+            return f"; {key}: {there[key]}, not {wanted[key]}"
+    if any(key not in there for key in names):
+        return ""
+    for name, digest in there.get("scans", {}).items():
+        if name not in wanted["scans"]:
+            return f"; scan {name} is not in {wanted['images']}"
+        if wanted["scans"][name] != digest:
+            return f"; scan {name} is another one in {wanted['images']}"
+    return None
+
+
+def _weights(files: Sequence[Path]) -> dict[str, str]:
+    return {path.parent.name: _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _newer(path: Path, sources: Sequence[Path]) -> bool:
@@ -402,6 +474,26 @@ def _folders() -> tuple[Path, Path, Path]:
     return raw, preprocessed, results
 
 
+def _check_reference(labels: Labels, pair: tuple[Path, Path]) -> None:
+    """Refuse a reference that is none of its scan; the prediction will lie where the scan lies."""
+    from nnunet_logvmamba.evaluation.cases import check_same_grid, read_grid, read_labels, turned_like
+    from nnunet_logvmamba.evaluation.folders import check_values
+
+    image, file = pair
+    truth = read_labels(file)
+    check_values(truth.values, labels, file)
+    grid = read_grid(image)
+    if grid is None:
+        return
+    scan = grid.shape
+    if [size for size in scan if size > 1] != [size for size in truth.shape if size > 1]:
+        raise UserError(f"{file} has the shape {truth.shape}, but its scan {image} has {scan}")
+    try:
+        check_same_grid(truth, turned_like(grid, truth), file, image)
+    except UserError as error:
+        raise UserError(f"{error}; correct the reference, or leave --references away") from error
+
+
 def _find_dataset(text: str, raw: Path) -> str:
     """Name of the one data set that is meant."""
     found = sorted(path.name for path in raw.iterdir() if path.is_dir() and re.match(r"Dataset\d{3,}_.", path.name))
@@ -415,11 +507,12 @@ def _find_dataset(text: str, raw: Path) -> str:
         raise UserError(f"{raw} has {' and '.join(chosen)}, which nnU-Net mixes up: rename or move all but one")
     if exact:
         return exact[0]
+    there = f"there are {', '.join(found)}" if found else "there is none"
     if not text.isdecimal() and not text.startswith("Dataset"):
         raise UserError(
-            f"'{text}' is neither the number nor the name of a data set: {LAYOUT}; then name its number, e.g. 123"
+            f"'{text}' is neither the number nor the name of a data set: {LAYOUT}, and {there}; name its number, e.g. "
+            + (str(int(re.match(r"Dataset(\d+)", found[0])[1])) if found else "123")
         )
-    there = f"there are {', '.join(found)}" if found else "there is none"
     raise UserError(f"{raw} has no data set {text} ({there}): {LAYOUT}")
 
 

@@ -331,3 +331,21 @@ def test_a_model_whose_files_say_too_little(tmp_path, images, check, file, key, 
     assert code == 2
     assert str(model / file) in said
     assert said_about_it in said
+
+
+def test_swapped_folders_and_segmentations_are_recognised(tmp_path, images, check):
+    model = write_model(tmp_path, ".nii.gz", ("MR",))
+    write_volume(images / "a_0000.nii.gz", 4, 20, 24)
+    code, said = check(images, images=model)
+    assert (code, said) == (
+        2,
+        f"logvmamba: {model} holds a model: the folder of images comes first, then that of the model",
+    )
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    mask = (picture(4, 20, 24) > 200).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(mask), labels / "a.nii.gz")
+    code, said = check(model, images=labels)
+    assert (code, f"{labels / 'a.nii.gz'} holds nothing but labels, so it is no scan" in said) == (2, True)
+    sitk.WriteImage(sitk.GetImageFromArray(mask * 0), labels / "a.nii.gz")  # a dark scan may be 0 everywhere
+    assert "has no channel number" in check(model, images=labels)[1]

@@ -147,3 +147,27 @@ def test_a_user_without_a_home_does_not_end_the_examination(monkeypatch):
     monkeypatch.setattr("pathlib.Path.home", homeless)
     texts = {finding.name: finding.text for finding in doctor._caches()}
     assert "set NUMBA_CACHE_DIR" in texts["numba"]
+
+
+def test_a_results_folder_that_is_not_there_is_one_that_training_makes(tmp_path, monkeypatch):
+    def found(path: object) -> doctor.Finding:
+        monkeypatch.setenv("nnUNet_results", str(path))
+        return next(one for one in doctor._paths() if one.name == "nnUNet_results")
+
+    one = found(tmp_path / "to come" / "results")
+    assert one.state == doctor.NOTE
+    assert one.text.endswith(f"training makes it and writes to it: mkdir -p '{tmp_path / 'to come' / 'results'}'")
+    (tmp_path / "file").touch()
+    assert found(tmp_path / "file").state == doctor.FAILS
+    assert found(tmp_path / "file" / "results").state == doctor.FAILS
+    assert "you cannot make it" in found(tmp_path / "file" / "results").text
+    assert found(tmp_path).state == doctor.OK
+    assert "not set" in found("").text
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_results_folder_that_cannot_be_written_to_fails(tmp_path, monkeypatch):
+    tmp_path.chmod(0o500)
+    for path in (tmp_path, tmp_path / "results"):
+        monkeypatch.setenv("nnUNet_results", str(path))
+        assert next(one for one in doctor._paths() if one.name == "nnUNet_results").state == doctor.FAILS

@@ -446,9 +446,48 @@ def vectors(root):
     sitk.WriteImage(image, str(root / "predictions/b.nii.gz"))
 
 
+def images_for_references(root):
+    for path in (root / "labelsTr").iterdir():
+        path.rename(path.with_name(path.name.replace(".", "_0000.", 1)))
+
+
+def images_for_predictions(root):
+    for path in (root / "predictions").glob("*.nii.gz"):
+        path.rename(path.with_name(path.name.replace(".", "_0001.", 1)))
+
+
+def images_without_numbers(root):
+    for path in (root / "labelsTr").iterdir():
+        intensities = np.random.default_rng(0).integers(0, 2000, (14, 24, 28), dtype=np.uint16)
+        write_volume(path, intensities)
+
+
+def images_and_no_dataset_json(root):
+    images_without_numbers(root)
+    (root / "predictions/dataset.json").unlink()
+
+
+def swapped(root):
+    (root / "labelsTr/predict_from_raw_data_args.json").write_text("{}")
+
+
+def swapped_and_validated(root):
+    (root / "labelsTr/summary.json").write_text("{}")
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
+        (images_for_references, "labelsTr holds images of the cases, the first is 'a_0000'; name the folder of their"),
+        (images_for_predictions, "predictions holds images of the cases, the first is 'a_0001'; name the folder"),
+        (
+            images_without_numbers,
+            "labelsTr/a.nii.gz holds the value .*, which is no label; .*; if it is an image, name",
+        ),
+        (images_and_no_dataset_json, "add --instances; if the references, which alone have so many, are images, name"),
+        (swapped, "labelsTr holds predictions, for predict_from_raw_data_args.json is in it, and .*predictions come f"),
+        (swapped_and_validated, "labelsTr holds predictions, for summary.json is in it, and "),
+        (fractions, "numbers that are not whole, the first is .*: if it is an image, name the folder of the segment"),
         (
             other_shape,
             r"predictions/b.nii.gz has shape \(14, 24, 27\) but its reference .*labelsTr/b.nii.gz has \(14, 24",
@@ -485,12 +524,53 @@ def test_bad_input_gets_one_sentence_and_nothing_is_written(volumes, capfd, spoi
     before = sorted(volumes.rglob("*"))
     assert run(volumes / "predictions", volumes / "labelsTr", "--output", volumes / "out") == 2
     error = capfd.readouterr().err
-    lines = [line for line in error.splitlines() if line.strip() and not line.startswith("cases:")]
+    lines = [line for line in error.splitlines() if line.strip() and not line.startswith(("cases:", "labels:"))]
     assert len(lines) == 1, error
     assert re.search(says, lines[0]), lines[0]
     assert sorted(volumes.rglob("*")) == before
     if spoil is target_in_use:
         assert (volumes / "out/scores.json").read_text() == "precious"
+
+
+def test_two_folders_of_predictions_may_be_compared(volumes):
+    for name in ("predictions", "labelsTr"):
+        (volumes / name / "predict_from_raw_data_args.json").write_text("{}")
+    assert run(volumes / "predictions", volumes / "labelsTr", "--metrics", "Dice") == 0
+
+
+def test_labels_of_tolerances_may_be_written_in_any_capitalisation(volumes, capsys):
+    folders = volumes / "predictions", volumes / "labelsTr"
+    assert run(*folders, "--metrics", "NSD", "--tolerance", "INNER=1", "Rare=0.5", "--output", volumes / "out") == 0
+    tolerances = read_summary(volumes / "out")["tolerances"]
+    assert {name: one["value"] for name, one in tolerances.items()} == {"outer": 2, "inner": 1, "rare": 0.5}
+    capsys.readouterr()
+    assert run(*folders, "--tolerance", "Iner=1") == 2
+    said = "a tolerance for 'Iner', which is no label (did you mean inner?); the labels are outer, inner, rare"
+    assert said in capsys.readouterr().err
+    assert run(*folders, "--tolerance", "inner=1", "Inner=1") == 2
+    assert "two tolerances for the label 'inner': give one" in capsys.readouterr().err
+
+
+def test_labels_that_differ_in_capitals_alone_have_each_their_tolerance(volumes, capsys):
+    write_dataset_json(volumes / "predictions", {"background": 0, "CSF": 1, "csf": 2, "rare": 3})
+    folders = volumes / "predictions", volumes / "labelsTr"
+    assert run(*folders, "--metrics", "NSD", "--tolerance", "CSF=1", "csf=3", "--output", volumes / "out") == 0
+    assert [one["value"] for one in read_summary(volumes / "out")["tolerances"].values()] == [1, 3, 2]
+    capsys.readouterr()
+    assert run(*folders, "--tolerance", "Csf=1") == 2
+    assert "a tolerance for 'Csf', which is no label" in capsys.readouterr().err
+
+
+def test_the_validation_of_a_fold_says_whose_the_other_references_are(volumes):
+    no_prediction(volumes)
+    validation = volumes / "fold_0" / "validation"
+    (volumes / "predictions").rename(validation.parent.with_name("moved"))
+    validation.parent.mkdir()
+    (volumes / "moved").rename(validation)
+    out = volumes / "out"
+    assert run(validation, volumes / "labelsTr", "--predicted-only", "--output", out) == 0
+    text = (out / "scores.txt").read_text()
+    assert "cases: 2; 1 more references are of the cases of other folds, which this one trained on" in text
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ TRAINER = "nnUNetTrainerLoGVMamba"
 def folders(nnunet_folders, monkeypatch) -> NnunetFolders:
     """A data set of balls in ``nnUNet_raw``, and nothing else."""
     monkeypatch.delenv("nnUNet_n_proc_DA")
+    if hasattr(os, "sched_getaffinity"):  # starting processes takes longer than what they would do here
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     small_dataset.write_raw(nnunet_folders.raw)
     return nnunet_folders
 
@@ -177,6 +179,7 @@ def test_missing_variables_are_named_with_what_to_export(folders, monkeypatch, c
     [
         ((997, "2d"), "has no data set 997 (there are Dataset998_Balls): nnU-Net wants DATASET/dataset.json"),
         (("/my/scans", "2d"), "'/my/scans' is neither the number nor the name of a data set: nnU-Net wants"),
+        (("balls", "2d"), "in nnUNet_raw, and there are Dataset998_Balls; name its number, e.g. 998"),
         ((998, "3d_fulres"), "no configuration '3d_fulres': nnU-Net plans 2d, 3d_fullres, 3d_lowres"),
         ((998, "3d_cascade_fullres"), "'3d_cascade_fullres' is the second stage of a cascade"),
         ((998, "2d", "--fold", "five"), "--fold takes the numbers of folds, as 0, or all, not 'five'"),
@@ -266,7 +269,16 @@ def test_a_fold_that_the_data_set_does_not_have_is_refused_since_nnunet_would_dr
     dry_run(capsys, 998, "2d", "--fold", 1, "all")
 
 
-@pytest.mark.parametrize("fault", ["missing", "other shape", "no labels", None])
+OTHER_GRIDS = {
+    "other origin": ("SetOrigin", (1.0, 0.0, 0.0)),
+    "other spacing": ("SetSpacing", (1.0, 1.0, 1.5)),
+    "other direction": ("SetDirection", (-1.0, 0, 0, 0, -1, 0, 0, 0, 1)),
+}
+
+
+@pytest.mark.parametrize(
+    "fault", ["missing", "other shape", "no labels", "other values", "images", "flipped", *OTHER_GRIDS, None]
+)
 def test_references_that_the_scores_would_stop_at_are_named_before_the_training(folders, tmp_path, capsys, fault):
     new, references = images(folders, tmp_path / "new"), tmp_path / "references"
     shutil.copytree(folders.raw / small_dataset.NAME / "labelsTr", references)
@@ -278,14 +290,30 @@ def test_references_that_the_scores_would_stop_at_are_named_before_the_training(
         sitk.WriteImage(sitk.GetImageFromArray(voxels[:-1]), str(last))
     elif fault == "no labels":
         shutil.copy(new / "ball_1_0000.nii.gz", last)
+    elif fault == "other values":
+        scan = sitk.Cast(sitk.ReadImage(str(new / "ball_1_0000.nii.gz")) * 100, sitk.sitkUInt16)
+        sitk.WriteImage(scan, str(last))
+    elif fault == "images":
+        references = new
+    elif fault == "flipped":  # the same voxels at the same places, as nnU-Net's reorienting readers leave them
+        sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(last)), (True, False, True)), str(last))
+    elif fault in OTHER_GRIDS:
+        read, (setter, value) = sitk.ReadImage(str(last)), OTHER_GRIDS[fault]
+        getattr(read, setter)(value)
+        sitk.WriteImage(read, str(last))
     words = (998, "2d", "--predict", new, tmp_path / "out", "--references", references)
-    if fault is None:
+    if fault in (None, "flipped"):
         assert f"--output {tmp_path / 'out' / 'scores'}" in dry_run(capsys, *words)
         return
     reasons = {
         "missing": f"{references} holds no reference for 1 scan(s) of {new}, the first is 'ball_1'",
         "other shape": f"{last} has the shape",
         "no labels": f"{last} holds numbers that are not whole",
+        "other values": f"{last} holds the value",
+        "images": f"{new} holds images of the scans, the first is 'ball_0_0000'",
+        "other origin": f"{new / 'ball_1_0000.nii.gz'} has origin or direction",
+        "other spacing": f"{new / 'ball_1_0000.nii.gz'} has spacing (1.0, 1.0, 1.0) but its reference {last}",
+        "other direction": f"{new / 'ball_1_0000.nii.gz'} has origin or direction",
     }
     assert reasons[fault] in refused(capsys, *words)
 
@@ -294,6 +322,87 @@ def test_scans_that_nnunet_cannot_predict_are_named_before_the_training(folders,
     new = images(folders, tmp_path / "new")
     (new / "ball_0_0000.nii.gz").rename(new / "ball_0.nii.gz")
     assert "ball_0.nii.gz has no channel number" in refused(capsys, 998, "2d", "--predict", new, tmp_path / "out")
+
+
+def test_segmentations_are_no_scans_to_predict_and_the_scans_come_first(folders, tmp_path, capsys):
+    new, labels = images(folders, tmp_path / "new"), folders.raw / small_dataset.NAME / "labelsTr"
+    said = refused(capsys, 998, "2d", "--predict", labels, tmp_path / "out")
+    assert f"{labels / 'ball_0.nii.gz'} holds nothing but labels, so it is no scan" in said
+    (tmp_path / "out").mkdir()
+    said = refused(capsys, 998, "2d", "--predict", tmp_path / "out", new)
+    assert f"{new} holds scans and {tmp_path / 'out'} none: --predict takes the folder of the scans first" in said
+
+
+@pytest.fixture
+def predicted(folders, tmp_path) -> Path:
+    """Everything that a finished run leaves, without its computing."""
+    small_dataset.copy_into(folders)
+    new, out = images(folders, tmp_path / "new"), tmp_path / "out"
+    fold = folders.results / small_dataset.NAME / f"{TRAINER}__nnUNetPlans__2d" / "fold_0"
+    (fold / "validation").mkdir(parents=True)
+    for name in ("checkpoint_final.pth", "validation/summary.json"):
+        (fold / name).write_text("{}")
+    request = first_run.Request("998", "2d", (TRAINER,), device="cpu", images=new, predictions=out)
+    for step in first_run.FirstRun(request).steps():
+        if step.title.startswith("predict"):
+            for case in ("ball_0.nii.gz", "ball_1.nii.gz"):
+                shutil.copy(folders.raw / small_dataset.NAME / "labelsTr" / case, out)
+    return tmp_path
+
+
+def move(everything: Path, monkeypatch) -> Path:
+    moved = everything.rename(everything.with_name(f"{everything.name} elsewhere"))
+    for name, value in NnunetFolders.below(moved / "nnunet").environment.items():
+        monkeypatch.setenv(name, value)
+    for path in moved.rglob("*"):  # a copy may have any times
+        os.utime(path, (1, 1) if path.name == first_run.PREDICTED_BY else (2, 2))
+    return moved
+
+
+PREDICTED = "# predict with nnUNetTrainerLoGVMamba: skipped, 2 case(s) are predicted"
+
+
+def test_a_project_that_was_moved_goes_on(predicted, monkeypatch, capsys):
+    moved = move(predicted, monkeypatch)
+    words = (998, "2d", "--device", "cpu", "--predict", moved / "new", moved / "out")
+    assert PREDICTED in dry_run(capsys, *words)
+    shutil.copytree(moved / "new", moved / "a copy of the scans")
+    assert PREDICTED in dry_run(capsys, *words[:-2], moved / "a copy of the scans", moved / "out")
+
+
+def test_other_weights_and_more_scans_are_predicted_anew(predicted, folders, capsys):
+    words = (998, "2d", "--device", "cpu", "--predict", predicted / "new", predicted / "out")
+    assert PREDICTED in dry_run(capsys, *words)
+    third = folders.raw / small_dataset.NAME / "imagesTr" / "ball_2_0000.nii.gz"
+    shutil.copy(third, predicted / "new")
+    assert "\n$ nnUNetv2_predict" in dry_run(capsys, *words)
+    (predicted / "new" / third.name).unlink()
+    next(folders.results.rglob("checkpoint_final.pth")).write_text("trained again")
+    assert "\n$ nnUNetv2_predict" in dry_run(capsys, *words)
+
+
+def test_predictions_of_other_data_are_refused_wherever_they_lie(predicted, folders, monkeypatch, capsys):
+    moved = move(predicted, monkeypatch)
+    new, out = moved / "new", moved / "out"
+    words = (998, "2d", "--device", "cpu", "--predict", new, out)
+    assert "; folds: ['0'], not ['1']: name a new or an empty folder" in refused(capsys, *words, "--fold", 1)
+    assert f"; model: {TRAINER}__nnUNetPlans__2d, not " in refused(capsys, *words, "--quick")
+    shutil.copy(new / "ball_1_0000.nii.gz", new / "ball_0_0000.nii.gz")
+    assert f"; scan ball_0_0000.nii.gz is another one in {new}: name a new" in refused(capsys, *words)
+    (new / "ball_0_0000.nii.gz").unlink()
+    assert f"; scan ball_0_0000.nii.gz is not in {new}: name a new" in refused(capsys, *words)
+    assert len(segmentations(out)) == 2
+
+
+def test_a_record_without_digests_is_told_by_the_folder_of_its_scans(predicted, capsys):
+    record = predicted / "out" / first_run.PREDICTED_BY
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({k: v for k, v in content.items() if k not in ("scans", "weights")}))
+    words = (998, "2d", "--device", "cpu", "--predict")
+    assert PREDICTED in dry_run(capsys, *words, predicted / "new", predicted / "out")
+    shutil.copytree(predicted / "new", predicted / "other")
+    said = refused(capsys, *words, predicted / "other", predicted / "out")
+    assert f"; images: {predicted / 'new'}, not {predicted / 'other'}: name a new" in said
 
 
 def test_a_folder_that_holds_something_else_is_not_predicted_into(folders, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import shlex
 import struct
 import subprocess
@@ -142,3 +143,11 @@ def test_the_doctor_and_a_real_training_fit_a_terminal(trained, monkeypatch):
     ):
         shown = run_on_pseudo_terminal([str(BIN / "logvmamba"), *map(str, words)])
         assert [line for line in too_wide(shown) if len(max(line.split(), key=len)) < 60] == [], words
+
+
+def test_the_columns_of_a_summary_are_explained_within_the_width(on_terminal):
+    shown = on_terminal("summary", "--preset", "paper3d")
+    below = shown[shown.index("\ntotal") :].splitlines()
+    for column in ("size", "tokens", "mixer", "LTX", "GTX", "GMAC"):
+        (line,) = [line for line in below if line.startswith(f"{column:<8}") and re.search("[a-z]{3} ", line[8:])]
+        assert len(line) <= COLUMNS

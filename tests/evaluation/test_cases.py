@@ -19,6 +19,7 @@ from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import (
     check_same_grid,
     is_white_at_zero,
+    read_grid,
     read_labels,
     read_picture,
     turned_like,
@@ -55,6 +56,11 @@ def test_what_nnunet_writes_lies_on_what_it_read(header, reader, tmp_path):
     check_same_grid(ours, written, truth, prediction)
     assert (ours.values == values[0]).all()
     assert (written.values == values[0]).all()
+    image = read_grid(truth)  # by its header alone
+    check_same_grid(ours, image, truth, truth)
+    assert (image.shape, image.unit, image.slice_axis) == (ours.shape, ours.unit, ours.slice_axis)
+    assert image.spacing == ours.spacing
+    assert image.affines.keys() == ours.affines.keys()
     if "micro" not in header or reader is SimpleITKIO:
         assert ours.spacing == pytest.approx(properties["spacing"])
 
@@ -350,3 +356,40 @@ def test_one_file_of_an_ome_tiff_over_several_is_read_alone(tmp_path):
     )
     tifffile.imwrite(tmp_path / "a.tif", PICTURE, description=header, metadata=None, photometric="minisblack")
     np.testing.assert_array_equal(read_labels(tmp_path / "a.tif").values, PICTURE)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
+@pytest.mark.parametrize("shape", [(4, 5, 6), (1, 5, 6), (5, 1, 6), (5, 6)])
+def test_the_header_of_an_image_says_where_its_labels_lie(shape, ending, tmp_path):
+    image = sitk.GetImageFromArray(np.full(shape, 0.5, np.float32))
+    image.SetSpacing((0.5, 2.0, 3.0)[: len(shape)])
+    image.SetOrigin((7.0, -8.0, 9.0)[: len(shape)])
+    files = tmp_path / f"image{ending}", tmp_path / f"labels{ending}"
+    sitk.WriteImage(image, str(files[0]))
+    sitk.WriteImage(sitk.Cast(image > 1, sitk.sitkUInt8), str(files[1]))
+    grid, labels = read_grid(files[0]), read_labels(files[1])
+    check_same_grid(labels, grid, *files[::-1])
+    assert (grid.shape, grid.spacing, grid.unit) == (labels.shape, labels.spacing, labels.unit)
+    image.SetOrigin((7.0, -8.5, 9.0)[: len(shape)])
+    sitk.WriteImage(image, str(files[0]))
+    with pytest.raises(UserError, match="has origin or direction"):
+        check_same_grid(labels, read_grid(files[0]), *files[::-1])
+
+
+def test_a_picture_and_a_stack_of_pages_have_the_grid_that_nnunet_predicts_on(tmp_path):
+    tifffile.imwrite(tmp_path / "colour_0000.tif", np.zeros((6, 7, 3), np.uint8), photometric="rgb")
+    colour = read_grid(tmp_path / "colour_0000.tif")
+    assert (colour.shape, colour.unit) == ((6, 7), "px")
+    tifffile.imwrite(tmp_path / "pages_0000.tif", np.zeros((5, 6, 7), np.uint8))
+    assert (read_grid(tmp_path / "pages_0000.tif").spacing, colour.spacing) == ((1, 1, 1), (1, 1))
+    (tmp_path / "pages.json").write_text('{"spacing": [3, 1, 1]}')
+    pages = read_grid(tmp_path / "pages_0000.tif")
+    assert (pages.shape, pages.spacing, pages.unit) == ((5, 6, 7), (3, 1, 1), "mm")
+
+
+def test_channels_in_a_fourth_axis_have_no_grid_to_compare_and_broken_headers_are_named(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.float32), np.eye(4)), tmp_path / "four.nii.gz")
+    assert read_grid(tmp_path / "four.nii.gz") is None
+    (tmp_path / "broken.nii.gz").write_bytes(b"no header")
+    with pytest.raises(UserError, match=r"broken.nii.gz cannot be read"):
+        read_grid(tmp_path / "broken.nii.gz")

@@ -342,7 +342,8 @@ def test_numbers_of_more_digits_are_known_by_number_and_name(name, plans_file, c
         ("--train optimizer=lion", "unknown optimizer 'lion' under 'logvmamba'; valid are adam, adamw, sgd"),
         ("--train num_epochs=0", "'num_epochs' under 'logvmamba' must be a whole number of at least 1, not 0"),
         ("--patch-size 18 16 16", "the patch size [18, 16, 16] must be divisible by [4, 4, 4], axis by axis"),
-        ("--patch-size 16 16", "the patch size [16, 16] must be divisible by [4, 4, 4], axis by axis"),
+        ("--patch-size 16 16", "the patch size [16, 16] has 2 axes, but the configuration has 3: give 3 numbers"),
+        ("--patch-size 16 16 16 16", "has 4 axes, but the configuration has 3: give 3 numbers"),
         ("--patch-size 4 4 4", "the patch size [4, 4, 4] is too small, take a larger one: the image of 4 x 4 x 4"),
         ("--batch-size 0", "the batch size must be at least 1, not 0"),
         ("--keep-network --set window=5", "knobs (window) belong to our network, which cannot go with --keep-network"),
@@ -409,3 +410,54 @@ def test_a_plans_file_that_cannot_be_replaced_stays_whole(plans_file, monkeypatc
         plans.write_plans(plans_file, {"configurations": {"a": object()}})
     assert plans_file.read_bytes() == before
     assert [path.name for path in plans_file.parent.glob(".*")] == []
+
+
+@pytest.mark.parametrize(
+    ("fullres", "shape", "name", "reason"),
+    [
+        (
+            {"patch_size": [40, 56, 40], "median_image_size_in_voxels": [36, 50, 35]},
+            36,
+            "3d_lowres",
+            "only where a patch",
+        ),
+        (
+            {"patch_size": [40, 56, 40], "median_image_size_in_voxels": [36, 50, 35]},
+            36,
+            "3d_cascade_fullres",
+            "quarter",
+        ),
+        (
+            {"patch_size": [64, 64, 64], "median_image_size_in_voxels": [110, 110, 110]},
+            110,
+            "3d_lowres",
+            "nnU-Net drops",
+        ),
+        (None, 1, "3d_fullres", "plans nothing in 3D for images of one slice"),
+        (None, 1, "3d_lowres", "plans nothing in 3D for images of one slice"),
+        (None, 40, "3d_fullres", None),
+        ({"patch_size": [64, 64, 64]}, 110, "3d_lowres", None),
+        ({"patch_size": [40, 56, 40], "median_image_size_in_voxels": [36, 50, 35]}, 36, "3d_mine", None),
+    ],
+)
+def test_what_nnunet_did_not_plan_comes_with_the_reason_where_it_is_known(fullres, shape, name, reason):
+    configurations = {"2d": {}, **({} if fullres is None else {"3d_fullres": fullres})}
+    content = {"configurations": configurations, "original_median_shape_after_transp": [shape, 50, 35]}
+    said = plans.why_not_planned(content, name)
+    assert (reason in said) if reason else said == ""
+
+
+def test_the_reason_is_said_where_a_configuration_is_asked_for(plans_file, capsys):
+    for words in (
+        ["plans", "-d", "998", "-c", "3d_lowres", "--name", "x"],
+        ["summary", "-d", "998", "-c", "3d_lowres"],
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "there are 2d, 3d_fullres" in said
+        assert "only where a patch of 3d_fullres covers less than a quarter of the median image" in said
+
+
+def test_a_name_that_is_none_comes_with_the_data_sets_that_are_there(plans_file, capsys):
+    assert command("-c", "2d", "--name", "x", "-d", "balls") == 2
+    assert f"; in {plans_file.parents[1]} there are Dataset998_Balls" in capsys.readouterr().err

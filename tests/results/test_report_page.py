@@ -612,3 +612,32 @@ def test_the_fixture_is_what_compare_reads(tmp_path):
     fold = cells(tmp_path)
     assert fold.parents[1].name == DATASET
     assert len(report.read_run(fold).cases) == 4
+
+
+def test_what_the_page_lacks_is_said_on_the_command_line_too(tmp_path, capsys, monkeypatch):
+    fold = cells(tmp_path)
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    assert main(["report", str(fold)]) == 0
+    page = (fold / "report.html").read_text()
+    note = "No images were found: name their folder with --images, or set nnUNet_raw."
+    assert note in page
+    assert f"note: {note}" in capsys.readouterr().out.splitlines()
+    assert main(["report", str(fold), "--images", str(tmp_path / "images")]) == 0
+    assert "note:" not in capsys.readouterr().out
+    for path in sorted((tmp_path / "images").iterdir())[:-1]:
+        path.unlink()
+    assert main(["report", str(fold), "--images", str(tmp_path / "images")]) == 0
+    assert "note: No image of cell_00000 was found" in capsys.readouterr().out
+
+
+def test_swapped_folders_files_for_runs_and_pages_of_other_kinds_are_refused(tmp_path, capsys):
+    fold, text, target = cells(tmp_path), tmp_path / "report.md", tmp_path / "page.md"
+    text.write_text("# Report")
+    for words, sentence in (
+        ([text], f"{text} is a file, and a report is about a folder: name TRAINER__PLANS__CONFIGURATION/fold_0"),
+        ([fold, "--output", target], f"is an HTML page: name a file that ends in .html, not {target}"),
+        ([fold, "--references", tmp_path / "images"], f"{tmp_path / 'images'} holds images of the cases: name the fol"),
+    ):
+        assert main(["report", *map(str, words)]) == 2
+        assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.html")) + list(tmp_path.rglob("page.md"))

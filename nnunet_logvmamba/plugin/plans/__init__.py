@@ -10,7 +10,12 @@ from nnunet_logvmamba.plugin.plans.architecture import (
     is_ours,
     to_our_architecture,
 )
-from nnunet_logvmamba.plugin.plans.configurations import add_configuration, check_configuration, check_patch
+from nnunet_logvmamba.plugin.plans.configurations import (
+    add_configuration,
+    check_configuration,
+    check_patch,
+    why_not_planned,
+)
 from nnunet_logvmamba.plugin.plans.files import check_dataset_json, find_plans, write_plans
 from nnunet_logvmamba.plugin.plans.settings import (
     FOREGROUND_SHARE,

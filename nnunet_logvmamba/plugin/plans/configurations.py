@@ -56,7 +56,8 @@ def add_configuration(
     """
     configurations = plans["configurations"]
     if base not in configurations:
-        raise ValueError(f"there is no configuration '{base}' in these plans; there are {', '.join(configurations)}")
+        there = f"there are {', '.join(configurations)}{why_not_planned(plans, base)}"
+        raise ValueError(f"there is no configuration '{base}' in these plans; {there}")
     if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
         raise ValueError(f"'{name}' cannot name a configuration: use letters, digits, '.', '-' and single '_'")
     manager = PlansManager(plans)
@@ -138,7 +139,12 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
     pads = getattr(network, "pads_itself", False)
     totals = [1 if pads else prod(axis) for axis in zip(*strides)]
     least = getattr(network, "smallest_input", 1)
-    if len(patch_size) != len(totals) or any(size < least or size % total for size, total in zip(patch_size, totals)):
+    if len(patch_size) != len(totals):
+        raise ValueError(
+            f"the patch size {patch_size} has {len(patch_size)} axes, but the configuration has {len(totals)}: give "
+            f"{len(totals)} numbers, in the order of the planned patch"
+        )
+    if any(size < least or size % total for size, total in zip(patch_size, totals)):
         needed = f"have {len(totals)} axes of at least {least}" if pads else f"be divisible by {totals}, axis by axis"
         raise ValueError(f"the patch size {patch_size} must {needed}")
     if configuration.batch_size < 1:
@@ -150,6 +156,26 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
     except ValueError as error:  # instance norm, which cannot normalise one voxel
         reason = str(error).splitlines()[0]
         raise ValueError(f"the patch size {patch_size} is too small, take a larger one: {reason}") from error
+
+
+def why_not_planned(plans: dict, name: str) -> str:
+    """Say why nnU-Net left one of its own configurations out, to end a sentence; nothing where that is not known."""
+    configurations = plans["configurations"]
+    if name not in ("3d_fullres", "3d_lowres", "3d_cascade_fullres") or name in configurations:
+        return ""
+    fullres = configurations.get("3d_fullres", {})
+    patch, image = fullres.get("patch_size"), fullres.get("median_image_size_in_voxels")
+    if (plans.get("original_median_shape_after_transp") or [0])[0] == 1:
+        return " (nnU-Net plans nothing in 3D for images of one slice)"
+    if name == "3d_fullres" or not patch or not image:
+        return ""
+    if prod(patch) / prod(image) >= 0.25:
+        sizes = (" x ".join(f"{size:g}" for size in sizes) for sizes in (patch, image))
+        return (
+            " (nnU-Net plans 3d_lowres and its cascade only where a patch of 3d_fullres covers less than a quarter of "
+            "the median image; here they have {} and {} voxels)".format(*sizes)
+        )
+    return " (nnU-Net drops 3d_lowres and its cascade where it would have more than half the voxels of 3d_fullres)"
 
 
 def _complete(architecture: dict, network: str | None, values: dict) -> dict:

@@ -34,7 +34,11 @@ def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
     elif re.fullmatch(r"Dataset[0-9]+_[^/]+", dataset):
         pattern = dataset
     else:
-        raise UserError(f"'{dataset}' is neither the number of a data set nor a name such as Dataset501_BraTS2020")
+        there = ", ".join(sorted(path.name for path in Path(root).glob("Dataset*_*") if path.is_dir()))
+        raise UserError(
+            f"'{dataset}' is neither the number of a data set nor a name such as Dataset501_BraTS2020; in {root} "
+            + (f"there are {there}" if there else "there is none")
+        )
     folders = sorted(path for path in Path(root).glob(pattern) if path.is_dir())
     if len(folders) != 1:
         found = " and ".join(folder.name for folder in folders) if folders else "none"

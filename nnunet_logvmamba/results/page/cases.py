@@ -47,8 +47,18 @@ class Cases:
     def __init__(self, run: Run, sources: Sources, reader: Reader, ignored: int | None):
         self._run, self._sources, self._reader, self._ignored = run, sources, reader, ignored
         self._ending = run.dataset_json["file_ending"]
+        self._refuse_swapped_folders()
         self._images = reader.raw_images() if sources.images is None else self._images_in(sources.images)
         self.there_are_images = bool(self._images)
+
+    def _refuse_swapped_folders(self) -> None:
+        """Refuse images where references are asked for: by their names, ``<case>_0000``."""
+        folder = self._sources.references
+        names = [path.name.removesuffix(self._ending) for path in folder.glob(f"*{self._ending}")] if folder else []
+        if names and all(re.search(r"_\d{4}$", name) for name in names):
+            cases = {re.sub(r"_\d{4}$", "", name) for name in names}
+            if not cases.isdisjoint(self._run.references) and self._run.references.keys().isdisjoint(names):
+                raise UserError(f"{folder} holds images of the cases: name the folder of the references, or --images")
 
     def _images_in(self, folder: Path) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = {}

@@ -50,7 +50,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A case: its picture, or why there is none."""
+    """A case: its picture, and what of it is not there."""
 
     caption: str
     picture: Picture | None
@@ -90,7 +90,12 @@ class Facts:
 
 
 def build(
-    fold: Path, read_by: Callable[[Training], Reader], *, num_cases: int = 3, sources: Sources | None = None
+    fold: Path,
+    read_by: Callable[[Training], Reader],
+    *,
+    num_cases: int = 3,
+    sources: Sources | None = None,
+    say: Callable[[str], object] = lambda note: None,
 ) -> str:
     """Give the page about a fold; everything is in it, and it loads nothing.
 
@@ -99,6 +104,7 @@ def build(
         read_by: Gives the reader of what nnU-Net alone can read.
         num_cases: Worst cases to show, and as many best ones.
         sources: For the pictures of the cases.
+        say: Called with every sentence of the page about something that is not there.
 
     Raises:
         UserError: If it is no such folder, or a file in it or a wanted image cannot be read.
@@ -112,6 +118,10 @@ def build(
     if not isinstance(training, Run) and not logging:
         raise UserError(f"{fold} holds neither a checkpoint nor a log nor a validation: train first")
     facts = _facts(training, reader, logging, sources or Sources(), num_cases)
+    if facts.scores is not None:
+        for note in [*facts.scores.notes, *(figure.lacking for figure in facts.scores.figures or [])]:
+            if note:
+                say(note)
     layout = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -265,7 +275,9 @@ def _figures(run: Run, means: Mapping[str, float], shown: Cases, num_cases: int)
             if isinstance(found, str):
                 figures.append(Figure(caption, None, found))
             else:
-                figures.append(Figure(caption, Picture(pictures.paint(found), caption)))
+                alone = found.image is None and shown.there_are_images
+                lacking = f"No image of {case} was found: name its folder with --images." if alone else ""
+                figures.append(Figure(caption, Picture(pictures.paint(found), caption), lacking))
     return figures
 
 
