@@ -198,18 +198,19 @@ def read_grid(path: Path) -> LabelMap | None:
     import nibabel
     import SimpleITK as sitk
 
-    if ending_of(path) in PICTURE_ENDINGS:
+    ending = ending_of(path) or ""
+    if ending in PICTURE_ENDINGS:
         shape = read_picture(path).shape
         if len(shape) == 2 or shape[-1] in (2, 3, 4):
             return LabelMap(np.broadcast_to(np.uint8(0), shape[:2]), (1.0, 1.0), "px")
-        side_file = path.with_name(re.sub(r"_\d{4}$", "", path.name[: -len(ending_of(path))]) + ".json")
+        side_file = path.with_name(re.sub(r"_\d{4}$", "", path.name[: -len(ending)]) + ".json")
         spacing = _spacing_in(side_file) if side_file.is_file() else (1.0, 1.0, 1.0)
         return LabelMap(np.broadcast_to(np.uint8(0), shape), spacing, "mm")
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.GlobalWarningDisplayOff()
     try:
         stored = None
-        if ending_of(path) in NIFTI_ENDINGS:
+        if ending in NIFTI_ENDINGS:
             image = nibabel.load(path)
             stored = _placed_by_nibabel(image, np.broadcast_to(np.uint8(0), image.shape[::-1]))
         header = sitk.ImageFileReader()
