@@ -350,5 +350,5 @@ def test_a_network_without_such_an_encoder_says_that_it_does_not_use_the_weights
 def test_an_image_with_another_number_of_channels_is_named(name, make):
     trainer = make(name, knobs=SMALL if name == LOG else {})
     trainer.initialize()
-    with pytest.raises(ValueError, match=r"the image has 4 channel\(s\) and the network was built for 1: give every image "):
+    with pytest.raises(ValueError, match=r"the image has 4 channel\(s\) and the network was built for 1: give every"):
         trainer.network(torch.zeros(1, 4, 32, 32))
