@@ -307,10 +307,18 @@ def test_a_trainer_that_is_not_installed_is_named(own_model, tmp_path, capsys):
     assert_refused(capsys, own_model / "fold_0", tmp_path / "m.onnx", naming="trained by nnUNetTrainerNobodyHas")
 
 
-@pytest.mark.parametrize("size", [[31, 32], [32], [32, 32, 32]], ids=str)
-def test_a_patch_that_does_not_fit_is_refused(size, model_2d, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("size", "why"),
+    [
+        ([31, 32], "must be divisible by"),
+        ([32], "has 1 axes"),
+        ([32, 32, 32], "has 3 axes"),
+    ],
+    ids=str,
+)
+def test_a_patch_that_does_not_fit_is_refused(size, why, model_2d, tmp_path, capsys):
     words = (model_2d / "fold_0", tmp_path / "m.onnx", "--patch-size", *size)
-    assert_refused(capsys, *words, naming=f"the patch size {size} must be divisible by")
+    assert_refused(capsys, *words, naming=f"the patch size {size} {why}")
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(model_2d, tmp_path, capsys, monkeypatch):
