@@ -157,7 +157,7 @@ class FirstRun:
         """Read every scan as ``nnUNetv2_predict`` will, now rather than after hours of training."""
         from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-        from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
+        from nnunet_logvmamba.evaluation.dataset_json import channels_of
         from nnunet_logvmamba.evaluation.parallel import default_processes
         from nnunet_logvmamba.plugin.acceptance import Model, check_images
 
@@ -165,17 +165,16 @@ class FirstRun:
         example = next(iter(self.cases.values()))[0]
         reader = determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False)
         channels = channels_of(self.dataset_json, "dataset.json")
-        labels, ending = (
-            labels_of(self.dataset_json, str(self.raw / self.dataset / "dataset.json")),
-            self.dataset_json["file_ending"],
-        )
+        ending = self.dataset_json["file_ending"]
         scans = [list(folder.glob(f"*_0000{ending}")) for folder in (request.images, request.predictions)]
         if scans[1] and not scans[0]:
             raise UserError(
                 f"{request.predictions} holds scans and {request.images} none: --predict takes the folder of the scans "
                 "first, then that to write to"
             )
-        count, _ = check_images(request.images, Model(channels, ending, reader, labels), processes=default_processes())
+        count, _ = check_images(
+            request.images, Model(channels, ending, reader, self._labels), processes=default_processes()
+        )
         if request.references is not None:
             self._check_references()
         for trainer in request.trainers:
@@ -193,7 +192,6 @@ class FirstRun:
         from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
         from nnunet_logvmamba.evaluation.cases import find_cases, image_of
-        from nnunet_logvmamba.evaluation.dataset_json import labels_of
         from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
 
         images, folder, ending = self.request.images, self.request.references, self.dataset_json["file_ending"]
@@ -210,7 +208,7 @@ class FirstRun:
                 f"{folder} holds no reference for {len(missing)} scan(s) of {images}, the first is '{missing[0]}': "
                 f"add it, or leave --references away and score with logvmamba evaluate later"
             )
-        work = partial(_check_reference, labels_of(self.dataset_json, str(self.raw / self.dataset / "dataset.json")))
+        work = partial(_check_reference, self._labels)
         pairs = [(images / f"{case}_0000{ending}", references[case]) for case in map(str, cases)]
         map_cases(work, pairs, processes=default_processes(), text="references")
 
@@ -236,6 +234,12 @@ class FirstRun:
             "folds": list(self.request.folds),
             "scans": self._scans,
         }
+
+    @cached_property
+    def _labels(self) -> Labels:
+        from nnunet_logvmamba.evaluation.dataset_json import labels_of
+
+        return labels_of(self.dataset_json, str(self.raw / self.dataset / "dataset.json"))
 
     @cached_property
     def _scans(self) -> dict[str, str]:
