@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.references is not None and args.predict is None:
         raise UserError("--references are of the scans to predict: name those with --predict")
-    images, predictions = args.predict or (None, None)
+    new = None if args.predict is None else first_run.NewScans(args.predict[0], args.predict[1], args.references)
     wanted = first_run.FirstRun(
         first_run.Request(
             dataset=args.dataset,
@@ -79,9 +79,7 @@ def run(args: argparse.Namespace) -> int:
             folds=tuple(dict.fromkeys(args.fold)),
             device=args.device,
             quick=args.quick,
-            images=images,
-            predictions=predictions,
-            references=args.references,
+            new=new,
         )
     )
     if not args.dry_run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import at_least, examples
@@ -117,7 +117,7 @@ def _from_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int]
     if args.configuration not in plans["configurations"]:
         there = ", ".join(plans["configurations"]) + why_not_planned(plans, args.configuration)
         raise UserError(f"there is no configuration '{args.configuration}' in {args.plans}; there are {there}")
-    trainer = getattr(trainers, args.trainer, None) if args.trainer.startswith("nnUNetTrainer") else None
+    trainer: Any = getattr(trainers, args.trainer, None) if args.trainer.startswith("nnUNetTrainer") else None
     trainer = trainer or find_trainer(args.trainer)
     try:
         plans_manager = PlansManager(plans)

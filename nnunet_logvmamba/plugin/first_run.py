@@ -7,6 +7,7 @@ run that was interrupted goes on where it was, whoever began it.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -47,6 +48,15 @@ LAYOUT = (
 
 
 @dataclass(frozen=True)
+class NewScans:
+    """Scans to predict: their folder, that to write to, and that of their true segmentations, if there are any."""
+
+    images: Path
+    predictions: Path
+    references: Path | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """What is asked for.
 
@@ -57,9 +67,7 @@ class Request:
         folds: Numbers, or ``all``.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         quick: Train a short schedule with small patches.
-        images: Folder of scans to predict, None for none.
-        predictions: Folder to write them to.
-        references: Folder of their true segmentations, if there are any.
+        new: What to predict, None for nothing.
     """
 
     dataset: str
@@ -68,9 +76,7 @@ class Request:
     folds: tuple[str, ...] = ("0",)
     device: str = "auto"
     quick: bool = False
-    images: Path | None = None
-    predictions: Path | None = None
-    references: Path | None = None
+    new: NewScans | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class FirstRun:
         self.request = request
         self.raw, self.preprocessed, self.results = _folders()
         self.dataset = _find_dataset(request.dataset, self.raw)
-        self.number = str(int(re.match(r"Dataset(\d+)", self.dataset)[1]))
+        self.number = _number(self.dataset)
         if "cascade" in request.configuration:
             raise UserError(
                 f"'{request.configuration}' is the second stage of a cascade and needs the first one of all folds: run "
@@ -110,7 +116,7 @@ class FirstRun:
         for trainer in request.trainers:
             find_trainer(trainer)
         self.device = _device(request.device)
-        self.new_cases = self._check_new_images() if request.images is not None else 0
+        self.new_cases = 0 if request.new is None else self._check_new_images()
 
     # What is checked
 
@@ -161,23 +167,23 @@ class FirstRun:
         from nnunet_logvmamba.evaluation.parallel import default_processes
         from nnunet_logvmamba.plugin.acceptance import Model, check_images
 
-        request = self.request
+        new = self._new
         example = next(iter(self.cases.values()))[0]
         reader = determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False)
         channels = channels_of(self.dataset_json, "dataset.json")
         ending = self.dataset_json["file_ending"]
-        scans = [list(folder.glob(f"*_0000{ending}")) for folder in (request.images, request.predictions)]
+        scans = [list(folder.glob(f"*_0000{ending}")) for folder in (new.images, new.predictions)]
         if scans[1] and not scans[0]:
             raise UserError(
-                f"{request.predictions} holds scans and {request.images} none: --predict takes the folder of the scans "
+                f"{new.predictions} holds scans and {new.images} none: --predict takes the folder of the scans "
                 "first, then that to write to"
             )
         count, _ = check_images(
-            request.images, Model(channels, ending, reader, self._labels), processes=default_processes()
+            new.images, Model(channels, ending, reader, self._labels), processes=default_processes()
         )
-        if request.references is not None:
-            self._check_references()
-        for trainer in request.trainers:
+        if new.references is not None:
+            self._check_references(new.references)
+        for trainer in self.request.trainers:
             target, wanted = self._target(trainer), self._predicted_by(trainer)
             taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
             other = _what_differs(self._record(target)[0], wanted) if taken else None
@@ -187,14 +193,14 @@ class FirstRun:
                 )
         return count
 
-    def _check_references(self) -> None:
+    def _check_references(self, folder: Path) -> None:
         """Refuse true segmentations that the scores of the predictions would stop at."""
         from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
         from nnunet_logvmamba.evaluation.cases import find_cases, image_of
         from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
 
-        images, folder, ending = self.request.images, self.request.references, self.dataset_json["file_ending"]
+        images, ending = self._new.images, self.dataset_json["file_ending"]
         cases = get_identifiers_from_splitted_dataset_folder(str(images), ending)
         references = find_cases(folder)
         missing = sorted(set(map(str, cases)) - references.keys())
@@ -215,6 +221,11 @@ class FirstRun:
     # Where things are
 
     @property
+    def _new(self) -> NewScans:
+        assert self.request.new is not None, "asked for where there is nothing to predict"
+        return self.request.new
+
+    @property
     def configuration(self) -> str:
         return f"{self.request.configuration}_quick" if self.request.quick else self.request.configuration
 
@@ -223,12 +234,12 @@ class FirstRun:
         return self.results / self.dataset / f"{trainer}__{PLANS}__{self.configuration}"
 
     def _target(self, trainer: str) -> Path:
-        predictions = self.request.predictions
+        predictions = self._new.predictions
         return predictions / trainer if len(self.request.trainers) > 1 else predictions
 
     def _predicted_by(self, trainer: str) -> dict:
         return {
-            "images": str(self.request.images.resolve()),
+            "images": str(self._new.images.resolve()),
             "model": self.model(trainer).name,
             "dataset": self.dataset,
             "folds": list(self.request.folds),
@@ -244,7 +255,7 @@ class FirstRun:
     @cached_property
     def _scans(self) -> dict[str, str]:
         """SHA-256 of every scan: a folder may be moved or mounted elsewhere, and stays what it is."""
-        files = sorted(self.request.images.glob(f"*{self.dataset_json['file_ending']}"))
+        files = sorted(self._new.images.glob(f"*{self.dataset_json['file_ending']}"))
         return {path.name: _sha256(path) for path in files}
 
     @staticmethod
@@ -277,7 +288,7 @@ class FirstRun:
         for trainer in self.request.trainers:
             for fold in self.request.folds:
                 yield self._training(trainer, fold)
-            if self.request.images is not None:
+            if self.request.new is not None:
                 yield from self._prediction(trainer, dry_run=dry_run)
             for fold in self.request.folds:
                 yield from self._scores_and_page(trainer, fold)
@@ -333,14 +344,14 @@ class FirstRun:
         return Step(title, (*command, *["--c"] * begun))
 
     def _prediction(self, trainer: str, *, dry_run: bool) -> Iterator[Step]:
-        request, target = self.request, self._target(trainer)
+        request, new, target = self.request, self._new, self._target(trainer)
         title = f"predict with {trainer}"
         trained = [self.model(trainer) / f"fold_{fold}" / "checkpoint_final.pth" for fold in request.folds]
         wanted, record = self._predicted_by(trainer), target / PREDICTED_BY
         if self._is_predicted(target, wanted, trained):
             yield Step(title, finished=f"{self.new_cases} case(s) are predicted: {target}")
         else:
-            command = ["nnUNetv2_predict", "-i", request.images, "-o", target, "-d", self.number]
+            command = ["nnUNetv2_predict", "-i", new.images, "-o", target, "-d", self.number]
             command += ["-c", self.configuration, "-f", *request.folds, "-tr", trainer, "-device", self.device]
             command += ["-npp", "1", "-nps", "1"] if (os.cpu_count() or 1) < 4 else []
             if not dry_run:
@@ -350,8 +361,8 @@ class FirstRun:
             if not dry_run:
                 content = {**wanted, "weights": _weights(trained), "finished": True}
                 replace_text(record, json.dumps(content, indent=1) + "\n")
-        if request.references is not None:
-            words = ("logvmamba", "evaluate", str(target), str(request.references), "--predicted-only")
+        if new.references is not None:
+            words = ("logvmamba", "evaluate", str(target), str(new.references), "--predicted-only")
             yield _scoring(f"score the predictions of {trainer}", words, target / "scores", [record])
 
     def _is_predicted(self, target: Path, wanted: dict, trained: Sequence[Path]) -> bool:
@@ -388,7 +399,7 @@ class FirstRun:
             for fold in self.request.folds:
                 folder = self.model(trainer) / f"fold_{fold}"
                 found += [("report", folder / "report.html"), ("scores of the validation", folder / "scores")]
-            if self.request.images is not None:
+            if self.request.new is not None:
                 found.append(("predictions", self._target(trainer)))
         return found
 
@@ -498,6 +509,11 @@ def _check_reference(labels: Labels, pair: tuple[Path, Path]) -> None:
         raise UserError(f"{error}; correct the reference, or leave --references away") from error
 
 
+def _number(dataset: str) -> str:
+    """``4`` of ``Dataset004_Hippocampus``."""
+    return str(int(dataset.partition("_")[0].removeprefix("Dataset")))
+
+
 def _find_dataset(text: str, raw: Path) -> str:
     """Name of the one data set that is meant."""
     found = sorted(path.name for path in raw.iterdir() if path.is_dir() and re.match(r"Dataset\d{3,}_.", path.name))
@@ -515,7 +531,7 @@ def _find_dataset(text: str, raw: Path) -> str:
     if not text.isdecimal() and not text.startswith("Dataset"):
         raise UserError(
             f"'{text}' is neither the number nor the name of a data set: {LAYOUT}, and {there}; name its number, e.g. "
-            + (str(int(re.match(r"Dataset(\d+)", found[0])[1])) if found else "123")
+            + (_number(found[0]) if found else "123")
         )
     raise UserError(f"{raw} has no data set {text} ({there}): {LAYOUT}")
 
@@ -602,7 +618,8 @@ def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> N
             start_new_session=True,  # so that all its workers can be ended with it
         )
         try:
-            for chunk in iter(lambda: process.stdout.read1(65536), b""):
+            assert isinstance(process.stdout, io.BufferedReader)
+            for chunk in iter(partial(process.stdout.read1, 65536), b""):
                 kept.write(chunk)
                 kept.flush()
                 sys.stdout.buffer.write(chunk)
@@ -619,7 +636,8 @@ def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> N
 
 def _end(process: subprocess.Popen) -> None:
     """End a command that was interrupted: politely, so that ours clean up behind them, then at once."""
-    process.stdout.close()
+    if process.stdout is not None:
+        process.stdout.close()
     if process.returncode is not None:
         return
     if hasattr(os, "killpg"):

@@ -229,8 +229,8 @@ def _renamed(names: dict[tuple, str], wished: Mapping[str, str]) -> dict[tuple, 
 def _costs(runs: Sequence[Run]) -> dict[str, float | None]:
     costs = {}
     for key in (cost.key for cost in COSTS):
-        values = [(run.record or {}).get(key) for run in runs]
-        middle = None if None in values else median(values)
+        values = [run.record[key] for run in runs if run.record and run.record.get(key) is not None]
+        middle = median(values) if len(values) == len(runs) else None
         costs[key] = middle if middle is None or float in KEYS[key] else int(middle)
     return costs
 
@@ -281,8 +281,9 @@ def _refuse_other_cases(one: Run, two: Run) -> None:
                 f"{both} were scored against other references or at another spacing: case {case}, label {label} has "
                 f"{reference} of {image} voxels in one and {there[0]} of {there[1]} in the other; validate both again"
             )
-    known = one.spacing is not None and two.spacing is not None
-    if known and (len(one.spacing) != len(two.spacing) or not np.allclose(one.spacing, two.spacing)):
+    if one.spacing is None or two.spacing is None:
+        return
+    if len(one.spacing) != len(two.spacing) or not np.allclose(one.spacing, two.spacing):
         raise UserError(f"{both} were planned for data of another spacing: {one.spacing} and {two.spacing}")
 
 
@@ -420,10 +421,10 @@ def _run_margin(
             table.setdefault(run.fold, []).append(float(_mean(means, axis=0)))
     if len(by_fold[0]) > 1:
         differences = [np.mean(by_fold[0][fold]) - np.mean(by_fold[1][fold]) for fold in by_fold[0]]
-        means = [mean_and_standard_error(differences)]
+        spreads = [mean_and_standard_error(differences)]
     else:
-        means = [mean_and_standard_error(next(iter(table.values()))) for table in by_fold]
-    return margin_of_difference([error for _, error, _ in means], [count for _, _, count in means])
+        spreads = [mean_and_standard_error(next(iter(table.values()))) for table in by_fold]
+    return margin_of_difference([error for _, error, _ in spreads], [count for _, _, count in spreads])
 
 
 # --- What has to be said beside the numbers ---------------------------------------------------------------------------

@@ -99,7 +99,9 @@ def _fits(key: str, value: object) -> bool:
         return False
     if isinstance(value, float):
         return isfinite(value)
-    return key != "sessions" or all(isinstance(session, dict) for session in value)
+    if key == "sessions":
+        return isinstance(value, list) and all(isinstance(session, dict) for session in value)
+    return True
 
 
 def without_paths(words: Sequence[str]) -> str:

@@ -184,7 +184,8 @@ def read_training(fold: Path) -> Training:
     model = fold.parent
     dataset_json, plans_json = read_dataset_json(model), read_json(model / "plans.json")
     dataset = plans_json.get("dataset_name", model.parent.name)
-    return Training(fold, dataset, *model.name.split("__"), plans_json, dataset_json, read_record(fold))
+    trainer, plans, configuration = model.name.split("__")
+    return Training(fold, dataset, trainer, plans, configuration, plans_json, dataset_json, read_record(fold))
 
 
 def read_run(fold: Path) -> Run:

@@ -12,7 +12,7 @@ TIE = 1e-6
 RESAMPLES = 9999
 
 
-def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float, int]:
+def mean_and_standard_error(values: Sequence[float] | np.ndarray) -> tuple[float, float, int]:
     """Mean, its standard error (sample standard deviation over the root of the count) and the count.
 
     Values that are NaN or infinite are left out. Of one value the standard error is NaN, of none the mean as well.
@@ -82,7 +82,9 @@ class Paired:
     losses: int
 
 
-def compare_pairs(differences: Sequence[float], *, higher_is_better: bool, confidence: float = 0.95) -> Paired:
+def compare_pairs(
+    differences: Sequence[float] | np.ndarray, *, higher_is_better: bool, confidence: float = 0.95
+) -> Paired:
     """Test paired differences: Wilcoxon's signed-rank test, two-sided, and a BCa bootstrap over the cases.
 
     Differences that are NaN or infinite are left out, those up to ``TIE`` count as zero throughout. Zeros say nothing

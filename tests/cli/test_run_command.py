@@ -342,7 +342,7 @@ def predicted(folders, tmp_path) -> Path:
     (fold / "validation").mkdir(parents=True)
     for name in ("checkpoint_final.pth", "validation/summary.json"):
         (fold / name).write_text("{}")
-    request = first_run.Request("998", "2d", (TRAINER,), device="cpu", images=new, predictions=out)
+    request = first_run.Request("998", "2d", (TRAINER,), device="cpu", new=first_run.NewScans(new, out))
     for step in first_run.FirstRun(request).steps():
         if step.title.startswith("predict"):
             for case in ("ball_0.nii.gz", "ball_1.nii.gz"):

@@ -9,7 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Words of nnU-Net's plans, of ours and of other libraries that mean the same, or nearly.
 _NEIGHBOURS = (

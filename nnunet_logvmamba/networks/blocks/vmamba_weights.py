@@ -92,10 +92,12 @@ def load_vmamba_encoder(encoder: VMambaEncoder, path: Path) -> LoadReport:
     tensors = _read(Path(path))
     own = encoder.state_dict()
     taken: dict[str, Tensor] = {}
-    loaded, skipped, adapted = {}, {}, None
+    loaded: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    adapted = None
     for key, tensor in tensors.items():
         target = _translated(key)
-        if target not in own:
+        if target is None or target not in own:
             skipped[key] = "the encoder has no such layer"
             continue
         if target == _PATCH_KERNEL and _other_channels(tensor, own[target]):

@@ -146,7 +146,7 @@ class LoGVMambaSwinUNet(PlannedNetwork):
             channels_per_token=channels_per_token,
             canonical_grids=canonical_grids,
         )
-        common = {"drop_path": drop_path, "checkpointing": flag("checkpointing", checkpointing)}
+        common: dict[str, Any] = {"drop_path": drop_path, "checkpointing": flag("checkpointing", checkpointing)}
         self.encoder = VMambaEncoder(input_channels, widths, strides[1:], n_blocks_per_stage, backend=backend, **common)
         self.decoder = ExpandingDecoder(
             full_width,

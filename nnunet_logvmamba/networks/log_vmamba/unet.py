@@ -132,14 +132,12 @@ class LoGVMambaUNet(PlannedNetwork):
         self.input_channels, self.spatial_dims = whole("input_channels", input_channels), spatial_dims
         n_stages, num_classes = whole("n_stages", n_stages, least=2), whole("num_classes", num_classes)
         features = [features_per_stage] * n_stages if isinstance(features_per_stage, int) else features_per_stage
-        kernel_sizes = [kernel_sizes] * n_stages if isinstance(kernel_sizes, int) else kernel_sizes
-        for name, values in (("features_per_stage", features), ("kernel_sizes", kernel_sizes), ("strides", strides)):
+        sizes = [kernel_sizes] * n_stages if isinstance(kernel_sizes, int) else kernel_sizes
+        for name, values in (("features_per_stage", features), ("kernel_sizes", sizes), ("strides", strides)):
             if len(listed(name, values, "with one entry per stage")) != n_stages:
                 raise ValueError(f"{name} has {len(values)} entries for {n_stages} stages; one each is needed")
         features = wholes("features_per_stage", features, "stage")
-        kernel_sizes = [
-            per_axis(f"kernel_sizes[{stage}]", size, spatial_dims, odd=True) for stage, size in enumerate(kernel_sizes)
-        ]
+        kernels = [per_axis(f"kernel_sizes[{stage}]", size, spatial_dims, odd=True) for stage, size in enumerate(sizes)]
         strides = [per_axis(f"strides[{stage}]", step, spatial_dims) for stage, step in enumerate(strides)]
         check_first_stride(strides)
         self.strides = strides
@@ -158,7 +156,7 @@ class LoGVMambaUNet(PlannedNetwork):
             channels_per_token=channels_per_token,
             canonical_grids=canonical_grids,
         )
-        residual_options = {
+        residual_options: dict[str, Any] = {
             "conv_bias": flag("conv_bias", conv_bias),
             "norm_op": _INSTANCE_NORMS[spatial_dims] if norm_op is None else norm_op,
             "norm_op_kwargs": {"eps": 1e-5, "affine": True} if norm_op_kwargs is None else norm_op_kwargs,
@@ -172,7 +170,7 @@ class LoGVMambaUNet(PlannedNetwork):
             features[0],
             widths,
             conv_op,
-            kernel_sizes,
+            kernels,
             strides,
             self.settings,
             mixer_options={
@@ -193,7 +191,7 @@ class LoGVMambaUNet(PlannedNetwork):
             widths,
             num_classes,
             conv_op,
-            kernel_sizes,
+            kernels,
             deep_supervision=deep_supervision,
             all_heads=all_heads,
             **residual_options,

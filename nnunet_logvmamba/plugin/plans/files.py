@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -53,7 +54,7 @@ def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
     return path, *contents
 
 
-def check_dataset_json(content: object, file: Path) -> None:
+def check_dataset_json(content: Any, file: Path) -> None:
     """Refuse a ``dataset.json`` whose labels or channels nnU-Net would not take.
 
     Raises:

@@ -42,7 +42,7 @@ def _builder(family: str | None, network_name: str | None = None, stock: bool = 
             )
         if stock:
             return nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, *sizes)
-        overrides = {} if family is None else {"family": family}
+        overrides: dict[str, Any] = {} if family is None else {"family": family}
         try:
             network = build_network(configuration_manager, *sizes, network_name, **overrides)
         except ValueError as error:

@@ -173,9 +173,7 @@ def _planes(case: CaseImages) -> list[_Plane]:
         others = tuple(other for other in range(3) if other != axis)
         counts = shown.sum(axis=others)
         index = int(counts.argmax()) if counts.any() else shape[axis] // 2
-        cut = [slice(None, None, step)] * 3
-        cut[axis] = index
-        here = tuple(cut)
+        here = tuple(index if other == axis else slice(None, None, step) for other in range(3))
         down, along = (case.spacing[other] for other in others)
         planes.append(
             _Plane(
