@@ -59,11 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     score.add_argument("--references", metavar="DIR", type=Path, help="folder of true instance maps, <case>_label.tiff")
     add_scoring(score)
     score.add_argument(
-        "--tolerance",
-        type=at_least(0),
-        default=2,
-        metavar="PX",
-        help="of the surface Dice (default: %(default)s)",
+        "--tolerance", type=at_least(0), default=2, metavar="PX", help="of the surface Dice (default: %(default)s)"
     )
     look = parser.add_argument_group("gallery")
     look.add_argument("--images", metavar="DIR", type=Path, help="folder of the images, <case>.png or <case>_0000.png")

@@ -15,16 +15,7 @@ import numpy as np
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import staged_files
 
-from .cases import (
-    ENDINGS,
-    IMAGE_INSTEAD,
-    LabelMap,
-    check_pairs,
-    check_same_grid,
-    find_cases,
-    read_labels,
-    turned_like,
-)
+from .cases import ENDINGS, IMAGE_INSTEAD, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
 from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
 from .metrics import COUNTS, INSTANCE_METRICS, title_of
 from .parallel import map_cases

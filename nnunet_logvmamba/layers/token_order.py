@@ -98,11 +98,7 @@ def raster_order(spatial: tuple[int, ...], direction: int, device: torch.device 
 
 
 def sequence_orders(
-    spatial: tuple[int, ...],
-    num_global: int,
-    placement: str,
-    directions: int = 1,
-    device: torch.device | str = "cpu",
+    spatial: tuple[int, ...], num_global: int, placement: str, directions: int = 1, device: torch.device | str = "cpu"
 ) -> list[Tensor | None]:
     """Which row comes t-th in each direction; rows are the local tokens in raster order, then the global ones.
 

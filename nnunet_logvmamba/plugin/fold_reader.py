@@ -14,13 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.evaluation.cases import (
-    PICTURE_ENDINGS,
-    ending_of,
-    is_white_at_zero,
-    read_image,
-    read_labels,
-)
+from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, ending_of, is_white_at_zero, read_image, read_labels
 from nnunet_logvmamba.plugin.checkpoints import logging_of_checkpoints
 from nnunet_logvmamba.results.runs import Training
 

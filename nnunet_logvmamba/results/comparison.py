@@ -14,14 +14,7 @@ import numpy as np
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.metrics import METRICS, RANKED, USUAL, title_of, titles
 from nnunet_logvmamba.results.record import COSTS, KEYS
-from nnunet_logvmamba.results.runs import (
-    INSTANCE,
-    Run,
-    find_folds,
-    is_finished,
-    read_run,
-    source_of,
-)
+from nnunet_logvmamba.results.runs import INSTANCE, Run, find_folds, is_finished, read_run, source_of
 from nnunet_logvmamba.results.statistics import (
     TIE,
     Paired,

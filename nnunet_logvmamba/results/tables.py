@@ -12,15 +12,7 @@ from math import isfinite, isnan
 
 from nnunet_logvmamba.evaluation.layout import in_columns
 from nnunet_logvmamba.evaluation.metrics import METRICS
-from nnunet_logvmamba.results.comparison import (
-    AVERAGE,
-    Comparison,
-    Method,
-    Pair,
-    Score,
-    conclusion,
-    indistinguishable,
-)
+from nnunet_logvmamba.results.comparison import AVERAGE, Comparison, Method, Pair, Score, conclusion, indistinguishable
 from nnunet_logvmamba.results.record import COSTS, Cost
 
 NOT_BEYOND_NOISE = "†"

@@ -30,17 +30,7 @@ CARRY_UNROLL = tl.constexpr(16)
 
 
 # Arguments that follow from the image, for which nothing is compiled anew.
-LENGTHS = (
-    "length",
-    "rows",
-    "tiles",
-    "chunks",
-    "padded",
-    "u_batch",
-    "context_batch",
-    "delta_batch",
-    "grad_y_batch",
-)
+LENGTHS = ("length", "rows", "tiles", "chunks", "padded", "u_batch", "context_batch", "delta_batch", "grad_y_batch")
 
 
 class Rows(NamedTuple):

@@ -59,16 +59,10 @@ def forward(u, delta, A, B, C, D, delta_bias, initial_state, context, order, del
         else:
             spans = p.spans()
             p.launch(
-                triton_kernels.sum_chunks,
-                p.chunks - 1,
-                *(*p.inputs, p.bias, p.A, p.weights, p.order, states, spans),
+                triton_kernels.sum_chunks, p.chunks - 1, *(*p.inputs, p.bias, p.A, p.weights, p.order, states, spans)
             )
             p.carry(states, spans, p.first_state, reverse=False)
-        p.launch(
-            triton_kernels.finish_chunks,
-            p.chunks,
-            *(*p.inputs, p.bias, p.A, p.weights, p.D, p.order, states, y),
-        )
+        p.launch(triton_kernels.finish_chunks, p.chunks, *(*p.inputs, p.bias, p.A, p.weights, p.D, p.order, states, y))
     return y, p.last_of(states)
 
 

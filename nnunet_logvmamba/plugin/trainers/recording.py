@@ -174,7 +174,4 @@ def _sessions(trainer: RecordedTrainer) -> dict:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     program = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
     session = {"command": without_paths(program), "first_epoch": trainer.current_epoch, "started": now}
-    return {
-        "sessions": [*before.get("sessions", []), session],
-        "peak_memory_bytes": before.get("peak_memory_bytes"),
-    }
+    return {"sessions": [*before.get("sessions", []), session], "peak_memory_bytes": before.get("peak_memory_bytes")}
