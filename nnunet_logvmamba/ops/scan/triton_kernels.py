@@ -106,25 +106,9 @@ def _offset(row, stride, c, WIDE: tl.constexpr):
 
 @triton.jit
 def _tile(
-    start,
-    length,
-    rows,
-    u,
-    u_batch,
-    context,
-    context_batch,
-    delta,
-    delta_batch,
-    bias,
-    order,
-    entry,
-    c,
-    owned,
-    STEPS: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    start, length, rows, u, u_batch, context, context_batch, delta, delta_batch, bias, order, entry, c, owned,
+    STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Row, step and input for every step of a tile. Beyond the end it is the last row, and the step is zero, so that a
     state stays.
     """
@@ -155,19 +139,9 @@ def _tile(
 
 @triton.jit
 def _upstream(
-    start,
-    places,
-    length,
-    rows,
-    grad_y,
-    grad_y_batch,
-    entry,
-    c,
-    owned,
-    STEPS: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    start, places, length, rows, grad_y, grad_y_batch, entry, c, owned,
+    STEPS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Gradient of the output for every step of a tile; zero for rows that have none, and beyond the end."""
     base = grad_y.pointer + entry * grad_y_batch
     upstream = ()
@@ -208,31 +182,12 @@ def _over_channels(parts, lane):
 
 @triton.jit(do_not_specialize=LENGTHS)
 def sum_chunks(
-    u,
-    u_batch,
-    context,
-    context_batch,
-    delta,
-    delta_batch,
-    bias,
-    A,
-    weights,
-    order,
-    ends,
-    spans,
-    sizes,
-    length,
-    rows,
-    tiles,
-    padded,
-    STEPS: tl.constexpr,
-    STATES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    u, u_batch, context, context_batch, delta, delta_batch, bias, A, weights, order,
+    ends, spans,
+    sizes, length, rows, tiles, padded,
+    STEPS: tl.constexpr, STATES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Run every chunk from a zero state.
 
     Fills ``ends`` (chunk, batch, state, channel) with the last states, ``spans`` (chunk, batch, channel) with the sums
@@ -247,25 +202,9 @@ def sum_chunks(
         number = chunk * tiles + tile
         start = number * STEPS
         places, dts, values = _tile(
-            start,
-            length,
-            rows,
-            u,
-            u_batch,
-            context,
-            context_batch,
-            delta,
-            delta_batch,
-            bias,
-            order,
-            entry,
-            c,
-            owned,
-            STEPS,
-            SOFTPLUS,
-            WIDE,
-            ACC,
-        )
+            start, length, rows, u, u_batch, context, context_batch, delta, delta_batch, bias, order, entry, c, owned,
+            STEPS, SOFTPLUS, WIDE, ACC,
+        )  # fmt: skip
         for i in tl.static_range(STEPS):
             span += dts[i]
         for first in range(0, sizes.states, STATES):
@@ -313,32 +252,12 @@ def carry(states, spans, A, first, sizes, chunks, BLOCK: tl.constexpr, REVERSE: 
 
 @triton.jit(do_not_specialize=LENGTHS)
 def finish_chunks(
-    u,
-    u_batch,
-    context,
-    context_batch,
-    delta,
-    delta_batch,
-    bias,
-    A,
-    weights,
-    D,
-    order,
-    states,
-    y,
-    sizes,
-    length,
-    rows,
-    tiles,
-    padded,
-    STEPS: tl.constexpr,
-    STATES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    u, u_batch, context, context_batch, delta, delta_batch, bias, A, weights, D, order,
+    states, y,
+    sizes, length, rows, tiles, padded,
+    STEPS: tl.constexpr, STATES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Run every chunk from the state that enters it, for ``y`` (batch, length, channel).
 
     ``states`` (chunk, batch, state, channel) holds what enters, and afterwards what leaves.
@@ -353,25 +272,9 @@ def finish_chunks(
     for tile in range(tiles):
         start = (chunk * tiles + tile) * STEPS
         places, dts, values = _tile(
-            start,
-            length,
-            rows,
-            u,
-            u_batch,
-            context,
-            context_batch,
-            delta,
-            delta_batch,
-            bias,
-            order,
-            entry,
-            c,
-            owned,
-            STEPS,
-            SOFTPLUS,
-            WIDE,
-            ACC,
-        )
+            start, length, rows, u, u_batch, context, context_batch, delta, delta_batch, bias, order, entry, c, owned,
+            STEPS, SOFTPLUS, WIDE, ACC,
+        )  # fmt: skip
         outputs = ()
         for i in tl.static_range(STEPS):
             outputs = outputs + (values[i] * direct,)
@@ -399,36 +302,12 @@ def finish_chunks(
 
 @triton.jit(do_not_specialize=LENGTHS)
 def sum_chunks_backward(
-    grad_y,
-    grad_y_batch,
-    u,
-    u_batch,
-    context,
-    context_batch,
-    delta,
-    delta_batch,
-    bias,
-    A,
-    weights,
-    order,
-    starts,
-    prefixes,
-    ends,
-    handed,
-    spans,
-    sizes,
-    length,
-    rows,
-    tiles,
-    padded,
-    STEPS: tl.constexpr,
-    STATES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    grad_y, grad_y_batch, u, u_batch, context, context_batch, delta, delta_batch, bias, A, weights, order,
+    starts, prefixes, ends, handed, spans,
+    sizes, length, rows, tiles, padded,
+    STEPS: tl.constexpr, STATES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Run every chunk from a zero state and with no gradient from later chunks.
 
     Fills ``ends`` (chunk, batch, state, channel) with the last states, ``handed`` (the same) with the gradient of the
@@ -452,25 +331,9 @@ def sum_chunks_backward(
             next_start = this_start + per_tile * sizes.states
         tl.store(prefixes + number.to(tl.int64) * per_tile + entry * sizes.channels + c, span, mask=owned)
         places, dts, values = _tile(
-            start,
-            length,
-            rows,
-            u,
-            u_batch,
-            context,
-            context_batch,
-            delta,
-            delta_batch,
-            bias,
-            order,
-            entry,
-            c,
-            owned,
-            STEPS,
-            SOFTPLUS,
-            WIDE,
-            ACC,
-        )
+            start, length, rows, u, u_batch, context, context_batch, delta, delta_batch, bias, order, entry, c, owned,
+            STEPS, SOFTPLUS, WIDE, ACC,
+        )  # fmt: skip
         upstream = _upstream(start, places, length, rows, grad_y, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC)
         for first in range(0, sizes.states, STATES):
             n = first + tl.arange(0, STATES)[:, None]
@@ -497,43 +360,13 @@ def sum_chunks_backward(
 
 @triton.jit(do_not_specialize=LENGTHS)
 def finish_chunks_backward(
-    grad_y,
-    grad_y_batch,
-    u,
-    u_batch,
-    context,
-    context_batch,
-    delta,
-    delta_batch,
-    bias,
-    A,
-    weights,
-    D,
-    order,
-    starts,
-    prefixes,
-    entering,
-    leaving,
-    grad_u,
-    grad_context,
-    grad_delta,
-    grad_A,
-    grad_weights,
-    grad_D,
-    grad_bias,
-    sizes,
-    length,
-    rows,
-    tiles,
-    padded,
-    STEPS: tl.constexpr,
-    STATES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    grad_y, grad_y_batch, u, u_batch, context, context_batch, delta, delta_batch, bias, A, weights, D, order,
+    starts, prefixes, entering, leaving,
+    grad_u, grad_context, grad_delta, grad_A, grad_weights, grad_D, grad_bias,
+    sizes, length, rows, tiles, padded,
+    STEPS: tl.constexpr, STATES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Run every chunk from its last tile to its first, with what enters it and the gradient of what leaves it known.
 
     ``entering`` and ``leaving`` are (chunk, batch, state, channel); the latter ends as the gradient of what enters.
@@ -561,25 +394,9 @@ def finish_chunks_backward(
         place_of_tile = number.to(tl.int64) * per_tile + entry * sizes.channels
         prefix = tl.load(prefixes + place_of_tile + c, mask=owned, other=0.0)
         places, dts, values = _tile(
-            start,
-            length,
-            rows,
-            u,
-            u_batch,
-            context,
-            context_batch,
-            delta,
-            delta_batch,
-            bias,
-            order,
-            entry,
-            c,
-            owned,
-            STEPS,
-            SOFTPLUS,
-            WIDE,
-            ACC,
-        )
+            start, length, rows, u, u_batch, context, context_batch, delta, delta_batch, bias, order, entry, c, owned,
+            STEPS, SOFTPLUS, WIDE, ACC,
+        )  # fmt: skip
         upstream = _upstream(start, places, length, rows, grad_y, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC)
         grad_x = ()
         grad_dt = ()
