@@ -60,7 +60,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="write comparison.md, comparison.tex, means.csv, pairs.csv and costs.csv there (with --format, those "
         "alone); without it, tables are printed, as Markdown into a pipe or file (with --format, that)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from nnunet_logvmamba.plugin.environment import device_option
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add this sub-command to the command line."""
+    """Add ``plans`` to the sub-commands of ``logvmamba``."""
     parser = subparsers.add_parser(
         "plans",
         help="write a configuration with our network and chosen knobs into the plans of a data set",
@@ -64,7 +64,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "translate it",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a configuration that has this name")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,26 +77,23 @@ def run(args: argparse.Namespace) -> int:
 
     from nnunet_logvmamba.plugin import plans as library
 
-    try:
-        knobs, training = _assignments("--set", args.knobs), _assignments("--train", args.training)
-        if "pretrained" in training:
-            training["pretrained"] = _checkpoint(training["pretrained"])
-        path, plans, dataset_json = library.find_plans(args.dataset, args.plans)
-        plans, names = library.add_configuration(
-            plans,
-            dataset_json,
-            args.configuration,
-            args.name,
-            arguments=knobs,
-            training=training,
-            batch_size=args.batch_size,
-            patch_size=args.patch_size,
-            network=args.network and catalogue.row(args.network).path,
-            keep_network=args.keep_network,
-            overwrite=args.overwrite,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    knobs, training = _assignments("--set", args.knobs), _assignments("--train", args.training)
+    if "pretrained" in training:
+        training["pretrained"] = _checkpoint(training["pretrained"])
+    path, plans, dataset_json = library.find_plans(args.dataset, args.plans)
+    plans, names = library.add_configuration(
+        plans,
+        dataset_json,
+        args.configuration,
+        args.name,
+        arguments=knobs,
+        training=training,
+        batch_size=args.batch_size,
+        patch_size=args.patch_size,
+        network=args.network and catalogue.row(args.network).path,
+        keep_network=args.keep_network,
+        overwrite=args.overwrite,
+    )
     library.write_plans(path, plans)
     terminal.show(f"{path}: wrote {' and '.join(names)}")
     dataset = args.dataset
@@ -125,7 +121,7 @@ def _checkpoint(value: object) -> str:
         return "none"
     path = Path(str(value)).expanduser().absolute()
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}: name a file, or pretrained=none for no weights")
+        raise UserError(f"there is no checkpoint {path}: name a file, or pretrained=none for no weights")
     return str(path)
 
 
@@ -134,11 +130,11 @@ def _assignments(option: str, words: list[str]) -> dict:
     for word in words:
         name, sign, text = word.partition("=")
         if not sign or not name:
-            raise ValueError(f"{option} takes NAME=VALUE, not '{word}'")
+            raise UserError(f"{option} takes NAME=VALUE, not '{word}'")
         if name in values:
-            raise ValueError(f"{option} names '{name}' twice")
+            raise UserError(f"{option} names '{name}' twice")
         try:
             values[name] = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:
             values[name] = text  # a word such as head
     return values

@@ -33,7 +33,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--channel", type=int, default=0, metavar="K", help="channel to show (default: %(default)s)")
     parser.add_argument("--open", action="store_true", help="show the page in a browser")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from nnunet_logvmamba.errors import UserError
+
 if TYPE_CHECKING:
     from nnunet_logvmamba.networks.contract import PlannedNetwork
 
@@ -55,10 +57,10 @@ class Network:
         """Import and give the class.
 
         Raises:
-            ValueError: If the package that it needs is not installed.
+            UserError: If the package that it needs is not installed.
         """
         if self.package is not None and find_spec(self.package) is None:
-            raise ValueError(f"{self.name} needs {self.package}, which is not installed: pip install {self.package}")
+            raise UserError(f"{self.name} needs {self.package}, which is not installed: pip install {self.package}")
         return getattr(importlib.import_module(f"{__package__}.{self.home}"), self.name)
 
 
@@ -102,9 +104,9 @@ def row(word: str) -> Network:
     """Give a network by its name or by its dotted path.
 
     Raises:
-        ValueError: If there is none.
+        UserError: If there is none.
     """
     found = NAMES.get(word) or PATHS.get(word)
     if found is None:
-        raise ValueError(f"there is no network '{word}'; there are {', '.join(NAMES)}")
+        raise UserError(f"there is no network '{word}'; there are {', '.join(NAMES)}")
     return found

@@ -1,11 +1,17 @@
 """What a network says of itself, so that nobody has to know which one it is."""
 
+import inspect
 from copy import deepcopy
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.networks.blocks.arguments import PLAIN_WORDS, in_our_words, known_arguments, refuse_unknown
 from nnunet_logvmamba.networks.costs import Stage
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PlannedNetwork(nn.Module):
@@ -54,6 +60,36 @@ class PlannedNetwork(nn.Module):
             planned: Its ``arch_kwargs``; not changed.
         """
         return {name: deepcopy(planned[name]) for name in cls.plan_arguments if name in planned}
+
+    @classmethod
+    @known_arguments
+    def from_preset(cls, preset: str, **overrides: Any) -> "Self":
+        """Build a published size, with other channels or any other argument.
+
+        Example:
+            >>> network = LoGVMambaUNet.from_preset("paper3d", in_channels=1, out_channels=2)
+
+        Args:
+            preset: Word of a size of this class.
+            overrides: Arguments of the class, which win; ``in_channels`` is another word for ``input_channels``,
+                ``out_channels`` for ``num_classes``; ``spatial_dims`` must be those of the preset.
+
+        Raises:
+            ValueError: If there is no such preset, it is that of another class or number of axes, or an argument is
+                unknown, named twice or does not fit.
+        """
+        if preset not in tuple(catalogue.PRESETS):  # a dict cannot be asked for a list
+            raise ValueError(f"there is no preset {preset!r}; there are {', '.join(map(repr, catalogue.PRESETS))}")
+        owner = catalogue.PRESETS[preset].name
+        if owner not in [base.__name__ for base in cls.__mro__]:
+            raise ValueError(f"the preset {preset!r} is a {owner}: use {owner}.from_preset({preset!r}, ...)")
+        axes = len(cls.preset["patch_size"])
+        if overrides.get("spatial_dims", axes) != axes:
+            raise ValueError(f"the preset {preset!r} has {axes} spatial axes, not {overrides['spatial_dims']!r}")
+        known = [*inspect.signature(cls).parameters, *PLAIN_WORDS, "spatial_dims"]
+        refuse_unknown(f"{cls.__name__}.from_preset", overrides, known)
+        others = {name: value for name, value in overrides.items() if name != "spatial_dims"}
+        return cls(**{**deepcopy(cls.preset["arguments"]), **in_our_words(others)})
 
     def costs_by_stage(self) -> list[Stage]:
         """Give the stages whose costs are shown apart; none means the modules that it is made of."""

@@ -24,6 +24,8 @@ from types import ModuleType
 
 import torch
 
+from nnunet_logvmamba.errors import UserError
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -96,9 +98,9 @@ def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError, listing the valid names, unless ``name`` is one of them."""
+    """Raise UserError, listing the valid names, unless ``name`` is one of them."""
     if name not in BACKEND_NAMES:
-        raise ValueError(f"Unknown scan backend {name!r}; choose one of: {', '.join(BACKEND_NAMES)}.")
+        raise UserError(f"Unknown scan backend {name!r}; choose one of: {', '.join(BACKEND_NAMES)}.")
 
 
 def choose(name: str, device: torch.device) -> ModuleType:

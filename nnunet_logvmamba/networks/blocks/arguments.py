@@ -28,6 +28,9 @@ _NEIGHBOURS = (
     ("state_size", "d_state"),
 )
 
+PLAIN_WORDS = {"in_channels": "input_channels", "out_channels": "num_classes"}
+"""What other libraries call two arguments of our networks."""
+
 
 class ArgumentError(ValueError, TypeError):
     """An argument is unknown or missing: a ValueError, as all that our networks refuse, and Python's own TypeError."""
@@ -101,6 +104,18 @@ def _nearest(name: str, known: Collection[str]) -> str | None:
         if name in words:
             return next((word for word in words if word in known), None)
     return next(iter(get_close_matches(name, known, n=1)), None)
+
+
+def in_our_words(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Replace plain words by the names of our arguments.
+
+    Raises:
+        ValueError: If an argument is there under both names.
+    """
+    for plain, own in PLAIN_WORDS.items():
+        if plain in arguments and own in arguments:
+            raise ValueError(f"{plain} and {own} are the same argument: give one of them")
+    return {PLAIN_WORDS.get(name, name): value for name, value in arguments.items()}
 
 
 def check_norm(norm_op: Any, norm_op_kwargs: Any, widths: Iterable[int], spatial_dims: int) -> None:

@@ -23,7 +23,7 @@ from nnunet_logvmamba.networks.log_vmamba.policy import (
     stage_settings,
     swin_decoder_tokens,
 )
-from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_2D, channel_arguments, preset_arguments
+from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_2D, channel_arguments
 
 
 class LoGVMambaSwinUNet(PlannedNetwork):
@@ -33,7 +33,7 @@ class LoGVMambaSwinUNet(PlannedNetwork):
     the encoder and, in all but the deepest, of the decoder. So the published network has the widths 96 | 96, 192, 384,
     768 and the strides 1 | 4, 2, 2, 2. An image that the strides do not divide is padded with zeros at the end of each
     axis, and the outputs are cropped. Every argument can be written in JSON; ``from_preset`` and ``from_channels`` take
-    plain words.
+    plain words. The preset ``paper2d`` has 3 channels, 1 class and deep supervision, for patches of 512 x 512.
 
     Args:
         input_channels: Image channels.
@@ -169,24 +169,6 @@ class LoGVMambaSwinUNet(PlannedNetwork):
             **common,
         )
         self.apply(InitWeights_He(1e-2))
-
-    @classmethod
-    @known_arguments
-    def from_preset(cls, preset: str, **overrides: Any) -> "LoGVMambaSwinUNet":
-        """Build a published size, with other channels or any other argument.
-
-        Example:
-            >>> network = LoGVMambaSwinUNet.from_preset("paper2d", in_channels=1, deep_supervision=False)
-
-        Args:
-            preset: ``paper2d``: 3 channels, 1 class, deep supervision, for patches of 512 x 512.
-            overrides: Arguments of the class, which win; ``in_channels`` is another word for ``input_channels``,
-                ``out_channels`` for ``num_classes``.
-
-        Raises:
-            ValueError: If there is no such preset, it is that of another class, or an argument does not fit.
-        """
-        return cls(**preset_arguments(cls, preset, overrides))
 
     @classmethod
     @known_arguments

@@ -16,7 +16,7 @@ from nnunet_logvmamba.networks.costs import Stage, heads, names_in
 from nnunet_logvmamba.networks.log_vmamba.decoder import Decoder
 from nnunet_logvmamba.networks.log_vmamba.encoder import Encoder
 from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings, check_first_stride, stage_settings, unet_tokens
-from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_3D, channel_arguments, preset_arguments
+from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_3D, channel_arguments
 
 _INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
@@ -27,7 +27,8 @@ class LoGVMambaUNet(PlannedNetwork):
     Plan stage 0 is a full-resolution stem. Plan stage i + 1 is mixing stage i: residual blocks and one block of the
     LoG-VMamba family; it takes the plan's i-th width, so a BraTS plan (32, 64, 128, 256, 320, 320) gives
     32 | 32, 64, 128, 256, 320. Every argument can be written in JSON, and the vocabulary is that of nnU-Net's plans;
-    ``from_preset`` and ``from_channels`` take plain words.
+    ``from_preset`` and ``from_channels`` take plain words. The preset ``paper3d`` has 4 channels, 3 classes and six
+    stages, for patches of 128 x 128 x 128.
 
     Example:
         >>> network = LoGVMambaUNet(
@@ -197,24 +198,6 @@ class LoGVMambaUNet(PlannedNetwork):
             **residual_options,
         )
         self.apply(InitWeights_He(1e-2))
-
-    @classmethod
-    @known_arguments
-    def from_preset(cls, preset: str, **overrides: Any) -> "LoGVMambaUNet":
-        """Build a published size, with other channels or any other argument.
-
-        Example:
-            >>> network = LoGVMambaUNet.from_preset("paper3d", in_channels=1, out_channels=2)
-
-        Args:
-            preset: ``paper3d``: 4 channels, 3 classes, six stages, for patches of 128 x 128 x 128.
-            overrides: Arguments of the class, which win; ``in_channels`` is another word for ``input_channels``,
-                ``out_channels`` for ``num_classes``.
-
-        Raises:
-            ValueError: If there is no such preset, it is that of another class, or an argument does not fit.
-        """
-        return cls(**preset_arguments(cls, preset, overrides))
 
     @classmethod
     @known_arguments

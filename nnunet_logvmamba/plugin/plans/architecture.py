@@ -8,6 +8,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
 
 NETWORK_CLASS_NAME = catalogue.DEFAULT.path
@@ -43,30 +44,30 @@ def to_our_architecture(architecture: dict, network: str | None = None, **knobs)
         A new architecture in nnU-Net's form: ``network_class_name``, ``arch_kwargs``, ``_kw_requires_import``.
 
     Raises:
-        ValueError: If the network is neither ours nor one of those nnU-Net plans by itself, is not the one that is
+        UserError: If the network is neither ours nor one of those nnU-Net plans by itself, is not the one that is
             asked for or not for so many axes, or an argument is missing.
     """
     name = architecture["network_class_name"]
     if is_ours(architecture):
         if network not in (None, name):
-            raise ValueError(
+            raise UserError(
                 f"the configuration names {_short(name)} and not {_short(network)}: take nnU-Net's own configuration"
             )
         ours = deepcopy(architecture)
         ours["arch_kwargs"].update(knobs)
         return ours
     if _short(name) not in STOCK_NETWORKS:
-        raise ValueError(
+        raise UserError(
             f"cannot translate the network '{name}' of this plan: our trainers take "
             f"{' and '.join(STOCK_NETWORKS)} as nnU-Net plans them, or {' and '.join(catalogue.PATHS)}"
         )
     planned = architecture["arch_kwargs"]
     missing = [key for key in NEEDED_ARGUMENTS if key not in planned]
     if missing:
-        raise ValueError(f"the plan's architecture '{name}' lacks {', '.join(missing)}")
+        raise UserError(f"the plan's architecture '{name}' lacks {', '.join(missing)}")
     row, dims = catalogue.row(network or NETWORK_CLASS_NAME), len(planned["kernel_sizes"][0])
     if dims not in row.dims:
-        raise ValueError(
+        raise UserError(
             f"{row.name} is a {row.dims[0]}D network and this configuration is {dims}D: take "
             f"{'the configuration 2d' if dims == 3 else 'a 3D configuration'}, or a trainer of the U-Net lineage such "
             f"as nnUNetTrainer{catalogue.DEFAULT.trainer}"
@@ -96,7 +97,7 @@ def build_network(
     Deep supervision is left off where the configuration asks for a head on the finest scale only.
 
     Raises:
-        ValueError: If it cannot be built.
+        UserError: If it cannot be built.
     """
     architecture = to_our_architecture(configuration_manager.configuration["architecture"], network, **overrides)
     arguments = architecture["arch_kwargs"]
@@ -111,4 +112,4 @@ def build_network(
             deep_supervision=deep_supervision and arguments.get("seg_heads") != "last",
         )
     except TypeError as error:  # an argument that is missing, unknown or of the wrong kind
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error

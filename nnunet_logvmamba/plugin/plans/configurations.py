@@ -11,6 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.plans.architecture import NETWORK_CLASS_NAME, build_network, is_ours, to_our_architecture
 from nnunet_logvmamba.plugin.plans.settings import TRAINING_KEY, check_knobs, check_training_settings, knobs
@@ -52,21 +53,21 @@ def add_configuration(
         The new plans, and the names of the configurations that were added.
 
     Raises:
-        ValueError: If anything does not fit or a network cannot be built.
+        UserError: If anything does not fit or a network cannot be built.
     """
     configurations = plans["configurations"]
     if base not in configurations:
         there = f"there are {', '.join(configurations)}{why_not_planned(plans, base)}"
-        raise ValueError(f"there is no configuration '{base}' in these plans; {there}")
+        raise UserError(f"there is no configuration '{base}' in these plans; {there}")
     if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
-        raise ValueError(f"'{name}' cannot name a configuration: use letters, digits, '.', '-' and single '_'")
+        raise UserError(f"'{name}' cannot name a configuration: use letters, digits, '.', '-' and single '_'")
     manager = PlansManager(plans)
     resolved = manager.get_configuration(base)
     planned = resolved.configuration["architecture"]
     check_knobs(arguments or {}, network or (planned["network_class_name"] if is_ours(planned) else NETWORK_CLASS_NAME))
     if keep_network and (arguments or network):
         what = f"knobs ({', '.join(arguments)}) belong to our network" if arguments else "another network was named"
-        raise ValueError(f"{what}, which cannot go with --keep-network")
+        raise UserError(f"{what}, which cannot go with --keep-network")
     settings = check_training_settings(training)
     names = {base: name}
     previous, following = resolved.previous_stage_name, resolved.next_stage_names or []
@@ -74,9 +75,9 @@ def add_configuration(
         names[partner] = name.replace(base, partner, 1) if base in name else f"{name}_{partner}"
     for old, new in names.items():
         if new == old:
-            raise ValueError(f"configuration '{old}' cannot be derived from itself; choose another name")
+            raise UserError(f"configuration '{old}' cannot be derived from itself; choose another name")
         if new in configurations and not overwrite:
-            raise ValueError(f"configuration '{new}' exists already; choose another name or add --overwrite")
+            raise UserError(f"configuration '{new}' exists already; choose another name or add --overwrite")
 
     result = deepcopy(plans)
     for old, new in names.items():
@@ -100,7 +101,7 @@ def add_configuration(
         try:
             PlansManager(result).get_configuration(new)
         except RuntimeError as error:  # nnU-Net's word for configurations that inherit in a circle
-            raise ValueError(f"'{new}' cannot be replaced, because '{base}' is derived from it") from error
+            raise UserError(f"'{new}' cannot be replaced, because '{base}' is derived from it") from error
         check_configuration(result, dataset_json, new)
     return result, list(names.values())
 
@@ -109,7 +110,7 @@ def check_configuration(plans: dict, dataset_json: dict, name: str) -> None:
     """Build a configuration's network without memory and compare its patch with its strides.
 
     Raises:
-        ValueError: Naming the configuration and what does not fit.
+        UserError: Naming the configuration and what does not fit.
     """
     plans_manager = PlansManager(plans)
     configuration = plans_manager.get_configuration(name)
@@ -123,16 +124,16 @@ def check_configuration(plans: dict, dataset_json: dict, name: str) -> None:
         ours = is_ours(configuration.configuration["architecture"])
         if "pretrained" in settings and ours and not network.pretrainable:
             names = catalogue.PRETRAINABLE
-            raise ValueError(f"'pretrained' under '{TRAINING_KEY}' is for {names}: add --network {names}")
+            raise UserError(f"'pretrained' under '{TRAINING_KEY}' is for {names}: add --network {names}")
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"configuration '{name}' cannot be built: {str(error).splitlines()[0]}") from error
+        raise UserError(f"configuration '{name}' cannot be built: {str(error).splitlines()[0]}") from error
 
 
 def check_patch(network: nn.Module, configuration: ConfigurationManager, num_input_channels: int) -> None:
     """Send a batch of patches through a network on the meta device, which needs no memory and hardly any time.
 
     Raises:
-        ValueError: If the patch is not divisible by the strides (unless the network pads it itself), there is no batch,
+        UserError: If the patch is not divisible by the strides (unless the network pads it itself), there is no batch,
             or the network takes no such patch.
     """
     patch_size, strides = list(configuration.patch_size), configuration.pool_op_kernel_sizes
@@ -140,22 +141,22 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
     totals = [1 if pads else prod(axis) for axis in zip(*strides)]
     least = getattr(network, "smallest_input", 1)
     if len(patch_size) != len(totals):
-        raise ValueError(
+        raise UserError(
             f"the patch size {patch_size} has {len(patch_size)} axes, but the configuration has {len(totals)}: give "
             f"{len(totals)} numbers, in the order of the planned patch"
         )
     if any(size < least or size % total for size, total in zip(patch_size, totals)):
         needed = f"have {len(totals)} axes of at least {least}" if pads else f"be divisible by {totals}, axis by axis"
-        raise ValueError(f"the patch size {patch_size} must {needed}")
+        raise UserError(f"the patch size {patch_size} must {needed}")
     if configuration.batch_size < 1:
-        raise ValueError(f"the batch size must be at least 1, not {configuration.batch_size}")
+        raise UserError(f"the batch size must be at least 1, not {configuration.batch_size}")
     try:
         network(torch.empty(configuration.batch_size, num_input_channels, *patch_size, device="meta"))
     except RuntimeError as error:
-        raise ValueError(f"the network takes no patch of {patch_size}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the network takes no patch of {patch_size}: {str(error).splitlines()[0]}") from error
     except ValueError as error:  # instance norm, which cannot normalise one voxel
         reason = str(error).splitlines()[0]
-        raise ValueError(f"the patch size {patch_size} is too small, take a larger one: {reason}") from error
+        raise UserError(f"the patch size {patch_size} is too small, take a larger one: {reason}") from error
 
 
 def why_not_planned(plans: dict, name: str) -> str:

@@ -9,6 +9,7 @@ from math import inf
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.ops import backends
 from nnunet_logvmamba.plugin.plans.architecture import NETWORK_CLASS_NAME, _short
@@ -72,24 +73,22 @@ def check_training_settings(settings: object) -> dict:
     ``None`` (no such entry) gives an empty dict.
 
     Raises:
-        ValueError: If a key is unknown or a value has the wrong type or range; the message names the key and the valid
+        UserError: If a key is unknown or a value has the wrong type or range; the message names the key and the valid
             ones.
     """
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise ValueError(f"'{TRAINING_KEY}' in a configuration must be a table of settings, not {settings!r}")
+        raise UserError(f"'{TRAINING_KEY}' in a configuration must be a table of settings, not {settings!r}")
     for key, value in settings.items():
         if key not in SETTINGS:
-            raise ValueError(
-                f"unknown setting '{key}' under '{TRAINING_KEY}'; valid are {', '.join(TRAINING_SETTINGS)}"
-            )
+            raise UserError(f"unknown setting '{key}' under '{TRAINING_KEY}'; valid are {', '.join(TRAINING_SETTINGS)}")
         kind, _ = SETTINGS[key]
         if kind.fits(value):
             continue
         if kind is _OPTIMIZER:
-            raise ValueError(f"unknown optimizer {value!r} under '{TRAINING_KEY}'; valid are {', '.join(OPTIMIZERS)}")
-        raise ValueError(f"'{key}' under '{TRAINING_KEY}' must be {kind.words}, not {value!r}")
+            raise UserError(f"unknown optimizer {value!r} under '{TRAINING_KEY}'; valid are {', '.join(OPTIMIZERS)}")
+        raise UserError(f"'{key}' under '{TRAINING_KEY}' must be {kind.words}, not {value!r}")
     return dict(settings)
 
 
@@ -130,17 +129,17 @@ def check_knobs(values: dict, network: str = NETWORK_CLASS_NAME) -> None:
     """Refuse knobs that do not exist or whose kind of value is wrong; the network itself judges the value.
 
     Raises:
-        ValueError: Naming the knob, and the valid ones or the kind that is needed.
+        UserError: Naming the knob, and the valid ones or the kind that is needed.
     """
     valid, annotations = knobs(network), get_type_hints(catalogue.row(network).load().__init__)
     for name, value in values.items():
         if name not in valid:
-            raise ValueError(f"unknown knob '{name}' of {_short(network)}; valid are {', '.join(valid)}")
+            raise UserError(f"unknown knob '{name}' of {_short(network)}; valid are {', '.join(valid)}")
         if name == "backend":
             backends.check_name(value)
         kind = _kind_of(annotations[name])
         if not kind.fits(value):
-            raise ValueError(f"'{name}' must be {kind.words}, not {json.dumps(value)}")
+            raise UserError(f"'{name}' must be {kind.words}, not {json.dumps(value)}")
 
 
 _KINDS = {
