@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,16 +108,7 @@ def run(args: argparse.Namespace) -> int:
         if case not in images:
             raise UserError(f"{args.images} holds no image of the case '{case}'")
 
-    settings = CellSettings(
-        grow=args.grow,
-        min_size=args.min_size,
-        fill_holes=args.fill_holes,
-        watershed=args.watershed,
-        iou=args.iou,
-        border=args.border,
-        tile=args.tile,
-        tolerance=args.tolerance,
-    )
+    settings = CellSettings(**{field.name: getattr(args, field.name) for field in fields(CellSettings)})
     with staged_files(args.out, overwrite=args.overwrite, last=(SCORES, SUMMARY)) as staged:
         targets = {case: staged / f"{case}_label.tiff" for case in predictions}
         cases = [CellFiles(case, path, references.get(case), targets[case]) for case, path in predictions.items()]

@@ -27,15 +27,15 @@ def listed(name: str, values: Any, what: str) -> list:
     return list(values)
 
 
-def wholes(name: str, values: Any, per: str, least: int = 1) -> list[int]:
+def wholes(name: str, values: Any, per: str) -> list[int]:
     """Give ``values`` as a list of ints.
 
     Raises:
-        ValueError: If it is no list, or has entries other than whole numbers of at least ``least``.
+        ValueError: If it is no list, or has entries other than whole numbers of at least 1.
     """
     values = listed(name, values, f"with one entry per {per}")
-    if not all(_is_whole(value) and value >= least for value in values):
-        raise ValueError(f"{name} is {values}; whole numbers of at least {least} are needed, one per {per}")
+    if not all(_is_whole(value) and value >= 1 for value in values):
+        raise ValueError(f"{name} is {values}; whole numbers of at least 1 are needed, one per {per}")
     return [int(value) for value in values]
 
 

@@ -7,7 +7,6 @@ import importlib.util
 import inspect
 import json
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, first_difference, r
 from nnunet_logvmamba.plugin.environment import version_of
 from nnunet_logvmamba.plugin.plans import check_patch
 from nnunet_logvmamba.plugin.trainer_names import find_trainer
-from nnunet_logvmamba.results.runs import read_dataset_json, read_json
+from nnunet_logvmamba.results.runs import folds_of, is_fold, read_dataset_json, read_json
 
 FORMAT = "1"
 """Of the metadata."""
@@ -69,15 +68,12 @@ def find_fold(run: Path, fold: str | None) -> Path:
     if not run.is_dir():
         raise UserError(f"{run} is not a folder: name TRAINER__PLANS__CONFIGURATION or a fold in it")
     run = run.resolve()
-    if re.fullmatch(r"fold_(\d+|all)", run.name) and run.parent.name.count("__") == 2:
+    if is_fold(run):
         if fold is not None and run.name != f"fold_{fold}":
             raise UserError(f"{run} is fold {run.name[5:]} and --fold says {fold}: leave --fold out")
         return run
-    found = sorted(
-        (path for path in run.iterdir() if path.is_dir() and re.fullmatch(r"fold_(\d+|all)", path.name)),
-        key=lambda path: (len(path.name), path.name),
-    )
-    if not found or run.name.count("__") != 2:
+    found = folds_of(run)
+    if not found:
         raise UserError(f"{run} is no trained model: name TRAINER__PLANS__CONFIGURATION or a fold in it")
     names = ", ".join(path.name[5:] for path in found)
     if fold is None and len(found) > 1:

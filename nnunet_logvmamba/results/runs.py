@@ -118,12 +118,22 @@ def find_folds(paths: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
+def is_fold(path: Path) -> bool:
+    """True if a path is called like a fold of a model."""
+    return re.fullmatch(r"fold_(\d+|all)", path.name) is not None and _is_model(path.parent)
+
+
+def folds_of(model: Path) -> list[Path]:
+    """Give the folders of folds in that of a model, fold 10 behind fold 9; none if it is not called like a model."""
+    folds = [child for child in model.iterdir() if is_fold(child) and child.is_dir()]
+    return sorted(folds, key=lambda fold: (len(fold.name), fold.name))
+
+
 def _folds_below(path: Path) -> list[Path]:
-    if re.fullmatch(r"fold_(\d+|all)", path.name) and _is_model(path.parent):
+    if is_fold(path):
         return [path]
     if _is_model(path):
-        folds = [child for child in path.iterdir() if re.fullmatch(r"fold_(\d+|all)", child.name) and child.is_dir()]
-        return sorted(folds, key=lambda fold: (len(fold.name), fold.name))
+        return folds_of(path)
     children = sorted(child for child in path.iterdir() if child.is_dir())
     if not path.name.startswith("Dataset"):
         # nnU-Net's name for a data set; the number in it has any number of digits.

@@ -108,20 +108,9 @@ def selective_scan_with_state(
     return selective_scan_op(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus, backend)
 
 
-def _check_arguments(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    context: Tensor | None,
-    order: Tensor | None,
-) -> None:
-    tensors = (u, delta, A, B, C, D, delta_bias, initial_state, context, order)
-    named = {name: tensor for name, tensor in zip(_AXES, tensors) if tensor is not None}
+def _check_arguments(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *optional: Tensor | None) -> None:
+    D, delta_bias, initial_state, context, order = optional
+    named = {name: tensor for name, tensor in zip(_AXES, (u, delta, A, B, C, *optional)) if tensor is not None}
     for name, tensor in named.items():
         if name == "order":
             if tensor.dtype != torch.int64:

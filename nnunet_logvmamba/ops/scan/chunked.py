@@ -19,12 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_logvmamba.ops.backends import compute_dtype
 
-from .reference import step_slope
+from .reference import step, step_slope
 
 LANE_LENGTH = 16
 WORKSPACE_ELEMENTS = 2**20  # of each workspace; the forward pass needs two, the backward pass three
@@ -63,8 +62,7 @@ class _Problem:
         self.u, self.B, self.C = self.cast(u), self.cast(B), self.cast(C)
         self.D, self.delta_bias, self.delta_softplus = self.cast(D), self.cast(delta_bias), delta_softplus
         self.delta = self.cast(delta)
-        raw = self.delta if delta_bias is None else self.delta + self.delta_bias
-        self.dt = F.softplus(raw) if delta_softplus else raw
+        self.dt = step(self.delta, self.delta_bias, delta_softplus)
         self.x = self.dt * self.u
         self.A = self.grouped(self.cast(A).T).movedim(0, -2).contiguous()  # (group, state, channel)
         self.initial_state = None if initial_state is None else self.grouped_state(self.cast(initial_state))

@@ -18,16 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_logvmamba.ops.backends import compute_dtype
-
-from .reference import step_slope
+from .reference import in_compute_dtype, step, step_slope
 
 LANE_LENGTH = 16
 
 
 def forward(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus):
     """Output (batch, length, channels) and last state (batch, channels, state), both in the compute dtype."""
-    u, delta, A, B, C, D, delta_bias, initial_state = _in_compute_dtype(u, delta, A, B, C, D, delta_bias, initial_state)
+    u, delta, A, B, C, D, delta_bias, initial_state = in_compute_dtype(u, delta, A, B, C, D, delta_bias, initial_state)
     _, _, states = _states(u, delta, A, B, delta_bias, initial_state, delta_softplus)
     y = (states * C.unsqueeze(3)).sum(-1).flatten(2)
     return (y if D is None else y + D * u), states.select(1, states.shape[1] - 1).flatten(1, 2)
@@ -35,7 +33,7 @@ def forward(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus):
 
 def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus):
     """Gradients of the eight tensor arguments in their order, in the compute dtype; None where one is absent."""
-    grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state = _in_compute_dtype(
+    grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state = in_compute_dtype(
         grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state
     )
     groups = B.shape[2]
@@ -100,18 +98,12 @@ def _doubled(product: Tensor, h: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 def _states(u, delta, A, B, delta_bias, initial_state, delta_softplus) -> tuple[Tensor, Tensor, Tensor]:
     """Steps (batch, length, channels), decays and states after every step."""
     groups = B.shape[2]
-    raw = delta if delta_bias is None else delta + delta_bias
-    dt = F.softplus(raw) if delta_softplus else raw
+    dt = step(delta, delta_bias, delta_softplus)
     decay = (_grouped(dt, 2, groups).unsqueeze(-1) * _grouped(A, 0, groups)).exp()
     states, product = recurrence(decay, _grouped(dt * u, 2, groups).unsqueeze(-1) * B.unsqueeze(3))
     if initial_state is not None:
         states = states + product * _grouped(initial_state, 1, groups).unsqueeze(1)
     return dt, decay, states
-
-
-def _in_compute_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
-    dtype = compute_dtype(*tensors)
-    return [None if x is None else x.to(dtype) for x in tensors]
 
 
 def _grouped(x: Tensor, axis: int, groups: int) -> Tensor:

@@ -131,9 +131,9 @@ def _fake_scan(u, delta, A, B, C, D, delta_bias, initial_state, context, order, 
     return u.new_empty(u.shape), u.new_empty((batch, channels, A.shape[1]), dtype=dtype)
 
 
-def _composed_scan(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus, backend):
-    tensors = (u, delta, A, B, C, D, delta_bias, initial_state, context, order)
-    y, last_state = rows.forward(composed, *tensors, delta_softplus)
+def _composed_scan(u, *others):
+    *arguments, _ = u, *others
+    y, last_state = rows.forward(composed, *arguments)
     return y.to(u.dtype).contiguous(), last_state.contiguous()
 
 
@@ -144,11 +144,9 @@ def _scan_derivative(ctx, grad_y, grad_last_state):
     return (*present, None, None, None)
 
 
-def _gradients(
-    grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus, backend
-):
+def _gradients(grad_y, grad_last_state, u, *others):
     """Gradients of the tensors but for ``order``; an empty one where the argument is absent."""
-    inputs = (u, delta, A, B, C, D, delta_bias, initial_state, context)
+    *inputs, order, delta_softplus, backend = u, *others
     with torch.no_grad(), torch.autocast(u.device.type, enabled=False):
         compute = backends.choose(backend, u.device)
         gradients = rows.backward(compute, grad_y, grad_last_state, *inputs, order, delta_softplus)
@@ -157,17 +155,13 @@ def _gradients(
         )
 
 
-def _fake_gradients(
-    grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus, backend
-):
-    inputs = (u, delta, A, B, C, D, delta_bias, initial_state, context)
+def _fake_gradients(grad_y, grad_last_state, u, *others):
+    *inputs, _, _, _ = u, *others
     return tuple(u.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs)
 
 
-def _composed_gradients(
-    grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus, backend
-):
-    inputs = (u, delta, A, B, C, D, delta_bias, initial_state, context)
+def _composed_gradients(grad_y, grad_last_state, u, *others):
+    *inputs, order, delta_softplus, _ = u, *others
     gradients = rows.backward(composed, grad_y, grad_last_state, *inputs, order, delta_softplus)
     return tuple(u.new_empty(0) if x is None else gradient.to(x.dtype) for x, gradient in zip(inputs, gradients))
 

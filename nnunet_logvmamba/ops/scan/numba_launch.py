@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -94,16 +93,6 @@ def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_
     )
 
 
-class _Sizes(NamedTuple):
-    batch: int
-    length: int
-    extra: int
-    channels: int
-    groups: int
-    states: int
-    segments: int
-
-
 class _Problem:
     """The arguments of a scan as the kernels want them, and what both directions do with them."""
 
@@ -159,7 +148,7 @@ class _Problem:
 
     def run(self, kernel: Callable, segments: int, *arguments, tasks: int | None = None) -> None:
         """Call ``kernel`` for all tasks; threads take one after the other."""
-        sizes = tuple(_Sizes(self.batch, self.length, self.extra, self.channels, self.groups, self.states, segments))
+        sizes = (self.batch, self.length, self.extra, self.channels, self.groups, self.states, segments)
         tasks = self.batch * self.groups * self.blocks * segments if tasks is None else tasks
         if self.batch * self.channels == 0:
             return  # nothing to compute; sums over nothing are zero

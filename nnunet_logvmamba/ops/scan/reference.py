@@ -17,9 +17,9 @@ from nnunet_logvmamba.ops.backends import compute_dtype
 
 def forward(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus):
     """Output (batch, length, channels) and last state (batch, channels, state), both in the compute dtype."""
-    u, delta, A, B, C, D, delta_bias, initial_state = _in_compute_dtype(u, delta, A, B, C, D, delta_bias, initial_state)
+    u, delta, A, B, C, D, delta_bias, initial_state = in_compute_dtype(u, delta, A, B, C, D, delta_bias, initial_state)
     B, C = _per_channel(B, u.shape[2]), _per_channel(C, u.shape[2])
-    dt = _step(delta, delta_bias, delta_softplus)
+    dt = step(delta, delta_bias, delta_softplus)
     h = _first_state(u, A) if initial_state is None else initial_state
 
     outputs = []
@@ -32,12 +32,12 @@ def forward(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus):
 
 def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus):
     """Gradients of the eight tensor arguments in their order, in the compute dtype; None where one is absent."""
-    grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state = _in_compute_dtype(
+    grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state = in_compute_dtype(
         grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_state
     )
     groups = B.shape[2]
     B, C = _per_channel(B, u.shape[2]), _per_channel(C, u.shape[2])
-    dt = _step(delta, delta_bias, delta_softplus)
+    dt = step(delta, delta_bias, delta_softplus)
 
     states = [_first_state(u, A) if initial_state is None else initial_state]
     for t in range(u.shape[1]):
@@ -83,12 +83,14 @@ def step_slope(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -
     return torch.where(raw > 20.0, 1.0, torch.sigmoid(raw))
 
 
-def _in_compute_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
+def in_compute_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors in the type of the state and of all sums."""
     dtype = compute_dtype(*tensors)
     return [None if x is None else x.to(dtype) for x in tensors]
 
 
-def _step(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
+def step(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
+    """The step dt of the recurrence."""
     raw = delta if delta_bias is None else delta + delta_bias
     return F.softplus(raw) if delta_softplus else raw
 

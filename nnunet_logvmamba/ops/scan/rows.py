@@ -22,26 +22,14 @@ def forward(compute: ModuleType, u, delta, A, B, C, D, delta_bias, initial_state
     return _in_order(y, _places(order))[:, : u.shape[1]], last_state
 
 
-def backward(
-    compute: ModuleType,
-    grad_y,
-    grad_last_state,
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    delta_bias,
-    initial_state,
-    context,
-    order,
-    delta_softplus,
-):
-    """Gradients of u, delta, A, B, C, D, delta_bias, initial_state and context; None where one is absent."""
+def backward(compute: ModuleType, grad_y, grad_last_state, *arguments):
+    """Gradients of u, delta, A, B, C, D, delta_bias, initial_state and context; None where one is absent.
+
+    ``arguments`` are those of :func:`forward`.
+    """
     if getattr(compute, "READS_ROWS", False):
-        tensors = (u, delta, A, B, C, D, delta_bias, initial_state, context, order)
-        return compute.backward(grad_y, grad_last_state, *tensors, delta_softplus)
+        return compute.backward(grad_y, grad_last_state, *arguments)
+    u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus = arguments
     if context is not None:
         grad_y = torch.cat((grad_y, grad_y.new_zeros(context.shape)), dim=1)
     grad_outputs, inputs, steps, entries, exits = (

@@ -23,7 +23,7 @@ from nnunet_logvmamba.results.logs import read_logging
 from nnunet_logvmamba.results.page import pictures
 from nnunet_logvmamba.results.page.cases import Cases, Reader, Sources
 from nnunet_logvmamba.results.record import COSTS, name_alone
-from nnunet_logvmamba.results.runs import SURFACE, Run, Training, is_finished, read_run, read_training
+from nnunet_logvmamba.results.runs import SURFACE, Run, Training, is_finished, is_fold, read_run, read_training
 from nnunet_logvmamba.results.statistics import mean_and_standard_error
 
 
@@ -109,7 +109,7 @@ def build(
     Raises:
         UserError: If it is no such folder, or a file in it or a wanted image cannot be read.
     """
-    if not fold.is_dir() or not re.fullmatch(r"fold_(\d+|all)", fold.name) or fold.parent.name.count("__") != 2:
+    if not fold.is_dir() or not is_fold(fold):
         raise UserError(f"{fold} is not the folder of a fold: name TRAINER__PLANS__CONFIGURATION/fold_0 or the like")
     fold = fold.resolve()
     training = read_run(fold) if is_finished(fold) else read_training(fold)
