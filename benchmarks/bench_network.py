@@ -19,11 +19,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from cases import HIPPOCAMPUS, NETWORKS, PICTURES, NetworkCase
 from correctness import checked
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from measure import RESULTS, circumstances, save, side_by_side
 from torch import nn
+from workloads import HIPPOCAMPUS, NETWORKS, PICTURES, NetworkPlan
 
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.environment import peak_memory_bytes
@@ -31,17 +31,17 @@ from nnunet_logvmamba.plugin.environment import peak_memory_bytes
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6)  # per stage, as nnU-Net's residual encoder presets plan it
 
 
-def log_vmamba(case: NetworkCase) -> nn.Module:
+def log_vmamba(case: NetworkPlan) -> nn.Module:
     """The network of ``nnUNetTrainerLoGVMamba``."""
     return catalogue.row("LoGVMambaUNet").load()(**case.plan, deep_supervision=True)
 
 
-def no_ssm(case: NetworkCase) -> nn.Module:
+def no_ssm(case: NetworkPlan) -> nn.Module:
     """The control without states."""
     return catalogue.row("LoGVMambaUNet").load()(**case.plan, deep_supervision=True, family="no_ssm")
 
 
-def plain(case: NetworkCase) -> nn.Module:
+def plain(case: NetworkPlan) -> nn.Module:
     """nnU-Net's default network."""
     stages = len(case.features)
     return PlainConvUNet(
@@ -49,7 +49,7 @@ def plain(case: NetworkCase) -> nn.Module:
     )
 
 
-def residual(case: NetworkCase) -> nn.Module:
+def residual(case: NetworkPlan) -> nn.Module:
     """nnU-Net's residual encoder network."""
     stages = len(case.features)
     return ResidualEncoderUNet(
@@ -60,7 +60,7 @@ def residual(case: NetworkCase) -> nn.Module:
     )
 
 
-def swin(case: NetworkCase, family: str) -> nn.Module:
+def swin(case: NetworkPlan, family: str) -> nn.Module:
     """The paper's 2D network, with LoG-VMamba or VSS blocks in its decoder."""
     own = {"input_channels": case.input_channels, "num_classes": case.num_classes, "family": family}
     network = catalogue.row("LoGVMambaSwinUNet").load()
@@ -77,12 +77,12 @@ BUILDERS_2D = {
 }
 
 
-def builders(case: NetworkCase) -> dict[str, Callable[[NetworkCase], nn.Module]]:
+def builders(case: NetworkPlan) -> dict[str, Callable[[NetworkPlan], nn.Module]]:
     """What is compared on a case."""
     return BUILDERS_2D if len(case.patch_size) == 2 else BUILDERS
 
 
-def step(name: str, case: NetworkCase, device: str) -> tuple[Callable[[], object], int]:
+def step(name: str, case: NetworkPlan, device: str) -> tuple[Callable[[], object], int]:
     """What is timed, a training step or a prediction, and the number of parameters."""
     torch.manual_seed(0)
     network = builders(case)[name](case).to(device)
@@ -110,14 +110,14 @@ def step(name: str, case: NetworkCase, device: str) -> tuple[Callable[[], object
     return train, parameters
 
 
-def peak_memory(name: str, case: NetworkCase, device: str) -> int:
+def peak_memory(name: str, case: NetworkPlan, device: str) -> int:
     """Bytes that two steps need beyond what an idle process has, in a process of its own."""
     command = [sys.executable, __file__, "--device", device, "--memory-of", name, case.name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.splitlines()[-1])
 
 
-def _print_memory(name: str, case: NetworkCase, device: str) -> None:
+def _print_memory(name: str, case: NetworkPlan, device: str) -> None:
     before = peak_memory_bytes(torch.device(device))
     call, _ = step(name, case, device)
     call()
@@ -125,7 +125,7 @@ def _print_memory(name: str, case: NetworkCase, device: str) -> None:
     print(peak_memory_bytes(torch.device(device)) - before)
 
 
-def measured(case: NetworkCase, device: str) -> dict[str, object]:
+def measured(case: NetworkPlan, device: str) -> dict[str, object]:
     """Seconds, memory and parameters of every network on one case."""
     steps, parameters = {}, {}
     for name in builders(case):
@@ -145,7 +145,7 @@ def measured(case: NetworkCase, device: str) -> dict[str, object]:
     return {"case": case.name, "what": what, "patch": case.patch_size, "batch": case.batch_size, "networks": rows}
 
 
-def profile(case: NetworkCase, device: str) -> None:
+def profile(case: NetworkPlan, device: str) -> None:
     """Print the operations that take most of LoG-VMamba's time."""
     call, _ = step("LoG-VMamba", case, device)
     call()

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable
 
 import torch
-from cases import LENGTH_BATCH, LENGTH_CHANNELS, LENGTHS, SCAN_AT_2048, SCANS, STATE_SIZE, ScanCase
 from correctness import checked, scan_arguments
 from measure import Timing, save, side_by_side
 from torch import Tensor
+from workloads import LENGTH_BATCH, LENGTH_CHANNELS, LENGTHS, SCAN_AT_2048, SCANS, STATE_SIZE, ScanSize
 
 from nnunet_logvmamba.ops import available_backends, selective_scan
 
@@ -63,7 +63,7 @@ def with_threads(threads: int, call: Callable[[], object]) -> None:
         torch.set_num_threads(before)
 
 
-def exponentials(case: ScanCase) -> Callable[[], None]:
+def exponentials(case: ScanSize) -> Callable[[], None]:
     """torch.exp into warm memory over as many numbers as the scan has exponentials, 64k at a time."""
     x = -torch.rand(2**16)
     y = torch.empty_like(x)
@@ -78,7 +78,7 @@ def exponentials(case: ScanCase) -> Callable[[], None]:
     return run
 
 
-def candidates(case: ScanCase, grad: bool, mambapy: bool) -> dict[str, Callable[[], object]]:
+def candidates(case: ScanSize, grad: bool, mambapy: bool) -> dict[str, Callable[[], object]]:
     """Everything that can compute this case, under the name of its row."""
     made = scan_arguments(case.batch, case.length, case.channels, STATE_SIZE, 1, torch.float32, "cpu")
     tensors = {name: tensor.requires_grad_(grad) for name, tensor in made.items() if name != "delta_bias"}
@@ -102,7 +102,7 @@ def shown(timings: dict[str, Timing]) -> dict[str, str]:
     return {name: f"{timing['seconds'] * 1e3:.2f} ms" for name, timing in timings.items()}
 
 
-def measured(case: ScanCase, mambapy: bool) -> dict[str, object]:
+def measured(case: ScanSize, mambapy: bool) -> dict[str, object]:
     """Seconds of every candidate, forward and forward + backward."""
     forward = candidates(case, False, mambapy)
     forward["exponentials"] = exponentials(case)
@@ -128,7 +128,7 @@ def main() -> None:
     else:
         mambapy = True
     correctness = checked("cpu")
-    growth = [ScanCase(f"length {length}", LENGTH_BATCH, LENGTH_CHANNELS, length) for length in LENGTHS]
+    growth = [ScanSize(f"length {length}", LENGTH_BATCH, LENGTH_CHANNELS, length) for length in LENGTHS]
     cases = [*SCANS, SCAN_AT_2048]
     if args.quick:
         cases, growth = sorted(SCANS, key=lambda case: case.states)[:2], growth[:1]

@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from cases import BRATS, HIPPOCAMPUS, PICTURES, SCANS, STATE_SIZE, NetworkCase, ScanCase
 from correctness import DTYPES, SMALL, checked, errors_of_backends, scan_arguments
 from measure import RESULTS, commit_of_checkout, on_gpu, peak_on_gpu, save, timing
 from torch import Tensor
+from workloads import BRATS, HIPPOCAMPUS, PICTURES, SCANS, STATE_SIZE, NetworkPlan, ScanSize
 
 from nnunet_logvmamba.ops import available_backends, backends, selective_scan_with_state
 
@@ -72,7 +72,7 @@ def scan(setting: Setting, dtype_name: str) -> dict[str, object]:
     """Seconds and peak memory beside mamba-ssm, and the two floors: bytes and exponentials."""
     dtype = DTYPES[dtype_name]
     ceilings = measured_ceilings(setting)
-    cases = [ScanCase("tiny", 1, 5, 40)] if setting.tiny else SCANS
+    cases = [ScanSize("tiny", 1, 5, 40)] if setting.tiny else SCANS
     rows = []
     for case in cases:
         tensors = scan_arguments(case.batch, case.length, case.channels, STATE_SIZE, 1, dtype, setting.device)
@@ -125,7 +125,7 @@ def timed(call: Callable[[], object], setting: Setting) -> dict[str, object]:
     return timing([time.perf_counter() - begin]) | {"how": "clock", "peak_bytes": None}
 
 
-def floors(case: ScanCase, itemsize: int, ceilings: dict[str, float]) -> dict[str, float]:
+def floors(case: ScanSize, itemsize: int, ceilings: dict[str, float]) -> dict[str, float]:
     """No scan is faster: each input read and each output written once, or one exponential for every state and step.
 
     Backward the exponentials are computed once more.
@@ -236,7 +236,7 @@ def compiled(setting: Setting) -> dict[str, object]:
     return {"sizes": rows, "graph_breaks": breaks, "graphs": counters["stats"].get("unique_graphs"), "wrong": wrong}
 
 
-def peak_of_two_steps(name: str, case: NetworkCase) -> int:
+def peak_of_two_steps(name: str, case: NetworkPlan) -> int:
     """Most bytes on the GPU in two training steps: weights, gradients, momentum and activations of one network."""
     import bench_network
 
@@ -250,7 +250,7 @@ def peak_of_two_steps(name: str, case: NetworkCase) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def network(setting: Setting, case: NetworkCase) -> dict[str, object]:
+def network(setting: Setting, case: NetworkPlan) -> dict[str, object]:
     """Seconds per training step and peak memory in mixed precision, beside nnU-Net's networks."""
     import bench_network
 

@@ -10,7 +10,7 @@ STATE_SIZE = 16
 
 
 @dataclass(frozen=True)
-class ScanCase:
+class ScanSize:
     """One scan: where it comes from, and (batch, length, channels)."""
 
     source: str
@@ -31,26 +31,26 @@ class ScanCase:
 # The paper's networks: encoder stages of the 3D one at 128 x 128 x 128, decoder stages of the 2D one at 512 x 512; and
 # the two larger stages of a patch of 40 x 56 x 40.
 SCANS = (
-    ScanCase("3D, 128³, stage 0", 2, 54, 262144),
-    ScanCase("3D, 128³, stage 1", 2, 108, 32876),
-    ScanCase("3D, 128³, stage 2", 2, 216, 4312),
-    ScanCase("3D, 128³, stage 3", 2, 256, 640),
-    ScanCase("3D, 128³, stage 4", 2, 320, 104),
-    ScanCase("2D, 512², stage 1", 2, 216, 16600),
-    ScanCase("2D, 512², stage 2", 2, 432, 4528),
-    ScanCase("2D, 512², stage 3", 2, 864, 1456),
-    ScanCase("3D, 40×56×40, stage 0", 2, 54, 11200),
-    ScanCase("3D, 40×56×40, stage 1", 2, 108, 1508),
+    ScanSize("3D, 128³, stage 0", 2, 54, 262144),
+    ScanSize("3D, 128³, stage 1", 2, 108, 32876),
+    ScanSize("3D, 128³, stage 2", 2, 216, 4312),
+    ScanSize("3D, 128³, stage 3", 2, 256, 640),
+    ScanSize("3D, 128³, stage 4", 2, 320, 104),
+    ScanSize("2D, 512², stage 1", 2, 216, 16600),
+    ScanSize("2D, 512², stage 2", 2, 432, 4528),
+    ScanSize("2D, 512², stage 3", 2, 864, 1456),
+    ScanSize("3D, 40×56×40, stage 0", 2, 54, 11200),
+    ScanSize("3D, 40×56×40, stage 1", 2, 108, 1508),
 )
 # At which forward + backward of the reference is compared, since its backward takes quadratic time in autograd.
-SCAN_AT_2048 = ScanCase("length 2048", 2, 54, 2048)
+SCAN_AT_2048 = ScanSize("length 2048", 2, 54, 2048)
 # Growth with the length, for the plot.
 LENGTHS = tuple(2**power for power in range(10, 21, 2))
 LENGTH_BATCH, LENGTH_CHANNELS = 1, 64
 
 
 @dataclass(frozen=True)
-class NetworkCase:
+class NetworkPlan:
     """A plan as nnU-Net makes it, and what is done with it."""
 
     name: str
@@ -81,8 +81,8 @@ class NetworkCase:
         }
 
 
-HIPPOCAMPUS = NetworkCase("hippocampus", 1, 3, (32, 64, 128, 256), (40, 56, 40), 2, True)
-BRATS = NetworkCase("brats", 4, 4, (32, 64, 128, 256, 320, 320), (128, 128, 128), 1, False)
-PICTURES = NetworkCase("pictures", 3, 3, (32, 64, 128, 256, 512, 512, 512, 512), (512, 512), 1, True)
+HIPPOCAMPUS = NetworkPlan("hippocampus", 1, 3, (32, 64, 128, 256), (40, 56, 40), 2, True)
+BRATS = NetworkPlan("brats", 4, 4, (32, 64, 128, 256, 320, 320), (128, 128, 128), 1, False)
+PICTURES = NetworkPlan("pictures", 3, 3, (32, 64, 128, 256, 512, 512, 512, 512), (512, 512), 1, True)
 PICTURES_PREDICTION = replace(PICTURES, name="pictures-prediction", training=False)
 NETWORKS = (HIPPOCAMPUS, BRATS, PICTURES, PICTURES_PREDICTION)
