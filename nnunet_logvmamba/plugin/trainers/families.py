@@ -10,7 +10,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_logvmamba.errors import Refused
-from nnunet_logvmamba.plugin.plans import SWIN_CLASS_NAME, build_network, is_ours
+from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.plugin.plans import build_network, is_ours
 from nnunet_logvmamba.plugin.recipes import RECIPES
 from nnunet_logvmamba.plugin.trainer_names import PREFIX
 
@@ -18,11 +19,11 @@ from .recipe_trainer import RecipeTrainer
 from .weights import _refuse_other_weights
 
 
-def _builder(family: str | None, network_name: str | None = None, stock: bool = False):
+def _builder(block_family: str | None, network_name: str | None = None, stock: bool = False):
     """Give a ``build_network_architecture`` for a trainer.
 
     Args:
-        family: Family of the blocks; None takes the one that the plan says, or LoG.
+        block_family: Family of the blocks; None takes the one that the plan says, or LoG.
         network_name: Dotted path of the network; None takes the one that the plan says, or the default.
         stock: Build nnU-Net's network, and refuse a configuration that names ours, lest a comparison compare nothing.
     """
@@ -42,7 +43,7 @@ def _builder(family: str | None, network_name: str | None = None, stock: bool = 
             )
         if stock:
             return nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, *sizes)
-        overrides: dict[str, Any] = {} if family is None else {"family": family}
+        overrides: dict[str, Any] = {} if block_family is None else {"family": block_family}
         try:
             network = build_network(configuration_manager, *sizes, network_name, **overrides)
         except ValueError as error:
@@ -71,31 +72,31 @@ class _NoSSM(RecipeTrainer):
         )
 
 
+_SWIN = {"network_name": catalogue.row("LoGVMambaSwinUNet").path, "default_recipe": RECIPES["paper"]}
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "LoGVMamba": {
         "text": "LoG-VMamba: local and global tokens around a selective scan; a configuration of ours is built as it "
         "stands."
     },
-    "LVMamba": {"text": "Ablation: local tokens only.", "family": "l"},
-    "GVMamba": {"text": "Ablation: global tokens only.", "family": "g"},
-    "VMamba": {"text": "Ablation: neither local nor global tokens, the plain VSS block.", "family": "vss"},
+    "LVMamba": {"text": "Ablation: local tokens only.", "block_family": "l"},
+    "GVMamba": {"text": "Ablation: global tokens only.", "block_family": "g"},
+    "VMamba": {"text": "Ablation: neither local nor global tokens, the plain VSS block.", "block_family": "vss"},
     "NoSSM": {
         "text": "Control: the blocks without their state-space part, y = D * u in place of the scan and no global "
         "tokens.",
-        "family": "no_ssm",
+        "block_family": "no_ssm",
         "base": _NoSSM,
     },
     "LoGVMambaSwin": {
         "text": "The paper's 2D network: VMamba encoder, LoG-VMamba decoder; a configuration of ours is built as it "
         "stands.",
-        "network_name": SWIN_CLASS_NAME,
-        "default_recipe": RECIPES["paper"],
+        **_SWIN,
     },
     "VMambaSwin": {
         "text": "What the paper's 2D network is built on: the same with VSS blocks in the decoder (Swin-UMamba†).",
-        "family": "vss",
-        "network_name": SWIN_CLASS_NAME,
-        "default_recipe": RECIPES["paper"],
+        "block_family": "vss",
+        **_SWIN,
     },
     "StockNetwork": {
         "text": "The network as nnU-Net plans it, trained with our recipes, seeds and lengths, for comparisons on "
@@ -116,7 +117,7 @@ def made(name: str, base: type[RecipeTrainer], text: str | None, **attributes: A
 def _trainer(
     word: str, text: str, base: type[RecipeTrainer] = RecipeTrainer, stock: bool = False, **attributes: Any
 ) -> type[RecipeTrainer]:
-    build = _builder(attributes.get("family"), attributes.get("network_name"), stock)
+    build = _builder(attributes.get("block_family"), attributes.get("network_name"), stock)
     return made(PREFIX + word, base, text, build_network_architecture=build, **attributes)
 
 

@@ -62,8 +62,8 @@ class RecipeTrainer(RecordedTrainer):
 
     network_name: str | None = None
     """Dotted path of a network with stages of its own, whatever nnU-Net plans. None: the plan's, or the default."""
-    family: str | None = None
-    """Of the network's blocks; None: the one that the plan says, or LoG."""
+    block_family: str | None = None
+    """Family of the network's blocks; None: the one that the plan says, or LoG."""
     default_recipe = DEFAULT_RECIPE
     published_recipe = catalogue.DEFAULT.recipe
     """Word of the recipe that the network was published with."""
@@ -102,7 +102,7 @@ class RecipeTrainer(RecordedTrainer):
         if cls.network_name is None:
             return plans
         planned = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
-        knobs = {} if cls.family is None else {"family": cls.family}
+        knobs = {} if cls.block_family is None else {"family": cls.block_family}
         entry = {
             **plans["configurations"][configuration],
             "architecture": to_our_architecture(planned, cls.network_name, **knobs),
