@@ -1,6 +1,7 @@
 """The VMamba encoder: patch embedding, stages of four-direction blocks, patch merging between them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -46,22 +47,9 @@ class VMambaEncoder(nn.Module):
         self.patch_embed = PatchEmbedding(input_channels, widths[0], strides[0])
         self.mergers = nn.ModuleList(map(PatchMerging, widths[:-1], widths[1:], strides[1:]))
         rates = iter(rising(drop_path, sum(n_blocks_per_stage)))
+        options = {"local_tokens": False, "global_tokens": False, "expand": _EXPAND, "directions": _DIRECTIONS}
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                *(
-                    LoGVMambaBlock(
-                        width,
-                        2,
-                        local_tokens=False,
-                        global_tokens=False,
-                        expand=_EXPAND,
-                        directions=_DIRECTIONS,
-                        drop_path=next(rates),
-                        backend=backend,
-                    )
-                    for _ in range(num_blocks)
-                )
-            )
+            chain_of_blocks(width, num_blocks, rates, backend=backend, **options)
             for width, num_blocks in zip(widths, n_blocks_per_stage)
         )
         for module in self.modules():
@@ -78,6 +66,11 @@ class VMambaEncoder(nn.Module):
                 x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
             maps.append(x)
         return maps
+
+
+def chain_of_blocks(width: int, num_blocks: int, rates: Iterator[float], **options: Any) -> nn.Sequential:
+    """Blocks in 2D, one after the other, each with the next of the rates for ``drop_path``."""
+    return nn.Sequential(*(LoGVMambaBlock(width, 2, drop_path=next(rates), **options) for _ in range(num_blocks)))
 
 
 def rising(last: float, count: int) -> list[float]:

@@ -6,9 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_logvmamba.layers import LoGVMambaBlock
 from nnunet_logvmamba.networks.blocks.patches import PatchExpansion, SkipFusion
-from nnunet_logvmamba.networks.blocks.vmamba_encoder import rising
+from nnunet_logvmamba.networks.blocks.vmamba_encoder import chain_of_blocks, rising
 from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings
 
 
@@ -57,16 +56,8 @@ class ExpandingDecoder(nn.Module):
             width = widths[index]
             self.expansions.append(PatchExpansion(widths[index + 1], width, strides[index + 1]))
             self.fusions.append(SkipFusion(width))
-            self.stages.append(
-                nn.Sequential(
-                    *(
-                        LoGVMambaBlock(
-                            width, 2, **settings[index].block_arguments, drop_path=next(rates), **mixer_options
-                        )
-                        for _ in range(num_blocks)
-                    )
-                )
-            )
+            options = {**settings[index].block_arguments, **mixer_options}
+            self.stages.append(chain_of_blocks(width, num_blocks, rates, **options))
             if all_heads:
                 self.seg_layers.append(nn.Conv2d(width, num_classes, 1))
         self.expansions.append(PatchExpansion(widths[0], full_width, strides[0]))

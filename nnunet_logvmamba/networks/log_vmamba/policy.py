@@ -53,14 +53,8 @@ class StageSettings:
     @property
     def block_arguments(self) -> dict[str, Any]:
         """Arguments of ``LoGVMambaBlock`` that these settings decide."""
-        return {
-            "local_tokens": self.local_tokens,
-            "global_tokens": self.global_tokens,
-            "states": self.states,
-            "global_stride": self.global_stride,
-            "channels_per_token": self.channels_per_token,
-            "canonical_grid": self.canonical_grid,
-        }
+        names = ("local_tokens", "global_tokens", "states", "global_stride", "channels_per_token", "canonical_grid")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def label(self) -> str:
@@ -207,10 +201,7 @@ def stage_settings(
                     f"mixing stage {stage} has {inner} channels, which squeeze {squeeze} does not divide; "
                     f"leave it out of local_token_stages or choose another squeeze"
                 )
-        if global_token_stages is None:
-            has_global = family in ("log", "g") and tokens.global_tokens
-        else:
-            has_global = family in ("log", "g") and stage in global_token_stages
+        wished = tokens.global_tokens if global_token_stages is None else stage in global_token_stages
         token_width = inner // squeeze * window**spatial_dims if local else inner
 
         stride, grid = tokens.global_stride, tokens.canonical_grid
@@ -228,7 +219,7 @@ def stage_settings(
             StageSettings(
                 mixes=mixer_stages is None or stage in mixer_stages,
                 local_tokens=local,
-                global_tokens=has_global,
+                global_tokens=wished and family in ("log", "g"),
                 states=family != "no_ssm",
                 global_stride=stride,
                 channels_per_token=per_token,

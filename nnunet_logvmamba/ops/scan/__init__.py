@@ -84,17 +84,7 @@ def selective_scan_with_state(
 
     Args:
         u: As in :func:`selective_scan`, like all arguments that are not listed here.
-        delta: See there.
-        A: See there.
-        B: See there.
-        C: See there.
-        D: See there.
-        delta_bias: See there.
-        delta_softplus: See there.
         initial_state: State before the first step, (batch, channels, state); absent means zero.
-        context: See there.
-        order: See there.
-        backend: See there.
 
     Returns:
         Output as in :func:`selective_scan`, and the state after the last step, (batch, channels, state), float32

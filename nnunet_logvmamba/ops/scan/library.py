@@ -132,8 +132,7 @@ def _fake_scan(u, delta, A, B, C, D, delta_bias, initial_state, context, order, 
 
 
 def _composed_scan(u, *others):
-    *arguments, _ = u, *others
-    y, last_state = rows.forward(composed, *arguments)
+    y, last_state = rows.forward(composed, u, *others[:-1])
     return y.to(u.dtype).contiguous(), last_state.contiguous()
 
 
@@ -144,9 +143,10 @@ def _scan_derivative(ctx, grad_y, grad_last_state):
     return (*present, None, None, None)
 
 
-def _gradients(grad_y, grad_last_state, u, *others):
+def _gradients(grad_y, grad_last_state, *arguments):
     """Gradients of the tensors but for ``order``; an empty one where the argument is absent."""
-    *inputs, order, delta_softplus, backend = u, *others
+    *inputs, order, delta_softplus, backend = arguments
+    u = inputs[0]
     with torch.no_grad(), torch.autocast(u.device.type, enabled=False):
         compute = backends.choose(backend, u.device)
         gradients = rows.backward(compute, grad_y, grad_last_state, *inputs, order, delta_softplus)
@@ -156,14 +156,12 @@ def _gradients(grad_y, grad_last_state, u, *others):
 
 
 def _fake_gradients(grad_y, grad_last_state, u, *others):
-    *inputs, _, _, _ = u, *others
-    return tuple(u.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs)
+    return tuple(u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (u, *others[:_ORDER]))
 
 
 def _composed_gradients(grad_y, grad_last_state, u, *others):
-    *inputs, order, delta_softplus, _ = u, *others
-    gradients = rows.backward(composed, grad_y, grad_last_state, *inputs, order, delta_softplus)
-    return tuple(u.new_empty(0) if x is None else gradient.to(x.dtype) for x, gradient in zip(inputs, gradients))
+    gradients = rows.backward(composed, grad_y, grad_last_state, u, *others[:-1])
+    return tuple(u.new_empty(0) if x is None else gradient.to(x.dtype) for x, gradient in zip((u, *others), gradients))
 
 
 def _gradients_derivative(ctx, *grads):

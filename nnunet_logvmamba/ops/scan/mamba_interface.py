@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_logvmamba.ops.scan import selective_scan, selective_scan_with_state
+from nnunet_logvmamba.ops.scan import selective_scan_with_state
 
 
 def selective_scan_fn(
@@ -65,10 +65,7 @@ def selective_scan_fn(
     # The gate is applied before rounding to half precision.
     gated = u if z is None else u.to(torch.promote_types(u.dtype, torch.float32))
     arguments = (gated.transpose(1, 2), delta.transpose(1, 2), A, B, C, D)
-    if return_last_state:
-        y, last_state = selective_scan_with_state(*arguments, delta_bias=delta_bias, delta_softplus=delta_softplus)
-    else:
-        y = selective_scan(*arguments, delta_bias=delta_bias, delta_softplus=delta_softplus)
+    y, last_state = selective_scan_with_state(*arguments, delta_bias=delta_bias, delta_softplus=delta_softplus)
     y = y.transpose(1, 2)
     if z is not None:
         y = (y * F.silu(z.to(y.dtype))).to(u.dtype)

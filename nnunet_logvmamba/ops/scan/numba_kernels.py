@@ -252,12 +252,8 @@ def backward(
     blocks = -(-width // LANES)
     wide, dtype = states * LANES, A.dtype
     spare, zeros, piece = np.zeros(LANES, dtype), np.zeros(LANES, dtype), np.empty(LANES, dtype)
-    decay, h, carry, piece_A = (
-        np.empty(wide, dtype),
-        np.empty(wide, dtype),
-        np.empty(wide, dtype),
-        np.empty(wide, dtype),
-    )
+    decay, h = np.empty(wide, dtype), np.empty(wide, dtype)
+    carry, piece_A = np.empty(wide, dtype), np.empty(wide, dtype)
     raws, steps, inputs = np.empty(CHUNK * LANES, dtype), np.empty(CHUNK * LANES, dtype), np.empty(CHUNK * LANES, dtype)
     grads, trace = np.empty(CHUNK * LANES, dtype), np.empty(CHUNK * 2 * wide, dtype)
     checkpoints = np.empty((-(-rows // CHUNK) // segments + 1) * wide, dtype)

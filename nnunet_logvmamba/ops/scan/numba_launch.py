@@ -68,17 +68,8 @@ def backward(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, initial_
         empty(*ends, dtype=torch.float64),
         empty(*ends, p.states),
     )
-    p.run(
-        numba_kernels.backward,
-        segments,
-        _flat(entering),
-        _flat(grad_y),
-        grad_y.stride()[:2],
-        _flat(grad_leaving),
-        parts,
-        tuple(map(_flat, results)),
-        tasks=p.batch * p.groups * parts * segments,
-    )
+    arguments = (_flat(entering), _flat(grad_y), grad_y.stride()[:2], _flat(grad_leaving))
+    p.run(numba_kernels.backward, segments, parts, *arguments, parts, tuple(map(_flat, results)))
     grad_u, grad_context, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias, grad_entering = results
     return (
         grad_u,
@@ -134,22 +125,13 @@ class _Problem:
     ) -> None:
         """Run the forward kernel."""
         parts = self.parts(segments)
-        self.run(
-            numba_kernels.forward,
-            segments,
-            parts,
-            _flat(entering),
-            _flat(leaving),
-            spans,
-            y,
-            write_y,
-            tasks=self.batch * self.groups * parts * segments,
-        )
+        arguments = (_flat(entering), _flat(leaving), spans, y, write_y)
+        self.run(numba_kernels.forward, segments, parts, parts, *arguments)
 
-    def run(self, kernel: Callable, segments: int, *arguments, tasks: int | None = None) -> None:
-        """Call ``kernel`` for all tasks; threads take one after the other."""
+    def run(self, kernel: Callable, segments: int, parts: int, *arguments) -> None:
+        """Call ``kernel`` for all tasks, one for each part of a group and segment; threads take one after the other."""
         sizes = (self.batch, self.length, self.extra, self.channels, self.groups, self.states, segments)
-        tasks = self.batch * self.groups * self.blocks * segments if tasks is None else tasks
+        tasks = self.batch * self.groups * parts * segments
         if self.batch * self.channels == 0:
             return  # nothing to compute; sums over nothing are zero
         threads = min(self.threads, tasks)
@@ -188,7 +170,8 @@ class _Problem:
     def carry_backward(self, segments: int, grad_y: Tensor, grad_leaving: Tensor) -> None:
         """Fill in the gradient of the state that leaves every segment but the last, which is there."""
         handed = torch.empty_like(grad_leaving)
-        self.run(numba_kernels.carry_backward, segments, _flat(grad_y), grad_y.stride()[:2], _flat(handed))
+        arguments = (_flat(grad_y), grad_y.stride()[:2], _flat(handed))
+        self.run(numba_kernels.carry_backward, segments, self.blocks, *arguments)
         fading = self._fading(segments)
         for segment in range(segments - 1, 0, -1):
             torch.addcmul(handed[segment], fading[segment], grad_leaving[segment], out=grad_leaving[segment - 1])
