@@ -22,14 +22,16 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.evaluation.cases import check_same_grid, find_cases, image_of, read_grid, read_labels, turned_like
+from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
+from nnunet_logvmamba.evaluation.folders import check_values
+from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
 from nnunet_logvmamba.files import read_json, replace_text
+from nnunet_logvmamba.plugin.acceptance import Model, check_images
 from nnunet_logvmamba.plugin.trainer_names import find_trainer
-
-if TYPE_CHECKING:
-    from nnunet_logvmamba.evaluation.dataset_json import Labels
+from nnunet_logvmamba.results import runs
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PLANS = "nnUNetPlans"
@@ -163,10 +165,6 @@ class FirstRun:
         """Read every scan as ``nnUNetv2_predict`` will, now rather than after hours of training."""
         from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-        from nnunet_logvmamba.evaluation.dataset_json import channels_of
-        from nnunet_logvmamba.evaluation.parallel import default_processes
-        from nnunet_logvmamba.plugin.acceptance import Model, check_images
-
         new = self._new
         example = next(iter(self.cases.values()))[0]
         reader = determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False)
@@ -196,9 +194,6 @@ class FirstRun:
     def _check_references(self, folder: Path) -> None:
         """Refuse true segmentations that the scores of the predictions would stop at."""
         from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
-
-        from nnunet_logvmamba.evaluation.cases import find_cases, image_of
-        from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
 
         images, ending = self._new.images, self.dataset_json["file_ending"]
         cases = get_identifiers_from_splitted_dataset_folder(str(images), ending)
@@ -248,7 +243,6 @@ class FirstRun:
 
     @cached_property
     def _labels(self) -> Labels:
-        from nnunet_logvmamba.evaluation.dataset_json import labels_of
 
         return labels_of(self.dataset_json, str(self.raw / self.dataset / "dataset.json"))
 
@@ -491,8 +485,6 @@ def _folders() -> tuple[Path, Path, Path]:
 
 def _check_reference(labels: Labels, pair: tuple[Path, Path]) -> None:
     """Refuse a reference that is none of its scan; the prediction will lie where the scan lies."""
-    from nnunet_logvmamba.evaluation.cases import check_same_grid, read_grid, read_labels, turned_like
-    from nnunet_logvmamba.evaluation.folders import check_values
 
     image, file = pair
     truth = read_labels(file)
@@ -541,7 +533,6 @@ def _read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     from nnunet_logvmamba.plugin.plans import check_dataset_json
-    from nnunet_logvmamba.results import runs
 
     file = folder / "dataset.json"
     if not file.is_file():
