@@ -13,12 +13,6 @@ if TYPE_CHECKING:
 NAMES = "truth", "prediction"
 
 
-def check_same_shape(truth: np.ndarray, prediction: np.ndarray) -> None:
-    """Raise ValueError, naming both shapes, unless the two masks have the same one."""
-    if truth.shape != prediction.shape:
-        raise ValueError(f"truth has shape {truth.shape} and prediction {prediction.shape}; they must be equal")
-
-
 def as_masks(truth: object, prediction: object) -> tuple[np.ndarray, np.ndarray]:
     """Give two masks as boolean arrays of two or three axes.
 
@@ -46,7 +40,8 @@ def _of_one_case(truth: np.ndarray, prediction: np.ndarray, kind: str) -> tuple[
         if array.ndim not in (2, 3):
             remedy = "score one case at a time, without axes of batch or channels" if array.ndim > 3 else "keep theirs"
             raise ValueError(f"{kind} have 2 or 3 axes here, not the shape {array.shape} of {name}; {remedy}")
-    check_same_shape(truth, prediction)
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth has shape {truth.shape} and prediction {prediction.shape}; they must be equal")
     return truth, prediction
 
 

@@ -43,11 +43,7 @@ def hd95(truth: ArrayLike, prediction: ArrayLike, *, spacing: Sequence[float], j
     truth, prediction, spacing = _checked(truth, prediction, spacing)
     if not truth.any() or not prediction.any():
         return float("nan") if truth.any() == prediction.any() else float("inf")
-    return percentile_95(*surface_distances(truth, prediction, spacing=spacing), joining)
-
-
-def percentile_95(there: np.ndarray, back: np.ndarray, joining: str) -> float:
-    """Take HD95 from both sets of directed distances; see :func:`hd95`."""
+    there, back = surface_distances(truth, prediction, spacing=spacing)
     if joining == "joined":
         return float(np.percentile(np.concatenate((there, back)), 95))
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))

@@ -95,11 +95,6 @@ def torchvision_remedy(python: tuple[int, int] = sys.version_info[:2]) -> str:
     return "install torch and torchvision together from the CPU channel of pytorch.org"
 
 
-def triton_for_interpretation() -> str:
-    """Give the version of triton whose interpreter runs the kernels of our tests without a GPU."""
-    return "3.9.0" if sys.version_info >= (3, 11) else "3.8.0"
-
-
 def repair_torchvision() -> str:
     """Make torchvision importable beside a CPU build of torch and say in a line what was done.
 
@@ -125,7 +120,7 @@ def add_triton() -> str:
         return f"triton {version_of('triton')}: present"
     if not sys.platform.startswith("linux"):
         return "triton: there is none for this platform; tests of its kernels will be skipped"
-    wanted = triton_for_interpretation()
+    wanted = "3.9.0" if sys.version_info >= (3, 11) else "3.8.0"
     if _pip_install(f"triton=={wanted}"):
         return f"triton {wanted}: added, to interpret kernels on the CPU in tests"
     return f"triton: version {wanted} could not be installed; tests of its kernels will be skipped"

@@ -243,7 +243,6 @@ class FirstRun:
 
     @cached_property
     def _labels(self) -> Labels:
-
         return labels_of(self.dataset_json, str(self.raw / self.dataset / "dataset.json"))
 
     @cached_property

@@ -51,16 +51,7 @@ def channel_arguments(
     strides: Sequence[Sequence[int] | int] | int,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """Arguments of a network out of plain words.
-
-    Args:
-        network: Class that is to be built.
-        spatial_dims: 2 or 3.
-        in_channels: Image channels.
-        out_channels: Output channels.
-        channels: Widths of the mixing stages, finest first.
-        strides: Stride ahead of each of them, one for all or one per stage, each a number or one per axis.
-        options: Further arguments of the class.
+    """Arguments of a network out of those of its ``from_channels``, where they are explained.
 
     Raises:
         ValueError: If an argument is unknown or does not fit.
