@@ -104,17 +104,8 @@ def as_csv(comparison: Comparison) -> dict[str, str]:
         for label, score in labels.items()
     ]
     pairs = [
-        [
-            METRICS[p.metric].title,
-            p.label,
-            p.first,
-            p.second,
-            p.test.difference,
-            p.test.low,
-            p.test.high,
-            p.test.p,
-            p.p_holm,
-        ]
+        [METRICS[p.metric].title, p.label, p.first, p.second]
+        + [p.test.difference, p.test.low, p.test.high, p.test.p, p.p_holm]
         + [p.run_margin, p.test.wins, p.test.ties, p.test.losses, p.test.cases, p.verdict]
         for p in comparison.pairs
     ]
