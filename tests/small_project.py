@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
+import SimpleITK as sitk
 import torch
 from commands import NnunetFolders, run_command
 
@@ -146,3 +148,8 @@ def read_checkpoint(path: Path) -> dict:
 def segmentations(folder: Path) -> list[Path]:
     """The NIfTI files of a folder, sorted by name."""
     return sorted(folder.glob("*.nii.gz"))
+
+
+def voxels(path: Path) -> np.ndarray:
+    """Values of an image, axes z, y, x."""
+    return sitk.GetArrayFromImage(sitk.ReadImage(path))

@@ -241,6 +241,13 @@ def test_every_setting_is_written_as_it_is(page):
             assert re.match(rf"`?{re.escape(json.dumps(default).removesuffix('.0'))}\b", row[1]), name
 
 
+def test_every_feature_of_nnunet_names_a_test_that_there_is():
+    tests = re.findall(r"`(\w+\.py)::(\w+)` \|$", PAGES["docs/reference/features.md"], re.M)
+    assert len(tests) == len(re.findall(r"^\| ", PAGES["docs/reference/features.md"], re.M)) - 2
+    for file, name in tests:
+        assert f"\ndef {name}(" in (ROOT / "tests" / "plugin" / file).read_text(), name
+
+
 def test_every_sub_command_is_listed():
     assert {f"logvmamba {name}" for name in SUB_COMMANDS} <= first_column("docs/reference/commands.md")
 
@@ -251,9 +258,10 @@ def test_every_option_of_logvmamba_plans_is_listed():
     assert options - long_forms_of_listed <= first_column("docs/reference/commands.md")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/reference/trainers.md"])
-def test_every_trainer_is_listed(page):
-    assert {f"nnUNetTrainer{family}" for family in trainers.TRAINER_OF_FAMILY} <= set(mentions(page))
+def test_every_trainer_is_listed():
+    assert {f"nnUNetTrainer{family}" for family in trainers.TRAINER_OF_FAMILY} <= set(
+        mentions("docs/reference/trainers.md")
+    )
 
 
 def test_the_networks_are_listed_as_the_catalogue_has_them():

@@ -194,6 +194,8 @@ def read_training(fold: Path) -> Training:
     model = fold.parent
     dataset_json, plans_json = read_dataset_json(model), read_json(model / "plans.json")
     dataset = plans_json.get("dataset_name", model.parent.name)
+    if not isinstance(dataset, str) or not dataset:
+        raise UserError(f"{model / 'plans.json'}: 'dataset_name' is {dataset!r}: write {model.parent.name} there")
     trainer, plans, configuration = model.name.split("__")
     return Training(fold, dataset, trainer, plans, configuration, plans_json, dataset_json, read_record(fold))
 

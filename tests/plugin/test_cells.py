@@ -145,5 +145,5 @@ def test_an_image_with_too_few_channels_is_named_in_one_sentence(trained, tmp_pa
     Image.fromarray(grey).save(tmp_path / "images" / "grey_0000.png")
     done = predict(trained, tmp_path / "images", tmp_path / "predicted", check=False)
     assert done.returncode != 0
-    assert "the image has 1 channel(s) and the network was built for 3: give every image the" in done.stderr
+    assert "the image has 1 channel(s) and the network was built for 3: give every image 3 channel(s)" in done.stderr
     assert not list((tmp_path / "predicted").glob("*.png"))

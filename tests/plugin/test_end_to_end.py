@@ -15,15 +15,11 @@ import SimpleITK as sitk
 import small_dataset
 import torch
 from commands import BIN, NnunetFolders
-from small_project import PLANS, PREDICT, TRAIN, TRAINER, Project, read_checkpoint, segmentations
+from small_project import PLANS, PREDICT, TRAIN, TRAINER, Project, read_checkpoint, segmentations, voxels
 
 REGIONS = ["(1, 2, 3)", "(2, 3)", "(3,)"]
 WHOLE_TUMOUR = REGIONS[0]
 NEW_CASES = ["BraTS20_Training_101.nii.gz", "BraTS20_Training_102.nii.gz"]
-
-
-def voxels(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
 def files(folder: Path) -> set[str]:

@@ -11,6 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_logvmamba import networks
 from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.networks.contract import PlannedNetwork
 from nnunet_logvmamba.plugin import plans, trainers
 
 FAMILIES = [getattr(trainers, f"nnUNetTrainer{family}") for family in trainers.TRAINER_OF_FAMILY]
@@ -75,7 +76,7 @@ def test_the_names_written_into_plans_lead_to_our_networks():
 
 @pytest.mark.parametrize("stock", [PlainConvUNet, ResidualEncoderUNet])
 def test_every_argument_we_keep_is_one_of_the_stock_network_and_of_ours(stock):
-    theirs = set(inspect.signature(stock).parameters)
+    said = {"input_channels", "num_classes", "deep_supervision"}
+    assert {*said, *PlannedNetwork.plan_arguments} <= set(inspect.signature(stock).parameters)
     for network in (entry.load() for entry in catalogue.NETWORKS):
-        ours = set(inspect.signature(network).parameters)
-        assert {"input_channels", "num_classes", "deep_supervision", *network.plan_arguments} <= theirs & ours
+        assert {*said, *network.plan_arguments} <= set(inspect.signature(network).parameters)

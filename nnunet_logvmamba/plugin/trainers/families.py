@@ -105,8 +105,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "published_recipe": "sgd",
     },
 }
-"""By the word in a trainer's name: its docstring ``text``, the class it is made from (``base``, else RecipeTrainer),
-whether it builds nnU-Net's network (``stock``), and attributes of :class:`RecipeTrainer`."""
+for _network in catalogue.NETWORKS:
+    _row = {"text": f"{_network.line}.", "network_name": _network.path, "published_recipe": _network.recipe}
+    FAMILIES.setdefault(_network.trainer, _row)
+"""By the word in a trainer's name, at least one for each network of the catalogue: its docstring ``text``, the class it
+is made from (``base``, else RecipeTrainer), whether it builds nnU-Net's network (``stock``), and attributes of
+:class:`RecipeTrainer`."""
 
 
 def made(name: str, base: type[RecipeTrainer], text: str | None, **attributes: Any) -> type[RecipeTrainer]:

@@ -299,7 +299,7 @@ def _name_of_value(value: int, names: Mapping[tuple[int, ...], str]) -> str:
 
 def _commands(training: Training) -> str:
     if training.record is None:
-        number = re.sub(r"^Dataset0*(\d+)_.*", r"\1", str(training.plans_json.get("dataset_name", "ID")))
+        number = re.sub(r"^Dataset0*(\d+)_.*", r"\1", training.dataset)
         words = f"nnUNetv2_train {number} {training.configuration} {training.fold}"
         return f"{words} -tr {training.trainer} -p {training.plans}"
     sessions = training.record.get("sessions", [])
