@@ -57,6 +57,7 @@ SETTINGS: dict[str, tuple[Kind, Any]] = {
     "pretrained": (_PATH, None),
     "probabilistic_oversampling": (_BOOLEAN, False),
     "oversample_foreground_percent": (_SHARE, 0.33),
+    "non_finite_steps": (_whole(1), 3),
 }
 """What a configuration may set under ``TRAINING_KEY``: kind and default; None where that hangs on something else. The
 tables of docs/how-to/knobs.md and docs/reference/plans.md are checked against it."""

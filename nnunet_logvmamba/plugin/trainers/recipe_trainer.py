@@ -29,7 +29,7 @@ from nnunet_logvmamba.plugin.plans import (
 from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, OPTIMIZERS, PUBLISHED, RECIPES, Recipe
 
 from . import pretraining
-from .recording import RecordedTrainer
+from .finite import FiniteTrainer
 from .scores import write_instance_scores, write_surface_scores
 from .weights import bare_network, refuse_foreign_checkpoint
 
@@ -39,13 +39,14 @@ INHERITED_SETTINGS = (
     "num_val_iterations_per_epoch",
     "probabilistic_oversampling",
     "oversample_foreground_percent",
+    "non_finite_steps",
 )
-"""Settings of a configuration that nnU-Net's trainer has under the same names."""
+"""Settings of a configuration that are attributes of the trainer under the same names, most of them nnU-Net's."""
 
 _CUDA = torch.device("cuda")
 
 
-class RecipeTrainer(RecordedTrainer):
+class RecipeTrainer(FiniteTrainer):
     """Stock training with a recipe that a name or a configuration can choose; everything else is inherited.
 
     Settings come, in falling order, from the trainer's name, from the configuration's optional key ``logvmamba``
