@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from torch import distributed, nn
 
 from nnunet_logvmamba.errors import Refused
@@ -47,6 +48,16 @@ class FiniteTrainer(RecordedTrainer):
     _applied = _rejected = False
     _best_ema: float | None
 
+    def run_training(self):
+        """Train as nnU-Net does; where a training is refused, its data loaders end with it and say nothing."""
+        try:
+            super().run_training()
+        except Refused:
+            for loader in (self.dataloader_train, self.dataloader_val):
+                if isinstance(loader, NonDetMultiThreadedAugmenter):
+                    loader._finish()
+            raise
+
     def initialize(self):
         """Build as nnU-Net does, then watch loss and optimizer."""
         super().initialize()
@@ -82,10 +93,18 @@ class FiniteTrainer(RecordedTrainer):
             known = ", ".join(map(str, labels[1:]))
             self._end(
                 f"{len(faults)} preprocessed case(s) in {folder} cannot be trained on (labels are {known}): "
-                f"{'; '.join(faults[:_NAMED_CASES])}{more}: {MEND} (nnUNetv2_preprocess -d "
-                f"{self.plans_manager.dataset_name} -plans_name {self.plans_manager.plans_name} "
-                f"-c {self.configuration_name})."
+                f"{'; '.join(faults[:_NAMED_CASES])}{more}: {MEND} ({self._preprocess()})."
             )
+
+    def _preprocess(self) -> str:
+        """The command that preprocesses again; plans that were made of numbers that are not finite spoil every case."""
+        dataset, plans = self.plans_manager.dataset_name, self.plans_manager.plans_name
+        planned = self.plans_manager.foreground_intensity_properties_per_channel
+        if np.isfinite([value for channel in planned.values() for value in channel.values()]).all():
+            return f"nnUNetv2_preprocess -d {dataset} -plans_name {plans} -c {self.configuration_name}"
+        return (
+            f"nnUNetv2_plan_and_preprocess -d {dataset} --clean, since the intensities in {plans} are not finite either"
+        )
 
     def _of_all_ranks(self, value: Any) -> list:
         if not self.is_ddp:

@@ -1,16 +1,20 @@
 """Numbers that are not finite: kept out of weights and checkpoints, and traced to case, channel or module."""
 
 import json
+import os
 from copy import deepcopy
 from math import inf, nan
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import small_dataset
 import torch
+from commands import NnunetFolders
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2, nnUNetDatasetNumpy
-from torch import nn
+from small_project import PLANS, Project
+from torch import distributed, nn
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.plugin import preprocessed_cases, trainers
@@ -451,3 +455,181 @@ def test_a_case_whose_files_are_damaged_is_named(ending, left, make, dataset):
     with pytest.raises(Refused, match="case ball_2: it cannot be read") as end:
         check(make())
     assert "\n" not in str(end.value)
+
+
+# Stock commands
+
+
+def raw_voxel(file: Path, value: float) -> None:
+    """Replace a voxel of a raw image or label map."""
+    image = nibabel.load(file)
+    values = np.asanyarray(image.dataobj).copy()
+    values[8, 8, 8] = value
+    nibabel.save(nibabel.Nifti1Image(values, image.affine), file)
+
+
+def raw_project(root: Path, channel: str, *spoiled_first: tuple[str, float]) -> Project:
+    """A data set that is read by nibabel, since SimpleITK reads NaN as 0, with a short training."""
+    folders = NnunetFolders.below(root)
+    small_dataset.write_raw(folders.raw)
+    file = folders.raw / small_dataset.NAME / "dataset.json"
+    about = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({**about, "channel_names": {"0": channel}, "overwrite_image_reader_writer": "NibabelIO"})
+    )
+    for name, value in spoiled_first:
+        raw_voxel(file.parent / name, value)
+    project = Project(folders, small_dataset.NAME)
+    project.plan("3d_fullres")
+    project.narrow("3d_fullres")
+    project.configure("3d_fullres_narrow", "tiny", num_epochs=1, num_iterations_per_epoch=3)
+    return project
+
+
+def refused(project: Project, **env: str) -> str:
+    """Train with the stock command, which ends with one sentence; give it."""
+    command = ("nnUNetv2_train", project.number, "tiny", "all", "-tr", LOG, "-device", "cpu")
+    done = project.run(*command, check=False, **env)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stdout
+    assert not list(project.folders.results.rglob("*.pth"))
+    return done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channel", ["MR", "CT"])
+def test_raw_data_that_are_not_finite_or_hold_other_labels_end_the_stock_command_until_they_are_mended(
+    channel, tmp_path
+):
+    project = raw_project(tmp_path / "nnunet", channel)
+    raw = project.folders.raw / project.dataset
+    files = {"imagesTr/ball_1_0000.nii.gz": nan, "imagesTr/ball_2_0000.nii.gz": inf, "labelsTr/ball_3.nii.gz": 5}
+    before = {name: (raw / name).read_bytes() for name in files}
+    for name, value in files.items():
+        raw_voxel(raw / name, value)
+    preprocess = ["nnUNetv2_preprocess", "-d", project.dataset, "-plans_name", PLANS, "-c", "tiny"]
+    project.run(*preprocess, "-np", 1)
+    sentence = refused(project)
+    assert sentence.startswith("3 preprocessed case(s) in ")
+    assert f"case ball_1: channel 0 ({channel}) holds " in sentence
+    assert f"; case ball_2: channel 0 ({channel}) holds " in sentence
+    assert "; case ball_3: its label map holds 5 in 1 voxel(s): mend it" in sentence
+    assert f"({' '.join(preprocess)})" in sentence
+    for name, content in before.items():
+        (raw / name).write_bytes(content)
+    project.run(*preprocess, "-np", 1)
+    assert project.train("tiny", "all").epochs == 1
+
+
+@pytest.mark.slow
+def test_plans_that_were_made_of_an_infinite_voxel_are_made_anew(tmp_path):
+    """nnU-Net normalizes every case of a CT data set with what it planned."""
+    name = "imagesTr/ball_1_0000.nii.gz"
+    project = raw_project(tmp_path / "nnunet", "CT", (name, inf))
+    sentence = refused(project)
+    assert sentence.startswith("5 preprocessed case(s) in ")
+    assert "; and 2 more: mend it" in sentence
+    plan = ["nnUNetv2_plan_and_preprocess", "-d", project.dataset, "--clean"]
+    assert f"({' '.join(plan)}, since the intensities in nnUNetPlans are not finite either)" in sentence
+    raw_voxel(project.folders.raw / project.dataset / name, 1)
+    project.run(*plan, "-np", 1, "-npfp", 1, "-c", "3d_fullres", nnUNet_n_proc_DA="1")
+    assert project.train("tiny", "all").epochs == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_training_that_diverges_ends_the_stock_command_and_its_workers(workers, own_planned):
+    own_planned.configure("3d_fullres_narrow", "tiny", initial_lr=1e30)
+    content = json.loads(own_planned.plans_file.read_text())
+    content["configurations"]["tiny"]["logvmamba"].pop("seed")  # it would keep the workers away
+    own_planned.plans_file.write_text(json.dumps(content))
+    sentence = refused(own_planned, nnUNet_n_proc_DA=workers)
+    assert sentence.startswith("Training ended in epoch 0, iteration 4 of 10: ")
+    assert ", the first output that is not is that of encoder." in sentence
+    assert "lower initial_lr" in sentence
+    (text,) = [path.read_text() for path in own_planned.folders.results.rglob("training_log*.txt")]
+    assert text.rstrip().endswith(sentence.rstrip())
+
+
+# Several processes
+
+
+def _one_of_two(rank: int, rendezvous: str, root: str, what: str, told) -> None:
+    """A process of a training on two: gloo on the CPU, where nnU-Net would take NCCL and GPUs."""
+    os.environ.update(NnunetFolders.below(Path(root)).environment, nnUNet_n_proc_DA="0")
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    preprocessed = Path(root) / "preprocessed" / small_dataset.NAME
+    content = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    configuration = content["configurations"]["small"] = deepcopy(content["configurations"]["3d_fullres"])
+    configuration["patch_size"] = [16] * 3
+    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [16, 16, 32]
+    configuration["batch_size"], configuration["batch_dice"] = 2, True
+    configuration["logvmamba"] = SHORT
+    content["continue_training"] = False
+    about = json.loads((preprocessed / "dataset.json").read_text())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(distributed, "is_initialized", lambda: False)  # nnU-Net would ask for CUDA
+        trainer = getattr(trainers, STOCK)(content, "small", "all", about, torch.device("cpu"))
+        trainer.initialize()
+    trainer.network = nn.parallel.DistributedDataParallel(trainer.network)
+    trainer.is_ddp, trainer.local_rank, trainer.batch_size = True, rank, 1
+    trainer.loss = trainer._build_loss()
+    if what == "constant" and rank == 1:
+        trainer.loss = Spoiling(trainer.loss, lambda output: torch.tensor(nan))
+    trainer.loss.register_forward_hook(trainer._tell_gradients)
+    batch = {
+        "data": torch.randn(1, 1, 16, 16, 16),
+        "target": [torch.zeros(1, 1, *[size] * 3, dtype=torch.int16) for size in (16, 8, 4)],
+        "keys": [f"case_{rank}"],
+    }
+    said = "nothing"
+    try:
+        if what == "cases":
+            trainer.get_tr_and_val_datasets()
+        if what == "scaler":
+            trainer.grad_scaler = torch.amp.GradScaler("cpu")
+        bad = batch
+        if what != "constant":
+            trainer.train_step(batch)
+            bad = {**batch, "data": torch.full_like(batch["data"], nan)} if rank == 1 else batch
+        before = state(trainer)
+        for _ in range(3):
+            trainer.train_step(bad)
+    except (Refused, RuntimeError) as end:
+        said = str(end)
+    told.put((rank, said, what == "cases" or same(before, state(trainer))))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("plain", "with the cases case_0, case_1, channel 0 (MR) of case case_1 holds 4096 voxel(s)"),
+        ("scaler", "with the cases case_0, case_1, channel 0 (MR) of case case_1 holds 4096 voxel(s)"),
+        ("constant", "with the cases case_0, case_1, all outputs of the network are, and Spoiling of them is not"),
+        ("cases", "1 preprocessed case(s) in "),
+    ],
+)
+def test_two_processes_end_with_the_same_sentence_though_only_one_saw_the_cause(what, words, dataset, tmp_path):
+    if what == "cases":
+        plant(dataset / "nnUNetPlans_3d_fullres", "ball_2", image={(0, 0, 0, 0): nan})
+    context = torch.multiprocessing.get_context("spawn")
+    told = context.Queue()
+    arguments = f"file://{tmp_path}/rendezvous", str(dataset.parents[1]), what, told
+    processes = [context.Process(target=_one_of_two, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        results = sorted(told.get(timeout=120) for _ in processes)
+        for process in processes:
+            process.join(60)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
+    assert results[0][1] == results[1][1]
+    assert words in results[0][1]
+    assert [unchanged for *_, unchanged in results] == [True, True]
