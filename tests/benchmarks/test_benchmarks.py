@@ -169,7 +169,7 @@ def test_nothing_is_timed_where_the_scan_is_wrong(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["bench_scan", "bench_network", "bench_conversion"])
+@pytest.mark.parametrize("script", ["bench_scan", "bench_network", "bench_conversion", "bench_finite"])
 def test_a_benchmark_runs_at_small_size(script):
     done = run(f"benchmarks/{script}.py", "--quick", timeout=900)
     assert done.returncode == 0, done.stderr

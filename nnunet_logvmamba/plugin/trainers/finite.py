@@ -98,12 +98,12 @@ class FiniteTrainer(RecordedTrainer):
 
     def _preprocess(self) -> str:
         """The command that preprocesses again; plans that were made of numbers that are not finite spoil every case."""
-        dataset, plans = self.plans_manager.dataset_name, self.plans_manager.plans_name
+        number, plans = self.plans_manager.dataset_name[len("Dataset") :][:3], self.plans_manager.plans_name
         planned = self.plans_manager.foreground_intensity_properties_per_channel
         if np.isfinite([value for channel in planned.values() for value in channel.values()]).all():
-            return f"nnUNetv2_preprocess -d {dataset} -plans_name {plans} -c {self.configuration_name}"
+            return f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {self.configuration_name}"
         return (
-            f"nnUNetv2_plan_and_preprocess -d {dataset} --clean, since the intensities in {plans} are not finite either"
+            f"nnUNetv2_plan_and_preprocess -d {number} --clean, since the intensities in {plans} are not finite either"
         )
 
     def _of_all_ranks(self, value: Any) -> list:
@@ -127,8 +127,8 @@ class FiniteTrainer(RecordedTrainer):
     def _before_update(self, optimizer: torch.optim.Optimizer, *_) -> None:
         if not self._has_scaler():  # a scaler does not come here with gradients that are not finite
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            largest = nn.utils.clip_grad_norm_(parameters, inf, norm_type=inf)  # changes nothing
-            if not torch.isfinite(largest):
+            norm = nn.utils.clip_grad_norm_(parameters, inf)  # changes nothing that is finite
+            if not torch.isfinite(norm):
                 optimizer.zero_grad(set_to_none=True)  # parameters without a gradient are passed over
                 self._rejected = True
                 return

@@ -375,7 +375,7 @@ def test_a_case_that_cannot_be_trained_on_ends_the_training_before_its_first_epo
     sentence = str(end.value)
     assert sentence.startswith(f"1 preprocessed case(s) in {folder} cannot be trained on (labels are 0, 1, 2")
     assert f"): case ball_3: {words}: {MEND}" in sentence
-    assert "nnUNetv2_preprocess -d Dataset998_Balls -plans_name nnUNetPlans -c small" in sentence
+    assert "nnUNetv2_preprocess -d 998 -plans_name nnUNetPlans -c small" in sentence
     assert sentence in log(trainer)
 
 
@@ -508,7 +508,7 @@ def test_raw_data_that_are_not_finite_or_hold_other_labels_end_the_stock_command
     before = {name: (raw / name).read_bytes() for name in files}
     for name, value in files.items():
         raw_voxel(raw / name, value)
-    preprocess = ["nnUNetv2_preprocess", "-d", project.dataset, "-plans_name", PLANS, "-c", "tiny"]
+    preprocess = ["nnUNetv2_preprocess", "-d", project.number, "-plans_name", PLANS, "-c", "tiny"]
     project.run(*preprocess, "-np", 1)
     sentence = refused(project)
     assert sentence.startswith("3 preprocessed case(s) in ")
@@ -530,7 +530,7 @@ def test_plans_that_were_made_of_an_infinite_voxel_are_made_anew(tmp_path):
     sentence = refused(project)
     assert sentence.startswith("5 preprocessed case(s) in ")
     assert "; and 2 more: mend it" in sentence
-    plan = ["nnUNetv2_plan_and_preprocess", "-d", project.dataset, "--clean"]
+    plan = ["nnUNetv2_plan_and_preprocess", "-d", project.number, "--clean"]
     assert f"({' '.join(plan)}, since the intensities in nnUNetPlans are not finite either)" in sentence
     raw_voxel(project.folders.raw / project.dataset / name, 1)
     project.run(*plan, "-np", 1, "-npfp", 1, "-c", "3d_fullres", nnUNet_n_proc_DA="1")
