@@ -75,7 +75,7 @@ def fault(dataset: nnUNetBaseDataset, case: str, labels: Sequence[int], channels
     try:
         image, label_map, *_ = dataset.load_case(case)
         for channel in range(image.shape[0]):  # one at a time, since cases may be large
-            number = count_not_finite(np.asarray(image[channel]))
+            number = np.count_nonzero(~np.isfinite(np.asarray(image[channel])))
             if number:
                 return f"{channel_in_words(channel, channels)} holds {number} value(s) that are not finite"
         values = np.asarray(label_map[0])
@@ -86,11 +86,6 @@ def fault(dataset: nnUNetBaseDataset, case: str, labels: Sequence[int], channels
     except _UNREADABLE as error:
         return f"it cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
     return None
-
-
-def count_not_finite(values: np.ndarray) -> int:
-    """Count values that are NaN or infinite."""
-    return int(np.count_nonzero(~np.isfinite(values)))
 
 
 def channel_in_words(channel: int, channels: Mapping[str, Any]) -> str:

@@ -82,7 +82,7 @@ class FiniteTrainer(RecordedTrainer):
         found = {case: preprocessed_cases.fault(dataset, case, labels, channels) for case in list(new)[rank::ranks]}
         found = {case: fault for part in self._of_all_ranks(found) for case, fault in part.items()}
         if rank == 0 and new:
-            sound = {case: stamps for case, stamps in new.items() if found[case] is None}
+            sound = {case: stamps for case, stamps in new.items() if found.get(case, case) is None}
             try:
                 preprocessed_cases.remember(folder, labels, sound)
             except OSError as error:
@@ -300,12 +300,12 @@ def _in_batch(trainer: FiniteTrainer, batch: dict) -> str | None:
     """Say which channel of which case, or which weight, is not finite."""
     for case, image in zip(_cases(batch), batch["data"]):
         for channel, values in enumerate(image):
-            number = preprocessed_cases.count_not_finite(values.numpy())
+            number = int((~torch.isfinite(values)).sum())
             if number:
                 words = preprocessed_cases.channel_in_words(channel, _channels(trainer.dataset_json))
-                return f"{words} of case {case} holds {number} voxel(s) that are not: {MEND}"
+                return f"{words} of case {case} holds {number} voxel(s) that are not finite: {MEND}"
     weight = next(not_finite(bare_network(trainer).state_dict().items()), None)
-    return None if weight is None else f"the weight {weight} is not: {LOWER}"
+    return None if weight is None else f"the weight {weight} is not finite: {LOWER}"
 
 
 @torch.no_grad()
@@ -317,9 +317,9 @@ def _in_pass(trainer: FiniteTrainer, batch: dict) -> str | None:
     network, losses = bare_network(trainer), []
     module = first_not_finite_module(network, lambda: losses.append(_loss(trainer, network, batch)))
     if module is not None:
-        return f"the first output that is not is that of {module}: {LOWER}"
+        return f"the first output that is not finite is that of {module}: {LOWER}"
     if not torch.isfinite(losses[0]).all():
-        return f"all outputs of the network are, and {type(trainer.loss).__name__} of them is not: {LOWER}"
+        return f"all outputs of the network are finite, and {type(trainer.loss).__name__} of them is not: {LOWER}"
     return None
 
 
@@ -331,7 +331,7 @@ def _in_gradients(trainer: FiniteTrainer, batch: dict) -> str | None:
     gradients = [(name, each.grad) for name, each in network.named_parameters() if each.grad is not None]
     trainer.optimizer.zero_grad(set_to_none=True)
     gradient = next(not_finite(reversed(gradients)), None)
-    return None if gradient is None else f"the first gradient that is not is that of {gradient}: {LOWER}"
+    return None if gradient is None else f"the first gradient that is not finite is that of {gradient}: {LOWER}"
 
 
 def _loss(trainer: FiniteTrainer, network: nn.Module, batch: dict) -> torch.Tensor:

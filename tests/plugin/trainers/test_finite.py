@@ -133,7 +133,7 @@ def test_the_third_in_a_row_ends_the_training_and_says_where_the_numbers_came_fr
     assert sentence.startswith(
         "Training ended in epoch 0, iteration 4 of 4: the loss or its gradients were not finite (NaN or infinite) in 3 "
         f"step(s) in a row, none of which was applied; in the last one, with the cases {cases}, channel 0 (MR) of case "
-        f"{batch['keys'][1]} holds 3 voxel(s) that are not: {MEND}"
+        f"{batch['keys'][1]} holds 3 voxel(s) that are not finite: {MEND}"
     )
     assert log(trainer).count("the step is skipped; 3 in a row end the training") == 1
     assert f"iteration 2 of 4, with the cases {cases}: the step is skipped" in log(trainer)
@@ -153,7 +153,7 @@ def test_a_weight_that_is_not_finite_is_named(ready):
     trainer, batches = ready(LOG)
     name, weight = next((name, weight) for name, weight in trainer.network.named_parameters() if weight.ndim > 1)
     weight.data.view(-1)[0] = inf
-    assert f"the weight {name} is not: {LOWER}" in ends(trainer, next(batches))
+    assert f"the weight {name} is not finite: {LOWER}" in ends(trainer, next(batches))
 
 
 def test_the_first_module_whose_output_is_not_finite_is_named(ready):
@@ -161,7 +161,7 @@ def test_the_first_module_whose_output_is_not_finite_is_named(ready):
     layers = {name: module for name, module in trainer.network.named_modules() if isinstance(module, nn.Conv3d)}
     name = list(layers)[5]
     layers[name].weight.data.fill_(3e38)
-    assert f"the first output that is not is that of {name} (Conv3d): {LOWER}" in ends(trainer, next(batches))
+    assert f"the first output that is not finite is that of {name} (Conv3d): {LOWER}" in ends(trainer, next(batches))
 
 
 class Spoiling(nn.Module):
@@ -187,10 +187,13 @@ def with_term(trainer, term):
 @pytest.mark.parametrize(
     ("term", "words"),
     [
-        (lambda output: output.sum() * nan, "all outputs of the network are, and Spoiling of them is not"),
+        (lambda output: output.sum() * nan, "all outputs of the network are finite, and Spoiling of them is not"),
         # A constant: without more ado, gradients would be finite and the step taken.
-        (lambda output: torch.tensor(nan), "all outputs of the network are, and Spoiling of them is not"),
-        (lambda output: (output * 0).square().sum().sqrt(), "the first gradient that is not is that of decoder."),
+        (lambda output: torch.tensor(nan), "all outputs of the network are finite, and Spoiling of them is not"),
+        (
+            lambda output: (output * 0).square().sum().sqrt(),
+            "the first gradient that is not finite is that of decoder.",
+        ),
     ],
     ids=["loss", "constant", "gradients"],
 )
@@ -548,7 +551,7 @@ def test_a_training_that_diverges_ends_the_stock_command_and_its_workers(workers
     own_planned.plans_file.write_text(json.dumps(content))
     sentence = refused(own_planned, nnUNet_n_proc_DA=workers)
     assert sentence.startswith("Training ended in epoch 0, iteration 4 of 10: ")
-    assert ", the first output that is not is that of encoder." in sentence
+    assert ", the first output that is not finite is that of encoder." in sentence
     assert "lower initial_lr" in sentence
     (text,) = [path.read_text() for path in own_planned.folders.results.rglob("training_log*.txt")]
     assert text.rstrip().endswith(sentence.rstrip())
@@ -611,7 +614,10 @@ def _one_of_two(rank: int, rendezvous: str, root: str, what: str, told) -> None:
     [
         ("plain", "with the cases case_0, case_1, channel 0 (MR) of case case_1 holds 4096 voxel(s)"),
         ("scaler", "with the cases case_0, case_1, channel 0 (MR) of case case_1 holds 4096 voxel(s)"),
-        ("constant", "with the cases case_0, case_1, all outputs of the network are, and Spoiling of them is not"),
+        (
+            "constant",
+            "with the cases case_0, case_1, all outputs of the network are finite, and Spoiling of them is not",
+        ),
         ("cases", "1 preprocessed case(s) in "),
     ],
 )
