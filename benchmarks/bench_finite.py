@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cases import HIPPOCAMPUS
 from measure import commit_of_checkout, save, side_by_side
+from workloads import HIPPOCAMPUS
 
 DATASET, PLANS, CHANNELS = "Dataset900_Cases", "nnUNetPlans", {"0": "MRI"}
 LABELS = {"background": 0, "Anterior": 1, "Posterior": 2}
