@@ -11,3 +11,11 @@ class Refused(SystemExit, RuntimeError):
     Trainers run under nnU-Net's commands, which catch nothing. Being a ``SystemExit``, it ends such a command with the
     sentence on stderr, without a traceback, and with exit code 1; being a ``RuntimeError``, it is caught as one.
     """
+
+
+class NotFiniteError(SystemExit, ArithmeticError):
+    """Weights, or what a network gives for an image, hold NaN or infinite numbers, so there is no mask.
+
+    Like :class:`Refused` it ends a command of nnU-Net's with its sentence and exit code 1, and is an ``Exception`` to
+    whoever catches those. It is no ``RuntimeError``, which nnU-Net's predictor takes for a lack of memory.
+    """

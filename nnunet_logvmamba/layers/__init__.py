@@ -1,5 +1,7 @@
 """Building blocks as nn.Modules; 2D and 3D share one class."""
 
+from nnunet_logvmamba.ops.finite import all_finite, count_not_finite, finite
+
 from .arguments import flag, listed, per_axis, whole, wholes
 from .global_tokens import GLOBAL_STRIDES, GlobalTokens
 from .local_tokens import CONVOLUTIONS, ConvTokens, LocalTokens, check_spatial_dims
@@ -28,12 +30,15 @@ __all__ = [
     "LocalTokens",
     "SelectiveSSM",
     "SkipOnly",
+    "all_finite",
     "check_directions",
     "check_family",
     "check_placement",
     "check_spatial_dims",
+    "count_not_finite",
     "default_squeeze",
     "exempt_from_weight_decay",
+    "finite",
     "raster_order",
     "sequence_orders",
     "token_positions",

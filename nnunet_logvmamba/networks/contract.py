@@ -9,6 +9,7 @@ from torch import nn
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.networks.blocks.arguments import PLAIN_WORDS, in_our_words, known_arguments, refuse_unknown
 from nnunet_logvmamba.networks.costs import Stage
+from nnunet_logvmamba.networks.finite import refuse_weights, watched
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,6 +21,9 @@ class PlannedNetwork(nn.Module):
     Its constructor takes ``input_channels``, ``num_classes``, ``deep_supervision`` and what ``from_plan`` gives, all of
     it in words of JSON but for classes of torch. It returns ``(batch, num_classes, *spatial)``, or with
     ``decoder.deep_supervision`` on, which nnU-Net switches, a list of all scales, finest first.
+
+    Numbers that are not finite never become a mask: weights that hold any are refused when they are loaded, and in
+    evaluation mode so are logits, but in what ``torch.export`` and ``torch.jit.trace`` make of the network.
 
     Attributes:
         dims: Numbers of spatial axes that it can be built for.
@@ -51,6 +55,16 @@ class PlannedNetwork(nn.Module):
         "nonlin",
         "nonlin_kwargs",
     )
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls):
+            cls.forward = watched(cls.forward)  # type: ignore[method-assign]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        # Called for every way to load weights, alone, compiled or as a part, before any of them is copied.
+        refuse_weights(state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @classmethod
     def from_plan(cls, planned: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""How a network refuses numbers that are not finite: in its weights, and in what it gives."""
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from nnunet_logvmamba.errors import NotFiniteError
+from nnunet_logvmamba.layers import all_finite, count_not_finite, finite
+
+
+def refuse_weights(weights: Mapping[str, Any]) -> None:
+    """Refuse weights that are not finite.
+
+    Args:
+        weights: By name; what is no tensor of floating point is passed over. A tensor that was looked at before and has
+            not changed is not looked at again, since nnU-Net loads the same weights for every image.
+
+    Raises:
+        NotFiniteError: Naming the first tensor, how many of its numbers are NaN or infinite, and the number of others.
+    """
+    bad = {name: tensor for name, tensor in weights.items() if _is_bad(tensor)}
+    if bad:
+        name, tensor = next(iter(bad.items()))
+        raise NotFiniteError(
+            f"These weights hold numbers that are NaN or infinite: {count_not_finite(tensor)} of {tensor.numel()} in "
+            f"'{name}'{f' and more in {len(bad) - 1} other tensor(s)' if len(bad) > 1 else ''}. The file is damaged or "
+            "its training diverged: use another checkpoint, such as checkpoint_best.pth, or copy the file anew."
+        )
+
+
+_FOUND_FINITE = WeakTensorKeyDictionary()
+"""Tensors and their counts of changes when they were looked at."""
+
+
+def _is_bad(tensor: object) -> bool:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.is_meta:
+        return False
+    version = None if tensor.is_inference() else tensor._version
+    if version is not None and _FOUND_FINITE.get(tensor) == version:
+        return False
+    if not all_finite(tensor.detach()):
+        return True
+    _FOUND_FINITE[tensor] = version
+    return False
+
+
+def _is_exporting() -> bool:
+    return torch.jit.is_tracing() or (hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting())
+
+
+def watched(forward: Callable) -> Callable:
+    """Let the finest logits pass through the op that refuses what is not finite."""
+
+    @wraps(forward)
+    def checked(self: nn.Module, x: Tensor) -> Tensor | list[Tensor]:
+        outputs = forward(self, x)
+        if self.training or _is_exporting():
+            return outputs
+        if isinstance(outputs, Tensor):
+            return finite(outputs, x)
+        return [finite(outputs[0], x), *outputs[1:]]
+
+    return checked
