@@ -1,6 +1,6 @@
 """Building blocks as nn.Modules; 2D and 3D share one class."""
 
-from nnunet_logvmamba.ops.finite import all_finite, count_not_finite, finite
+from nnunet_logvmamba.ops.finite import LISTENERS, all_finite, count_not_finite, finite
 
 from .arguments import flag, listed, per_axis, whole, wholes
 from .global_tokens import GLOBAL_STRIDES, GlobalTokens
@@ -22,6 +22,7 @@ __all__ = [
     "DIRECTIONS",
     "FAMILIES",
     "GLOBAL_STRIDES",
+    "LISTENERS",
     "PLACEMENTS",
     "ConvTokens",
     "DropPath",

@@ -1,7 +1,10 @@
 """How a network refuses numbers that are not finite: in its weights, and in what it gives."""
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +12,26 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nnunet_logvmamba.errors import NotFiniteError
-from nnunet_logvmamba.layers import all_finite, count_not_finite, finite
+from nnunet_logvmamba.layers import LISTENERS, all_finite, count_not_finite, finite
+
+_NNUNETS_SIDE = "nnunet_logvmamba.plugin.prediction_faults"
+
+
+def _nnunets_side() -> ModuleType | None:
+    """Give what knows which file nnU-Net is at, where nnU-Net's predictor is loaded.
+
+    By its name and in the moment of need: nothing here may know nnU-Net, and a trainer of nnU-Net's own that builds one
+    of our networks brings nothing along that could have said so before.
+    """
+    return importlib.import_module(_NNUNETS_SIDE) if "nnunetv2.inference.predict_from_raw_data" in sys.modules else None
+
+
+def _logits_not_finite(logits: Tensor, image: Tensor) -> bool:
+    side = _nnunets_side()
+    return side is not None and side.logits_not_finite(logits, image)
+
+
+LISTENERS.append(_logits_not_finite)
 
 
 def refuse_weights(weights: Mapping[str, Any]) -> None:
@@ -22,14 +44,19 @@ def refuse_weights(weights: Mapping[str, Any]) -> None:
     Raises:
         NotFiniteError: Naming the first tensor, how many of its numbers are NaN or infinite, and the number of others.
     """
+    side = _nnunets_side()
     bad = {name: tensor for name, tensor in weights.items() if _is_bad(tensor)}
     if bad:
         name, tensor = next(iter(bad.items()))
+        file = None if side is None else side.weights_file()
         raise NotFiniteError(
-            f"These weights hold numbers that are NaN or infinite: {count_not_finite(tensor)} of {tensor.numel()} in "
-            f"'{name}'{f' and more in {len(bad) - 1} other tensor(s)' if len(bad) > 1 else ''}. The file is damaged or "
-            "its training diverged: use another checkpoint, such as checkpoint_best.pth, or copy the file anew."
+            f"{'These weights hold' if file is None else f'{file} holds'} numbers that are NaN or infinite: "
+            f"{count_not_finite(tensor)} of {tensor.numel()} in '{name}'"
+            f"{f' and more in {len(bad) - 1} other tensor(s)' if len(bad) > 1 else ''}. The file is damaged or its "
+            "training diverged: use another checkpoint, such as checkpoint_best.pth, or copy the file anew."
         )
+    if side is not None:
+        side.case_begins()
 
 
 _FOUND_FINITE = WeakTensorKeyDictionary()

@@ -18,10 +18,10 @@ from nnunet_logvmamba.errors import NotFiniteError
 
 _LIBRARY = torch.library.Library("nnunet_logvmamba", "FRAGMENT")
 
-Listener = Callable[[Tensor, Tensor], None]
+Listener = Callable[[Tensor, Tensor], bool]
 LISTENERS: list[Listener] = []
-"""Called with logits and image, both (batch, channels, *spatial), where logits are not finite: whoever knows more, such
-as the file, raises an error of its own. One that returns leaves it to the next."""
+"""Called with logits and image, both (batch, channels, *spatial), where logits are not finite: one who knows more, such
+as the file, raises an error of its own; one that returns True lets them pass, since somebody else judges them."""
 
 
 def all_finite(x: Tensor) -> bool:
@@ -53,8 +53,8 @@ def in_words(logits: Tensor, image: Tensor) -> str:
 
 def _body(logits: Tensor, image: Tensor) -> Tensor:
     if not all_finite(logits):
-        for listener in LISTENERS:
-            listener(logits, image)
+        if any(listener(logits, image) for listener in LISTENERS):
+            return _copied(logits, image)
         raise NotFiniteError(in_words(logits, image))
     return _copied(logits, image)
 
