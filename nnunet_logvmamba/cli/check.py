@@ -1,47 +1,109 @@
-"""``logvmamba check``: will a trained model accept these images?"""
+"""``logvmamba check``: will nnU-Net make sense of these images, of this model, of this data set?"""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import at_least, examples
 from nnunet_logvmamba.errors import UserError
 
+MOST_WARNINGS = 20
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add ``check`` to the sub-commands of ``logvmamba``."""
     parser = subparsers.add_parser(
         "check",
-        help="say whether a trained model accepts a folder of images, before predicting",
-        description="Read all images of a folder as nnU-Net would and compare them with what a trained model takes: "
-        "names, files per case, channels, and within a case shape and spacing. Nothing is written.",
-        **examples("how-to/predict.md", "logvmamba check imagesTs nnUNetTrainerLoGVMamba__nnUNetPlans__3d_fullres"),
+        help="say whether images, a trained model or a raw data set are whole, before predicting or training",
+        description="Read what nnU-Net would read, and say what is wrong with it. Images and a model: names, files "
+        "per case, channels, and within a case shape and spacing; voxels that are NaN or infinite, images that are the "
+        "same everywhere or far outside of what was trained on. A model: whether its checkpoints are whole and their "
+        "weights finite. A raw data set: its images, and labels that dataset.json does not name. Nothing is written.",
+        **examples(
+            "how-to/predict.md",
+            "logvmamba check imagesTs nnUNetTrainerLoGVMamba__nnUNetPlans__3d_fullres",
+            "logvmamba check nnUNetTrainerLoGVMamba__nnUNetPlans__3d_fullres",
+            "logvmamba check nnUNet_raw/Dataset501_BraTS2020",
+        ),
     )
-    parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images, as for nnUNetv2_predict -i")
     parser.add_argument(
-        "model", metavar="MODEL", type=Path, help="folder of the trained model: …/TRAINER__PLANS__CONFIGURATION"
+        "folder",
+        metavar="FOLDER",
+        type=Path,
+        help="images, as for nnUNetv2_predict -i, with the model behind them; or alone: a trained model "
+        "(…/TRAINER__PLANS__CONFIGURATION) or a raw data set (…/Dataset123_Name)",
     )
+    parser.add_argument("model", metavar="MODEL", type=Path, nargs="?", help="trained model that is to predict them")
     parser.add_argument("--jobs", type=at_least(1, int), metavar="N", help="processes (default: one per core)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Say that the images are ready.
+    """Say that all is ready.
 
     Raises:
-        UserError: If nnU-Net cannot predict them.
+        UserError: If it is not.
     """
     from nnunet_logvmamba.evaluation.parallel import default_processes
-    from nnunet_logvmamba.plugin.acceptance import check_images, read_model
 
-    if (args.images / "plans.json").is_file() and not (args.model / "plans.json").is_file():
-        raise UserError(f"{args.images} holds a model: the folder of images comes first, then that of the model")
-    model = read_model(args.model)
-    cases, others = check_images(args.images, model, processes=args.jobs or default_processes())
+    processes = args.jobs or default_processes()
+    if args.model is not None:
+        said = _check_images(args.folder, args.model, processes)
+    elif (args.folder / "plans.json").is_file():
+        said = _check_model(args.folder)
+    elif (args.folder / "dataset.json").is_file():
+        said = _check_dataset(args.folder, processes)
+    else:
+        raise UserError(
+            f"{args.folder} is neither a trained model (plans.json) nor a raw data set (dataset.json): to check "
+            "a folder of images, name the model that is to predict them behind it"
+        )
+    terminal.show(said)
+    return 0
+
+
+def _check_images(images: Path, folder: Path, processes: int) -> str:
+    from nnunet_logvmamba.plugin.acceptance import check_images, read_model
+    from nnunet_logvmamba.plugin.model_files import check_checkpoints
+
+    if (images / "plans.json").is_file() and not (folder / "plans.json").is_file():
+        raise UserError(f"{images} holds a model: the folder of images comes first, then that of the model")
+    model = read_model(folder)
+    _warn(check_checkpoints(folder)[1])
+    cases, others, odd = check_images(images, model, processes=processes)
+    _warn(odd)
     ready = f"ready: {cases} case(s), {len(model.channels)} channel(s) each"
     if others:
         ready += f"; {len(others)} other image(s) would be passed over, for they do not end in {model.ending}, the "
         ready += f"first is {others[0].name}"
-    terminal.show(ready)
-    return 0
+    return ready
+
+
+def _check_model(folder: Path) -> str:
+    from nnunet_logvmamba.plugin.acceptance import read_model
+    from nnunet_logvmamba.plugin.model_files import check_checkpoints
+
+    read_model(folder)
+    number, odd = check_checkpoints(folder)
+    if number == 0:
+        raise UserError(f"{folder} has no checkpoint in a folder fold_0, …: train it, or copy its folds anew")
+    _warn(odd)
+    return f"ready: {number} checkpoint(s), whole and with finite weights"
+
+
+def _check_dataset(folder: Path, processes: int) -> str:
+    from nnunet_logvmamba.plugin.raw_dataset import check_dataset
+
+    cases, odd = check_dataset(folder, processes=processes)
+    _warn(odd)
+    return f"ready: {cases} labelled case(s)"
+
+
+def _warn(sentences: Sequence[str]) -> None:
+    for sentence in sentences[:MOST_WARNINGS]:
+        print(f"ATTENTION: {sentence}.", file=sys.stderr)
+    if len(sentences) > MOST_WARNINGS:
+        print(f"ATTENTION: {len(sentences) - MOST_WARNINGS} more of this kind.", file=sys.stderr)

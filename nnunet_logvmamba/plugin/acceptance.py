@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import (
+    NIFTI_ENDINGS,
     PICTURE_ENDINGS,
     check_gzip,
     ending_of,
@@ -24,6 +27,7 @@ from nnunet_logvmamba.evaluation.cases import (
 from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
 from nnunet_logvmamba.evaluation.folders import check_values
 from nnunet_logvmamba.evaluation.parallel import map_cases
+from nnunet_logvmamba.plugin import intensities
 from nnunet_logvmamba.results.runs import read_dataset_json, read_json
 
 if TYPE_CHECKING:
@@ -42,17 +46,21 @@ class Model:
         ending: How the name of every file ends.
         reader: nnU-Net's class that reads them.
         labels: What it predicts, to tell segmentations from images.
+        trained: ``foreground_intensity_properties_per_channel`` of its plans.
+        source: Who wants these channels, in words.
     """
 
     channels: tuple[str, ...]
     ending: str
     reader: type[BaseReaderWriter]
     labels: Labels
+    trained: Mapping = field(default_factory=dict)
+    source: str = "the model was trained on"
 
     @property
     def wants(self) -> str:
         """The channels in words."""
-        return f"the model was trained on {len(self.channels)} channel(s) ({', '.join(self.channels)})"
+        return f"{self.source} {len(self.channels)} channel(s) ({', '.join(self.channels)})"
 
 
 def read_model(folder: Path) -> Model:
@@ -82,14 +90,16 @@ def read_model(folder: Path) -> Model:
             f"{folder / 'plans.json'} names the reader '{plans['image_reader_writer']}', and this nnU-Net has none of "
             "that name: install the version that trained the model"
         ) from error
-    return Model(channels, dataset_json["file_ending"], reader, labels_of(dataset_json, "dataset.json"))
+    trained = plans.get("foreground_intensity_properties_per_channel") or {}
+    return Model(channels, dataset_json["file_ending"], reader, labels_of(dataset_json, "dataset.json"), trained)
 
 
-def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int, list[Path]]:
+def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int, list[Path], list[str]]:
     """Read every image as ``nnUNetv2_predict`` would.
 
     Returns:
-        The number of cases, and the images that nnU-Net would pass over because of their ending.
+        The number of cases, the images that nnU-Net would pass over because of their ending, and sentences about images
+        that it predicts although they are odd.
 
     Raises:
         UserError: If nnU-Net finds no case or cannot predict one, naming the first fault and how many more there are.
@@ -115,11 +125,16 @@ def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int
             f"{stray[0]} has no channel number, on which nnU-Net stops: name images <case>_0000{model.ending} and so "
             "on, and keep other files elsewhere"
         )
-    faults += filter(None, map_cases(partial(find_fault, model), cases, processes=processes, text="images"))
+    looks = map_cases(partial(look, model), cases, processes=processes, text="images")
+    raise_first([*faults, *(seen.fault for seen in looks if seen.fault)], more=max(0, len(stray) - 1))
+    return len(cases), others, [sentence for seen in looks for sentence in seen.odd]
+
+
+def raise_first(faults: Sequence[str], *, more: int = 0, of: str = "case(s)") -> None:
+    """Raise UserError with the first fault and the number of further ones; none, and nothing happens."""
+    more += len(faults) - 1
     if faults:
-        more = len(faults) - 1 + max(0, len(stray) - 1)
-        raise UserError(faults[0] + (f"; {more} more case(s) have faults" if more else ""))
-    return len(cases), others
+        raise UserError(faults[0] + (f"; {more} more {of} have faults" if more else ""))
 
 
 def _is_segmentation(path: Path, labels: Labels) -> bool:
@@ -143,33 +158,86 @@ def _nothing_found(folder: Path, files: Sequence[Path], model: Model) -> str:
     )
 
 
-def find_fault(model: Model, files: Sequence[Path]) -> str | None:
-    """Say what keeps nnU-Net from predicting one case.
+@dataclass(frozen=True)
+class Look:
+    """What was seen in the images of one case, in sentences without their full stops.
+
+    Attributes:
+        fault: What keeps nnU-Net from predicting it, or from a mask that means anything; None if nothing does.
+        odd: What it predicts all the same.
+        ranges: Smallest and largest value of each channel.
+    """
+
+    fault: str | None = None
+    odd: tuple[str, ...] = ()
+    ranges: tuple[tuple[float, float], ...] = ()
+
+
+def look(model: Model, files: Sequence[Path]) -> Look:
+    """Look at one case of a folder of images.
 
     Args:
         files: All files of the case, in the order of their channel numbers.
-
-    Returns:
-        A sentence without its full stop, or None.
     """
     case = files[0].name[: -len(f"_0000{model.ending}")]
     following = [files[0].with_name(f"{case}_{index:04d}{model.ending}") for index in range(len(files) + 1)]
     for expected, path in zip(following, files):
         if expected != path:
-            return f"{expected} is missing although there is {path.name}; {model.wants}: add it or correct the numbers"
+            return Look(
+                f"{expected} is missing although there is {path.name}; {model.wants}: add it or correct the numbers"
+            )
+    return look_inside(model, files)
+
+
+def look_inside(model: Model, files: Sequence[Path]) -> Look:
+    """Look at one case, whatever its files are called.
+
+    Args:
+        files: All files of the case, in the order of their channels.
+    """
     try:
-        channels = _read(model, files)[0][0]
+        image, _ = _read(model, files)
     except Exception as error:  # every library has its own way to say that a file is broken
-        return _why_unreadable(model, files, error)
-    if channels == len(model.channels):
+        return Look(_why_unreadable(model, files, error))
+    if (channels := len(image)) != len(model.channels):
+        return Look(_other_channels(model, files, channels))
+    names = [str(path) for path in files]
+    bad = intensities.not_finite(image, names, model.channels)
+    if bad is not None:
+        return Look(f"{bad}, of which nnU-Net makes a mask that means nothing: repair the image or leave it out")
+    hidden = filter(None, map(_hidden_by_simpleitk, [model] * len(files), files))
+    odd = *hidden, *intensities.oddities(image, names, model.channels, model.trained)
+    return Look(None, odd, tuple((float(values.min()), float(values.max())) for values in image))
+
+
+def _hidden_by_simpleitk(model: Model, path: Path) -> str | None:
+    """Say which voxels of a NIfTI file are not finite where SimpleITK reads another number in their place."""
+    if not model.reader.__name__.startswith("SimpleITK") or ending_of(path) not in NIFTI_ENDINGS:
         return None
+    import nibabel
+
+    image = nibabel.load(path)
+    if image.get_data_dtype().kind != "f":
+        return None
+    values = np.asanyarray(image.dataobj)
+    number = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if number == 0:
+        return None
+    return (
+        f"{path} holds {number} voxel(s) of {values.size} that are NaN or infinite, for which SimpleITK reads other "
+        "numbers, mostly 0: repair the image if they lie where it matters"
+    )
+
+
+def _other_channels(model: Model, files: Sequence[Path], channels: int) -> str:
+    case = files[0].name[: -len(f"_0000{model.ending}")]
     subject = f"{files[0]} has" if len(files) == 1 else f"{files[0]} and the other files of its case have together"
     if ending_of(files[0]) in PICTURE_ENDINGS:
         remedy = "give every image these channels"
         if len(model.channels) == 3:
             remedy += f" (for cells, {CELLS} makes them)"
     elif channels < len(model.channels):
-        remedy = f"add {following[-1].name}"
+        remedy = f"add {case}_{len(files):04d}{model.ending}"
     else:
         remedy = "leave out what is not among them"
     return f"{subject} {channels} channel(s), and {model.wants}: {remedy}"
@@ -180,11 +248,11 @@ def _why_unreadable(model: Model, files: Sequence[Path], error: Exception) -> st
     shapes, spacings = [], []
     for path in files:
         try:
-            shape, spacing = _read(model, [path])
+            image, spacing = _read(model, [path])
         except Exception as alone:
             reader = model.reader.__name__
             return f"{path} cannot be read by nnU-Net's {reader} ({reason_of(alone)}): {_remedy(model, path)}"
-        shapes.append(shape)
+        shapes.append(image.shape)
         spacings.append(spacing)
     for what, values in (("shape", shapes), ("spacing", spacings)):
         for path, value in zip(files, values):
@@ -216,10 +284,10 @@ def _remedy(model: Model, path: Path) -> str:
     return "replace it"
 
 
-def _read(model: Model, files: Sequence[Path]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Give shape, channels first, and spacing. What the readers print is dropped: their exceptions decide."""
+def _read(model: Model, files: Sequence[Path]) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Give voxels, channels first, and spacing. What the readers print is dropped: their exceptions decide."""
     for path in files:
         check_gzip(path)  # where such a file is cut off, SimpleITK reads zeros and says nothing
     with contextlib.redirect_stdout(io.StringIO()):
         data, properties = model.reader().read_images([str(path) for path in files])
-    return data.shape, tuple(map(float, properties["spacing"]))
+    return data, tuple(map(float, properties["spacing"]))

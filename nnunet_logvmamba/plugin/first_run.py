@@ -112,7 +112,7 @@ class FirstRun:
         for fold in request.folds:
             if not re.fullmatch(r"all|\d+", fold):
                 raise UserError(f"--fold takes the numbers of folds, as 0, or all, not '{fold}'")
-        self.dataset_json, self.cases = _read_raw(self.raw / self.dataset)
+        self.dataset_json, self.cases = read_raw(self.raw / self.dataset)
         self._check_planned(self._plans())
         self._check_splits()
         for trainer in request.trainers:
@@ -176,9 +176,11 @@ class FirstRun:
                 f"{new.predictions} holds scans and {new.images} none: --predict takes the folder of the scans "
                 "first, then that to write to"
             )
-        count, _ = check_images(
+        count, _, odd = check_images(
             new.images, Model(channels, ending, reader, self._labels), processes=default_processes()
         )
+        for sentence in odd:
+            print(f"ATTENTION: {sentence}.", file=sys.stderr)
         if new.references is not None:
             self._check_references(new.references)
         for trainer in self.request.trainers:
@@ -527,7 +529,7 @@ def _find_dataset(text: str, raw: Path) -> str:
     raise UserError(f"{raw} has no data set {text} ({there}): {LAYOUT}")
 
 
-def _read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
+def read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
     """Content of ``dataset.json``, and the images of every labelled case."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
