@@ -8,10 +8,12 @@ found, as in a loop of the user's, the network speaks for itself.
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -59,7 +61,7 @@ class Case:
         callers: Variables of nnU-Net's running functions.
         predictor: nnU-Net's.
         data: What the preprocessing made of the image, (channels, *spatial), float32.
-        name: What the result was to be called, or which image of how many it is.
+        name: What it is called in a sentence that knows no file.
         files: Of the image, in the order of the channels; none where it came as an array or was preprocessed before.
         image: Where it came as an array.
     """
@@ -106,25 +108,26 @@ class Case:
 def _named(callers: dict[str, dict[str, Any]]) -> tuple[str, list[str], np.ndarray | None]:
     """Name, files and array of the case."""
     if "perform_actual_validation" in callers:
-        return f"The preprocessed case {callers['perform_actual_validation'].get('k')}", [], None
+        return f"the preprocessed case {callers['perform_actual_validation'].get('k')}", [], None
     if "predict_from_data_iterator" in callers:
         loop = callers["predict_from_data_iterator"]
         source = getattr(getattr(loop.get("data_iterator"), "gi_frame", None), "f_locals", {})
+        source = source.get("known", source)
         target, index = loop.get("ofile"), len(loop.get("r", ()))
         targets = source.get("output_filenames_truncated") or source.get("truncated_ofnames")
         if target is not None and targets is not None and target in targets:
             index = list(targets).index(target)
-        name = f"Image {index + 1}" if target is None else f"The image of {target}"
+        name = f"image {index + 1}" if target is None else f"the image of {target}"
         if index < len(source.get("list_of_lists", ())):
             return name, list(source["list_of_lists"][index]), None
         images = source.get("list_of_images", ())
         return name, [], images[index] if index < len(images) else None
     if "predict_from_files_sequential" in callers:
         loop = callers["predict_from_files_sequential"]
-        return f"The image of {loop.get('of')}", list(loop.get("li", ())), None
+        return f"the image of {loop.get('of')}", list(loop.get("li", ())), None
     single = callers.get("predict_single_npy_array", {})
     target = single.get("output_file_truncated")
-    return "The image" if target is None else f"The image of {target}", [], single.get("input_image")
+    return "the image" if target is None else f"the image of {target}", [], single.get("input_image")
 
 
 def case_begins() -> None:
@@ -199,7 +202,8 @@ def refuse(case: Case, logits: Tensor | None = None) -> None:
     Raises:
         NotFiniteError: Always, with a line for every such case.
     """
-    sentences = [_why(case, logits)]
+    why = _why(case, logits)
+    sentences = [why if case.files else why[0].upper() + why[1:]]
     loop = case.callers.get("perform_actual_validation") or case.callers.get("predict_from_data_iterator")
     if loop is not None:
         _wait_for_exports(loop)
@@ -253,22 +257,55 @@ def _wait_for_exports(loop: Mapping[str, Any]) -> None:
 def _predict_others(case: Case) -> list[str]:
     """Predict the cases that come after, with the predictor that is at work; give the sentences of those that fail."""
     global _going_on
-    loop = case.callers.get("predict_from_data_iterator")
-    if loop is None or loop.get("ofile") is None or not {"data_iterator", "save_probabilities"} <= loop.keys():
-        return []
     sentences: list[str] = []
     _going_on = True
     try:
-        while True:
+        for predict in _others(case):
             try:
-                case.predictor.predict_from_data_iterator(
-                    loop["data_iterator"], loop["save_probabilities"], loop["num_processes_segmentation_export"]
-                )
-                return sentences
+                predict()
             except NotFiniteError as error:
                 sentences.append(str(error))
     finally:
         _going_on = False
+    return sentences
+
+
+def _others(case: Case) -> Iterator[Callable[[], object]]:
+    """Give nnU-Net's own loops for what is left; none where results are returned, for the one who calls must know."""
+    loop = case.callers.get("predict_from_data_iterator")
+    if loop is not None and loop.get("ofile") is not None and inspect.isgenerator(loop.get("data_iterator")):
+        left = loop["data_iterator"]
+        known = left.gi_frame.f_locals
+        for first in left:  # a loop is begun only if there is something for it, since it starts processes
+            yield partial(
+                case.predictor.predict_from_data_iterator,
+                _remaining(first, left, known),
+                loop["save_probabilities"],
+                loop["num_processes_segmentation_export"],
+            )
+    loop = case.callers.get("predict_from_files_sequential")
+    if loop is not None and loop.get("of") is not None:
+        record = Path(loop["output_folder"]) / "predict_from_raw_data_args.json"
+        asked = record.read_bytes()
+        done = loop["list_of_lists_or_source_folder"].index(loop["li"]) + 1
+        for files, target in zip(
+            loop["list_of_lists_or_source_folder"][done:], loop["output_filename_truncated"][done:]
+        ):
+            yield partial(
+                case.predictor.predict_from_files_sequential,
+                [files],
+                [target],
+                loop["save_probabilities"],
+                folder_with_segs_from_prev_stage=loop["folder_with_segs_from_prev_stage"],
+            )
+            record.write_bytes(asked)  # each call says anew what was asked for
+
+
+def _remaining(first: dict, rest: Iterator[dict], known: dict[str, Any]) -> Iterator[dict]:
+    """Give one and the rest; ``known`` are the variables in which :func:`_named` looks for the files."""
+    yield first
+    for item in rest:  # noqa: UP028 - "yield from" would end the rest together with this
+        yield item
 
 
 def weights_file() -> str | None:
