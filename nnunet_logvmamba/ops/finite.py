@@ -52,6 +52,8 @@ def in_words(logits: Tensor, image: Tensor) -> str:
 
 
 def _body(logits: Tensor, image: Tensor) -> Tensor:
+    if logits.is_cuda and torch.cuda.is_current_stream_capturing():
+        return _copied(logits, image)  # a recording of kernels has no values to look at
     if not all_finite(logits):
         if any(listener(logits, image) for listener in LISTENERS):
             return _copied(logits, image)
@@ -101,7 +103,9 @@ def _mapped(info, in_dims, logits: Tensor, image: Tensor) -> tuple[Tensor, int |
     return _OP(logits, image), in_dims[0]
 
 
-_LIBRARY.define("finite(Tensor logits, Tensor image) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+# The second tag, which older torch lacks, keeps the op out of what compiled code records as a CUDA graph.
+_TAGS = [getattr(torch.Tag, name) for name in ("pt2_compliant_tag", "cudagraph_unsafe") if hasattr(torch.Tag, name)]
+_LIBRARY.define("finite(Tensor logits, Tensor image) -> Tensor", tags=_TAGS)
 _OP = torch.ops.nnunet_logvmamba.finite.default
 _LIBRARY.impl("finite", torch._disable_dynamo(_body), "CompositeExplicitAutograd")
 _LIBRARY.impl("finite", _autograd, "Autograd", with_keyset=True)

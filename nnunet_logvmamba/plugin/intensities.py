@@ -48,7 +48,7 @@ def oddities(
         trained: ``foreground_intensity_properties_per_channel`` of the plans; what it lacks is not compared.
     """
     said = []
-    ranges = [(float(values.min()), float(values.max())) for values in image]
+    ranges = [(float(values.min()) + 0.0, float(values.max()) + 0.0) for values in image]  # never "-0"
     same = [low == high for low, high in ranges]
     for channel, file, which in per_channel(files, names, len(image)):
         (low, high), bounds, values = ranges[channel], bounds_of(trained, channel), image[channel]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import nifti_headers
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import small_dataset
+import torch
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
@@ -93,6 +96,29 @@ def preprocess_all(images: Path, model: Path) -> list[np.ndarray]:
     preprocessor = configuration.preprocessor_class(verbose=False)
     lists = create_lists_from_splitted_dataset_folder(str(images), dataset_json["file_ending"], num_processes=1)
     return [preprocessor.run_case(files, None, plans, configuration, dataset_json)[0] for files in lists]
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    if path.name.endswith((".nii", ".nii.gz")):
+        nibabel.save(nibabel.Nifti1Image(values.T, np.eye(4)), path)
+    elif path.suffix == ".tif":
+        imwrite(path, values)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(values), path)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+
+
+def with_spike(values: np.ndarray, spike: float) -> np.ndarray:
+    np.put(values, 7, spike)
+    return values
+
+
+def set_plans(model: Path, **entries: object) -> None:
+    file = model / "plans.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
 
 # What nnU-Net takes
@@ -349,3 +375,206 @@ def test_swapped_folders_and_segmentations_are_recognised(tmp_path, images, chec
     assert (code, f"{labels / 'a.nii.gz'} holds nothing but labels, so it is no scan" in said) == (2, True)
     sitk.WriteImage(sitk.GetImageFromArray(mask * 0), labels / "a.nii.gz")  # a dark scan may be 0 everywhere
     assert "has no channel number" in check(model, images=labels)[1]
+
+
+# Numbers
+
+NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize(
+    ("ending", "reader"),
+    [
+        (".nrrd", None),
+        (".mha", None),
+        (".nii.gz", "NibabelIO"),
+        (".nii", "NibabelIOWithReorient"),
+        (".tif", "Tiff3DIO"),
+    ],
+)
+def test_voxels_that_are_not_finite_are_counted_by_file_and_channel(tmp_path, images, check, ending, reader, value):
+    model = write_model(tmp_path, ending, MRI)
+    if reader is not None:
+        set_plans(model, image_reader_writer=reader)
+    for case in ("a", "b", "c"):
+        for channel in range(2):
+            values = noise(4, 20, 24)
+            values[0, 0, : 3 * (case != "a") * channel] = value
+            write_array(images / f"{case}_{channel:04d}{ending}", values)
+    code, said = check(model)
+    assert code == 2
+    assert f"{images / f'b_0001{ending}'} holds 3 voxel(s) of 1920 that are NaN or infinite (channel 1, T1)" in said
+    assert said.endswith("repair the image or leave it out; 1 more case(s) have faults")
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_what_simpleitk_hides_is_warned_about(tmp_path, images, value, capsys):
+    model = write_model(tmp_path, ".nii.gz", ("MR",))
+    values = noise(4, 20, 24)
+    values[0, 0, :2] = value
+    write_array(images / "a_0000.nii.gz", values)
+    assert main(["check", str(images), str(model), "--jobs", "1"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("ready: 1 case(s)")
+    assert f"ATTENTION: {images / 'a_0000.nii.gz'} holds 2 voxel(s) of 1920 that are NaN or infinite" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda values: values * 0,
+            "has the value 0 everywhere (channel 1, T1), so its segmentation will mean nothing",
+        ),
+        (lambda values: values * 0 - 7, "has the value -7 everywhere"),
+        (lambda values: values * 1e6, "far outside of what was trained on (channel 1, T1): its values go from -3"),
+        (lambda values: with_spike(values, 1e30), "holds 1 voxel(s) of 1920 far outside of what was trained on"),
+        (lambda values: values * 9, None),
+        (lambda values: values, None),
+    ],
+)
+def test_odd_images_are_ready_with_a_warning_that_names_the_file(tmp_path, images, capsys, change, said):
+    model = write_model(tmp_path, ".nrrd", MRI)
+    learned = {"min": -3.0, "max": 3.0, "mean": 0.0, "std": 1.0}
+    set_plans(model, foreground_intensity_properties_per_channel={"0": learned, "1": learned})
+    for channel in range(2):
+        values = noise(4, 20, 24)
+        write_array(images / f"a_{channel:04d}.nrrd", (change(values) if channel else values).astype(np.float32))
+    assert main(["check", str(images), str(model), "--jobs", "1"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "ready: 1 case(s), 2 channel(s) each\n"
+    warned = [line for line in printed.err.splitlines() if line.startswith("ATTENTION")]
+    assert len(warned) == (said is not None)
+    assert said is None or (str(images / "a_0001.nrrd") in warned[0] and said in warned[0])
+
+
+def test_a_colour_that_is_missing_is_not_odd_but_a_black_picture_is(tmp_path, images, capsys):
+    colours = picture(80, 100, 3)
+    colours[..., 2] = 0
+    Image.fromarray(colours).save(images / "a_0000.png")
+    Image.fromarray(np.zeros((80, 100, 3), np.uint8)).save(images / "b_0000.png")
+    assert main(["check", str(images), str(write_model(tmp_path)), "--jobs", "1"]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ATTENTION")]
+    assert warned
+    assert all(str(images / "b_0000.png") in line for line in warned)
+
+
+# A model alone
+
+
+@pytest.fixture
+def trained_model(tmp_path) -> Path:
+    model = write_model(tmp_path)
+    for fold in range(2):
+        (model / f"fold_{fold}").mkdir()
+        for name in ("final", "best"):
+            weights = {"network_weights": {"weight": torch.randn(100, 100), "steps": torch.tensor(3)}}
+            torch.save(weights, model / f"fold_{fold}" / f"checkpoint_{name}.pth")
+    return model
+
+
+def run(capsys, *words: object) -> tuple[int, str]:
+    code = main(["check", *map(str, words), "--jobs", "1"])
+    printed = capsys.readouterr()
+    (line,) = [line for line in (printed.err if code else printed.out).splitlines() if "case/s" not in line]
+    return code, line
+
+
+def test_whole_checkpoints_with_finite_weights_are_ready(trained_model, capsys):
+    assert run(capsys, trained_model) == (0, "ready: 4 checkpoint(s), whole and with finite weights")
+
+
+def with_nan(content: bytes) -> bytes:
+    file = io.BytesIO(content)
+    checkpoint = torch.load(file)
+    checkpoint["network_weights"]["weight"][3, :4] = float("nan")
+    saved = io.BytesIO()
+    torch.save(checkpoint, saved)
+    return saved.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content[:9000] + bytes(4000) + content[13000:], "the checksum of its part "),
+        (lambda content: content[: len(content) // 2], "is cut off or damaged"),
+        (lambda content: b"", "is empty"),
+        (lambda content: b"<html>", "is no zip, as torch.save writes"),
+        (with_nan, "holds weights that are NaN or infinite (4 of 10000 in 'weight')"),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_damaged_checkpoints_are_named_with_one_that_is_whole(trained_model, images, capsys, change, said, alone):
+    pictures_of_all_kinds(images)
+    for fold, name in ((0, "final"), (1, "best")):
+        file = trained_model / f"fold_{fold}" / f"checkpoint_{name}.pth"
+        file.write_bytes(change(file.read_bytes()))
+    code, line = run(capsys, trained_model) if alone else run(capsys, images, trained_model)
+    assert code == 2
+    assert f"{trained_model / 'fold_0' / 'checkpoint_final.pth'} {said if said[:2] in ('is', 'ho') else ''}" in line
+    assert said in line
+    assert "copy it anew, or use checkpoint_best.pth beside it (predict with -chk checkpoint_best.pth)" in line
+    assert line.endswith("; 1 more checkpoint(s) have faults")
+
+
+def test_a_model_without_checkpoint_and_a_folder_that_is_nothing(tmp_path, images, capsys):
+    model = write_model(tmp_path)
+    assert "has no checkpoint in a folder fold_0" in run(capsys, model)[1]
+    code, line = run(capsys, images)
+    assert code == 2
+    assert f"{images} is neither a trained model (plans.json) nor a raw data set (dataset.json)" in line
+
+
+# A raw data set
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    small_dataset.write_raw(tmp_path / "raw", size=(8, 16, 16))
+    return tmp_path / "raw" / small_dataset.NAME
+
+
+def rewrite(path: Path, change) -> None:
+    image = sitk.ReadImage(str(path))
+    values = sitk.GetArrayFromImage(image)
+    change(values)
+    changed = sitk.GetImageFromArray(values)
+    changed.CopyInformation(image)
+    sitk.WriteImage(changed, str(path))
+
+
+def test_a_sound_data_set_is_ready(raw, capsys):
+    assert run(capsys, raw) == (0, "ready: 5 labelled case(s)")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [((7,), "7 in 1 voxel(s)"), ((3, 3, 200), "3 in 2 voxel(s), 200 in 1 voxel(s)"), ((255,) * 5, "255 in 5 voxel(s)")],
+)
+def test_labels_out_of_range_are_named_with_case_value_and_number(raw, capsys, values, said):
+    for case in (1, 3):
+        rewrite(raw / "labelsTr" / f"ball_{case}.nii.gz", lambda label: np.put(label, range(len(values)), values))
+    code, line = run(capsys, raw)
+    assert code == 2
+    assert (
+        f"{raw / 'labelsTr' / 'ball_1.nii.gz'} holds values that are no labels ({said}); the labels are 0, 1, 2" in line
+    )
+    assert line.endswith("; 1 more case(s) have faults")
+
+
+def test_an_ignore_label_and_regions_are_labels(raw, capsys):
+    content = json.loads((raw / "dataset.json").read_text())
+    content["labels"] = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    (raw / "dataset.json").write_text(json.dumps({**content, "regions_class_order": [1, 2]}))
+    rewrite(raw / "labelsTr" / "ball_0.nii.gz", lambda label: np.put(label, 0, 3))
+    assert run(capsys, raw) == (0, "ready: 5 labelled case(s)")
+
+
+def test_an_image_in_other_units_than_the_others_is_warned_about(raw, capsys):
+    rewrite(raw / "imagesTr" / "ball_2_0000.nii.gz", lambda image: np.multiply(image, 1000, out=image))
+    assert main(["check", str(raw), "--jobs", "1"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "ready: 5 labelled case(s)\n"
+    (warned,) = [line for line in printed.err.splitlines() if line.startswith("ATTENTION")]
+    assert f"{raw / 'imagesTr' / 'ball_2_0000.nii.gz'} (channel 0) has values from -" in warned

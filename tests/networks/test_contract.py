@@ -15,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from small_model import planned_architecture
 
+from nnunet_logvmamba.errors import NotFiniteError
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.networks.costs import summarize
 from nnunet_logvmamba.plugin import plans
@@ -178,6 +179,31 @@ def test_it_compiles_without_a_graph_break(network, plan):
     with torch.no_grad():
         for one, other in zip(built(patch), compiled(patch), strict=True):
             assert torch.allclose(one, other, atol=1e-5)
+
+
+@every_network_and_plan
+def test_numbers_that_are_not_finite_are_refused_in_evaluation_and_in_weights(network, plan):
+    built, patch = build(network, plan), image(plan)
+    patch[1, 1].view(-1)[:2] = float("inf")
+    assert not built(patch)[0].isfinite().all()  # a training has its own ways
+    for supervised in (True, False):
+        built.decoder.deep_supervision = supervised
+        with pytest.raises(NotFiniteError, match=r"The image holds .* \(2 in channel 1, of \d+ per channel\)"):
+            built.eval()(patch)
+    weights = built.state_dict()
+    last = list(weights)[-1]
+    weights[last] = torch.full_like(weights[last], float("nan"))
+    with pytest.raises(NotFiniteError, match=f"{weights[last].numel()} of {weights[last].numel()} in '{last}'"):
+        built.load_state_dict(weights)
+
+
+@every_network_and_plan
+def test_nothing_is_refused_in_a_graph_that_is_exported(network, plan):
+    built = build(network, plan, deep_supervision=False).eval()
+    patch = image(plan)
+    patch[0, 0].view(-1)[0] = float("nan")
+    exported = torch.export.export(built, (patch,))
+    assert "finite" not in str(exported.graph)
 
 
 @every_network_and_plan

@@ -240,14 +240,9 @@ def test_stock_prediction_names_the_file_and_writes_the_others(tmp_path, predict
     done = predict(lambda root: write_model(root, 3, ending, reader), images, target, "-npp", 1, "-nps", 1)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert (
-        done.stderr.strip()
-        .splitlines()[-1]
-        .startswith(
-            f"{images / f'b_0001{ending}'} holds 2 voxel(s) of 2048 that are NaN or infinite (channel 1, T1), so there is "
-            "no mask of it"
-        )
-    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"{images / f'b_0001{ending}'} holds 2 voxel(s) of 2048 that are NaN or infinite (channel 1")
+    assert "so there is no mask of it" in last
     assert segmentations(target, ending) == [f"a{ending}", f"c{ending}"]
 
 
