@@ -79,16 +79,42 @@ def _is_exporting() -> bool:
     return torch.jit.is_tracing() or (hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting())
 
 
+def checked(outputs: Tensor | list[Tensor], x: Tensor, training: bool) -> Tensor | list[Tensor]:
+    """Give what a network gives for an image; in evaluation its finest logits pass through the op that refuses.
+
+    Args:
+        outputs: (batch, classes, *spatial), or a list of all scales, finest first.
+        x: The image, (batch, channels, *spatial).
+        training: Whether the network is in training mode.
+    """
+    if training or _is_exporting():
+        return outputs
+    if isinstance(outputs, Tensor):
+        return finite(outputs, x)
+    return [finite(outputs[0], x), *outputs[1:]]
+
+
 def watched(forward: Callable) -> Callable:
-    """Let the finest logits pass through the op that refuses what is not finite."""
+    """Let what a ``forward`` gives be :func:`checked`."""
 
     @wraps(forward)
-    def checked(self: nn.Module, x: Tensor) -> Tensor | list[Tensor]:
-        outputs = forward(self, x)
-        if self.training or _is_exporting():
-            return outputs
-        if isinstance(outputs, Tensor):
-            return finite(outputs, x)
-        return [finite(outputs[0], x), *outputs[1:]]
+    def watching(self: nn.Module, x: Tensor) -> Tensor | list[Tensor]:
+        return checked(forward(self, x), x, self.training)
 
-    return checked
+    return watching
+
+
+def watch(network: nn.Module) -> nn.Module:
+    """Let a network that is not of this package refuse what those of this package do."""
+    network.register_load_state_dict_pre_hook(_before_loading)
+    network.register_forward_hook(_after_forward)
+    return network
+
+
+# By name, so that networks can be pickled.
+def _before_loading(network: nn.Module, weights: dict[str, Any], *_: Any) -> None:
+    refuse_weights(weights)
+
+
+def _after_forward(network: nn.Module, inputs: tuple[Tensor, ...], outputs: Any) -> Any:
+    return checked(outputs, inputs[0], network.training)

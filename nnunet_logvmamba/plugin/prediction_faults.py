@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,13 +41,13 @@ _FUNCTIONS = {
 _going_on = False  # while the other cases of a command are predicted on behalf of one that cannot be
 
 
-def _callers() -> dict[str, dict[str, Any]]:
+def _callers(functions: Container[str] = _FUNCTIONS) -> dict[str, dict[str, Any]]:
     """Variables of those of nnU-Net's functions that are running, the innermost where there are several of a name."""
     found: dict[str, dict[str, Any]] = {}
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_name
-        if name in _FUNCTIONS and name not in found:
+        if name in functions and name not in found:
             found[name] = frame.f_locals
         frame = frame.f_back
     return found
@@ -139,7 +139,8 @@ def case_begins() -> None:
     Raises:
         NotFiniteError: If the preprocessed image holds NaN or infinite numbers.
     """
-    loading = _callers().get("predict_logits_from_preprocessed_data")
+    begin = "predict_logits_from_preprocessed_data"
+    loading = _callers({begin}).get(begin)
     if loading is None or loading.get("params") is not loading["self"].list_of_parameters[0]:
         return  # not a case, or one that was looked at with the first fold
     case = Case.running()
@@ -218,10 +219,12 @@ def _why(case: Case, logits: Tensor | None) -> str:
     found = None if image is None else intensities.not_finite(image, case.called, case.channels)
     if found is None and not _is_finite(case.data):
         found = intensities.not_finite(case.data.cpu().numpy(), case.called, case.channels)
-        if image is not None:  # finite, but numbers overflow on the way
+        bad = [channel for channel, values in enumerate(case.data) if not _is_finite(values)]
+        if image is not None and bad[0] < len(image):  # finite, but numbers overflow on the way
+            _, file, which = list(intensities.per_channel(case.called, case.channels, len(image)))[bad[0]]
             found = (
-                f"{case.called[0]} holds values from {image.min():g} to {image.max():g}, which the preprocessing makes "
-                "NaN or infinite"
+                f"{file} holds values from {image[bad[0]].min():g} to {image[bad[0]].max():g} ({which}), which become "
+                "NaN or infinite in the preprocessing"
             )
     if found is not None:
         hint = ""

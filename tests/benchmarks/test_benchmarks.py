@@ -181,3 +181,10 @@ def test_a_benchmark_runs_at_small_size(script):
         assert not tables.refusal({"found": results})
     finally:
         path.unlink(missing_ok=True)
+
+
+@pytest.mark.slow
+def test_the_cost_of_the_checks_is_measured_beside_a_prediction_without_them():
+    done = run("benchmarks/bench_guards.py", "--rounds", "1", timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the checks cost") == 2

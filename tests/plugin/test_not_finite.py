@@ -97,6 +97,38 @@ def test_a_case_with_nan_ends_in_a_sentence_and_the_others_are_written(tmp_path,
     assert asked["list_of_lists_or_source_folder"] == str(images)
 
 
+def test_nnunets_network_under_our_trainer_refuses_too(tmp_path):
+    model = write_model(tmp_path, trainer="nnUNetTrainerStockNetwork")
+    images, target = tmp_path / "images", tmp_path / "out"
+    for name, bad in {"a": (1, 1, NAN), "b": None}.items():
+        write_case(images, name, bad=bad)
+    target.mkdir()
+    predictor = predictor_of(model)
+    with pytest.raises(NotFiniteError, match=r"a_0001.nrrd holds 1 voxel\(s\)"):
+        predictor.predict_from_files_sequential(str(images), str(target))
+    assert segmentations(target) == ["b.nrrd"]
+    with torch.no_grad(), pytest.raises(NotFiniteError, match="2048 in channel 0, 2048 in channel 1"):
+        predictor.network(torch.full((1, 2, 8, 16, 16), INF))
+    weights = {name: torch.full_like(tensor, NAN) for name, tensor in predictor.network.state_dict().items()}
+    with pytest.raises(NotFiniteError, match="These weights hold numbers"):
+        predictor.network.load_state_dict(weights)
+
+
+@pytest.mark.parametrize("value", [3e38, 1e30])
+def test_numbers_that_overflow_in_the_preprocessing_make_no_mask_without_a_word(tmp_path, capsys, value):
+    images, target = tmp_path / "images", tmp_path / "out"
+    write_case(images, "a", bad=(1, 200, value))
+    target.mkdir()
+    said = ""
+    try:
+        predictor_of(write_model(tmp_path)).predict_from_files_sequential(str(images), str(target))
+    except NotFiniteError as error:
+        said = str(error)
+    said += capsys.readouterr().err
+    assert str(images / "a_0001.nrrd") in said
+    assert f"{value:g}" in said
+
+
 def test_an_array_is_counted_as_it_was_given(tmp_path):
     predictor = predictor_of(write_model(tmp_path))
     image = np.random.default_rng(0).normal(0, 1, (2, *SHAPE[3])).astype(np.float32)

@@ -11,6 +11,7 @@ from torch import nn
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.networks.finite import watch
 from nnunet_logvmamba.plugin.plans import build_network, is_ours
 from nnunet_logvmamba.plugin.recipes import RECIPES
 from nnunet_logvmamba.plugin.trainer_names import PREFIX
@@ -42,7 +43,7 @@ def _builder(block_family: str | None, network_name: str | None = None, stock: b
                 "LoG-VMamba: use nnU-Net's own configuration, or one written by logvmamba plans --keep-network."
             )
         if stock:
-            return nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, *sizes)
+            return watch(nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, *sizes))
         overrides: dict[str, Any] = {} if block_family is None else {"family": block_family}
         try:
             network = build_network(configuration_manager, *sizes, network_name, **overrides)
