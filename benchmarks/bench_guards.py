@@ -42,7 +42,7 @@ def predictor_of(case: NetworkCase, device: str) -> nnUNetPredictor:
     }
     labels = {"background": 0} | {str(label): label for label in range(1, case.num_classes)}
     manager = PlansManager(plans)
-    predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device(device), allow_tqdm=False)
     predictor.manual_initialization(
         network,
         manager,
