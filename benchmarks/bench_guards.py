@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from unittest.mock import patch
 
 import torch
-from cases import HIPPOCAMPUS, PICTURES, NetworkCase
 from measure import circumstances, side_by_side
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from workloads import HIPPOCAMPUS, PICTURES, NetworkPlan
 
 from nnunet_logvmamba.networks import catalogue
 
@@ -24,7 +24,7 @@ UNGUARDED = {
 }
 
 
-def predictor_of(case: NetworkCase, device: str) -> nnUNetPredictor:
+def predictor_of(case: NetworkPlan, device: str) -> nnUNetPredictor:
     """nnU-Net's predictor with LoG-VMamba's network of a case, weights as they are drawn."""
     torch.manual_seed(0)
     network = catalogue.row("LoGVMambaUNet").load()(**case.plan, deep_supervision=False)
@@ -55,7 +55,7 @@ def predictor_of(case: NetworkCase, device: str) -> nnUNetPredictor:
     return predictor
 
 
-def candidates(case: NetworkCase, device: str) -> dict[str, Callable[[], object]]:
+def candidates(case: NetworkPlan, device: str) -> dict[str, Callable[[], object]]:
     """One prediction of an image of two tiles, with the checks and without."""
     predictor = predictor_of(case, device)
     size = list(case.patch_size)
