@@ -264,7 +264,7 @@ FORMATS = [(".nrrd", None), (".mha", None), (".nii.gz", "NibabelIO"), (".nii.gz"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [NAN, INF])
-@pytest.mark.parametrize(("ending", "reader"), [*FORMATS, (".tif", None)])
+@pytest.mark.parametrize(("ending", "reader"), [*FORMATS, (".tif", "Tiff3DIO")])
 def test_stock_prediction_names_the_file_and_writes_the_others(tmp_path, predict, ending, reader, value):
     images, target = tmp_path / "images", tmp_path / "out"
     for name in ("a", "b", "c"):
