@@ -19,7 +19,9 @@ ALLOWED = [
     *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
 ]
 """What a checkpoint may hold beside what torch allows (tensors, plain containers, devices): NumPy's numbers, as nnU-Net
-logs them, under their names of NumPy 1 and 2."""
+logs them, under their names of NumPy 1 and 2. They stay allowed, since of torch's contexts the inner one would end what
+the outer one allows."""
+torch.serialization.add_safe_globals(ALLOWED)
 
 _FORCED, _LIFTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
@@ -31,8 +33,7 @@ def read_as_data(path: Path) -> Any:
         UserError: If it holds anything that would have to be run, or cannot be read.
     """
     try:
-        with torch.serialization.safe_globals(ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
         raise
     except Exception as error:  # torch has no class of its own for what it refuses
@@ -48,21 +49,28 @@ def read_as_data(path: Path) -> Any:
 
 def _more_than_data(path: Path) -> list[str]:
     """Names of functions and classes in a file of PyTorch that are not allowed, found without running any."""
-    with suppress(Exception), torch.serialization.safe_globals(ALLOWED):  # it may be no such file
+    with suppress(Exception):  # it may be no such file
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     return []
 
 
+_readers: list[dict[str, str | None]] = []
+
+
 @contextmanager
 def data_only() -> Iterator[None]:
-    """Have ``torch.load`` in this process read data alone, whatever it is asked; torch has a variable for that."""
-    before = {name: os.environ.pop(name, None) for name in (_FORCED, _LIFTED)}
+    """Have ``torch.load`` in this process read data alone, whatever it is asked; torch has a variable for that.
+
+    It ends when the last one does, in whatever order they end.
+    """
+    _readers.append({name: os.environ.pop(name, None) for name in (_FORCED, _LIFTED)} if not _readers else _readers[0])
     os.environ[_FORCED] = "1"
     try:
-        with torch.serialization.safe_globals(ALLOWED):
-            yield
+        yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        before = _readers.pop()
+        if not _readers:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from nnunet_logvmamba.files import replace_text
+from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.networks.blocks.vmamba_encoder import VMambaEncoder
 from nnunet_logvmamba.networks.blocks.vmamba_weights import load_vmamba_encoder
 
@@ -99,10 +99,19 @@ def start_encoder(
 
 
 def continue_encoder(report_file: Path, log: Callable[[str], None]) -> set[str]:
-    """Names of the parameters that were loaded when this training began, by the report it left; says so in the log."""
+    """Names of the parameters that were loaded when this training began, by the report it left; says so in the log.
+
+    Raises:
+        ValueError: If the report is damaged; the message names it.
+    """
     if not report_file.is_file():
         log(f"There is no {report_file.name} beside the checkpoint: this training began without a pretrained encoder.")
         return set()
-    report = json.loads(report_file.read_text())
-    log(f"This training began with the pretrained encoder {report['checkpoint']}.")
-    return set(report["loaded"])
+    remedy = f"copy it anew; it says which of {KEPT_EPOCHS} epochs' weights are kept as they were loaded"
+    report = read_json(report_file, remedy)
+    try:
+        name, loaded = report["checkpoint"], set(report["loaded"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{report_file} is not what the training wrote ({error!r}): {remedy}") from error
+    log(f"This training began with the pretrained encoder {name}.")
+    return loaded

@@ -30,6 +30,7 @@ from nnunet_logvmamba.plugin.plans import (
 )
 from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, OPTIMIZERS, PUBLISHED, RECIPES, Recipe
 from nnunet_logvmamba.plugin.trust import data_only
+from nnunet_logvmamba.results.runs import SUMMARY
 
 from . import pretraining, saving
 from .finite import FiniteTrainer
@@ -180,19 +181,19 @@ class RecipeTrainer(FiniteTrainer):
     def _start_encoder(self):
         report_file = Path(self.output_folder) / pretraining.REPORT
         log = self.print_to_log_file
-        if self._continues:
-            self.pretrained_parameters = pretraining.continue_encoder(report_file, log)
-        else:
-            settings = check_training_settings(self.configuration_manager.configuration.get(TRAINING_KEY))
-            try:
+        try:
+            if self._continues:
+                self.pretrained_parameters = pretraining.continue_encoder(report_file, log)
+            else:
+                settings = check_training_settings(self.configuration_manager.configuration.get(TRAINING_KEY))
                 self.pretrained_parameters = pretraining.start_encoder(
                     bare_network(self).encoder,
                     pretraining.checkpoint_asked_for(settings),
                     report_file if self.local_rank == 0 else None,
                     log,
                 )
-            except ValueError as error:
-                raise Refused(str(error)) from error
+        except ValueError as error:
+            raise Refused(str(error)) from error
         if self.pretrained_parameters and self.num_epochs <= pretraining.KEPT_EPOCHS:
             log(
                 f"ATTENTION: a pretrained encoder is kept for {pretraining.KEPT_EPOCHS} epochs and this training has "
@@ -254,6 +255,8 @@ class RecipeTrainer(FiniteTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False):
         """Validate as nnU-Net does, then write ``surface.json`` and, for cells, ``instances.json`` beside its file."""
+        if self.local_rank == 0:  # of an earlier training or validation, until this one has ended
+            (Path(self.output_folder) / "validation" / SUMMARY).unlink(missing_ok=True)
         with saving.disk_in_words(Path(self.output_folder)):
             super().perform_actual_validation(save_probabilities)
         write_surface_scores(self)

@@ -18,6 +18,8 @@ from nnunet_logvmamba.files import replacing
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, DamagedError, read_checkpoint
 
+from .weights import bare_network, marked_weights
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What the system says where nothing more can be written."""
 
@@ -39,7 +41,8 @@ def save_whole(trainer: nnUNetTrainer, filename: str, save: Callable[[str], None
         return
     _as_plain_numbers(trainer)
     target = Path(filename)
-    with disk_in_words(target, None), replacing(target) as temporary:
+    marked = marked_weights(bare_network(trainer), f"{target.parent.name}/{target.name}")
+    with disk_in_words(target, None), replacing(target) as temporary, marked:
         try:
             save(str(temporary))
         except RuntimeError:  # torch does not pass on what the system said

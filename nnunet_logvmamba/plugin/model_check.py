@@ -1,0 +1,129 @@
+"""Whether a model that somebody else may have made is whole and holds nothing but weights and settings."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.files import read_json
+from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
+from nnunet_logvmamba.plugin.checkpoints import DamagedError, read_checkpoint
+
+NETWORKS = ("torch.nn.", "dynamic_network_architectures.", "nnunetv2.", "nnunet_logvmamba.networks.")
+"""How the names of classes in plans begin that nnU-Net may build; it imports and calls whatever they name."""
+
+PICKLED = {
+    "nnunetv2.postprocessing.remove_connected_components.remove_all_but_largest_component_from_segmentation",
+    *("_codecs.encode", "collections.OrderedDict", "numpy.ndarray", "numpy.dtype"),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("_core", "core") for name in ("_reconstruct", "scalar")),
+}
+"""What nnU-Net's own pickles (postprocessing, properties of images) name."""
+
+
+def check_model(path: Path) -> int:
+    """Read all checkpoints, plans and pickles of a model, without running anything that they hold.
+
+    Args:
+        path: Folder of a trained model, file that ``nnUNetv2_export_model_to_zip`` wrote, or a checkpoint.
+
+    Returns:
+        The number of checkpoints.
+
+    Raises:
+        UserError: If one is damaged, or holds more than weights and settings; the sentence names it.
+    """
+    if path.is_dir():
+        return _check_folder(path)
+    if not path.is_file():
+        raise UserError(f"{path} is not there: name the folder of a trained model, its zip file, or a checkpoint")
+    damage = damage_of(path)
+    if damage is not None:
+        raise DamagedError(path, damage)
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/data.pkl") for name in archive.namelist()):  # torch's own kind of zip file
+            read_checkpoint(path)
+            return 1
+        with tempfile.TemporaryDirectory() as folder:
+            archive.extractall(folder)
+            try:
+                return _check_folder(Path(folder))
+            except UserError as error:
+                raise UserError(str(error).replace(f"{folder}/", f"{path}: ")) from error
+
+
+def _check_folder(folder: Path) -> int:
+    checkpoints = sorted(folder.rglob("*.pth"))
+    for path in checkpoints:
+        read_checkpoint(path)
+    for path in sorted(folder.rglob("*.pkl")):
+        _refuse(path, {name for name in _named_in_pickle(path) if name not in PICKLED})
+    for path in sorted(folder.rglob("plans.json")):
+        _refuse(path, {name for name in _classes(path) if not name.startswith(NETWORKS)})
+    return len(checkpoints)
+
+
+def _refuse(path: Path, names: set[str]) -> None:
+    if names:
+        raise UserError(
+            f"{path} names what is neither a weight nor a setting ({', '.join(sorted(names))}), and nnU-Net would run "
+            "it: do not use it, unless you trust whoever made it"
+        )
+
+
+class _Nothing:
+    """Stands for whatever a pickle names, takes anything and does nothing."""
+
+    def __new__(cls, *_arguments: object, **_named: object) -> _Nothing:
+        return super().__new__(cls)
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+    def __setitem__(self, _key: object, _value: object) -> None:
+        pass
+
+    def append(self, _value: object) -> None:
+        pass
+
+
+class _Names(pickle.Unpickler):
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file)
+        self.names: set[str] = set()
+
+    def find_class(self, module: str, name: str) -> type:
+        self.names.add(f"{module}.{name}")
+        return _Nothing
+
+
+def _named_in_pickle(path: Path) -> set[str]:
+    with path.open("rb") as file:
+        reader = _Names(file)
+        try:
+            reader.load()
+        except MemoryError:
+            raise
+        except Exception as error:  # what is no pickle may raise anything
+            raise UserError(f"{path} cannot be read ({type(error).__name__}): copy it anew") from error
+    return reader.names
+
+
+def _classes(path: Path) -> Iterator[str]:
+    """Names of classes and functions that nnU-Net imports to build the networks of plans."""
+    plans = read_json(path, "copy it anew")
+    try:
+        for configuration in plans["configurations"].values():
+            architecture = configuration.get("architecture") or {}
+            if "network_class_name" in architecture:
+                yield str(architecture["network_class_name"])
+            arguments = architecture.get("arch_kwargs", {})
+            for key in architecture.get("_kw_requires_import", ()):
+                if arguments.get(key) is not None:
+                    yield str(arguments[key])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not what nnU-Net writes ({error!r}): copy it anew") from error
