@@ -19,6 +19,7 @@ from nnunetv2.postprocessing.remove_connected_components import (
 )
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import run_training
+from small_project import TRAINER
 
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.errors import Refused, UserError
@@ -284,3 +285,61 @@ def test_a_folder_without_checkpoints_and_one_that_is_not_there(tmp_path, said):
     )
     code, sentence = said(tmp_path / "nowhere")
     assert (code, f"{tmp_path / 'nowhere'} is not there" in sentence) == (2, True)
+
+
+# nnU-Net's own commands
+
+
+def flip(path: Path) -> None:
+    """Flip bytes of the largest tensor in a checkpoint, which torch does not notice."""
+    with zipfile.ZipFile(path) as archive:
+        part = max(archive.infolist(), key=lambda one: one.file_size)
+    content = bytearray(path.read_bytes())
+    for position in range(part.header_offset + 300, part.header_offset + 500):
+        content[position] ^= 0x01  # numbers stay finite
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_prediction_with_damaged_or_foreign_files_by_the_stock_command(own_trained, new_images, tmp_path, marker):
+    """What of it reaches us, and what ``logvmamba check`` says beforehand."""
+    model, target = own_trained.model("3d_tiny"), tmp_path / "predicted"
+    path = model / "fold_0" / "checkpoint_final.pth"
+    whole = path.read_bytes()
+    command = ("nnUNetv2_predict_from_modelfolder", "-i", new_images, "-o", target, "-m", model, "-f", 0)
+    command += ("-device", "cpu", "-npp", 1, "-nps", 1, "--disable_tta")
+
+    own_trained.run(*command, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1")  # what we save needs no code to be read
+    assert len(list(target.glob("*.nii.gz"))) == 2
+    shutil.rmtree(target)
+
+    flip(path)
+    done = own_trained.run(*command, check=False)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith(
+            "The weights in fold_0/checkpoint_final.pth are not those that its training saved, so the file is damaged: "
+        )
+    )
+    for damaged in (whole[: len(whole) // 2], b""):
+        path.write_bytes(damaged)
+        done = own_trained.run(*command, check=False)  # nnU-Net's own words, since none of our code is there yet
+        assert done.returncode != 0
+    assert not list(target.glob("*.nii.gz"))
+
+    torch.save({"more": MakesAFolder(marker)}, path)
+    done = own_trained.run(*command, check=False, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1")
+    assert done.returncode != 0
+    for options in ((new_images,), ()):
+        done = own_trained.run("logvmamba", "check", *options, model, check=False)
+        assert done.returncode == 2
+        assert f"{path} holds more than weights and settings" in " ".join(done.stderr.split())
+    done = own_trained.run("nnUNetv2_train", 501, "3d_tiny", 0, "-tr", TRAINER, "-device", "cpu", "--c", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"{path} holds more than weights and settings" in done.stderr
+    path.write_bytes(whole)
+    assert "whole, with nothing in them" in " ".join(own_trained.run("logvmamba", "check", model).stdout.split())

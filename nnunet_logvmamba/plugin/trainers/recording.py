@@ -50,7 +50,7 @@ class RecordedTrainer(nnUNetTrainer):
         except json.JSONDecodeError as error:
             file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
             raise Refused(
-                f"{file} is not valid JSON ({error}): remove it, and nnU-Net makes the same folds."
+                f"{file} is not valid JSON ({error}): copy it anew, or remove it if the folds were nnU-Net's own."
             ) from error
         return self._split
 

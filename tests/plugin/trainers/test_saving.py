@@ -3,8 +3,13 @@
 import errno
 import json
 import os
+import random
+import re
 import resource
 import shutil
+import signal
+import time
+import traceback
 import zipfile
 from copy import deepcopy
 from functools import partial
@@ -15,13 +20,13 @@ import pytest
 import small_dataset
 import torch
 from commands import NnunetFolders
-from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint, run_training
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.plugin import trainers
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS
-from nnunet_logvmamba.plugin.trainers import saving
+from nnunet_logvmamba.plugin.trainers import pretraining, saving
 
 FINAL, LATEST, BEST = CHECKPOINTS
 SHORT = {"num_epochs": 3, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "seed": 3}
@@ -280,3 +285,114 @@ def test_the_losses_of_a_seeded_training_are_those_of_an_unbroken_one_wherever_i
     assert trainer.logger.get_value("train_losses", None) == unbroken
     assert damage_of(fold / FINAL) is None
     assert not (fold / LATEST).exists()
+
+
+# What else a killed process may leave
+
+
+@pytest.mark.parametrize("content", ["", '{"checkpoint": "a.pth", "loa', "[]", "{}"])
+def test_half_a_report_about_the_encoder_is_named(content, tmp_path):
+    path = tmp_path / pretraining.REPORT
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{pretraining.REPORT} is not .*: copy it anew") as caught:
+        pretraining.continue_encoder(path, print)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_file_of_folds_is_named(make, nnunet_folders):
+    trainer = make()
+    trainer.initialize()
+    file = nnunet_folders.preprocessed / small_dataset.NAME / "splits_final.json"
+    file.write_text('[{"train": ["ba')
+    with pytest.raises(Refused, match=f"{file} is not valid JSON .*: copy it anew, or remove it"):
+        trainer.run_training()
+
+
+# Killed at any moment
+
+
+def train_in_a_child(continues: bool, validates: bool, log: Path) -> int:
+    """Do what ``nnUNetv2_train`` does, in a process group of its own, and give its number."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        os.setsid()
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        words = small_dataset.NUMBER, "small", 0, "nnUNetTrainerStockNetwork", "nnUNetPlans", continues
+        if validates:
+            run_training(*words[:5], continue_training=continues, device=torch.device("cpu"))
+        else:
+            trainer = get_trainer_from_args(*words, device=torch.device("cpu"))
+            maybe_load_checkpoint(trainer, continues, False)
+            trainer.run_training()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def kill(process: int) -> None:
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def epochs_begun(folder: Path) -> list[list[int]]:
+    """Epochs that each log opens, the oldest log first."""
+    logs = sorted(folder.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime_ns)
+    return [[int(number) for number in re.findall(r": Epoch (\d+)", log.read_text())] for log in logs]
+
+
+EPOCHS, KILLS = 10, {"save": 9, "training": 9, "validation": 7}
+
+
+@pytest.mark.slow
+def test_trainings_killed_at_25_moments_end_as_an_unbroken_one(nnunet_folders, tmp_path):
+    plans_file = small_dataset.copy_into(nnunet_folders)
+    content = json.loads(plans_file.read_text())
+    configuration = content["configurations"]["small"] = deepcopy(content["configurations"]["3d_fullres"])
+    configuration["patch_size"] = [16, 16, 16]
+    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [8, 16, 32]
+    configuration["logvmamba"] = {**SHORT, "num_epochs": EPOCHS}
+    plans_file.write_text(json.dumps(content))
+    model = nnunet_folders.results / small_dataset.NAME / "nnUNetTrainerStockNetwork__nnUNetPlans__small"
+    fold, log, rng = model / "fold_0", tmp_path / "log.txt", random.Random(0)
+
+    begun = time.monotonic()
+    assert os.waitpid(train_in_a_child(False, False, log), 0)[1] == 0, log.read_text()[-3000:]
+    lasts = time.monotonic() - begun
+    unbroken = content_of(fold / FINAL)["logging"]["train_losses"]
+    lost = []
+    for when in [when for when, number in KILLS.items() for _ in range(number)]:
+        shutil.rmtree(model)
+        process = train_in_a_child(False, when == "validation", log)
+        if when == "training":
+            time.sleep(rng.uniform(0.2, 0.9) * lasts)
+        elif when == "save":
+            for _ in range(rng.randrange(1, EPOCHS)):
+                while not list(fold.glob(".checkpoint_*")):
+                    time.sleep(1e-4)
+                number = len(list(fold.glob(".checkpoint_*")))
+                while number and list(fold.glob(".checkpoint_*")) and rng.random() < 0.9:
+                    time.sleep(1e-4)
+        else:
+            while not (fold / "validation").exists():
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 10))
+        kill(process)
+        stopped = epochs_begun(fold)[-1:] or [[]]
+        assert os.waitpid(train_in_a_child(True, when == "validation", log), 0)[1] == 0, log.read_text()[-3000:]
+        gone_on = epochs_begun(fold)[-1]
+        if gone_on and stopped[0]:
+            lost.append(stopped[0][-1] - gone_on[0])
+        assert damage_of(fold / FINAL) is None
+        assert content_of(fold / FINAL)["logging"]["train_losses"] == unbroken
+        assert not list(fold.glob(".checkpoint_*"))
+        if when == "validation":
+            assert json.loads((fold / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"] >= 0
+    print("epochs lost:", lost)
+    assert max(lost) <= 1
