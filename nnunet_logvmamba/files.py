@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _to_disk(path: Path) -> None:
     """Wait until a file, or the names in a folder, survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs only what may be written
     try:
         os.fsync(descriptor)
     finally:
@@ -154,6 +154,7 @@ def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:
             if (folder / name).is_file():
                 os.replace(folder / name, before / name)
         for name in names:
+            _to_disk(staged / name)
             os.replace(staged / name, folder / name)
             moved.append(name)
     except BaseException:

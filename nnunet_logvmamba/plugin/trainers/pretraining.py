@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.networks.blocks.vmamba_encoder import VMambaEncoder
 from nnunet_logvmamba.networks.blocks.vmamba_weights import load_vmamba_encoder
+from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 
 VARIABLE = "nnUNet_logvmamba_pretrained"
 NO_WEIGHTS = "none"
@@ -32,7 +34,7 @@ def checkpoint_asked_for(settings: dict) -> Path | None:
         settings: The checked entry ``logvmamba`` of a configuration.
 
     Raises:
-        ValueError: If the file is not there; the message names it and who asked for it.
+        ValueError: If the file is not there or damaged; the message names it.
     """
     variable = os.environ.get(VARIABLE, "").strip()
     name, asker = (variable, f"the variable {VARIABLE}") if variable else (settings.get("pretrained"), "'pretrained'")
@@ -44,6 +46,9 @@ def checkpoint_asked_for(settings: dict) -> Path | None:
             f"{asker} asks for the pretrained encoder {path}, which is not there: put the file there, or set "
             f"{VARIABLE}={NO_WEIGHTS} to train from scratch or to go on without it"
         )
+    damage = damage_of(path) if zipfile.is_zipfile(path) else None  # PyTorch's older kind of file has no checksums
+    if damage is not None:
+        raise ValueError(f"the pretrained encoder {path} is damaged ({damage}): fetch the file again")
     return path
 
 

@@ -154,7 +154,7 @@ def read_whole(filename: str, *, choose: bool) -> Whole:
             f"{path.parent} holds no whole checkpoint ({reasons}): copy one back, or remove them to start anew."
         )
     chosen, content = next(iter(whole.items()))
-    why = f"--c goes on from {chosen.name}, which has {content.get('current_epoch')} epochs"
+    why = f"--c goes on from {chosen.name}, which has {content.get('current_epoch')} epoch(s)"
     best = whole.get(path.with_name("checkpoint_best.pth"), {})
     return Whole(str(chosen), content, f"{why}; {reasons}" if reasons else why, best.get("_best_ema"))
 
@@ -186,7 +186,9 @@ def check_pretrained_weights(command: Sequence[str]) -> None:
     for word, following in zip(command, [*command[1:], ""]):
         option, sign, value = word.partition("=")
         path = Path(value if sign else following)
-        if option != "-p" and option and "-pretrained_weights".startswith(option) and path.is_file():  # or a part of it
+        if (
+            len(option) > len("-p") and "-pretrained_weights".startswith(option) and path.is_file()
+        ):  # argparse takes parts
             try:
                 read_checkpoint(path)
             except UserError as error:

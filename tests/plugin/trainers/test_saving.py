@@ -216,11 +216,11 @@ def test_a_save_that_does_not_fit_is_one_sentence_and_keeps_the_old_file(saved, 
 def test_the_first_of_final_latest_and_best_is_taken_and_the_log_says_why(make, fold):
     trainer = resume(make)
     assert trainer.current_epoch == 3
-    assert f"--c goes on from {FINAL}, which has 3 epochs \n" in log_of(trainer)
+    assert f"--c goes on from {FINAL}, which has 3 epoch(s) \n" in log_of(trainer)
     (fold / FINAL).unlink()
     trainer = resume(make)
     assert trainer.current_epoch == 2
-    assert f"--c goes on from {LATEST}, which has 2 epochs; {FINAL} is not there \n" in log_of(trainer)
+    assert f"--c goes on from {LATEST}, which has 2 epoch(s); {FINAL} is not there \n" in log_of(trainer)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -228,7 +228,7 @@ def test_a_damaged_checkpoint_is_passed_over_in_words(damage, make, fold):
     damage(fold / FINAL)
     trainer = resume(make)
     assert trainer.current_epoch == 2
-    assert f"--c goes on from {LATEST}, which has 2 epochs; {FINAL} is damaged (" in log_of(trainer)
+    assert f"--c goes on from {LATEST}, which has 2 epoch(s); {FINAL} is damaged (" in log_of(trainer)
     damage(fold / LATEST)
     trainer = resume(make)
     assert f"--c goes on from {BEST}, which has" in log_of(trainer)
@@ -261,7 +261,7 @@ def test_the_end_of_an_earlier_training_does_not_end_one_that_began_later(make, 
     again.run_training()
     trainer = resume(make)
     assert trainer.current_epoch == 2
-    assert f"{LATEST}, which has 2 epochs; {FINAL} is of an earlier training \n" in log_of(trainer)
+    assert f"{LATEST}, which has 2 epoch(s); {FINAL} is of an earlier training \n" in log_of(trainer)
     assert trainer.logger.get_value("train_losses", None) == again.logger.get_value("train_losses", None)[:2]
 
 
@@ -297,6 +297,16 @@ def test_half_a_report_about_the_encoder_is_named(content, tmp_path):
     with pytest.raises(ValueError, match=f"{pretraining.REPORT} is not .*: copy it anew") as caught:
         pretraining.continue_encoder(path, print)
     assert "\n" not in str(caught.value)
+
+
+def test_a_pretrained_encoder_with_changed_bytes_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "encoder.pth"
+    torch.save({"model": {"weight": torch.zeros(1000)}}, path)
+    monkeypatch.setenv(pretraining.VARIABLE, str(path))
+    assert pretraining.checkpoint_asked_for({}) == path
+    flip(path)
+    with pytest.raises(ValueError, match="encoder.pth is damaged .the checksum of its part .*: fetch the file again"):
+        pretraining.checkpoint_asked_for({})
 
 
 def test_half_a_file_of_folds_is_named(make, nnunet_folders):
