@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.images / "plans.json").is_file() and not (args.model / "plans.json").is_file():
         raise UserError(f"{args.images} holds a model: the folder of images comes first, then that of the model")
     model = read_model(args.model)
-    check_model(args.model)
+    check_model(args.model, classes=False)
     cases, others = check_images(args.images, model, processes=args.jobs or default_processes())
     ready = f"ready: {cases} case(s), {len(model.channels)} channel(s) each"
     if others:

@@ -42,15 +42,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def began(content: Mapping[str, Any]) -> float:
+    """When the first epoch of a checkpoint's training began, which all of its checkpoints share; 0 if none has."""
+    logging = content.get("logging")
+    starts = logging.get("epoch_start_timestamps") if isinstance(logging, dict) else None
+    return float(starts[0]) if starts else 0.0
+
+
 def logging_of_checkpoints(fold: Path) -> dict[str, list] | None:
-    """Give what was logged per epoch, and ``seconds``, out of the first checkpoint of a fold that can be read."""
+    """Give what was logged per epoch, and ``seconds``, by the training of a fold that began last.
+
+    It is that of the first checkpoint that can be read.
+    """
+    found = []
     for path in (fold / name for name in CHECKPOINTS):
         with suppress(ValueError):  # one that is damaged, or would have to be run to be read
-            logging = read_checkpoint(path).get("logging") if path.is_file() else None
-            if isinstance(logging, dict):
-                starts, ends = (logging.get(f"epoch_{which}_timestamps", []) for which in ("start", "end"))
-                return {**logging, "seconds": [float(end) - float(start) for start, end in zip(starts, ends)]}
-    return None
+            content = read_checkpoint(path) if path.is_file() else {}
+            if isinstance(content.get("logging"), dict):
+                found.append(content)
+    if not found:
+        return None
+    logging = max(found, key=began)["logging"]  # of equals, max gives the first
+    starts, ends = (logging.get(f"epoch_{which}_timestamps", []) for which in ("start", "end"))
+    return {**logging, "seconds": [float(end) - float(start) for start, end in zip(starts, ends)]}
 
 
 def first_difference(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> str | None:

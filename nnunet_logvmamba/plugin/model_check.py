@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import pickle
+import pydoc
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from torch import nn
+
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import read_json
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import DamagedError, read_checkpoint
 
-NETWORKS = ("torch.nn.", "dynamic_network_architectures.", "nnunetv2.", "nnunet_logvmamba.networks.")
-"""How the names of classes in plans begin that nnU-Net may build; it imports and calls whatever they name."""
+READ = (".pth", ".pkl", "plans.json")
+"""How the names of the files end that nnU-Net reads and that may have code run: checkpoints, pickles, plans."""
+
+NETWORKS = ("torch.nn.", "dynamic_network_architectures.", "nnunet_logvmamba.networks.")
+"""Where the modules lie that plans may name; nnU-Net imports and calls whatever they name."""
 
 PICKLED = {
     "nnunetv2.postprocessing.remove_connected_components.remove_all_but_largest_component_from_segmentation",
@@ -25,11 +31,12 @@ PICKLED = {
 """What nnU-Net's own pickles (postprocessing, properties of images) name."""
 
 
-def check_model(path: Path) -> int:
+def check_model(path: Path, *, classes: bool = True) -> int:
     """Read all checkpoints, plans and pickles of a model, without running anything that they hold.
 
     Args:
         path: Folder of a trained model, file that ``nnUNetv2_export_model_to_zip`` wrote, or a checkpoint.
+        classes: Refuse plans that name networks of other packages, too; they may be the user's own.
 
     Returns:
         The number of checkpoints.
@@ -38,7 +45,7 @@ def check_model(path: Path) -> int:
         UserError: If one is damaged, or holds more than weights and settings; the sentence names it.
     """
     if path.is_dir():
-        return _check_folder(path)
+        return _check_folder(path, classes)
     if not path.is_file():
         raise UserError(f"{path} is not there: name the folder of a trained model, its zip file, or a checkpoint")
     damage = damage_of(path)
@@ -49,21 +56,21 @@ def check_model(path: Path) -> int:
             read_checkpoint(path)
             return 1
         with tempfile.TemporaryDirectory() as folder:
-            archive.extractall(folder)
+            archive.extractall(folder, [name for name in archive.namelist() if name.endswith(READ)])
             try:
-                return _check_folder(Path(folder))
+                return _check_folder(Path(folder), classes)
             except UserError as error:
                 raise UserError(str(error).replace(f"{folder}/", f"{path}: ")) from error
 
 
-def _check_folder(folder: Path) -> int:
-    checkpoints = sorted(folder.rglob("*.pth"))
+def _check_folder(folder: Path, classes: bool) -> int:
+    checkpoints, pickles, plans = (sorted(folder.rglob(f"*{ending}")) for ending in READ)
     for path in checkpoints:
         read_checkpoint(path)
-    for path in sorted(folder.rglob("*.pkl")):
+    for path in pickles:
         _refuse(path, {name for name in _named_in_pickle(path) if name not in PICKLED})
-    for path in sorted(folder.rglob("plans.json")):
-        _refuse(path, {name for name in _classes(path) if not name.startswith(NETWORKS)})
+    for path in plans if classes else ():
+        _refuse(path, {name for name in _classes(path) if not _is_network(name)})
     return len(checkpoints)
 
 
@@ -111,6 +118,16 @@ def _named_in_pickle(path: Path) -> set[str]:
         except Exception as error:  # what is no pickle may raise anything
             raise UserError(f"{path} cannot be read ({type(error).__name__}): copy it anew") from error
     return reader.names
+
+
+def _is_network(name: str) -> bool:
+    if not name.startswith(NETWORKS):
+        return False
+    try:
+        found = pydoc.locate(name)
+    except pydoc.ErrorDuringImport:
+        return False
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
 def _classes(path: Path) -> Iterator[str]:

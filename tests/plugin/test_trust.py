@@ -193,6 +193,9 @@ def test_pretrained_weights_that_are_more_than_data_are_refused_before_a_folder_
         with pytest.raises(Refused, match="somebodys.pth holds more than weights and settings .*mkdir"):
             train(pretrained_weights=str(path))
         assert not fold.parent.exists()
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(Refused, match=r"somebodys.pth is damaged \(its end is missing\): copy it anew\.$"):
+        train(pretrained_weights=str(path))
 
 
 def test_nor_are_they_run_where_no_command_line_names_them(fold, tmp_path, marker):
@@ -264,18 +267,19 @@ def test_the_pickles_of_nnunet_are_told_from_others(model, marker, said):
     )
 
 
+@pytest.mark.parametrize("name", ["os.mkdir", "torch.nn.init.constant_", "torch.nn.NoSuchLayer"])
 @pytest.mark.parametrize("place", ["class", "argument"])
-def test_plans_that_have_something_else_built_than_a_network_are_named(place, model, said):
+def test_plans_that_have_something_else_built_than_a_network_are_named(place, name, model, said):
     plans = json.loads((model / "plans.json").read_text())
     architecture = plans["configurations"]["small"]["architecture"]
     if place == "class":
-        architecture["network_class_name"] = "os.mkdir"
+        architecture["network_class_name"] = name
     else:
-        architecture["arch_kwargs"]["norm_op"] = "os.mkdir"
+        architecture["arch_kwargs"]["norm_op"] = name
     (model / "plans.json").write_text(json.dumps(plans))
     code, sentence = said(model)
     assert code == 2
-    assert f"{model / 'plans.json'} names what is neither a weight nor a setting (os.mkdir)" in sentence
+    assert f"{model / 'plans.json'} names what is neither a weight nor a setting ({name})" in sentence
 
 
 def test_a_folder_without_checkpoints_and_one_that_is_not_there(tmp_path, said):

@@ -16,7 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_logvmamba.errors import Refused, UserError
 from nnunet_logvmamba.files import replacing
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
-from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, DamagedError, read_checkpoint
+from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, DamagedError, began, read_checkpoint
 
 from .weights import bare_network, marked_weights
 
@@ -142,8 +142,8 @@ def read_whole(filename: str, *, choose: bool) -> Whole:
             why_not[candidate] = "not there"
         except DamagedError as error:
             why_not[candidate] = f"damaged ({error.damage})"
-    newest = max(map(_begun, whole.values()), default=0.0)
-    for candidate in [candidate for candidate, content in whole.items() if _begun(content) < newest]:
+    newest = max(map(began, whole.values()), default=0.0)
+    for candidate in [candidate for candidate, content in whole.items() if began(content) < newest]:
         why_not[candidate] = "of an earlier training"
         del whole[candidate]
     reasons = "; ".join(
@@ -166,12 +166,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise
     except UserError as error:
         raise Refused(f"{error}.") from error
-
-
-def _begun(content: dict[str, Any]) -> float:
-    """When the first epoch of a training began, which all of its checkpoints share; 0 if none has."""
-    starts = content.get("logging", {}).get("epoch_start_timestamps")
-    return float(starts[0]) if starts else 0.0
 
 
 def check_pretrained_weights(command: Sequence[str]) -> None:
