@@ -110,9 +110,10 @@ def empty(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """Flip bytes in the largest part, which torch does not notice."""
+    """Flip bytes of the largest tensor, which torch does not notice."""
     with zipfile.ZipFile(path) as archive:
-        part = max(archive.infolist(), key=lambda one: one.file_size)
+        tensors = [one for one in archive.infolist() if "/data/" in one.filename]
+    part = max(tensors, key=lambda one: one.file_size)
     content = bytearray(path.read_bytes())
     for position in range(part.header_offset + 300, part.header_offset + 500):
         content[position] ^= 0xFF
