@@ -277,21 +277,14 @@ class RecipeTrainer(FiniteTrainer):
             Refused: If it is damaged or holds more than data, if another trainer wrote it, or if its tensors are not
                 those of this network; nothing is changed.
         """
-        found = None
-        if isinstance(filename_or_checkpoint, str):
-            first = not self.was_initialized
-            found = saving.read_whole(filename_or_checkpoint, choose=self._resumes and first)
-            filename_or_checkpoint = found.file
+        found = saving.read_whole(filename_or_checkpoint, choose=self._resumes and not self.was_initialized)
         if not self.was_initialized:
             self._continues = True
             self.initialize()
-        refuse_foreign_checkpoint(self, found.content if found else filename_or_checkpoint, filename_or_checkpoint)
+        refuse_foreign_checkpoint(self, found.content, found.source)
         with data_only():
-            super().load_checkpoint(filename_or_checkpoint)
-        if found is not None and found.why is not None:
-            self.print_to_log_file(found.why)
-        if found is not None and found.best_ema is not None:  # nnU-Net saves latest before it knows of a new best
-            self._best_ema = max(found.best_ema, self._best_ema or 0)
+            super().load_checkpoint(found.source)
+        saving.say_and_keep_best(self, found)
 
 
 def _refuse_absent_device(device: torch.device) -> None:

@@ -104,23 +104,23 @@ class Whole:
     """A checkpoint to load.
 
     Attributes:
-        file: Path, as nnU-Net takes it.
+        source: What nnU-Net takes: a path, or the content.
         content: What is in it.
         why: Why it was chosen, None where there was no choice.
         best_ema: The moving average of the Dice that ``checkpoint_best.pth`` beside it was saved for.
     """
 
-    file: str
+    source: str | dict[str, Any]
     content: dict[str, Any]
     why: str | None = None
     best_ema: float | None = None
 
 
-def read_whole(filename: str, *, choose: bool) -> Whole:
+def read_whole(source: str | dict[str, Any], *, choose: bool) -> Whole:
     """Read the checkpoint that is to be loaded, as data.
 
     Args:
-        filename: What nnU-Net has chosen, because it is there.
+        source: Path that nnU-Net has chosen, because it is there; the content is given as it is.
         choose: Take the first of final, latest and best beside it that is whole and of the training that began last,
             as ``--c`` does; else that file or none.
 
@@ -128,10 +128,12 @@ def read_whole(filename: str, *, choose: bool) -> Whole:
         Refused: If there is none that is whole, or one holds more than data.
         FileNotFoundError: If there is no choice and no file.
     """
-    path = Path(filename)
+    if not isinstance(source, str):
+        return Whole(source, source)
+    path = Path(source)
     if not choose or path.name not in CHECKPOINTS:
         try:
-            return Whole(filename, _read(path))
+            return Whole(source, _read(path))
         except DamagedError as error:
             raise Refused(f"{error}, or go on with --c, which takes the next checkpoint that is whole.") from error
     whole, why_not = {}, {}
@@ -157,6 +159,17 @@ def read_whole(filename: str, *, choose: bool) -> Whole:
     why = f"--c goes on from {chosen.name}, which has {content.get('current_epoch')} epoch(s)"
     best = whole.get(path.with_name("checkpoint_best.pth"), {})
     return Whole(str(chosen), content, f"{why}; {reasons}" if reasons else why, best.get("_best_ema"))
+
+
+def say_and_keep_best(trainer: nnUNetTrainer, found: Whole) -> None:
+    """Say in the log why a checkpoint was chosen, and let no later epoch be a best that is worse than the one saved.
+
+    nnU-Net saves ``latest`` before it knows whether the same epoch is a new best.
+    """
+    if found.why is not None:
+        trainer.print_to_log_file(found.why)
+    if found.best_ema is not None:
+        trainer._best_ema = max(found.best_ema, trainer._best_ema or 0)
 
 
 def _read(path: Path) -> dict[str, Any]:
