@@ -330,12 +330,10 @@ class FirstRun:
         return Step(title, tuple(command))
 
     def _training(self, trainer: str, fold: str, *, dry_run: bool) -> Step:
-        from nnunet_logvmamba.results.runs import is_under_way
-
         title, folder = f"train {trainer} fold {fold}", self.model(trainer) / f"fold_{fold}"
         command = ["nnUNetv2_train", self.number, self.configuration, fold, "-tr", trainer, "-device", self.device]
         final, summary = folder / "checkpoint_final.pth", folder / "validation" / "summary.json"
-        if final.is_file() and not is_under_way(folder) and (dry_run or damage_of(final) is None):
+        if final.is_file() and not runs.is_under_way(folder) and (dry_run or damage_of(final) is None):
             if summary.is_file() and (dry_run or _is_json(summary)):
                 return Step(title, finished=f"it is trained and validated: {folder}")
             return Step(title, (*command, "--val"))
