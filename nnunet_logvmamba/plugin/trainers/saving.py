@@ -193,9 +193,8 @@ def check_pretrained_weights(command: Sequence[str]) -> None:
     for word, following in zip(command, [*command[1:], ""]):
         option, sign, value = word.partition("=")
         path = Path(value if sign else following)
-        if (
-            len(option) > len("-p") and "-pretrained_weights".startswith(option) and path.is_file()
-        ):  # argparse takes parts
+        meant = len(option) > len("-p") and "-pretrained_weights".startswith(option)  # argparse takes parts of it
+        if meant and path.is_file():
             try:
                 read_checkpoint(path)
             except UserError as error:
