@@ -63,7 +63,8 @@ def data_only() -> Iterator[None]:
 
     It ends when the last one does, in whatever order they end.
     """
-    _readers.append({name: os.environ.pop(name, None) for name in (_FORCED, _LIFTED)} if not _readers else _readers[0])
+    found = {name: os.environ.pop(name, None) for name in (_FORCED, _LIFTED)}  # torch refuses to read if both are set
+    _readers.append(_readers[0] if _readers else found)
     os.environ[_FORCED] = "1"
     try:
         yield
