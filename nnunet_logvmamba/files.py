@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ from nnunet_logvmamba.errors import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """Give another path in the same folder to write to; it becomes ``path``, or is removed if anything goes wrong.
 
-    A file that is replaced hands its permissions on.
+    A file that is replaced hands its permissions on. The content is on the disk before it gets the name, and what a
+    process left that was killed while it wrote the same file is removed.
 
     Raises:
         OSError: If it cannot be written, with the name that was asked for; what was there stays as it was.
@@ -25,9 +27,11 @@ def replacing(path: Path) -> Iterator[Path]:
     path = path.resolve()  # a link stays a link
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        _remove_leftovers(path)
         yield temporary
         if path.is_file():
             shutil.copymode(path, temporary)
+        _to_disk(temporary)
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
@@ -35,6 +39,34 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+    with suppress(OSError):  # not every system takes folders; the file is whole anyway
+        _to_disk(path.parent)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs only what may be written
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        number = left.name[len(path.name) + 2 :]
+        if os.name == "posix" and number.isdecimal() and not _is_running(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -122,6 +154,7 @@ def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:
             if (folder / name).is_file():
                 os.replace(folder / name, before / name)
         for name in names:
+            _to_disk(staged / name)
             os.replace(staged / name, folder / name)
             moved.append(name)
     except BaseException:

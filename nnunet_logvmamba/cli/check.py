@@ -21,12 +21,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="say whether images, a trained model or a raw data set are whole, before predicting or training",
         description="Read what nnU-Net would read, and say what is wrong with it. Images and a model: names, files "
         "per case, channels, and within a case shape and spacing; voxels that are NaN or infinite, images that are the "
-        "same everywhere or far outside of what was trained on. A model: whether its checkpoints are whole and their "
-        "weights finite. A raw data set: its images, and labels that dataset.json does not name. Nothing is written.",
+        "same everywhere or far outside of what was trained on. A model: whether its files are whole, "
+        "its weights finite, and whether it holds anything else than weights and settings. A raw data set: its images, "
+        "and labels that dataset.json does not name. Nothing is written, and nothing in a model is run.",
         **examples(
             "how-to/predict.md",
             "logvmamba check imagesTs nnUNetTrainerLoGVMamba__nnUNetPlans__3d_fullres",
-            "logvmamba check nnUNetTrainerLoGVMamba__nnUNetPlans__3d_fullres",
+            "logvmamba check model.zip",
             "logvmamba check nnUNet_raw/Dataset501_BraTS2020",
         ),
     )
@@ -35,7 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="FOLDER",
         type=Path,
         help="images, as for nnUNetv2_predict -i, with the model behind them; or alone: a trained model "
-        "(…/TRAINER__PLANS__CONFIGURATION) or a raw data set (…/Dataset123_Name)",
+        "(…/TRAINER__PLANS__CONFIGURATION, its exported zip file, or a checkpoint) or a raw data set "
+        "(…/Dataset123_Name)",
     )
     parser.add_argument("model", metavar="MODEL", type=Path, nargs="?", help="trained model that is to predict them")
     parser.add_argument("--jobs", type=at_least(1, int), metavar="N", help="processes (default: one per core)")
@@ -52,27 +54,22 @@ def run(args: argparse.Namespace) -> int:
     processes = args.jobs or default_processes()
     if args.model is not None:
         said = _check_images(args.folder, args.model, processes)
-    elif (args.folder / "plans.json").is_file():
-        said = _check_model(args.folder)
-    elif (args.folder / "dataset.json").is_file():
+    elif (args.folder / "dataset.json").is_file() and not (args.folder / "plans.json").is_file():
         said = _check_dataset(args.folder, processes)
     else:
-        raise UserError(
-            f"{args.folder} is neither a trained model (plans.json) nor a raw data set (dataset.json): to check "
-            "a folder of images, name the model that is to predict them behind it"
-        )
+        said = _check_model(args.folder)
     terminal.show(said)
     return 0
 
 
 def _check_images(images: Path, folder: Path, processes: int) -> str:
     from nnunet_logvmamba.plugin.acceptance import check_images, read_model
-    from nnunet_logvmamba.plugin.model_files import check_checkpoints
+    from nnunet_logvmamba.plugin.model_check import check_model
 
     if (images / "plans.json").is_file() and not (folder / "plans.json").is_file():
         raise UserError(f"{images} holds a model: the folder of images comes first, then that of the model")
     model = read_model(folder)
-    _warn(check_checkpoints(folder)[1])
+    check_model(folder, classes=False)
     cases, others, odd = check_images(images, model, processes=processes)
     _warn(odd)
     ready = f"ready: {cases} case(s), {len(model.channels)} channel(s) each"
@@ -82,16 +79,19 @@ def _check_images(images: Path, folder: Path, processes: int) -> str:
     return ready
 
 
-def _check_model(folder: Path) -> str:
+def _check_model(path: Path) -> str:
     from nnunet_logvmamba.plugin.acceptance import read_model
-    from nnunet_logvmamba.plugin.model_files import check_checkpoints
+    from nnunet_logvmamba.plugin.model_check import check_model
 
-    read_model(folder)
-    number, odd = check_checkpoints(folder)
-    if number == 0:
-        raise UserError(f"{folder} has no checkpoint in a folder fold_0, …: train it, or copy its folds anew")
-    _warn(odd)
-    return f"ready: {number} checkpoint(s), whole and with finite weights"
+    if (path / "plans.json").is_file():
+        read_model(path)
+    count = check_model(path)
+    if not count:
+        raise UserError(
+            f"{path} holds no checkpoint: name a trained model, its zip file, or a raw data set; or, to check a folder "
+            "of images, the model that is to predict them behind it"
+        )
+    return f"{path}: {count} checkpoint(s), whole, with finite weights, and nothing in them but weights and settings"
 
 
 def _check_dataset(folder: Path, processes: int) -> str:

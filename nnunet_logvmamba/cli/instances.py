@@ -13,7 +13,7 @@ from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import add_scoring, add_working, at_least, examples
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.metrics import title_of
-from nnunet_logvmamba.files import staged_files
+from nnunet_logvmamba.files import replacing, staged_files
 
 if TYPE_CHECKING:
     from nnunet_logvmamba.evaluation.cells import CellFiles, CellSettings
@@ -123,7 +123,8 @@ def run(args: argparse.Namespace) -> int:
             _draw([(chosen[case], targets[case], images[case], scores[case]) for case in shown], picture, settings)
             if args.gallery is not None:
                 args.gallery.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(picture, args.gallery)
+                with replacing(args.gallery) as temporary:
+                    shutil.move(picture, temporary)  # perhaps to another disk
     terminal.show(f"{len(rows)} instance map(s) with {sum(row['predicted'] for row in rows):,} instances: {args.out}")
     if shown:
         terminal.show(f"gallery of {len(shown)} case(s): {args.gallery or args.out / 'gallery.png'}")

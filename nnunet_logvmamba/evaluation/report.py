@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from nnunet_logvmamba.files import replace_text, replacing
+
 from .layout import in_columns
 
 
@@ -30,7 +32,7 @@ def describe(values: Iterable[float]) -> dict[str, float | int | None]:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
     """Write rows under a header; numbers in full precision, what is undefined as ``nan``."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -38,7 +40,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequenc
 
 def write_json(path: Path, content: object) -> None:
     """Write indented JSON that any reader takes: NaN and infinity become null."""
-    path.write_text(as_json(content), encoding="utf-8")
+    replace_text(path, as_json(content))
 
 
 def as_json(content: object) -> str:

@@ -7,50 +7,64 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
+from nnunet_logvmamba.plugin.trust import read_as_data
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 """Those that a training leaves, the one to prefer first."""
 
-# Numbers of NumPy, as nnU-Net logs them; loading with these alone runs no code from the file.
-_SAFE = [
-    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
-    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
-]
+
+class DamagedError(UserError):
+    """A checkpoint is not whole; ``damage`` says in a few words what is wrong with it."""
+
+    def __init__(self, path: Path, damage: str):
+        super().__init__(f"{path} is damaged ({damage}): copy it anew")
+        self.damage = damage
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of nnU-Net; its tensors stay in the file until they are used.
 
     Raises:
+        DamagedError: If it is not whole.
         UserError: If it is none, or holds more than tensors, numbers and text, which would have to be run to be read.
     """
-    try:
-        with torch.serialization.safe_globals(_SAFE):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch has no class of its own for what it refuses
-        if isinstance(error, MemoryError):
-            raise
-        reason = " ".join(str(error).split(". ")[0].split())[:200] or type(error).__name__
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason}): copy it anew") from error
+    damage = damage_of(path)
+    if damage is not None:
+        raise DamagedError(path, damage)
+    content = read_as_data(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint of nnU-Net: copy the one that its training wrote")
     return content
 
 
+def began(content: Mapping[str, Any]) -> float:
+    """When the first epoch of a checkpoint's training began, which all of its checkpoints share; 0 if none has."""
+    logging = content.get("logging")
+    starts = logging.get("epoch_start_timestamps") if isinstance(logging, dict) else None
+    return float(starts[0]) if starts else 0.0
+
+
 def logging_of_checkpoints(fold: Path) -> dict[str, list] | None:
-    """Give what was logged per epoch, and ``seconds``, out of the first checkpoint of a fold that can be read."""
+    """Give what was logged per epoch, and ``seconds``, by the training of a fold that began last.
+
+    It is that of the first checkpoint that can be read.
+    """
+    found = []
     for path in (fold / name for name in CHECKPOINTS):
-        with suppress(ValueError):  # one that would have to be run to be read
-            logging = read_checkpoint(path).get("logging") if path.is_file() else None
-            if isinstance(logging, dict):
-                starts, ends = (logging.get(f"epoch_{which}_timestamps", []) for which in ("start", "end"))
-                return {**logging, "seconds": [float(end) - float(start) for start, end in zip(starts, ends)]}
-    return None
+        with suppress(ValueError):  # one that is damaged, or would have to be run to be read
+            content = read_checkpoint(path) if path.is_file() else {}
+            if isinstance(content.get("logging"), dict):
+                found.append(content)
+    if not found:
+        return None
+    logging = max(found, key=began)["logging"]  # of equals, max gives the first
+    starts, ends = (logging.get(f"epoch_{which}_timestamps", []) for which in ("start", "end"))
+    return {**logging, "seconds": [float(end) - float(start) for start, end in zip(starts, ends)]}
 
 
 def first_difference(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> str | None:

@@ -30,6 +30,8 @@ from nnunet_logvmamba.evaluation.folders import check_values
 from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
 from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.plugin.acceptance import Model, check_images
+from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
+from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, read_checkpoint
 from nnunet_logvmamba.plugin.trainer_names import find_trainer
 from nnunet_logvmamba.results import runs
 
@@ -83,12 +85,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One command, or why it need not run."""
+    """One command, or why it need not run; ``checkpoints`` are those that it reads."""
 
     title: str
     command: tuple[str, ...] = ()
     finished: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    checkpoints: tuple[Path, ...] = ()
 
     @property
     def typed(self) -> str:
@@ -282,7 +285,7 @@ class FirstRun:
             yield self._schedule()
         for trainer in self.request.trainers:
             for fold in self.request.folds:
-                yield self._training(trainer, fold)
+                yield self._training(trainer, fold, dry_run=dry_run)
             if self.request.new is not None:
                 yield from self._prediction(trainer, dry_run=dry_run)
             for fold in self.request.folds:
@@ -328,14 +331,15 @@ class FirstRun:
         command += ["--batch-size", str(QUICK_BATCH), "--patch-size", *patch, "--train", *settings]
         return Step(title, tuple(command))
 
-    def _training(self, trainer: str, fold: str) -> Step:
+    def _training(self, trainer: str, fold: str, *, dry_run: bool) -> Step:
         title, folder = f"train {trainer} fold {fold}", self.model(trainer) / f"fold_{fold}"
         command = ["nnUNetv2_train", self.number, self.configuration, fold, "-tr", trainer, "-device", self.device]
-        if (folder / "checkpoint_final.pth").is_file():
-            if (folder / "validation" / "summary.json").is_file():
+        final, summary = folder / "checkpoint_final.pth", folder / "validation" / "summary.json"
+        if final.is_file() and not runs.is_under_way(folder) and (dry_run or damage_of(final) is None):
+            if summary.is_file() and (dry_run or _is_json(summary)):
                 return Step(title, finished=f"it is trained and validated: {folder}")
             return Step(title, (*command, "--val"))
-        begun = any((folder / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
+        begun = any((folder / name).is_file() for name in CHECKPOINTS)
         return Step(title, (*command, *["--c"] * begun))
 
     def _prediction(self, trainer: str, *, dry_run: bool) -> Iterator[Step]:
@@ -352,7 +356,7 @@ class FirstRun:
             if not dry_run:
                 target.mkdir(parents=True, exist_ok=True)
                 replace_text(record, json.dumps({**wanted, "finished": False}, indent=1) + "\n")
-            yield Step(title, tuple(map(str, command)))
+            yield Step(title, tuple(map(str, command)), checkpoints=tuple(trained))
             if not dry_run:
                 content = {**wanted, "weights": _weights(trained), "finished": True}
                 replace_text(record, json.dumps(content, indent=1) + "\n")
@@ -427,6 +431,14 @@ def _what_differs(there: dict, wanted: dict) -> str | None:
         if wanted["scans"][name] != digest:
             return f"; scan {name} is another one in {wanted['images']}"
     return None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def _weights(files: Sequence[Path]) -> dict[str, str]:
@@ -589,8 +601,11 @@ def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> N
         shown: Further variables for it, about how it is shown.
 
     Raises:
-        UserError: If it ends with another exit code than 0.
+        UserError: If it ends with another exit code than 0; before it runs, if a checkpoint that it reads is damaged or
+            holds more than data.
     """
+    for checkpoint in step.checkpoints:
+        read_checkpoint(checkpoint)
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{re.sub(r'[^A-Za-z0-9]+', '_', step.title)}.log"
     program, *words = step.command

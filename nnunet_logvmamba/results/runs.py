@@ -147,8 +147,22 @@ def _is_model(path: Path) -> bool:
 
 
 def is_finished(fold: Path) -> bool:
-    """True if nnU-Net's final validation wrote its scores."""
-    return (fold / "validation" / SUMMARY).is_file()
+    """True if nnU-Net's final validation wrote its scores, and no training was begun in the folder after that."""
+    return (fold / "validation" / SUMMARY).is_file() and not is_under_way(fold)
+
+
+def is_under_way(fold: Path) -> bool:
+    """True if the training that began last has not ended: by its checkpoints, or by its record."""
+    final, latest, best = (fold / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
+    if not final.is_file() and (latest.is_file() or best.is_file()):
+        return True
+    if latest.is_file() and latest.stat().st_mtime_ns > final.stat().st_mtime_ns:  # nnU-Net removes it at the end
+        return True
+    try:
+        record = read_record(fold) or {}
+    except UserError:  # whoever needs it says so
+        return False
+    return (record.get("epochs_done") or 0) < (record.get("epochs") or 0)
 
 
 def read_json(path: Path) -> dict:

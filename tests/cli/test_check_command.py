@@ -482,7 +482,10 @@ def run(capsys, *words: object) -> tuple[int, str]:
 
 
 def test_whole_checkpoints_with_finite_weights_are_ready(trained_model, capsys):
-    assert run(capsys, trained_model) == (0, "ready: 4 checkpoint(s), whole and with finite weights")
+    assert run(capsys, trained_model) == (
+        0,
+        f"{trained_model}: 4 checkpoint(s), whole, with finite weights, and nothing in them but weights and settings",
+    )
 
 
 def with_nan(content: bytes) -> bytes:
@@ -498,9 +501,9 @@ def with_nan(content: bytes) -> bytes:
     ("change", "said"),
     [
         (lambda content: content[:9000] + bytes(4000) + content[13000:], "the checksum of its part "),
-        (lambda content: content[: len(content) // 2], "is cut off or damaged"),
-        (lambda content: b"", "is empty"),
-        (lambda content: b"<html>", "is no zip, as torch.save writes"),
+        (lambda content: content[: len(content) // 2], "its end is missing"),
+        (lambda content: b"", "it is empty"),
+        (lambda content: b"<html>", "it does not begin as a file of PyTorch does"),
         (with_nan, "holds weights that are NaN or infinite (4 of 10000 in 'weight')"),
     ],
 )
@@ -512,7 +515,10 @@ def test_damaged_checkpoints_are_named_with_one_that_is_whole(trained_model, ima
         file.write_bytes(change(file.read_bytes()))
     code, line = run(capsys, trained_model) if alone else run(capsys, images, trained_model)
     assert code == 2
-    assert f"{trained_model / 'fold_0' / 'checkpoint_final.pth'} {said if said[:2] in ('is', 'ho') else ''}" in line
+    assert (
+        f"{trained_model / 'fold_0' / 'checkpoint_final.pth'} {'holds' if change is with_nan else 'is damaged ('}"
+        in line
+    )
     assert said in line
     assert "copy it anew, or use checkpoint_best.pth beside it (predict with -chk checkpoint_best.pth)" in line
     assert line.endswith("; 1 more checkpoint(s) have faults")
@@ -520,10 +526,10 @@ def test_damaged_checkpoints_are_named_with_one_that_is_whole(trained_model, ima
 
 def test_a_model_without_checkpoint_and_a_folder_that_is_nothing(tmp_path, images, capsys):
     model = write_model(tmp_path)
-    assert "has no checkpoint in a folder fold_0" in run(capsys, model)[1]
+    assert "holds no checkpoint: name a trained model, its zip file, or a raw data set" in run(capsys, model)[1]
     code, line = run(capsys, images)
     assert code == 2
-    assert f"{images} is neither a trained model (plans.json) nor a raw data set (dataset.json)" in line
+    assert f"{images} holds no checkpoint" in line
 
 
 # A raw data set

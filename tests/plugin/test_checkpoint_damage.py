@@ -32,22 +32,17 @@ def test_flipped_bytes_are_found_wherever_weights_lie(checkpoint):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: b"", "is empty"),
-        (lambda content: content[: len(content) // 2], "is cut off or damaged (2"),
-        (lambda content: content[:-1], "is cut off or damaged"),
-        (lambda content: content[:20], "is cut off or damaged (20 bytes)"),
-        (lambda content: b"version https://git-lfs.github.com/spec/v1", "is no zip, as torch.save writes"),
-        (lambda content: bytes(len(content)), "is no zip, as torch.save writes"),
+        (lambda content: b"", "it is empty"),
+        (lambda content: content[: len(content) // 2], "its end is missing"),
+        (lambda content: content[:-1], "its end is missing"),
+        (lambda content: content[:20], "its end is missing"),
+        (lambda content: b"version https://git-lfs.github.com/spec/v1", "it does not begin as a file of PyTorch does"),
+        (lambda content: bytes(len(content)), "it does not begin as a file of PyTorch does"),
     ],
 )
 def test_what_is_no_whole_file_is_said(checkpoint, change, said):
     checkpoint.write_bytes(change(checkpoint.read_bytes()))
     assert damage_of(checkpoint).startswith(said)
-
-
-def test_another_zip_is_no_checkpoint(tmp_path):
-    np.savez(tmp_path / "a.npz", a=np.zeros(3))
-    assert damage_of(tmp_path / "a.npz") == "is a zip, but no checkpoint"
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path):

@@ -172,7 +172,8 @@ def planned(tmp_path: Path, spoil: Callable[[Path], None], configuration: str) -
     project = Project(folders, small_dataset.NAME)
     project.plan(configuration)
     project.narrow(configuration)
-    project.configure(f"{configuration}_narrow", "tiny", **SHORT)
+    # The network stays nnU-Net's in the plans; each trainer translates it.
+    project.configure(f"{configuration}_narrow", "tiny", "--keep-network", **SHORT)
     return project
 
 

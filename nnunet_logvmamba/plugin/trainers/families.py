@@ -42,11 +42,12 @@ def _builder(block_family: str | None, network_name: str | None = None, stock: b
                 "nnUNetTrainerStockNetwork trains the network that nnU-Net planned, but this configuration names "
                 "LoG-VMamba: use nnU-Net's own configuration, or one written by logvmamba plans --keep-network."
             )
-        if stock:
-            return watch(nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, *sizes))
         overrides: dict[str, Any] = {} if block_family is None else {"family": block_family}
         try:
-            network = build_network(configuration_manager, *sizes, network_name, **overrides)
+            if stock:
+                network = watch(nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, *sizes))
+            else:
+                network = build_network(configuration_manager, *sizes, network_name, **overrides)
         except ValueError as error:
             raise Refused(f"The network cannot be built from this plan: {error}.") from error
         network.register_load_state_dict_pre_hook(_refuse_other_weights)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from nnunet_logvmamba.files import replace_text
+from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.networks.blocks.vmamba_encoder import VMambaEncoder
 from nnunet_logvmamba.networks.blocks.vmamba_weights import load_vmamba_encoder
+from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 
 VARIABLE = "nnUNet_logvmamba_pretrained"
 NO_WEIGHTS = "none"
@@ -32,7 +34,7 @@ def checkpoint_asked_for(settings: dict) -> Path | None:
         settings: The checked entry ``logvmamba`` of a configuration.
 
     Raises:
-        ValueError: If the file is not there; the message names it and who asked for it.
+        ValueError: If the file is not there or damaged; the message names it.
     """
     variable = os.environ.get(VARIABLE, "").strip()
     name, asker = (variable, f"the variable {VARIABLE}") if variable else (settings.get("pretrained"), "'pretrained'")
@@ -44,6 +46,9 @@ def checkpoint_asked_for(settings: dict) -> Path | None:
             f"{asker} asks for the pretrained encoder {path}, which is not there: put the file there, or set "
             f"{VARIABLE}={NO_WEIGHTS} to train from scratch or to go on without it"
         )
+    damage = damage_of(path) if zipfile.is_zipfile(path) else None  # PyTorch's older kind of file has no checksums
+    if damage is not None:
+        raise ValueError(f"the pretrained encoder {path} is damaged ({damage}): fetch the file again")
     return path
 
 
@@ -99,10 +104,19 @@ def start_encoder(
 
 
 def continue_encoder(report_file: Path, log: Callable[[str], None]) -> set[str]:
-    """Names of the parameters that were loaded when this training began, by the report it left; says so in the log."""
+    """Names of the parameters that were loaded when this training began, by the report it left; says so in the log.
+
+    Raises:
+        ValueError: If the report is damaged; the message names it.
+    """
     if not report_file.is_file():
         log(f"There is no {report_file.name} beside the checkpoint: this training began without a pretrained encoder.")
         return set()
-    report = json.loads(report_file.read_text())
-    log(f"This training began with the pretrained encoder {report['checkpoint']}.")
-    return set(report["loaded"])
+    remedy = f"copy it anew; it says which of {KEPT_EPOCHS} epochs' weights are kept as they were loaded"
+    report = read_json(report_file, remedy)
+    try:
+        name, loaded = report["checkpoint"], set(report["loaded"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{report_file} is not what the training wrote ({error!r}): {remedy}") from error
+    log(f"This training began with the pretrained encoder {name}.")
+    return loaded

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import sys
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -27,8 +29,10 @@ from nnunet_logvmamba.plugin.plans import (
     to_our_architecture,
 )
 from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, OPTIMIZERS, PUBLISHED, RECIPES, Recipe
+from nnunet_logvmamba.plugin.trust import data_only
+from nnunet_logvmamba.results.runs import SUMMARY
 
-from . import pretraining
+from . import pretraining, saving
 from .finite import FiniteTrainer
 from .scores import write_instance_scores, write_surface_scores
 from .weights import bare_network, refuse_foreign_checkpoint
@@ -75,6 +79,8 @@ class RecipeTrainer(FiniteTrainer):
     # nnU-Net stores the arguments under these names in every checkpoint, so they stay as they are.
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = _CUDA):
         _refuse_absent_device(device)
+        saving.check_pretrained_weights(sys.argv)
+        self._resumes = bool(plans.get("continue_training"))
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         super().__init__(self._own_plans(plans, configuration), configuration, fold, dataset_json, device)
         self.recipe = self.choose_recipe(self.configuration_manager)
@@ -95,6 +101,7 @@ class RecipeTrainer(FiniteTrainer):
             # There are no other outputs to supervise, and nnU-Net would weigh a single one by 0 / 0.
             self.enable_deep_supervision = False
         self._continues = False
+        self._reading = ExitStack()
         self.pretrained_parameters: set[str] = set()
 
     @classmethod
@@ -151,6 +158,7 @@ class RecipeTrainer(FiniteTrainer):
         """Seed, then build network, optimizer and loss as nnU-Net does, load a pretrained encoder, log the recipe."""
         self._seed_everything()
         super().initialize()
+        self._reading.enter_context(data_only())  # what -pretrained_weights names, nnU-Net reads after this
         if getattr(bare_network(self), "pretrainable", False):
             self._start_encoder()
         elif "pretrained" in (self.configuration_manager.configuration.get(TRAINING_KEY) or {}):
@@ -173,19 +181,19 @@ class RecipeTrainer(FiniteTrainer):
     def _start_encoder(self):
         report_file = Path(self.output_folder) / pretraining.REPORT
         log = self.print_to_log_file
-        if self._continues:
-            self.pretrained_parameters = pretraining.continue_encoder(report_file, log)
-        else:
-            settings = check_training_settings(self.configuration_manager.configuration.get(TRAINING_KEY))
-            try:
+        try:
+            if self._continues:
+                self.pretrained_parameters = pretraining.continue_encoder(report_file, log)
+            else:
+                settings = check_training_settings(self.configuration_manager.configuration.get(TRAINING_KEY))
                 self.pretrained_parameters = pretraining.start_encoder(
                     bare_network(self).encoder,
                     pretraining.checkpoint_asked_for(settings),
                     report_file if self.local_rank == 0 else None,
                     log,
                 )
-            except ValueError as error:
-                raise Refused(str(error)) from error
+        except ValueError as error:
+            raise Refused(str(error)) from error
         if self.pretrained_parameters and self.num_epochs <= pretraining.KEPT_EPOCHS:
             log(
                 f"ATTENTION: a pretrained encoder is kept for {pretraining.KEPT_EPOCHS} epochs and this training has "
@@ -219,6 +227,20 @@ class RecipeTrainer(FiniteTrainer):
         np.random.seed(word)  # noqa: NPY002 - the state that nnU-Net's data loader draws from
         torch.manual_seed(word)
 
+    def on_train_start(self):
+        """Start as nnU-Net does, once all weights are loaded."""
+        super().on_train_start()
+        self._reading.close()
+
+    def run_training(self):
+        """Train as nnU-Net does.
+
+        Raises:
+            Refused: If the disk is full.
+        """
+        with saving.disk_in_words(Path(self.output_folder)):
+            super().run_training()
+
     def get_dataloaders(self):
         """Give nnU-Net's data loaders; with a seed they augment in this process, so that the order is fixed."""
         if self.seed is None:
@@ -233,24 +255,36 @@ class RecipeTrainer(FiniteTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False):
         """Validate as nnU-Net does, then write ``surface.json`` and, for cells, ``instances.json`` beside its file."""
-        super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0:  # of an earlier training or validation, until this one has ended
+            (Path(self.output_folder) / "validation" / SUMMARY).unlink(missing_ok=True)
+        with saving.disk_in_words(Path(self.output_folder)):
+            super().perform_actual_validation(save_probabilities)
         write_surface_scores(self)
         write_instance_scores(self)
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Load a checkpoint of this very trainer and network.
+    def save_checkpoint(self, filename: str) -> None:
+        """Save as nnU-Net does, but whole or not at all.
 
         Raises:
-            Refused: If another trainer wrote it or its tensors are not those of this network; nothing is changed.
+            Refused: If the disk is full or cannot be written to; the file that was there stays.
         """
+        saving.save_whole(self, filename, super().save_checkpoint)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Load a checkpoint of this very trainer and network, with ``--c`` the first that is whole.
+
+        Raises:
+            Refused: If it is damaged or holds more than data, if another trainer wrote it, or if its tensors are not
+                those of this network; nothing is changed.
+        """
+        found = saving.read_whole(filename_or_checkpoint, choose=self._resumes and not self.was_initialized)
         if not self.was_initialized:
             self._continues = True
             self.initialize()
-        checkpoint = filename_or_checkpoint
-        if isinstance(checkpoint, str):
-            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
-        refuse_foreign_checkpoint(self, checkpoint, filename_or_checkpoint)
-        super().load_checkpoint(filename_or_checkpoint)
+        refuse_foreign_checkpoint(self, found.content, found.source)
+        with data_only():
+            super().load_checkpoint(found.source)
+        saving.say_and_keep_best(self, found)
 
 
 def _refuse_absent_device(device: torch.device) -> None:

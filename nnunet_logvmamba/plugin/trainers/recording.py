@@ -18,6 +18,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_logvmamba import __version__
+from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.networks.counting import count_multiply_adds, count_parameters
 from nnunet_logvmamba.plugin.environment import peak_memory_bytes, version_of
@@ -39,8 +40,18 @@ class RecordedTrainer(nnUNetTrainer):
     _split: tuple | None = None
 
     def do_split(self):
-        """Give nnU-Net's training and validation cases, and keep them for the record."""
-        self._split = super().do_split()
+        """Give nnU-Net's training and validation cases, and keep them for the record.
+
+        Raises:
+            Refused: If the file of the folds is damaged, as a training leaves it that was killed while it wrote it.
+        """
+        try:
+            self._split = super().do_split()
+        except json.JSONDecodeError as error:
+            file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+            raise Refused(
+                f"{file} is not valid JSON ({error}): copy it anew, or remove it if the folds were nnU-Net's own."
+            ) from error
         return self._split
 
     def on_train_start(self):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.plugin.checkpoints import first_difference
+
+_MARK = "nnunet_logvmamba"
+"""Where a state dict carries its checksum, among what torch itself notes of a module."""
 
 
 def refuse_foreign_checkpoint(trainer: nnUNetTrainer, checkpoint: dict, source: object) -> None:
@@ -42,3 +50,38 @@ def _refuse_other_weights(network: nn.Module, weights: dict, prefix: str, metada
             f"These weights belong to another network than the plans describe ({difference}): use the plans.json that "
             f"was written when they were trained."
         )
+    mark = metadata.get(_MARK)
+    if mark is not None and mark["checksum"] != _checksum(own):
+        raise Refused(
+            f"The weights in {mark['file']} are not those that its training saved, so the file is damaged: copy it "
+            "anew (logvmamba check MODEL_FOLDER reads all files of a model), or, if they were changed on purpose, save "
+            "them as a plain dict(...)."
+        )
+
+
+@contextmanager
+def marked_weights(network: nn.Module, file: str) -> Iterator[None]:
+    """Have a network put a checksum of its weights beside them while they are saved, for whoever loads them.
+
+    torch does not look at the checksums of a file, and nnU-Net reads it before it asks for any code of ours.
+
+    Args:
+        file: What the checkpoint will be called.
+    """
+
+    def mark(_module: nn.Module, weights: dict, _prefix: str, metadata: dict) -> None:
+        metadata[_MARK] = {"file": file, "checksum": _checksum(weights)}
+
+    hook = network.register_state_dict_post_hook(mark)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _checksum(weights: Mapping[str, torch.Tensor]) -> int:
+    checksum = 0
+    for key in sorted(weights):
+        content = weights[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        checksum = zlib.crc32(content.numpy(), zlib.crc32(key.encode(), checksum))
+    return checksum

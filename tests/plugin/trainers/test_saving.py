@@ -1,0 +1,411 @@
+"""A checkpoint is whole or not there, and ``--c`` takes the first that is whole."""
+
+import errno
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import time
+import traceback
+import zipfile
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_dataset
+import torch
+from commands import NnunetFolders
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint, run_training
+
+from nnunet_logvmamba.errors import Refused
+from nnunet_logvmamba.plugin import trainers
+from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
+from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, logging_of_checkpoints
+from nnunet_logvmamba.plugin.trainers import pretraining, saving
+
+FINAL, LATEST, BEST = CHECKPOINTS
+SHORT = {"num_epochs": 3, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "seed": 3}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_in(folders, name: str = "nnUNetTrainerStockNetwork", *, resumes: bool = False, **settings):
+    """Make a trainer for patches of 16 voxels; ``resumes`` as ``--c`` does."""
+    preprocessed = folders.preprocessed / small_dataset.NAME
+    content = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    configuration = content["configurations"]["small"] = deepcopy(content["configurations"]["3d_fullres"])
+    configuration["patch_size"] = [16, 16, 16]
+    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [8, 8, 8]
+    configuration["logvmamba"] = {**SHORT, **settings}
+    content["continue_training"] = resumes
+    dataset = json.loads((preprocessed / "dataset.json").read_text())
+    return getattr(trainers, name)(content, "small", 0, dataset, torch.device("cpu"))
+
+
+@pytest.fixture
+def make(nnunet_folders):
+    small_dataset.copy_into(nnunet_folders)
+    return partial(make_in, nnunet_folders)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """A fold with the checkpoints of a training that was stopped in its last epoch, and that of its end; to be read."""
+    folders = NnunetFolders.below(tmp_path_factory.mktemp("saved"))
+    small_dataset.copy_into(folders)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in folders.environment.items():
+            patch.setenv(name, value)
+        trainer = make_in(folders)
+        folder = Path(trainer.output_folder)
+        end = trainer.on_train_end
+        trainer.on_train_end = lambda: (shutil.copy(folder / LATEST, folder / "kept"), end())
+        trainer.run_training()
+    (folder / "kept").rename(folder / LATEST)
+    return folders.results
+
+
+@pytest.fixture
+def fold(make, results, nnunet_folders) -> Path:
+    """A copy of that fold where ``make`` makes trainers."""
+    shutil.copytree(results, nnunet_folders.results, dirs_exist_ok=True)
+    return next(nnunet_folders.results.rglob("fold_0"))
+
+
+@pytest.fixture
+def saved(make, tmp_path) -> tuple[trainers.RecipeTrainer, Path]:
+    """A trainer, and what it saved alone in a folder."""
+    trainer = make()
+    trainer.initialize()
+    (tmp_path / "alone").mkdir()
+    trainer.save_checkpoint(str(tmp_path / "alone" / LATEST))
+    return trainer, tmp_path / "alone" / LATEST
+
+
+def names_beside(path: Path) -> list[str]:
+    return sorted(other.name for other in path.parent.iterdir())
+
+
+def content_of(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip(path: Path) -> None:
+    """Flip bytes of the largest tensor, which torch does not notice."""
+    with zipfile.ZipFile(path) as archive:
+        tensors = [one for one in archive.infolist() if "/data/" in one.filename]
+    part = max(tensors, key=lambda one: one.file_size)
+    content = bytearray(path.read_bytes())
+    for position in range(part.header_offset + 300, part.header_offset + 500):
+        content[position] ^= 0xFF
+    path.write_bytes(content)
+
+
+def flip_the_end(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for position in range(-300, -100):
+        content[position] ^= 0xFF
+    path.write_bytes(content)
+
+
+def replace_by_text(path: Path) -> None:
+    path.write_text("Quota exceeded\n")
+
+
+DAMAGES = [truncate, empty, flip, flip_the_end, replace_by_text]
+
+
+def resume(make):
+    """Do what ``nnUNetv2_train … --c`` does before it trains."""
+    trainer = make(resumes=True)
+    maybe_load_checkpoint(trainer, True, False)
+    return trainer
+
+
+def log_of(trainer) -> str:
+    return Path(trainer.log_file).read_text()
+
+
+# What is saved
+
+
+def test_what_is_saved_is_whole_and_needs_nothing_but_torch_to_be_read(fold):
+    for name in CHECKPOINTS:
+        assert damage_of(fold / name) is None
+        content = content_of(fold / name)  # without NumPy's numbers among what is allowed
+        assert np.isfinite(content["logging"]["train_losses"]).all()
+    assert sorted(path.name for path in fold.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_killed_save_leaves_the_old_file_and_what_it_left_goes_with_the_next_one(saved):
+    trainer, target = saved
+    before = target.read_bytes()
+    process = os.fork()
+    if process == 0:
+        try:
+            saving.save_whole(
+                trainer, str(target), lambda name: (Path(name).write_bytes(before[:500]), os.kill(os.getpid(), 9))
+            )
+        finally:
+            os._exit(1)
+    os.waitpid(process, 0)
+    assert target.read_bytes() == before
+    assert len(names_beside(target)) == 2
+    trainer.save_checkpoint(str(target))
+    assert names_beside(target) == [LATEST]
+
+
+def test_what_is_damaged_on_its_way_to_the_disk_does_not_get_the_name(saved):
+    trainer, target = saved
+    before = target.read_bytes()
+
+    def save_badly(filename: str) -> None:
+        shutil.copy(target, filename)
+        flip(Path(filename))
+
+    with pytest.raises(Refused, match=f"{LATEST} could not be written .*checksum of its part .* is wrong"):
+        saving.save_whole(trainer, str(target), save_badly)
+    assert target.read_bytes() == before
+    assert names_beside(target) == [LATEST]
+
+
+@pytest.fixture
+def limited():
+    """Let no file grow beyond so many bytes, as a quota does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_save_that_does_not_fit_is_one_sentence_and_keeps_the_old_file(saved, limited):
+    trainer, target = saved
+    before = target.read_bytes()
+    limited(20_000)
+    with pytest.raises(Refused) as caught:
+        trainer.save_checkpoint(str(target))
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{target} could not be written ({os.strerror(errno.EFBIG).lower()}): ")
+    assert "make room" in sentence
+    assert "--c" in sentence
+    assert "\n" not in sentence
+    assert target.read_bytes() == before
+    assert names_beside(target) == [LATEST]
+
+
+# What --c takes
+
+
+def test_the_first_of_final_latest_and_best_is_taken_and_the_log_says_why(make, fold):
+    trainer = resume(make)
+    assert trainer.current_epoch == 3
+    assert f"--c goes on from {FINAL}, which has 3 epoch(s) \n" in log_of(trainer)
+    (fold / FINAL).unlink()
+    trainer = resume(make)
+    assert trainer.current_epoch == 2
+    assert f"--c goes on from {LATEST}, which has 2 epoch(s); {FINAL} is not there \n" in log_of(trainer)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_in_words(damage, make, fold):
+    damage(fold / FINAL)
+    trainer = resume(make)
+    assert trainer.current_epoch == 2
+    assert f"--c goes on from {LATEST}, which has 2 epoch(s); {FINAL} is damaged (" in log_of(trainer)
+    damage(fold / LATEST)
+    trainer = resume(make)
+    assert f"--c goes on from {BEST}, which has" in log_of(trainer)
+    assert f"; {FINAL} is damaged (" in log_of(trainer)
+    assert f"; {LATEST} is damaged (" in log_of(trainer)
+    damage(fold / BEST)
+    with pytest.raises(Refused) as caught:
+        resume(make)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{fold} holds no whole checkpoint ({FINAL} is damaged (")
+    assert "remove them to start anew" in sentence
+    assert not any(word in sentence for word in ("\n", "mmap", "zip", "PytorchStreamReader"))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_where_there_is_no_choice_a_damaged_checkpoint_is_refused_in_words(damage, make, fold):
+    damage(fold / FINAL)
+    trainer = make()
+    with pytest.raises(Refused) as caught:
+        maybe_load_checkpoint(trainer, False, True)  # --val
+    assert str(caught.value).startswith(f"{fold / FINAL} is damaged (")
+    assert "go on with --c" in str(caught.value)
+    assert not any(word in str(caught.value) for word in ("\n", "mmap", "zip", "PytorchStreamReader"))
+
+
+def test_the_end_of_an_earlier_training_does_not_end_one_that_began_later(make, fold):
+    (fold / LATEST).unlink()
+    again = make(seed=4)
+    again.on_train_end = lambda: None  # killed before
+    again.run_training()
+    trainer = resume(make)
+    assert trainer.current_epoch == 2
+    assert f"{LATEST}, which has 2 epoch(s); {FINAL} is of an earlier training \n" in log_of(trainer)
+    losses = again.logger.get_value("train_losses", None)[:2]
+    assert trainer.logger.get_value("train_losses", None) == losses
+    assert logging_of_checkpoints(fold)["train_losses"] == losses  # what logvmamba report shows
+
+
+def test_a_best_that_was_saved_after_the_latest_is_not_replaced_by_a_worse_one(make, fold):
+    (fold / FINAL).unlink()
+    latest, best = content_of(fold / LATEST), content_of(fold / BEST)
+    torch.save({**latest, "_best_ema": 0.1}, fold / LATEST)
+    torch.save({**best, "_best_ema": 0.9}, fold / BEST)
+    assert resume(make)._best_ema == 0.9
+
+
+@pytest.mark.parametrize("damaged", [(), (LATEST,)])
+def test_the_losses_of_a_seeded_training_are_those_of_an_unbroken_one_wherever_it_goes_on(damaged, make, fold):
+    unbroken = content_of(fold / FINAL)["logging"]["train_losses"]
+    (fold / FINAL).unlink()
+    for name in damaged:
+        truncate(fold / name)
+    trainer = resume(make)
+    trainer.run_training()
+    assert trainer.current_epoch == 3
+    assert trainer.logger.get_value("train_losses", None) == unbroken
+    assert damage_of(fold / FINAL) is None
+    assert not (fold / LATEST).exists()
+
+
+# What else a killed process may leave
+
+
+@pytest.mark.parametrize("content", ["", '{"checkpoint": "a.pth", "loa', "[]", "{}"])
+def test_half_a_report_about_the_encoder_is_named(content, tmp_path):
+    path = tmp_path / pretraining.REPORT
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{pretraining.REPORT} is not .*: copy it anew") as caught:
+        pretraining.continue_encoder(path, print)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pretrained_encoder_with_changed_bytes_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "encoder.pth"
+    torch.save({"model": {"weight": torch.zeros(1000)}}, path)
+    monkeypatch.setenv(pretraining.VARIABLE, str(path))
+    assert pretraining.checkpoint_asked_for({}) == path
+    flip(path)
+    with pytest.raises(ValueError, match="encoder.pth is damaged .the checksum of its part .*: fetch the file again"):
+        pretraining.checkpoint_asked_for({})
+
+
+def test_half_a_file_of_folds_is_named(make, nnunet_folders):
+    trainer = make()
+    trainer.initialize()
+    file = nnunet_folders.preprocessed / small_dataset.NAME / "splits_final.json"
+    file.write_text('[{"train": ["ba')
+    with pytest.raises(Refused, match=f"{file} is not valid JSON .*: copy it anew, or remove it"):
+        trainer.run_training()
+
+
+# Killed at any moment
+
+
+def train_in_a_child(continues: bool, validates: bool, log: Path) -> int:
+    """Do what ``nnUNetv2_train`` does, in a process group of its own, and give its number."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        os.setsid()
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        words = small_dataset.NUMBER, "small", 0, "nnUNetTrainerStockNetwork", "nnUNetPlans", continues
+        if validates:
+            run_training(*words[:5], continue_training=continues, device=torch.device("cpu"))
+        else:
+            trainer = get_trainer_from_args(*words, device=torch.device("cpu"))
+            maybe_load_checkpoint(trainer, continues, False)
+            trainer.run_training()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def kill(process: int) -> None:
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def epochs_begun(folder: Path) -> list[list[int]]:
+    """Epochs that each log opens, the oldest log first."""
+    logs = sorted(folder.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime_ns)
+    return [[int(number) for number in re.findall(r": Epoch (\d+)", log.read_text())] for log in logs]
+
+
+EPOCHS, KILLS = 10, {"save": 9, "training": 9, "validation": 7}
+
+
+@pytest.mark.slow
+def test_trainings_killed_at_25_moments_end_as_an_unbroken_one(nnunet_folders, tmp_path):
+    plans_file = small_dataset.copy_into(nnunet_folders)
+    content = json.loads(plans_file.read_text())
+    configuration = content["configurations"]["small"] = deepcopy(content["configurations"]["3d_fullres"])
+    configuration["patch_size"] = [16, 16, 16]
+    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [8, 16, 32]
+    configuration["logvmamba"] = {**SHORT, "num_epochs": EPOCHS}
+    plans_file.write_text(json.dumps(content))
+    model = nnunet_folders.results / small_dataset.NAME / "nnUNetTrainerStockNetwork__nnUNetPlans__small"
+    fold, log, rng = model / "fold_0", tmp_path / "log.txt", random.Random(0)
+
+    begun = time.monotonic()
+    assert os.waitpid(train_in_a_child(False, False, log), 0)[1] == 0, log.read_text()[-3000:]
+    lasts = time.monotonic() - begun
+    unbroken = content_of(fold / FINAL)["logging"]["train_losses"]
+    lost = []
+    for when in [when for when, number in KILLS.items() for _ in range(number)]:
+        shutil.rmtree(model)
+        process = train_in_a_child(False, when == "validation", log)
+        if when == "training":
+            time.sleep(rng.uniform(0.2, 0.9) * lasts)
+        elif when == "save":
+            for _ in range(rng.randrange(1, EPOCHS)):
+                while not list(fold.glob(".checkpoint_*")):
+                    time.sleep(1e-4)
+                number = len(list(fold.glob(".checkpoint_*")))
+                while number and list(fold.glob(".checkpoint_*")) and rng.random() < 0.9:
+                    time.sleep(1e-4)
+        else:
+            while not (fold / "validation").exists():
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 10))
+        kill(process)
+        stopped = epochs_begun(fold)[-1:] or [[]]
+        assert os.waitpid(train_in_a_child(True, when == "validation", log), 0)[1] == 0, log.read_text()[-3000:]
+        gone_on = epochs_begun(fold)[-1]
+        if gone_on and stopped[0]:
+            lost.append(stopped[0][-1] - gone_on[0])
+        assert damage_of(fold / FINAL) is None
+        assert content_of(fold / FINAL)["logging"]["train_losses"] == unbroken
+        assert not list(fold.glob(".checkpoint_*"))
+        if when == "validation":
+            assert json.loads((fold / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"] >= 0
+    print("epochs lost:", lost)
+    assert max(lost) <= 1
