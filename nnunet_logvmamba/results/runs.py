@@ -236,7 +236,7 @@ def read_run(fold: Path) -> Run:
                 _store(scores, metrics, label, case)
                 total = sum(int(metrics[name]) for name in ("TP", "FP", "FN", "TN"))
                 voxels[label, case] = int(metrics["n_ref"]), total
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:  # int() of infinity, the last
         raise UserError(f"{summary_file} is not what nnU-Net 2.8 writes ({error!r}): validate again") from error
     if not cases:
         raise UserError(f"{summary_file} holds no case: validate again with nnUNetv2_train … --val")
@@ -280,7 +280,7 @@ def _add_scores(source: Source, path: Path, scores: dict, names: Labels, cases: 
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error!r}): validate again, or remove it") from error
     if there != set(cases):
-        odd = sorted(there ^ set(cases))[0]
+        odd = min(there ^ set(cases), key=str)
         raise UserError(f"{path} and {SUMMARY} beside it have other cases ({odd}): validate again, or remove it")
     return settings
 

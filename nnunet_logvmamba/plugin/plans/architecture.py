@@ -65,14 +65,20 @@ def to_our_architecture(architecture: dict, network: str | None = None, **knobs)
     missing = [key for key in NEEDED_ARGUMENTS if key not in planned]
     if missing:
         raise UserError(f"the plan's architecture '{name}' lacks {', '.join(missing)}")
-    row, dims = catalogue.row(network or NETWORK_CLASS_NAME), len(planned["kernel_sizes"][0])
+    row = catalogue.row(network or NETWORK_CLASS_NAME)
+    try:
+        dims = len(planned["kernel_sizes"][0])
+        arguments = row.load().from_plan(planned) if dims in row.dims else {}
+    except (TypeError, IndexError, KeyError) as error:
+        raise UserError(
+            f"the plan's architecture '{name}' is not as nnU-Net writes it ({error!r}): plan anew"
+        ) from error
     if dims not in row.dims:
         raise UserError(
             f"{row.name} is a {row.dims[0]}D network and this configuration is {dims}D: take "
             f"{'the configuration 2d' if dims == 3 else 'a 3D configuration'}, or a trainer of the U-Net lineage such "
             f"as nnUNetTrainer{catalogue.DEFAULT.trainer}"
         )
-    arguments = row.load().from_plan(planned)
     return {
         "network_class_name": row.path,
         "arch_kwargs": {**arguments, **knobs},
