@@ -69,7 +69,7 @@ def results(folder: Path) -> Path:
     for name, better in (("nnUNetTrainerLoGVMamba", 0.05), ("nnUNetTrainerNoSSM", 0.0)):
         dice = {case: [0.8 + better, 0.7 + better] for case in ("a", "b", "c")}
         surface = {case: [{"hd95": 2.0, "nsd": 0.9}, {"hd95": None, "nsd": 0.8}] for case in dice}
-        record = {"trainer": name, "epochs": 3, "sessions": [{"command": "nnUNetv2_train"}]}
+        record = {"trainer": name, "epochs": 3, "epochs_done": 3, "sessions": [{"command": "nnUNetv2_train"}]}
         write_run(folder, f"{name}__nnUNetPlans__3d_fullres", 0, dice, surface=surface, record=record)
     return folder
 
@@ -211,3 +211,35 @@ def test_a_damaged_input_ends_in_one_sentence_or_does_no_harm(command, data, tmp
         if out.is_dir():
             shutil.rmtree(out)
         out.unlink(missing_ok=True)
+
+
+FOUND = [
+    ("compare", "plans.json", ("dataset_name",), None, "'dataset_name' is None"),
+    ("report", "plans.json", ("dataset_name",), [], "'dataset_name' is []"),
+    (
+        "compare",
+        "summary.json",
+        ("metric_per_case", 0, "metrics", "1", "FN"),
+        math.inf,
+        "is not what nnU-Net 2.8 writes",
+    ),
+    ("compare", "surface.json", ("metric_per_case", 1, "case"), None, "have other cases (None)"),
+    (
+        "export",
+        "plans.json",
+        ("configurations", "small", "architecture", "arch_kwargs", "kernel_sizes"),
+        [1e300],
+        "is not as nnU-Net writes it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "place", "value", "said"), FOUND)
+def test_what_was_found_once_stays_one_sentence(name, file, place, value, said, tmp_path, capsys):
+    write, words = COMMANDS[name]
+    (tmp_path / "whole").mkdir()
+    root = write(tmp_path / "whole")
+    path = min(root.rglob(file))
+    path.write_text(json.dumps(replaced(json.loads(path.read_text()), place, value)))
+    code, sentence = answer(words(root, tmp_path / "out"), capsys)
+    assert (code, said in sentence) == (2, True), sentence
