@@ -209,12 +209,16 @@ def test_a_data_set_is_trained_predicted_scored_and_checked(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_split_without_validation_trains_to_the_end(tmp_path):
+def test_a_split_without_validation_is_refused_with_the_remedy_which_works(tmp_path):
     project = planned(tmp_path, lambda folder: None, "3d_fullres")
     splits = [{"train": [f"ball_{case}" for case in range(5)], "val": []}]
     (project.plans_file.parent / "splits_final.json").write_text(json.dumps(splits))
-    fold = project.train("tiny")
-    assert fold.epochs == 1
+    command = ("nnUNetv2_train", project.number, "tiny", 0, "-tr", TRAINER, "-device", "cpu")
+    done = project.run(*command, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("Fold 0 of splits_final.json has no case to validate with")
+    assert project.train("tiny", "all").epochs == 1
 
 
 @pytest.mark.slow
@@ -257,7 +261,7 @@ torch.save(torch.load(file, weights_only=False), file)
 
 @pytest.mark.slow
 def test_a_checkpoint_made_on_cuda_predicts_and_continues_on_a_cpu(own_trained, new_images, predicted, tmp_path):
-    own_trained.configure("3d_tiny", "3d_tiny", "--overwrite", num_epochs=5)
+    own_trained.configure("3d_fullres_narrow", "3d_tiny", "--overwrite", num_epochs=5)
     file = own_trained.fold("3d_tiny").path / "checkpoint_final.pth"
     own_trained.run("python", "-c", AS_ON_CUDA, file)
     with pytest.raises(RuntimeError, match="CUDA"):

@@ -68,6 +68,12 @@ class FiniteTrainer(RecordedTrainer):
     def get_tr_and_val_datasets(self):
         """Give nnU-Net's data sets once every case of theirs is sound."""
         datasets = super().get_tr_and_val_datasets()
+        for dataset, purpose in zip(datasets, ("train on", "validate with")):
+            if not dataset.identifiers:
+                raise Refused(
+                    f"Fold {self.fold} of splits_final.json has no case to {purpose}, without which nnU-Net cannot "
+                    "train: put one there, or train the fold all, which takes every case for both."
+                )
         self._check_cases([case for dataset in datasets for case in dataset.identifiers])
         return datasets
 
