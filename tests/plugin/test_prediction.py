@@ -35,7 +35,9 @@ planned = predictor.plans_manager, predictor.configuration_manager, predictor.da
 preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
 data, *_ = preprocessor.run_case_npy(values, None, properties, *planned)
 logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-np.savez(target, logits=logits.float().numpy(), labels=labels)
+with torch.inference_mode():
+    patch = predictor.network(torch.from_numpy(data)[None, :, :24, :32, :24])
+np.savez(target, logits=logits.float().numpy(), labels=labels, patch=patch.numpy())
 """
 WAYS = {
     "one thread": {"threads": 1},
@@ -106,11 +108,13 @@ def test_every_implementation_gives_the_same_logits_and_labels(way, hippocampus,
     found = logits_of(hippocampus, tmp_path, **WAYS[way])
     assert found["logits"].shape == plainly["logits"].shape
     assert np.abs(plainly["logits"]).max() > 1
-    np.testing.assert_allclose(found["logits"], plainly["logits"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found["patch"], plainly["patch"], rtol=0, atol=1e-3)
+    # nnU-Net adds up the windows in half precision, whose last place is 2**-10 of a number.
+    np.testing.assert_allclose(found["logits"], plainly["logits"], rtol=2**-9, atol=1e-3)
     different = found["labels"] != plainly["labels"]
     if different.any():  # the two best classes must be a tie
         first, second = np.sort(plainly["logits"], axis=0)[[-1, -2]]
-        assert different.sum() <= (first - second < 2e-3).sum()
+        assert different.sum() <= (first - second < 2e-3 + 2**-8 * np.abs(first)).sum()
 
 
 @pytest.mark.slow
