@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from copy import deepcopy
 from pathlib import Path
 
@@ -124,3 +125,14 @@ def write_model(
         (model / f"fold_{fold}").mkdir()
         torch.save(checkpoint, model / f"fold_{fold}" / "checkpoint_final.pth")
     return model
+
+
+def flip(path: Path) -> None:
+    """Flip bytes of the largest tensor in a checkpoint, which torch does not notice; its numbers stay finite."""
+    with zipfile.ZipFile(path) as archive:
+        tensors = [one for one in archive.infolist() if "/data/" in one.filename]
+    part = max(tensors, key=lambda one: one.file_size)
+    content = bytearray(path.read_bytes())
+    for position in range(part.header_offset + 300, part.header_offset + 500):
+        content[position] ^= 0x01
+    path.write_bytes(content)

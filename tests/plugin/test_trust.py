@@ -298,17 +298,6 @@ def test_a_folder_without_checkpoints_and_one_that_is_not_there(tmp_path, said):
 # nnU-Net's own commands
 
 
-def flip(path: Path) -> None:
-    """Flip bytes of the largest tensor in a checkpoint, which torch does not notice."""
-    with zipfile.ZipFile(path) as archive:
-        tensors = [one for one in archive.infolist() if "/data/" in one.filename]
-    part = max(tensors, key=lambda one: one.file_size)
-    content = bytearray(path.read_bytes())
-    for position in range(part.header_offset + 300, part.header_offset + 500):
-        content[position] ^= 0x01  # numbers stay finite
-    path.write_bytes(content)
-
-
 @pytest.mark.slow
 def test_prediction_with_damaged_or_foreign_files_by_the_stock_command(own_trained, new_images, tmp_path, marker):
     """What of it reaches us, and what ``logvmamba check`` says beforehand."""
@@ -322,7 +311,7 @@ def test_prediction_with_damaged_or_foreign_files_by_the_stock_command(own_train
     assert len(list(target.glob("*.nii.gz"))) == 2
     shutil.rmtree(target)
 
-    flip(path)
+    small_model.flip(path)
     done = own_trained.run(*command, check=False)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr

@@ -25,14 +25,6 @@ SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 4, "num_val_iterations_per
 CASES = [f"ball_{number}" for number in range(5)]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def dataset(nnunet_folders) -> Path:
     """Folder of the preprocessed data set, which the test may change."""

@@ -10,7 +10,6 @@ import shutil
 import signal
 import time
 import traceback
-import zipfile
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ import small_dataset
 import torch
 from commands import NnunetFolders
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint, run_training
+from small_model import flip
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.plugin import trainers
@@ -30,14 +30,6 @@ from nnunet_logvmamba.plugin.trainers import pretraining, saving
 
 FINAL, LATEST, BEST = CHECKPOINTS
 SHORT = {"num_epochs": 3, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "seed": 3}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_in(folders, name: str = "nnUNetTrainerStockNetwork", *, resumes: bool = False, **settings):
@@ -107,17 +99,6 @@ def truncate(path: Path) -> None:
 
 def empty(path: Path) -> None:
     os.truncate(path, 0)
-
-
-def flip(path: Path) -> None:
-    """Flip bytes of the largest tensor, which torch does not notice."""
-    with zipfile.ZipFile(path) as archive:
-        tensors = [one for one in archive.infolist() if "/data/" in one.filename]
-    part = max(tensors, key=lambda one: one.file_size)
-    content = bytearray(path.read_bytes())
-    for position in range(part.header_offset + 300, part.header_offset + 500):
-        content[position] ^= 0xFF
-    path.write_bytes(content)
 
 
 def flip_the_end(path: Path) -> None:

@@ -21,15 +21,6 @@ from nnunet_logvmamba.plugin import plans, recipes, trainers
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Maps of 16 voxels are too small to share, and threads that wait for a busy core cost more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def plans_file(nnunet_folders) -> Path:
     return small_dataset.copy_into(nnunet_folders)
