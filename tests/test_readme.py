@@ -18,7 +18,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_logvmamba.cli import SUB_COMMANDS, build_parser
 from nnunet_logvmamba.networks.catalogue import NAMES, PRESETS
-from nnunet_logvmamba.plugin import plans, trainers
+from nnunet_logvmamba.plugin import plans, recipes, trainers
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -272,7 +272,7 @@ def test_the_networks_are_listed_as_the_catalogue_has_them():
         row = " | ".join(["", *cells, network.licence, network.line, ""]).strip()
         assert row in PAGES["docs/reference/trainers.md"].splitlines()
         assert network.trainer in trainers.TRAINER_OF_FAMILY
-        assert network.recipe in trainers.RECIPES
+        assert network.recipe in recipes.PUBLISHED_RECIPES
 
 
 def test_the_recipes_are_written_as_they_are():
@@ -282,6 +282,21 @@ def test_the_recipes_are_written_as_they_are():
         (row,) = re.findall(rf"^\| `{name}`(, the default)? \| .+ \| (\S+) \| (\S+) \|$", page, re.M)
         assert (float(row[1]), float(row[2])) == (recipe.initial_lr, recipe.weight_decay)
         assert bool(row[0]) == (recipe == default)
+
+
+def test_the_published_recipes_are_written_as_they_are():
+    page = PAGES["docs/reference/trainers.md"]
+    losses = {"dice_ce": "nnU-Net's", "ce": "cross-entropy alone", "dice": "Dice alone"}
+    for name in recipes.PUBLISHED_RECIPES.keys() - recipes.RECIPES.keys():
+        recipe = recipes.PUBLISHED_RECIPES[name]
+        schedule = f"cosine to {recipe.final_lr:g}" if recipe.schedule == "cosine" else "polynomial"
+        schedule = f"warm-up, {schedule}" if recipe.warm_up else schedule
+        (row,) = re.findall(rf"^\| `{name}` \| (.+) \|$", page, re.M)
+        optimizer, rate, decay, decayed, *others = row.split(" | ")
+        assert optimizer.lower().startswith(recipe.optimizer)
+        assert (float(rate), float(decay)) == (recipe.initial_lr, recipe.weight_decay)
+        assert decayed == ("all" if recipe.decays_all else "matrices and kernels")
+        assert others == [schedule.replace("1e-06", "1e-6"), losses[recipe.loss]]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a network says of itself, so that nobody has to know which one it is."""
 
 import inspect
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,7 +30,8 @@ class PlannedNetwork(nn.Module):
         dims: Numbers of spatial axes that it can be built for.
         pads_itself: Whether it takes images that its strides do not divide.
         smallest_input: Voxels per axis that a patch must have.
-        any_patch: Whether one checkpoint serves every patch size.
+        any_patch: Whether one checkpoint serves every patch size; one that does not takes ``patch_size``.
+        deep_supervised: Whether it has an output per scale; else it returns a tensor always.
         pretrainable: Whether its ``encoder`` can start from published weights.
         preset: ``arguments`` of the published network and the ``patch_size`` it was published for, if it was.
         plan_arguments: Arguments that are the plan's to say; all others are knobs.
@@ -39,6 +41,7 @@ class PlannedNetwork(nn.Module):
     pads_itself: ClassVar[bool] = False
     smallest_input: ClassVar[int] = 1
     any_patch: ClassVar[bool] = True
+    deep_supervised: ClassVar[bool] = True
     pretrainable: ClassVar[bool] = False
     preset: ClassVar[dict[str, Any]] = {}
     plan_arguments: ClassVar[tuple[str, ...]] = (
@@ -67,11 +70,14 @@ class PlannedNetwork(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     @classmethod
-    def from_plan(cls, planned: dict[str, Any]) -> dict[str, Any]:
+    def from_plan(cls, planned: dict[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
         """Give the arguments that follow from a U-Net that nnU-Net planned; knobs come on top.
+
+        What is given as ``strides`` is where nnU-Net reads the scales of deep supervision.
 
         Args:
             planned: Its ``arch_kwargs``; not changed.
+            patch_size: Voxels per axis of the plan's patch.
         """
         return {name: deepcopy(planned[name]) for name in cls.plan_arguments if name in planned}
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from math import cos, pi
+from typing import Any
 
-from torch import optim
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from torch import nn, optim
+from torch.optim.lr_scheduler import LRScheduler
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,51 @@ OPTIMIZERS = {
 """By the word of a configuration's ``optimizer``; each has a recipe of the same name."""
 
 
+class CosineSchedule(LRScheduler):
+    """Learning rate per epoch: a linear rise in the first epochs, then half a cosine down to ``final_lr``.
+
+    Args:
+        optimizer: Whose learning rates are set.
+        epochs: Length of the training.
+        warm_up: Epochs until the rate is whole, of which the first has one ``warm_up``-th of it.
+        final_lr: Rate that the last epoch comes near to.
+    """
+
+    def __init__(self, optimizer: optim.Optimizer, epochs: int, warm_up: int, final_lr: float):
+        self.epochs, self.warm_up, self.final_lr = epochs, warm_up, final_lr
+        super().__init__(optimizer)
+
+    last_epoch: int
+
+    def step(self, epoch: int | None = None) -> None:
+        """Set the rates of an epoch, by default the next one."""
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        for group, whole in zip(self.optimizer.param_groups, self.base_lrs):
+            group["lr"] = self._rate(whole)
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _rate(self, whole: float) -> float:
+        if self.last_epoch < self.warm_up:
+            return whole * (self.last_epoch + 1) / self.warm_up
+        share = (self.last_epoch - self.warm_up) / max(1, self.epochs - self.warm_up)
+        return self.final_lr + (whole - self.final_lr) * (1 + cos(pi * min(share, 1))) / 2
+
+
+LOSSES = {"dice_ce": (1, 1), "ce": (0, 1), "dice": (1, 0)}
+"""Weights of nnU-Net's two losses, soft Dice and cross-entropy (of regions binary), by the word of a recipe."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The optimizer, its first learning rate and its weight decay: coupled (L2), but for ``adamw`` decoupled.
+
+    Attributes:
+        eps: Of Adam's denominator; None means PyTorch's.
+        decays_all: Whether biases, norms and marked parameters are decayed too.
+        schedule: ``poly``, nnU-Net's own with the exponent 0.9, or ``cosine``.
+        final_lr: Where the cosine ends.
+        warm_up: Share of the epochs, at most 50 of them, in which the rate rises to its first value.
+        loss: Word of ``LOSSES``.
 
     Raises:
         ValueError: If there is no such optimizer; the message names those that there are.
@@ -41,10 +87,38 @@ class Recipe:
     optimizer: str
     initial_lr: float
     weight_decay: float
+    eps: float | None = None
+    decays_all: bool = False
+    schedule: str = "poly"
+    final_lr: float = 0.0
+    warm_up: float = 0.0
+    loss: str = "dice_ce"
 
     def __post_init__(self):
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {self.optimizer!r} of a recipe; valid are {', '.join(OPTIMIZERS)}")
+
+    def facts(self) -> dict[str, Any]:
+        """What stands out: optimizer, rate and decay, and all else that is not as usual."""
+        usual = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != usual[name]}
+
+    def make_optimizer(self, network: nn.Module) -> optim.Optimizer:
+        """Give the optimizer of a network; what is not decayed is a group of its own."""
+        decayed: list[nn.Parameter] = []
+        kept: list[nn.Parameter] = []
+        for parameter in network.parameters():
+            free = parameter.ndim <= 1 or getattr(parameter, "_no_weight_decay", False)
+            (kept if free and not self.decays_all else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        options = {} if self.eps is None else {"eps": self.eps}
+        return OPTIMIZERS[self.optimizer].make(groups, lr=self.initial_lr, **options)
+
+    def make_schedule(self, optimizer: optim.Optimizer, epochs: int) -> LRScheduler:
+        """Give the schedule of a training of so many epochs."""
+        if self.schedule == "poly":
+            return PolyLRScheduler(optimizer, self.initial_lr, epochs)
+        return CosineSchedule(optimizer, epochs, min(50, int(self.warm_up * epochs)), self.final_lr)
 
 
 RECIPES = {
@@ -59,6 +133,16 @@ optimizer of a trainer's default recipe gets that one, another optimizer the rec
 
 PUBLISHED = "published"
 """In a trainer's name: the recipe that its network was published with, whichever of ``RECIPES`` that is."""
+
+PUBLISHED_RECIPES = {
+    **RECIPES,
+    "eoformer": Recipe("adamw", 2e-4, 1e-5, decays_all=True, schedule="cosine", warm_up=1 / 6),
+    "nested_former": Recipe("adamw", 1e-4, 1e-5, decays_all=True, schedule="cosine", warm_up=1 / 6, loss="dice"),
+    "segmamba": Recipe("sgd", 1e-2, 3e-5, loss="ce"),
+    "swin_umamba": Recipe("adamw", 1e-4, 0.05, eps=1e-5, decays_all=True, schedule="cosine", final_lr=1e-6),
+    "umamba": Recipe("sgd", 1e-2, 3e-5, decays_all=True),
+}
+"""By the word of a row in the catalogue of networks. Epochs, iterations, augmentation and clipping stay nnU-Net's."""
 
 WORDS = tuple(sorted([*RECIPES, PUBLISHED]))
 

@@ -462,8 +462,9 @@ def _device_words(record: dict) -> str:
 
 
 def _recipe_words(record: dict) -> str:
-    recipe = record.get("recipe") or {}
-    return f"{recipe.get('optimizer')} {recipe.get('initial_lr')}"
+    recipe = dict(record.get("recipe") or {})
+    words = f"{recipe.pop('optimizer', None)} {recipe.pop('initial_lr', None)}"
+    return "".join([words, *(f", {name} {value}" for name, value in recipe.items())])
 
 
 _CIRCUMSTANCES = {

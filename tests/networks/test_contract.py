@@ -58,12 +58,13 @@ def ours(network: catalogue.Network, plan: str, **knobs) -> dict:
     knobs = SMALL.get(network.name, {}) | knobs
     if "drop_path" in plans.knobs(network.path):
         knobs = {"drop_path": 0.0} | knobs  # a dropped branch has a gradient of zero, as it should
-    return plans.to_our_architecture(planned(plan), network.path, **knobs)
+    return plans.to_our_architecture(planned(plan), PLANS[plan][2], network.path, **knobs)
 
 
 def build(network: catalogue.Network, plan: str, deep_supervision: bool = True, **knobs) -> torch.nn.Module:
     """The network as trainers and ``nnUNetv2_predict`` build it."""
-    manager = ConfigurationManager({"architecture": json.loads(json.dumps(ours(network, plan, **knobs)))})
+    entry = {"architecture": ours(network, plan, **knobs), "patch_size": PLANS[plan][2]}
+    manager = ConfigurationManager(json.loads(json.dumps(entry)))
     return plans.build_network(manager, CHANNELS, CLASSES, deep_supervision)
 
 
@@ -71,14 +72,23 @@ def image(plan: str, other: bool = False) -> torch.Tensor:
     return torch.randn(2, CHANNELS, *PLANS[plan][3 if other else 2])
 
 
-def targets(patch: tuple[int, ...], strides: list) -> list[tuple[int, ...]]:
+def targets(network: catalogue.Network, plan: str) -> list[tuple[int, ...]]:
     """Shapes of nnU-Net's deep-supervision targets, as its trainer and its transform make them."""
+    patch = PLANS[plan][2]
+    if not network.load().deep_supervised:
+        return [(2, CLASSES, *patch)]
+    strides = ours(network, plan)["arch_kwargs"]["strides"]
     trainer = SimpleNamespace(
         enable_deep_supervision=True, configuration_manager=SimpleNamespace(pool_op_kernel_sizes=strides)
     )
     transform = DownsampleSegForDSTransform(nnUNetTrainer._get_deep_supervision_scales(trainer))
     found = transform(segmentation=torch.zeros(1, *patch))["segmentation"]
     return [(2, CLASSES, *target.shape[1:]) for target in found]
+
+
+def scales(outputs: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    """Outputs, finest first, of which a network that is not deeply supervised has one."""
+    return [outputs] if isinstance(outputs, torch.Tensor) else outputs
 
 
 def same(one: object, other: object) -> bool:
@@ -100,12 +110,12 @@ def test_the_row_says_what_the_class_says(network):
 @every_network_and_plan
 def test_every_scale_has_the_shape_of_its_target_and_every_parameter_gets_a_gradient(network, plan):
     built, patch = build(network, plan), image(plan)
-    outputs = built(patch)
-    strides = ours(network, plan)["arch_kwargs"]["strides"]
-    assert [tuple(output.shape) for output in outputs] == targets(PLANS[plan][2], strides)
+    outputs = scales(built(patch))
+    assert [tuple(output.shape) for output in outputs] == targets(network, plan)
     assert all(output.isfinite().all() for output in outputs)
     sum((output * torch.randn_like(output)).sum() for output in outputs).backward()
-    lonely = [name for name, p in built.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    learning = [(name, p) for name, p in built.named_parameters() if p.requires_grad]
+    lonely = [name for name, p in learning if p.grad is None or not p.grad.abs().sum() > 0]
     assert not lonely
 
 
@@ -115,8 +125,9 @@ def test_deep_supervision_is_switched_where_nnunet_switches_it_and_all_weights_s
     single.load_state_dict(built.state_dict(), strict=True)
     patch = image(plan)
     with torch.no_grad():
-        finest = built(patch)[0]
-        built.decoder.deep_supervision = False
+        finest = scales(built(patch))[0]
+        if network.load().deep_supervised:
+            built.decoder.deep_supervision = False
         assert torch.equal(built(patch), finest)
         assert torch.equal(single(patch), finest)
 
@@ -128,7 +139,7 @@ def test_one_checkpoint_fits_every_patch_where_the_network_says_so(network, plan
         pytest.skip(f"{network.name} has weights for its patch alone")
     with torch.no_grad():
         for other in (False, True):
-            assert built(image(plan, other))[0].shape[2:] == image(plan, other).shape[2:]
+            assert scales(built(image(plan, other)))[0].shape[2:] == image(plan, other).shape[2:]
 
 
 @every_network_and_plan
@@ -161,14 +172,14 @@ def test_copies_and_pickles_give_the_same_outputs(network, plan):
 def test_shapes_and_costs_are_known_without_memory(network, plan):
     with torch.device("meta"):
         built = build(network, plan)
-        outputs = built(torch.empty(2, CHANNELS, *PLANS[plan][2]))
+        outputs = scales(built(torch.empty(2, CHANNELS, *PLANS[plan][2])))
     assert all(output.is_meta for output in outputs)
-    assert [tuple(o.shape) for o in outputs] == targets(PLANS[plan][2], ours(network, plan)["arch_kwargs"]["strides"])
+    assert [tuple(output.shape) for output in outputs] == targets(network, plan)
     summary = summarize(built, CHANNELS, PLANS[plan][2], batch_size=2)
     assert summary.parameters == sum(parameter.numel() for parameter in build(network, plan).parameters())
     assert summary.parameters == sum(row.parameters for row in summary.rows)
     assert summary.multiply_adds == sum(row.multiply_adds for row in summary.rows) > 0
-    assert built.decoder.deep_supervision is True
+    assert not network.load().deep_supervised or built.decoder.deep_supervision is True
 
 
 @every_network_and_plan
@@ -185,9 +196,10 @@ def test_it_compiles_without_a_graph_break(network, plan):
 def test_numbers_that_are_not_finite_are_refused_in_evaluation_and_in_weights(network, plan):
     built, patch = build(network, plan), image(plan)
     patch[1, 1].view(-1)[:2] = float("inf")
-    assert not built(patch)[0].isfinite().all()  # a training has its own ways
+    assert not scales(built(patch))[0][1].isfinite().all()  # a training has its own ways
     for supervised in (True, False):
-        built.decoder.deep_supervision = supervised
+        if network.load().deep_supervised:
+            built.decoder.deep_supervision = supervised
         with pytest.raises(NotFiniteError, match=r"The image holds .* \(2 in channel 1, of \d+ per channel\)"):
             built.eval()(patch)
     weights = built.state_dict()

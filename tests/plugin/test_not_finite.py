@@ -331,7 +331,7 @@ def test_nnunets_own_trainer_with_a_network_of_ours_names_the_file_too(tmp_path,
         file = model / "fold_0" / "checkpoint_final.pth"
         content = torch.load(file, weights_only=False)
         small = plans["configurations"]["small"]
-        small["architecture"] = to_our_architecture(small["architecture"])
+        small["architecture"] = to_our_architecture(small["architecture"], small["patch_size"])
         content["trainer_name"] = "nnUNetTrainer"
         torch.save(content, file)
         (model / "plans.json").write_text(json.dumps(plans))

@@ -75,9 +75,10 @@ def residual(architecture: dict) -> dict:
 @pytest.mark.parametrize("as_planned", [dict, residual], ids=["PlainConvUNet", "ResidualEncoderUNet"])
 @pytest.mark.parametrize("name", ["2d", "3d_fullres"])
 def test_widths_kernels_strides_norms_are_the_plans_and_block_counts_are_dropped(name, as_planned, stock):
-    architecture = as_planned(stock[0]["configurations"][name]["architecture"])
+    configuration = stock[0]["configurations"][name]
+    architecture = as_planned(configuration["architecture"])
     before = deepcopy(architecture)
-    ours = plans.to_our_architecture(architecture)
+    ours = plans.to_our_architecture(architecture, configuration["patch_size"])
     assert architecture == before
     assert ours["network_class_name"] == "nnunet_logvmamba.networks.LoGVMambaUNet"
     assert ours["_kw_requires_import"] == before["_kw_requires_import"]

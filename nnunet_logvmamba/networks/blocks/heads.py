@@ -14,3 +14,9 @@ def every_scale_has_a_head(seg_heads: str, deep_supervision: bool) -> bool:
     if deep_supervision and seg_heads != "all":
         raise ValueError("deep_supervision needs a head on every scale: set seg_heads='all'")
     return seg_heads == "all"
+
+
+def one_output(deep_supervision: bool) -> None:
+    """Raise ValueError if deep supervision is asked of a network that has one output."""
+    if deep_supervision:
+        raise ValueError("deep_supervision needs several outputs and this network has one: leave it False")

@@ -5,7 +5,6 @@ from copy import deepcopy
 from math import prod
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from nnunet_logvmamba.layers import check_family, flag, listed, per_axis, whole,
 from nnunet_logvmamba.networks.blocks.arguments import known_arguments
 from nnunet_logvmamba.networks.blocks.heads import every_scale_has_a_head
 from nnunet_logvmamba.networks.blocks.images import check_image
+from nnunet_logvmamba.networks.blocks.padding import crop, pad_to_multiples, sizes_of_scales
 from nnunet_logvmamba.networks.blocks.vmamba_encoder import VMambaEncoder
 from nnunet_logvmamba.networks.contract import PlannedNetwork
 from nnunet_logvmamba.networks.costs import Stage, heads
@@ -215,7 +215,7 @@ class LoGVMambaSwinUNet(PlannedNetwork):
         return cls(**arguments, features_per_stage=[widths[0], *widths])
 
     @classmethod
-    def from_plan(cls, planned: dict[str, Any]) -> dict[str, Any]:
+    def from_plan(cls, planned: dict[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
         """Give the published stages, whatever was planned."""
         stages = ("n_stages", "features_per_stage", "strides", "n_blocks_per_stage")
         return {name: deepcopy(cls.preset["arguments"][name]) for name in stages}
@@ -235,22 +235,8 @@ class LoGVMambaSwinUNet(PlannedNetwork):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_image(x, self.input_channels, 2)
         spatial = x.shape[2:]
-        padding = [-size % prod(axis) for size, axis in zip(spatial, zip(*self.strides))]
-        if any(padding):
-            x = F.pad(x, [pad for end in reversed(padding) for pad in (0, end)])
-        outputs = self.decoder(self.encoder(x))
-        if not any(padding):
-            return outputs
+        padded = pad_to_multiples(x, [prod(axis) for axis in zip(*self.strides)])
+        outputs = self.decoder(self.encoder(padded))
         if isinstance(outputs, Tensor):
-            return _crop(outputs, spatial)
-        scales = ([prod(axis[: stage + 1]) for axis in zip(*self.strides)] for stage in range(len(outputs)))
-        return [
-            # Also below half a cell one is left, and 1 / total is multiplied as nnU-Net does, lest rounding differ.
-            _crop(output, [max(1, round(size * (1 / total))) for size, total in zip(spatial, totals)])
-            for output, totals in zip(outputs, scales)
-        ]
-
-
-def _crop(x: Tensor, size: Sequence[int]) -> Tensor:
-    height, width = size
-    return x[..., :height, :width]
+            return crop(outputs, spatial)
+        return [crop(output, size) for output, size in zip(outputs, sizes_of_scales(spatial, self.strides))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -29,7 +30,7 @@ def is_ours(architecture: dict) -> bool:
     return architecture["network_class_name"] in catalogue.PATHS
 
 
-def to_our_architecture(architecture: dict, network: str | None = None, **knobs) -> dict:
+def to_our_architecture(architecture: dict, patch_size: Sequence[int], network: str | None = None, **knobs) -> dict:
     """Translate the ``architecture`` of a configuration into one that names a network of ours.
 
     What of the plan holds for a network is its own to say (``PlannedNetwork.from_plan``). An architecture that is ours
@@ -37,6 +38,7 @@ def to_our_architecture(architecture: dict, network: str | None = None, **knobs)
 
     Args:
         architecture: Value of the key ``architecture`` of a configuration; not changed.
+        patch_size: Voxels per axis of the configuration's patch.
         network: Dotted path of the network to build; None means what the architecture names, or the default.
         knobs: Arguments of our network that are set on top, whatever the plan says.
 
@@ -68,7 +70,7 @@ def to_our_architecture(architecture: dict, network: str | None = None, **knobs)
     row = catalogue.row(network or NETWORK_CLASS_NAME)
     try:
         dims = len(planned["kernel_sizes"][0])
-        arguments = row.load().from_plan(planned) if dims in row.dims else {}
+        arguments = row.load().from_plan(planned, list(patch_size)) if dims in row.dims else {}
     except (TypeError, IndexError, KeyError) as error:
         raise UserError(
             f"the plan's architecture '{name}' is not as nnU-Net writes it ({error!r}): plan anew"
@@ -100,13 +102,15 @@ def build_network(
 ) -> nn.Module:
     """Build a network of ours from any configuration, with some arguments set on top; see ``to_our_architecture``.
 
-    Deep supervision is left off where the configuration asks for a head on the finest scale only.
+    Deep supervision is left off where the network or the configuration has a head on the finest scale only.
 
     Raises:
         UserError: If it cannot be built.
     """
-    architecture = to_our_architecture(configuration_manager.configuration["architecture"], network, **overrides)
+    configuration = configuration_manager.configuration
+    architecture = to_our_architecture(configuration["architecture"], configuration["patch_size"], network, **overrides)
     arguments = architecture["arch_kwargs"]
+    several = catalogue.row(architecture["network_class_name"]).load().deep_supervised
     try:
         return get_network_from_plans(
             architecture["network_class_name"],
@@ -115,7 +119,7 @@ def build_network(
             num_input_channels,
             num_output_channels,
             allow_init=True,
-            deep_supervision=deep_supervision and arguments.get("seg_heads") != "last",
+            deep_supervision=deep_supervision and several and arguments.get("seg_heads") != "last",
         )
     except TypeError as error:  # an argument that is missing, unknown or of the wrong kind
         raise UserError(str(error)) from error

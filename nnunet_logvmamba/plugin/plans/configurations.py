@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from copy import deepcopy
 from math import prod
 
@@ -84,7 +85,9 @@ def add_configuration(
         parent = manager.get_configuration(old)
         entry: dict = {"inherits_from": old}
         if not keep_network:
-            entry["architecture"] = _complete(parent.configuration["architecture"], network, arguments or {})
+            entry["architecture"] = _complete(
+                parent.configuration["architecture"], patch_size or parent.patch_size, network, arguments or {}
+            )
         if batch_size is not None:
             entry["batch_size"] = batch_size
         if patch_size is not None:
@@ -136,17 +139,17 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
         UserError: If the patch is not divisible by the strides (unless the network pads it itself), there is no batch,
             or the network takes no such patch.
     """
-    patch_size, strides = list(configuration.patch_size), configuration.pool_op_kernel_sizes
+    patch_size, axes = list(configuration.patch_size), len(configuration.spacing)
     pads = getattr(network, "pads_itself", False)
-    totals = [1 if pads else prod(axis) for axis in zip(*strides)]
+    totals = [1] * axes if pads else [prod(axis) for axis in zip(*configuration.pool_op_kernel_sizes)]
     least = getattr(network, "smallest_input", 1)
-    if len(patch_size) != len(totals):
+    if len(patch_size) != axes:
         raise UserError(
-            f"the patch size {patch_size} has {len(patch_size)} axes, but the configuration has {len(totals)}: give "
-            f"{len(totals)} numbers, in the order of the planned patch"
+            f"the patch size {patch_size} has {len(patch_size)} axes, but the configuration has {axes}: give "
+            f"{axes} numbers, in the order of the planned patch"
         )
     if any(size < least or size % total for size, total in zip(patch_size, totals)):
-        needed = f"have {len(totals)} axes of at least {least}" if pads else f"be divisible by {totals}, axis by axis"
+        needed = f"have {axes} axes of at least {least}" if pads else f"be divisible by {totals}, axis by axis"
         raise UserError(f"the patch size {patch_size} must {needed}")
     if configuration.batch_size < 1:
         raise UserError(f"the batch size must be at least 1, not {configuration.batch_size}")
@@ -179,9 +182,11 @@ def why_not_planned(plans: dict, name: str) -> str:
     return " (nnU-Net drops 3d_lowres and its cascade where it would have more than half the voxels of 3d_fullres)"
 
 
-def _complete(architecture: dict, network: str | None, values: dict) -> dict:
-    complete = to_our_architecture(architecture, network, **values)
+def _complete(architecture: dict, patch_size: Sequence[int], network: str | None, values: dict) -> dict:
+    complete = to_our_architecture(architecture, patch_size, network, **values)
     arguments = complete["arch_kwargs"]
+    if "patch_size" in arguments:  # of a base that is ours, it was that of the base's patch
+        arguments["patch_size"] = list(patch_size)
     others = {k: v for k, v in knobs(complete["network_class_name"]).items() if k not in arguments}
     complete["arch_kwargs"] = {**arguments, **others}
     return complete

@@ -122,7 +122,7 @@ def knobs(network: str = NETWORK_CLASS_NAME) -> dict:
     """Give the arguments of a network of ours that a plan can set beyond nnU-Net's own, with their default values."""
     network_class = catalogue.row(network).load()
     parameters = inspect.signature(network_class).parameters
-    given = {"input_channels", "num_classes", "deep_supervision", *network_class.plan_arguments}
+    given = {"input_channels", "num_classes", "deep_supervision", "patch_size", *network_class.plan_arguments}
     return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
 

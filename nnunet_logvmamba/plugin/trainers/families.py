@@ -13,7 +13,7 @@ from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.networks.finite import watch
 from nnunet_logvmamba.plugin.plans import build_network, is_ours
-from nnunet_logvmamba.plugin.recipes import RECIPES
+from nnunet_logvmamba.plugin.recipes import PUBLISHED_RECIPES, RECIPES
 from nnunet_logvmamba.plugin.trainer_names import PREFIX
 
 from .recipe_trainer import RecipeTrainer
@@ -108,7 +108,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 for _network in catalogue.NETWORKS:
-    _row = {"text": f"{_network.line}.", "network_name": _network.path, "published_recipe": _network.recipe}
+    _row = {
+        "text": f"{_network.line}.",
+        "network_name": _network.path,
+        "default_recipe": PUBLISHED_RECIPES[_network.recipe],
+        "published_recipe": _network.recipe,
+    }
     FAMILIES.setdefault(_network.trainer, _row)
 """By the word in a trainer's name, at least one for each network of the catalogue: its docstring ``text``, the class it
 is made from (``base``, else RecipeTrainer), whether it builds nnU-Net's network (``stock``), and attributes of

@@ -6,13 +6,13 @@ import os
 import random
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
@@ -28,7 +28,7 @@ from nnunet_logvmamba.plugin.plans import (
     is_ours,
     to_our_architecture,
 )
-from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, OPTIMIZERS, PUBLISHED, RECIPES, Recipe
+from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, LOSSES, PUBLISHED, PUBLISHED_RECIPES, RECIPES, Recipe
 from nnunet_logvmamba.plugin.trust import data_only
 from nnunet_logvmamba.results.runs import SUMMARY
 
@@ -93,27 +93,34 @@ class RecipeTrainer(FiniteTrainer):
             self.num_epochs = self.named_epochs
         self.save_every = max(1, min(50, self.num_epochs // 10))
         self.seed = self.named_seed if self.named_seed is not None else settings.get("seed")
-        arguments = self.configuration_manager.network_arch_init_kwargs
-        one_head = is_ours(self.configuration_manager.configuration["architecture"]) and (
-            arguments.get("seg_heads") == "last"
-        )
-        if one_head or len(arguments["strides"]) < 3:
+        if not self._has_several_outputs():
             # There are no other outputs to supervise, and nnU-Net would weigh a single one by 0 / 0.
             self.enable_deep_supervision = False
         self._continues = False
         self._reading = ExitStack()
         self.pretrained_parameters: set[str] = set()
 
+    def _has_several_outputs(self) -> bool:
+        arguments = self.configuration_manager.network_arch_init_kwargs
+        architecture = self.configuration_manager.configuration["architecture"]
+        if is_ours(architecture) and (
+            arguments.get("seg_heads") == "last"
+            or not catalogue.row(architecture["network_class_name"]).load().deep_supervised
+        ):
+            return False
+        return len(arguments["strides"]) > 2
+
     @classmethod
     def _own_plans(cls, plans: dict, configuration: str) -> dict:
         """Write stages that are not the plan's into it, where nnU-Net reads the scales of deep supervision."""
         if cls.network_name is None:
             return plans
-        planned = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
+        manager = PlansManager(plans).get_configuration(configuration)
+        planned = manager.configuration["architecture"]
         knobs = {} if cls.block_family is None else {"family": cls.block_family}
         entry = {
             **plans["configurations"][configuration],
-            "architecture": to_our_architecture(planned, cls.network_name, **knobs),
+            "architecture": to_our_architecture(planned, manager.patch_size, cls.network_name, **knobs),
         }
         return {**plans, "configurations": {**plans["configurations"], configuration: entry}}
 
@@ -145,7 +152,7 @@ class RecipeTrainer(FiniteTrainer):
         settings = check_training_settings(configuration_manager.configuration.get(TRAINING_KEY))
         configured = settings.get("optimizer", cls.default_recipe.optimizer)
         if cls.named_recipe in ("paper", PUBLISHED):
-            return RECIPES["paper" if cls.named_recipe == "paper" else cls.published_recipe]
+            return PUBLISHED_RECIPES["paper" if cls.named_recipe == "paper" else cls.published_recipe]
         if cls.named_recipe is not None:
             recipe = RECIPES[cls.named_recipe]
         else:
@@ -164,7 +171,7 @@ class RecipeTrainer(FiniteTrainer):
         elif "pretrained" in (self.configuration_manager.configuration.get(TRAINING_KEY) or {}):
             self.print_to_log_file(f"'pretrained' is for {catalogue.PRETRAINABLE} and is not used by this network.")
         self.print_to_log_file(
-            f"Recipe: {asdict(self.recipe)}, {self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations, "
+            f"Recipe: {self.recipe.facts()}, {self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations, "
             f"seed {self.seed}"
         )
         if any(name.endswith("A_log") for name, _ in self.network.named_parameters()):
@@ -210,14 +217,20 @@ class RecipeTrainer(FiniteTrainer):
                     parameter.grad = None
 
     def configure_optimizers(self):
-        """Give the recipe's optimizer, with and without weight decay, and nnU-Net's polynomial schedule."""
-        decayed, kept = [], []
-        for parameter in self.network.parameters():
-            free = parameter.ndim <= 1 or getattr(parameter, "_no_weight_decay", False)
-            (kept if free else decayed).append(parameter)
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-        optimizer = OPTIMIZERS[self.recipe.optimizer].make(groups, lr=self.initial_lr)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+        """Give the recipe's optimizer and its schedule."""
+        optimizer = self.recipe.make_optimizer(self.network)
+        return optimizer, self.recipe.make_schedule(optimizer, self.num_epochs)
+
+    def _build_loss(self):
+        loss = super()._build_loss()
+        both = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+        both.weight_dice, both.weight_ce = LOSSES[self.recipe.loss]
+        return loss
+
+    def set_deep_supervision_enabled(self, enabled: bool):
+        """Switch the outputs of all scales on or off, where the network has them."""
+        if getattr(bare_network(self), "deep_supervised", True):
+            super().set_deep_supervision_enabled(enabled)
 
     def _seed_everything(self, epoch: int = 0):
         if self.seed is None:

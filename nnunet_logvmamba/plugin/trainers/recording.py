@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -112,7 +111,7 @@ def _facts(trainer: RecordedTrainer) -> dict:
         "configuration": trainer.configuration_name,
         "fold": trainer.fold,
         "seed": trainer.seed,
-        "recipe": None if trainer.recipe is None else asdict(trainer.recipe),
+        "recipe": None if trainer.recipe is None else trainer.recipe.facts(),
         "epochs": trainer.num_epochs,
         "iterations_per_epoch": trainer.num_iterations_per_epoch,
         "validation_iterations_per_epoch": trainer.num_val_iterations_per_epoch,

@@ -48,7 +48,9 @@ def make(plans_file):
         if base == "2d":
             configuration["patch_size"] = [16, 20]
         if knobs is not None:
-            configuration["architecture"] = plans.to_our_architecture(configuration["architecture"], **knobs)
+            configuration["architecture"] = plans.to_our_architecture(
+                configuration["architecture"], configuration["patch_size"], **knobs
+            )
         configuration[plans.TRAINING_KEY] = settings
         content["continue_training"] = continues
         trainer_class = trainer_class or getattr(trainers, name)

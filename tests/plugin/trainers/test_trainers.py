@@ -39,7 +39,9 @@ def make(plans_file):
         configuration["patch_size"] = [16] * len(configuration["patch_size"])
         configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [16, 16, 32]
         if knobs is not None:
-            configuration["architecture"] = plans.to_our_architecture(configuration["architecture"], **knobs)
+            configuration["architecture"] = plans.to_our_architecture(
+                configuration["architecture"], configuration["patch_size"], **knobs
+            )
         if settings is not None:
             configuration[plans.TRAINING_KEY] = settings
         configuration.update(changes)
