@@ -21,6 +21,7 @@ SUB_COMMANDS = (
     "run",
     "plans",
     "summary",
+    "peers",
     "check",
     "evaluate",
     "instances",

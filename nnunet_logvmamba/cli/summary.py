@@ -56,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_logvmamba.plugin.recipes import OPTIMIZERS  # late, as it imports torch
 
     if args.preset is not None:
-        network, channels, patch_size, batch_size = _from_preset(args.preset)
+        network, channels, patch_size, batch_size = network_of_preset(args.preset)
         optimizer, title = "adam", f"preset {args.preset}"
     else:
-        network, channels, patch_size, batch_size, optimizer = _from_plans(args)
+        network, channels, patch_size, batch_size, optimizer = network_of_plans(args)
         title = f"{args.trainer}, {args.configuration} of {args.plans}, data set {args.dataset}"
     if args.patch_size is not None:
         if len(args.patch_size) != len(patch_size):
@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _from_preset(name: str) -> tuple[nn.Module, int, Sequence[int], int]:
+def network_of_preset(name: str) -> tuple[nn.Module, int, Sequence[int], int]:
+    """Give a published network on the meta device, its channels, patch and batch size."""
     import torch
 
     if name not in catalogue.PRESETS:
@@ -103,7 +104,15 @@ def _from_preset(name: str) -> tuple[nn.Module, int, Sequence[int], int]:
     return network, preset["arguments"]["input_channels"], preset["patch_size"], 1
 
 
-def _from_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int], int, str]:
+def network_of_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int], int, str]:
+    """Give what a trainer builds from a plan, on the meta device, its channels, patch, batch size and optimizer.
+
+    Args:
+        args: ``dataset``, ``plans``, ``configuration`` and ``trainer``.
+
+    Raises:
+        UserError: If there is no such plan or trainer, or the network cannot be built from it.
+    """
     import torch
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager

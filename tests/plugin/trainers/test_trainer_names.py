@@ -1,9 +1,12 @@
 """What a misspelt name of a trainer is taken for, and what is not taken for one of ours."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nnunet_logvmamba.plugin import trainers
-from nnunet_logvmamba.plugin.trainer_names import nearest_name
+from nnunet_logvmamba.plugin.recipes import WORDS
+from nnunet_logvmamba.plugin.trainer_names import PREFIX, nearest_name, parts_of
 
 FAMILIES = tuple(trainers.TRAINER_OF_FAMILY)
 
@@ -78,3 +81,38 @@ def test_every_family_is_nearest_to_itself(family):
 )
 def test_names_of_others_are_left_to_nnunet(typed):
     assert nearest_name(typed, FAMILIES) is None
+
+
+PIECES = st.sampled_from([PREFIX, *FAMILIES, *WORDS, "epochs", "seed", "swin", "_", "-", " ", "0", "17", "²", "٣", "é"])
+TYPED = st.lists(PIECES | st.text(max_size=4), max_size=8).map("".join)
+
+
+@given(TYPED)
+@settings(max_examples=200, deadline=None)
+def test_whatever_is_typed_the_nearest_name_is_valid_and_nearest_to_itself(typed):
+    nearest = nearest_name(typed, FAMILIES)
+    if nearest is not None:
+        family, parts = parts_of(nearest)
+        assert family in FAMILIES
+        assert nearest_name(nearest, FAMILIES) == nearest
+        assert getattr(trainers, nearest).named_seed == parts["named_seed"]
+    if parts_of(typed) is not None and parts_of(typed)[0] in FAMILIES:
+        assert nearest == typed
+
+
+NAMED = st.builds(
+    lambda family, recipe, epochs, seed: "".join([PREFIX, family, recipe, epochs, seed]),
+    st.sampled_from(FAMILIES),
+    st.sampled_from(["", *(f"_{word}" for word in WORDS)]),
+    st.sampled_from([""]) | st.integers(1, 10**6).map("_{}epochs".format),
+    st.sampled_from([""]) | st.integers(0, 10**9).map("_seed{}".format),
+)
+
+
+@given(NAMED, st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_slip_in_a_valid_name_makes_no_other_numbers_of_it(name, data):
+    place = data.draw(st.sampled_from([i for i, letter in enumerate(name) if letter.isalpha() and i < len(PREFIX)]))
+    slipped = name[:place] + name[place + 1 :]
+    assert nearest_name(name, FAMILIES) == name
+    assert parts_of(nearest_name(slipped, FAMILIES)) == parts_of(name)
