@@ -1,4 +1,4 @@
-"""``logvmamba peers``: one row per network, with sizes of a plan or as published, and reasons for what cannot be had."""
+"""``logvmamba peers``: a row per network, with sizes of a plan or as published, and reasons for what cannot be had."""
 
 from dataclasses import replace
 
