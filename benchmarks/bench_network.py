@@ -4,7 +4,8 @@
 seconds per training step (forward, backward, SGD step, all heads) on patches of 40 x 56 x 40 at batch 2 and of
 512 x 512 at batch 1 (8 on CUDA), and seconds per prediction of one patch of 128 x 128 x 128 and one of 512 x 512; peak
 memory in a process of its own for each. It writes ``benchmarks/results/network_<device>.json``; with ``--case``, only
-that case, into the file that is there. With ``--profile`` it prints instead where LoG-VMamba spends its time.
+that case, into the file that is there. With ``--peers`` every network that there is a trainer for, training and
+predicting, into ``peers_<device>.json``. With ``--profile`` it prints instead where LoG-VMamba spends its time.
 
 Presets M and L of nnU-Net's residual encoder differ in patch and batch, not in the network, so at equal patch they are
 one row.
@@ -17,15 +18,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
 import torch
 from correctness import checked
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from measure import RESULTS, circumstances, save, side_by_side
 from torch import nn
-from workloads import HIPPOCAMPUS, NETWORKS, PICTURES, NetworkPlan
+from workloads import HIPPOCAMPUS, NETWORKS, PEERS, PICTURES, TINY, NetworkPlan
 
 from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.networks.costs import summarize
 from nnunet_logvmamba.plugin.environment import peak_memory_bytes
 
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6)  # per stage, as nnU-Net's residual encoder presets plan it
@@ -77,20 +80,55 @@ BUILDERS_2D = {
 }
 
 
+def of_the_catalogue(network: catalogue.Network, case: NetworkPlan, **knobs: object) -> nn.Module:
+    """What the trainer of a network builds from the plan."""
+    made, stages = network.load(), len(case.features)
+    planned = case.plan | {"n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1)}
+    return made(
+        input_channels=case.input_channels,
+        num_classes=case.num_classes,
+        deep_supervision=made.deep_supervised,
+        **made.from_plan(planned, list(case.patch_size)),
+        **knobs,
+    )
+
+
 def builders(case: NetworkPlan) -> dict[str, Callable[[NetworkPlan], nn.Module]]:
     """What is compared on a case."""
     return BUILDERS_2D if len(case.patch_size) == 2 else BUILDERS
 
 
-def step(name: str, case: NetworkPlan, device: str) -> tuple[Callable[[], object], int]:
+def peers(case: NetworkPlan) -> dict[str, Callable[[NetworkPlan], nn.Module]]:
+    """nnU-Net's network, every one of the catalogue that has as many axes, and U-Mamba-Enc on the sequential scan.
+
+    The backward pass of that scan takes quadratic time in autograd, so it is there on the smallest case alone, beside
+    the same network with ours.
+    """
+    if case.name == TINY.name:
+        enc = catalogue.row("UMambaEnc")
+        return {
+            "PlainConvUNet": plain,
+            "UMambaEnc": functools.partial(of_the_catalogue, enc),
+            "UMambaEnc, sequential scan": functools.partial(of_the_catalogue, enc, backend="reference"),
+        }
+    fitting = [network for network in catalogue.NETWORKS if len(case.patch_size) in network.dims]
+    found = {network.trainer: functools.partial(of_the_catalogue, network) for network in fitting}
+    if len(case.patch_size) == 2:
+        found["SwinUMambaD"] = functools.partial(of_the_catalogue, catalogue.row("LoGVMambaSwinUNet"), family="vss")
+    return {"PlainConvUNet": plain, **found}
+
+
+def step(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan, device: str) -> tuple[Callable[[], object], int]:
     """What is timed, a training step or a prediction, and the number of parameters."""
     torch.manual_seed(0)
-    network = builders(case)[name](case).to(device)
+    network = build(case).to(device)
     x = torch.randn(case.batch_size, case.input_channels, *case.patch_size, device=device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     amp = functools.partial(torch.autocast, device, enabled=device == "cuda")
     if not case.training:
-        network.eval().decoder.deep_supervision = False
+        network.eval()
+        if getattr(network, "deep_supervised", True):
+            network.decoder.deep_supervision = False
 
         def predict() -> None:
             with torch.inference_mode(), amp():
@@ -103,23 +141,26 @@ def step(name: str, case: NetworkPlan, device: str) -> tuple[Callable[[], object
     def train() -> None:
         optimizer.zero_grad(set_to_none=True)
         with amp():
-            loss = sum(output.float().square().mean() for output in network(x))
+            outputs = network(x)
+            scales = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+            loss = sum(output.float().square().mean() for output in scales)
         loss.backward()
         optimizer.step()
 
     return train, parameters
 
 
-def peak_memory(name: str, case: NetworkPlan, device: str) -> int:
+def peak_memory(name: str, case: NetworkPlan, device: str, of_peers: bool) -> int:
     """Bytes that two steps need beyond what an idle process has, in a process of its own."""
     command = [sys.executable, __file__, "--device", device, "--memory-of", name, case.name]
+    command += ["--peers"] if of_peers else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.splitlines()[-1])
 
 
-def _print_memory(name: str, case: NetworkPlan, device: str) -> None:
+def _print_memory(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan, device: str) -> None:
     before = peak_memory_bytes(torch.device(device))
-    call, _ = step(name, case, device)
+    call, _ = step(build, case, device)
     call()
     call()
     print(peak_memory_bytes(torch.device(device)) - before)
@@ -128,14 +169,14 @@ def _print_memory(name: str, case: NetworkPlan, device: str) -> None:
 def measured(case: NetworkPlan, device: str) -> dict[str, object]:
     """Seconds, memory and parameters of every network on one case."""
     steps, parameters = {}, {}
-    for name in builders(case):
-        steps[name], parameters[name] = step(name, case, device)
+    for name, build in builders(case).items():
+        steps[name], parameters[name] = step(build, case, device)
     seconds = side_by_side(steps, rounds=7, device=device)
     rows = {
         name: seconds[name]
         | {
             "ratio": seconds[name]["seconds"] / seconds["PlainConvUNet"]["seconds"],
-            "peak_bytes": peak_memory(name, case, device),
+            "peak_bytes": peak_memory(name, case, device, of_peers=False),
             "parameters": parameters[name],
         }
         for name in steps
@@ -145,9 +186,31 @@ def measured(case: NetworkPlan, device: str) -> dict[str, object]:
     return {"case": case.name, "what": what, "patch": case.patch_size, "batch": case.batch_size, "networks": rows}
 
 
+def measured_peers(case: NetworkPlan, device: str) -> dict[str, object]:
+    """Training step, prediction, memory, parameters and multiply-adds of every network that there is a trainer for."""
+    steps, predictions, rows = {}, {}, {}
+    for name, build in peers(case).items():
+        steps[name], parameters = step(build, case, device)
+        predictions[name], _ = step(build, replace(case, training=False), device)
+        with torch.device("meta"):
+            network = build(case)
+        rows[name] = {
+            "parameters": parameters,
+            "multiply_adds": summarize(network, case.input_channels, case.patch_size, 1).multiply_adds,
+        }
+    seconds, predicting = (side_by_side(calls, rounds=3, device=device) for calls in (steps, predictions))
+    voxels = case.batch_size * prod(case.patch_size)
+    for name, row in rows.items():
+        row["step"] = seconds[name] | {"ratio": seconds[name]["seconds"] / seconds["PlainConvUNet"]["seconds"]}
+        row["prediction"] = predicting[name] | {"voxels_per_second": voxels / predicting[name]["seconds"]}
+        row["peak_bytes"] = peak_memory(name, case, device, of_peers=True)
+    print(case.name, json.dumps(rows, indent=2), flush=True)
+    return {"case": case.name, "patch": case.patch_size, "batch": case.batch_size, "networks": rows}
+
+
 def profile(case: NetworkPlan, device: str) -> None:
     """Print the operations that take most of LoG-VMamba's time."""
-    call, _ = step("LoG-VMamba", case, device)
+    call, _ = step(log_vmamba, case, device)
     call()
     with torch.profiler.profile(record_shapes=True) as seen:
         call()
@@ -172,23 +235,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="only the small case, saved under another name")
-    parser.add_argument("--case", choices=[case.name for case in NETWORKS], help="only this one")
+    parser.add_argument(
+        "--case", choices=[*{case.name: None for case in (*NETWORKS, *PEERS, TINY)}], help="only this one"
+    )
+    parser.add_argument("--peers", action="store_true", help="every network that there is a trainer for")
     parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "CASE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     batch = {PICTURES.name: 8} if args.device == "cuda" else {}
-    cases = {case.name: replace(case, batch_size=batch.get(case.name, case.batch_size)) for case in NETWORKS}
+    known = (*PEERS, TINY) if args.peers else NETWORKS
+    batch = {} if args.peers else batch
+    cases = {case.name: replace(case, batch_size=batch.get(case.name, case.batch_size)) for case in known}
+    if args.case not in (None, *cases):
+        parser.error(f"--case {args.case} is not among {', '.join(cases)} here")
     if args.memory_of:
-        _print_memory(args.memory_of[0], cases[args.memory_of[1]], args.device)
+        case = cases[args.memory_of[1]]
+        _print_memory((peers if args.peers else builders)(case)[args.memory_of[0]], case, args.device)
         return
     chosen = [cases[args.case]] if args.case else [HIPPOCAMPUS] if args.quick else list(cases.values())
     if args.profile:
         for case in chosen:
             profile(case, args.device)
         return
-    name = f"network_{args.device}{'_quick' * args.quick}"
+    if args.quick and args.peers:
+        chosen = [cases[TINY.name]]
+    name = f"{'peers' if args.peers else 'network'}_{args.device}{'_quick' * args.quick}"
     kept, correctness = stored(name) if args.case else [], checked(args.device)
-    measurements = [measured(case, args.device) | {"circumstances": circumstances(correctness)} for case in chosen]
+    measure = measured_peers if args.peers else measured
+    measurements = [measure(case, args.device) | {"circumstances": circumstances(correctness)} for case in chosen]
     again = {found["case"] for found in measurements}
     print(save(name, {"networks": [found for found in kept if found["case"] not in again] + measurements}, correctness))
 

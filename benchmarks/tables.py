@@ -1,6 +1,6 @@
-"""Make ``docs/benchmarks.md`` and its plot from the stored results: ``python benchmarks/tables.py [--check]``.
+"""Make ``docs/benchmarks.md``, its plot and ``docs/peers.md`` from results: ``python benchmarks/tables.py [--check]``.
 
-``--check`` writes nothing and fails if the page is not what the results give.
+``--check`` writes nothing and fails if a page is not what the results give.
 """
 
 import argparse
@@ -12,12 +12,26 @@ from measure import RESULTS
 
 DOCS = RESULTS.parents[1] / "docs"
 PAGE, PLOT = DOCS / "benchmarks.md", DOCS / "figures" / "scan_growth.png"
+PEERS_PAGE = DOCS / "peers.md"
 REFERENCE = "reference"
 INTRODUCTION = """# Benchmarks
 
 Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; nothing here is typed by hand. All
 candidates of a table ran in turns in one process, and a figure is the median of its turns. The files keep every turn,
 the quartiles, and whether the commit was found to be right before it was timed; if it was not, there is no table.
+"""
+
+PEERS_INTRODUCTION = """# Every network, side by side
+
+Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; nothing here is typed by hand. What each
+network is, who published it and under which licence stands in [trainers](reference/trainers.md#networks);
+`logvmamba peers -d ID` gives sizes for a plan of your own.
+
+All networks of a table were built as their trainers build them from one plan, with random weights, and ran in turns in
+one process: three training steps (forward, backward, SGD step, all heads) and three predictions of a patch (one head).
+So this says what a step costs, not what it teaches. Peak memory is that of two training steps in a process of its own,
+beyond what an idle one has. Multiply-adds (GMAC) are those of one patch forwards; scans are not among them. SegMamba,
+NestedFormer, EoFormer, UNETR and SwinUNETR have widths of their own and do not follow the plan's.
 """
 
 LEGEND = """`reference` is the sequential algorithm that mamba-ssm publishes, with autograd, and the better of one and
@@ -134,6 +148,27 @@ def network_section(results: dict) -> str:
         ]
         parts.append(table(head, rows))
     return "\n\n".join(parts)
+
+
+def peers_page(stored: dict[str, dict]) -> str:
+    """The page about all networks."""
+    parts = [PEERS_INTRODUCTION.strip()]
+    for device in ("cpu", "cuda"):
+        if f"peers_{device}" not in stored:
+            continue
+        parts += [f"## {device.upper()}", f"`python benchmarks/bench_network.py --peers --device {device}`"]
+        for case in stored[f"peers_{device}"]["networks"]:
+            patch = " × ".join(map(str, case["patch"]))
+            head = [f"{patch}, batch {case['batch']}", "parameters", "GMAC", "seconds per step", "times PlainConvUNet"]
+            head += ["peak memory, MiB", "prediction, 10³ voxels/s"]
+            rows = [
+                [name, f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e9:.1f}", f"{row['step']['seconds']:.3g}"]
+                + [f"{row['step']['ratio']:.2f}", f"{row['peak_bytes'] / 2**20:,.0f}"]
+                + [f"{row['prediction']['voxels_per_second'] / 1e3:,.0f}"]
+                for name, row in case["networks"].items()
+            ]
+            parts += [circumstances(case), table(head, rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def conversion_section(results: dict) -> str:
@@ -272,18 +307,20 @@ def main() -> int:
         sys.exit(f"tables: there are no results in {folder}; run benchmarks/bench_scan.py first")
     if why := refusal(stored):
         sys.exit(f"tables: {why}")
-    text = page(stored)
-    if args.show:
-        print(text, end="")
-        return 0
-    if args.check:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-            sys.exit(f"tables: {PAGE.name} is not what the results give; run python {Path(__file__).name}")
-        return 0
-    PAGE.write_text(text, encoding="utf-8")
-    if "scan_cpu" in stored:
+    pages = {PAGE: page(stored)}
+    if any(name.startswith("peers_") and not name.endswith("_quick") for name in stored):
+        pages[PEERS_PAGE] = peers_page(stored)
+    for file, text in pages.items():
+        if args.show:
+            print(text, end="")
+        elif args.check:
+            if not file.exists() or file.read_text(encoding="utf-8") != text:
+                sys.exit(f"tables: {file.name} is not what the results give; run python {Path(__file__).name}")
+        else:
+            file.write_text(text, encoding="utf-8")
+            print(file)
+    if "scan_cpu" in stored and not (args.show or args.check):
         draw(stored["scan_cpu"])
-    print(PAGE)
     return 0
 
 

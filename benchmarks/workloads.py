@@ -85,4 +85,8 @@ HIPPOCAMPUS = NetworkPlan("hippocampus", 1, 3, (32, 64, 128, 256), (40, 56, 40),
 BRATS = NetworkPlan("brats", 4, 4, (32, 64, 128, 256, 320, 320), (128, 128, 128), 1, False)
 PICTURES = NetworkPlan("pictures", 3, 3, (32, 64, 128, 256, 512, 512, 512, 512), (512, 512), 1, True)
 PICTURES_PREDICTION = replace(PICTURES, name="pictures-prediction", training=False)
+CUBE = NetworkPlan("cube", 4, 3, (32, 64, 128, 256, 320), (64, 64, 64), 1, True)
+TINY = NetworkPlan("tiny", 1, 3, (32, 64, 128), (16, 16, 16), 1, True)
+PEERS = (HIPPOCAMPUS, CUBE, PICTURES)
+"""On which every network of the catalogue is measured."""
 NETWORKS = (HIPPOCAMPUS, BRATS, PICTURES, PICTURES_PREDICTION)
