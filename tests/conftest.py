@@ -40,7 +40,7 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden", metavar="DIR", help="folder of golden files to compare with (tests/layers)")
+    parser.addoption("--golden", metavar="DIR", help="folder of golden files to compare with (in layers, networks)")
 
 
 def pytest_runtest_setup(item):
