@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nnunet_logvmamba"
 
 MAY_IMPORT = {
-    "ops": {"numba", "triton", "mamba_ssm"},
+    "ops": {"numba", "triton", "mamba_ssm", "causal_conv1d"},
     "layers": {"ops"},
     "networks": {"layers", "dynamic_network_architectures"},
     "evaluation": {"monai"},

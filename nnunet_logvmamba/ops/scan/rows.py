@@ -17,9 +17,9 @@ def forward(compute: ModuleType, u, delta, A, B, C, D, delta_bias, initial_state
     """Output for the rows of ``u`` and last state by the backend ``compute``."""
     if getattr(compute, "READS_ROWS", False):
         return compute.forward(u, delta, A, B, C, D, delta_bias, initial_state, context, order, delta_softplus)
-    inputs, steps, entries, exits = (_in_order(x, order) for x in (_joined(u, context), delta, B, C))
+    inputs, steps, entries, exits = (in_order(x, order) for x in (_joined(u, context), delta, B, C))
     y, last_state = compute.forward(inputs, steps, A, entries, exits, D, delta_bias, initial_state, delta_softplus)
-    return _in_order(y, _places(order))[:, : u.shape[1]], last_state
+    return in_order(y, places(order))[:, : u.shape[1]], last_state
 
 
 def backward(compute: ModuleType, grad_y, grad_last_state, *arguments):
@@ -33,14 +33,14 @@ def backward(compute: ModuleType, grad_y, grad_last_state, *arguments):
     if context is not None:
         grad_y = torch.cat((grad_y, grad_y.new_zeros(context.shape)), dim=1)
     grad_outputs, inputs, steps, entries, exits = (
-        _in_order(x, order) for x in (grad_y, _joined(u, context), delta, B, C)
+        in_order(x, order) for x in (grad_y, _joined(u, context), delta, B, C)
     )
     grad_inputs, grad_steps, grad_A, grad_entries, grad_exits, *others = compute.backward(
         grad_outputs, grad_last_state, inputs, steps, A, entries, exits, D, delta_bias, initial_state, delta_softplus
     )
-    places = _places(order)
+    back = places(order)
     grad_rows, grad_delta, grad_B, grad_C = (
-        _in_order(x, places) for x in (grad_inputs, grad_steps, grad_entries, grad_exits)
+        in_order(x, back) for x in (grad_inputs, grad_steps, grad_entries, grad_exits)
     )
     grad_u, grad_context = grad_rows, None
     if context is not None:  # copies: with one batch entry the parts would be contiguous and share their memory
@@ -74,11 +74,11 @@ def _joined(u: Tensor, context: Tensor | None) -> Tensor:
     return u if context is None else torch.cat((u, context), dim=1)
 
 
-def _in_order(rows: Tensor, order: Tensor | None) -> Tensor:
+def in_order(rows: Tensor, order: Tensor | None) -> Tensor:
     return rows if order is None else rows.index_select(1, order)
 
 
-def _places(order: Tensor | None) -> Tensor | None:
+def places(order: Tensor | None) -> Tensor | None:
     """Where in the sequence each row came, the inverse of ``order``."""
     if order is None:
         return None
