@@ -6,6 +6,7 @@ from .arguments import flag, listed, per_axis, whole, wholes
 from .global_tokens import GLOBAL_STRIDES, GlobalTokens
 from .local_tokens import CONVOLUTIONS, ConvTokens, LocalTokens, check_spatial_dims
 from .log_vmamba import FAMILIES, DropPath, LoGVMambaBlock, check_family, default_squeeze
+from .mamba import MAMBA_DIRECTIONS, Mamba, MambaLayer, single_precision
 from .selective_ssm import SelectiveSSM, SkipOnly, exempt_from_weight_decay
 from .token_order import (
     DIRECTIONS,
@@ -23,12 +24,15 @@ __all__ = [
     "FAMILIES",
     "GLOBAL_STRIDES",
     "LISTENERS",
+    "MAMBA_DIRECTIONS",
     "PLACEMENTS",
     "ConvTokens",
     "DropPath",
     "GlobalTokens",
     "LoGVMambaBlock",
     "LocalTokens",
+    "Mamba",
+    "MambaLayer",
     "SelectiveSSM",
     "SkipOnly",
     "all_finite",
@@ -42,6 +46,7 @@ __all__ = [
     "finite",
     "raster_order",
     "sequence_orders",
+    "single_precision",
     "token_positions",
     "flag",
     "listed",

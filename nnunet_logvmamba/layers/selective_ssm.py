@@ -21,6 +21,14 @@ def exempt_from_weight_decay(parameter: nn.Parameter) -> nn.Parameter:
     return parameter
 
 
+@torch.no_grad()
+def draw_step_bias(bias: nn.Parameter) -> None:
+    """Fill a bias so that its softplus, the step, is log-uniform between 0.001 and 0.1."""
+    step = torch.empty_like(bias).uniform_(math.log(_SMALLEST_STEP), math.log(_LARGEST_STEP)).exp()
+    step.clamp_(min=_STEP_FLOOR)
+    bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+
+
 class SelectiveSSM(nn.Module):
     """Selective state-space model (S6) over tokens, in one or more directions whose outputs are added up.
 
@@ -63,9 +71,7 @@ class SelectiveSSM(nn.Module):
             self.x_proj_weight, -(self.x_proj_weight.shape[-1] ** -0.5), self.x_proj_weight.shape[-1] ** -0.5
         )
         nn.init.uniform_(self.dt_proj_weight, -(self.step_rank**-0.5), self.step_rank**-0.5)
-        step = torch.empty_like(self.dt_bias).uniform_(math.log(_SMALLEST_STEP), math.log(_LARGEST_STEP)).exp()
-        step.clamp_(min=_STEP_FLOOR)
-        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+        draw_step_bias(self.dt_bias)
         self.A_log.copy_(torch.arange(1, self.state_size + 1, dtype=self.A_log.dtype).log())
         nn.init.ones_(self.D)
 
