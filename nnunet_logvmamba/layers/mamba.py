@@ -113,7 +113,11 @@ class Mamba(nn.Module):
         if direction == "forward":
             return None
         rows = torch.arange(tokens.shape[1], device=tokens.device)
-        return rows.flip(0) if direction == "backward" else rows.view(slices, -1).t().reshape(-1)
+        if direction == "backward":
+            return rows.flip(0)
+        if tokens.shape[1] % slices:
+            raise ValueError(f"{tokens.shape[1]} voxels cannot be cut into {slices} equal slices: leave slices None")
+        return rows.view(slices, -1).t().reshape(-1)
 
 
 class MambaLayer(nn.Module):
@@ -156,10 +160,6 @@ class MambaLayer(nn.Module):
                 what = "channels" if channels_last else "voxels"
                 raise ValueError(f"the map has {tokens.shape[2]} {what} and this layer was made for {self.width}")
             slices = x.shape[2] if self.slices is None else self.slices
-            if tokens.shape[1] % slices:
-                raise ValueError(
-                    f"{tokens.shape[1]} voxels cannot be cut into {slices} equal slices; set slices to null"
-                )
             y = self.mamba(self.norm(tokens), slices)
             y = (y.transpose(1, 2) if channels_last else y).unflatten(2, x.shape[2:])
             return x + y if self.residual else y

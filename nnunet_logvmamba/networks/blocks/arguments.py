@@ -52,7 +52,7 @@ def known_arguments(function: Callable[P, R]) -> Callable[P, R]:
         called = owner.__name__ if constructor else f"{owner.__name__}.{function.__name__}"
         plainly = (
             f"; {called}.from_channels takes spatial_dims, in_channels, out_channels, channels and strides"
-            if constructor
+            if constructor and hasattr(owner, "from_channels")
             else ""
         )
         if not open_ended:

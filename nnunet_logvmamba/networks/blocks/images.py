@@ -21,7 +21,7 @@ def check_image(x: Tensor, channels: int, spatial_dims: int) -> None:
             "the channels"
         )
     if 0 in x.shape[2:]:
-        raise ValueError(f"the image is {_times(x.shape[2:])}; every side must have at least one voxel")
+        raise ValueError(f"the image is {times(x.shape[2:])}; every side must have at least one voxel")
 
 
 def check_size(x: Tensor, strides: Sequence[Sequence[int]], norm: nn.Module) -> None:
@@ -46,8 +46,8 @@ def check_size(x: Tensor, strides: Sequence[Sequence[int]], norm: nn.Module) -> 
         axis = min(range(len(size)), key=lambda axis: enough[axis] - least[axis])
         least[axis] = enough[axis]
     raise ValueError(
-        f"the image of {_times(size)} voxels is too small for this network: the strides leave {left} of them "
-        f"at the deepest stage and {fewest} {'is' if fewest == 1 else 'are'} needed; give at least {_times(least)}"
+        f"the image of {times(size)} voxels is too small for this network: the strides leave {left} of them "
+        f"at the deepest stage and {fewest} {'is' if fewest == 1 else 'are'} needed; give at least {times(least)}"
     )
 
 
@@ -59,5 +59,25 @@ def _left(sides: Sequence[int], pools: Sequence[int], steps: Sequence[int]) -> i
     return left
 
 
-def _times(size: Sequence[int]) -> str:
+def check_padded_size(x: Tensor, multiples: Sequence[int]) -> None:
+    """Raise ValueError, naming the least size, where one voxel would be left for instance norm at the deepest stage.
+
+    Args:
+        x: (batch, channels, *spatial).
+        multiples: What the network divides each axis by, after padding to a multiple of it.
+    """
+    size = tuple(x.shape[2:])
+    for side, multiple in zip(size, multiples):
+        if side > multiple:
+            return
+    axis = min(range(len(size)), key=lambda axis: multiples[axis] - size[axis])
+    least = [multiples[axis] + 1 if index == axis else side for index, side in enumerate(size)]
+    raise ValueError(
+        f"the image of {times(size)} voxels is too small for this network: one of them would be left at the deepest "
+        f"stage and 2 are needed; give at least {times(least)}"
+    )
+
+
+def times(size: Sequence[int]) -> str:
+    """Sizes in words, ``8 x 8 x 8``."""
     return " x ".join(map(str, size))
