@@ -126,7 +126,7 @@ def compare_network(hyper: dict, tensors: dict[str, Tensor]) -> None:
 
 
 def compare_odd(network: UMamba, tensors: dict[str, Tensor], limit: float, dtype: torch.dtype) -> None:
-    """At a size that the strides do not divide the original gives a larger map; ours pads, and gives the size it got."""
+    """At a size that the strides do not divide the original gives a larger map; ours pads, and crops to that size."""
     x = image(tensors, "odd/in/x", dtype)
     for index, output in enumerate(network.segment(x)):
         assert_close(f"odd/logits/{index}", output, tensors[f"odd/logits/{index}"], limit)
