@@ -1,5 +1,6 @@
 """Building blocks as nn.Modules; 2D and 3D share one class."""
 
+from nnunet_logvmamba.ops.causal_conv import FLOPS
 from nnunet_logvmamba.ops.finite import LISTENERS, all_finite, count_not_finite, finite
 
 from .arguments import flag, listed, per_axis, whole, wholes
@@ -22,6 +23,7 @@ __all__ = [
     "CONVOLUTIONS",
     "DIRECTIONS",
     "FAMILIES",
+    "FLOPS",
     "GLOBAL_STRIDES",
     "LISTENERS",
     "MAMBA_DIRECTIONS",

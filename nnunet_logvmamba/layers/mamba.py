@@ -169,10 +169,14 @@ class MambaLayer(nn.Module):
         """Number of orders in which the tokens are read."""
         return len(self.mamba.directions)
 
-    def state_updates(self, channels: int, spatial: Sequence[int]) -> int:
-        """Number of states that are computed for one map."""
-        length = math.prod(spatial) if self.tokens == "patch" else channels
-        return length * sum(p.numel() for name, p in self.mamba.named_parameters() if name.endswith("_log"))
+    def length(self, channels: int, spatial: Sequence[int]) -> int:
+        """Number of tokens of a map."""
+        return math.prod(spatial) if self.tokens == "patch" else channels
+
+    @property
+    def states(self) -> int:
+        """Number of states of all directions, each of which is computed anew for every token."""
+        return sum(p.numel() for name, p in self.mamba.named_parameters() if name.endswith("_log"))
 
 
 def single_precision(device_type: str):

@@ -83,11 +83,12 @@ def summarize(network: nn.Module, channels: int, patch_size: Sequence[int], batc
     if switched:
         decoder.deep_supervision = built_with
     sizes: dict[str, tuple[int, ...]] = {}
+    widths: dict[str, int] = {}
 
     def note_size(name: str):
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
             image = isinstance(output, torch.Tensor) and output.ndim == len(patch_size) + 2
-            sizes[name] = tuple(output.shape[2:]) if image else ()
+            sizes[name], widths[name] = (tuple(output.shape[2:]), output.shape[1]) if image else ((), 0)
 
         return hook
 
@@ -95,7 +96,7 @@ def summarize(network: nn.Module, channels: int, patch_size: Sequence[int], batc
     counts = count_multiply_adds(network, channels, patch_size)
     for hook in hooks:
         hook.remove()
-    costs = _Costs(network, counts, sizes)
+    costs = _Costs(network, counts, sizes, widths)
     return Summary(
         rows=[costs.row(stage) for stage in _stages(network, sizes)],
         parameters=count_parameters(network),
@@ -154,6 +155,7 @@ class _Costs:
     network: nn.Module
     multiply_adds: dict[str, int]
     sizes: dict[str, tuple[int, ...]]
+    widths: dict[str, int]
 
     def of(self, *names: str) -> tuple[int, int]:
         modules = [self.network.get_submodule(name) for name in names]
@@ -167,7 +169,7 @@ class _Costs:
         mixer: Any = self.network.get_submodule(stage.mixer)
         blocks: tuple[str, ...] = (stage.mixer,)
         label = stage.label
-        if stage.mixer not in self.sizes:  # a chain, whose blocks are called one by one
+        if hasattr(mixer, "__len__"):  # a chain of like ones
             blocks, mixer = names_in(stage.mixer, mixer), mixer[0]
             label = f"{len(blocks)} {label}" + (f", {mixer.directions} directions" if mixer.directions > 1 else "")
         tokens, local, glob = self._tokens_in_words(blocks[0], mixer)
@@ -176,6 +178,8 @@ class _Costs:
 
     def _tokens_in_words(self, name: str, block: Any) -> tuple[str, str, str]:
         """Number of tokens, local tokens and global tokens of a block."""
+        if hasattr(block, "length"):
+            return f"{block.length(self.widths[name], self.sizes[name]):,}", "-", "-"
         tokens, local, glob = f"{prod(self.sizes[name]):,}", "-", "-"
         extractor, context = block.local_tokens, block.global_tokens
         if hasattr(extractor, "window"):
@@ -196,6 +200,8 @@ class _Costs:
                 context: Any = getattr(block, "global_tokens", None)
                 length = prod(self.sizes.get(name, (0,))) + (0 if context is None else context.num_tokens)
                 total += length * ssm.A_log.numel()  # channels of all directions times states
+            elif hasattr(block, "states"):
+                total += block.length(self.widths.get(name, 0), self.sizes.get(name, (0,))) * block.states
         return total
 
 

@@ -30,7 +30,9 @@ def count_multiply_adds(network: nn.Module, channels: int, patch_size: Sequence[
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    from nnunet_logvmamba.layers import FLOPS
+
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter, torch.no_grad():
         network(torch.empty(1, channels, *patch_size, device="meta"))
     root = f"{type(network).__name__}."
     counts = {name.removeprefix(root): sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}

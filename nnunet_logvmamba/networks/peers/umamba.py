@@ -24,6 +24,23 @@ from nnunet_logvmamba.networks.contract import PlannedNetwork
 from nnunet_logvmamba.networks.costs import Stage, heads, names_in
 from nnunet_logvmamba.networks.log_vmamba.policy import check_first_stride
 
+_PRESET: dict[str, Any] = {
+    "patch_size": (128, 128, 128),
+    "arguments": {
+        "input_channels": 4,
+        "num_classes": 3,
+        "n_stages": 6,
+        "features_per_stage": [32, 64, 128, 256, 320, 320],
+        "conv_op": nn.Conv3d,
+        "kernel_sizes": [[3, 3, 3]] * 6,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * 5,
+        "n_conv_per_stage": [2] * 6,
+        "n_conv_per_stage_decoder": [2] * 5,
+        "deep_supervision": True,
+    },
+}
+"""U-Mamba has no sizes of its own; this is what it makes of the plan that nnU-Net has for patches of this size."""
+
 _NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
@@ -335,6 +352,8 @@ class UMambaBot(UMamba):
         and one block in half of the stages (U4) are as there.
     """
 
+    preset: ClassVar[dict[str, Any]] = _PRESET
+
     @known_arguments
     def __init__(
         self,
@@ -412,6 +431,10 @@ class UMambaEnc(UMamba):
     """
 
     any_patch: ClassVar[bool] = False
+    preset: ClassVar[dict[str, Any]] = {
+        "patch_size": _PRESET["patch_size"],
+        "arguments": {**_PRESET["arguments"], "patch_size": list(_PRESET["patch_size"])},
+    }
 
     @known_arguments
     def __init__(
@@ -450,6 +473,11 @@ class UMambaEnc(UMamba):
             checkpointing,
             backend=backend,
         )
+
+    @classmethod
+    def from_plan(cls, planned: dict[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
+        """Take the plan's stages and its patch."""
+        return {**super().from_plan(planned, patch_size), "patch_size": list(patch_size)}
 
     def layers_of_stages(self, widths: Sequence[int], **options: Any) -> list[nn.Module]:
         """A layer for every stage in 3D, in 2D for the last and every other one before."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
 from .backends import check_name
 from .library import causal_conv1d_op
 
-__all__ = ["causal_conv1d"]
+__all__ = ["FLOPS", "causal_conv1d"]
 
 
 def causal_conv1d(
@@ -68,3 +70,11 @@ def causal_conv1d(
         )
     check_name(backend)
     return causal_conv1d_op(x, weight, bias, order, silu, backend)
+
+
+def _flops(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], *_: object, **__: object) -> int:
+    return 2 * prod(x_shape) * weight_shape[1]
+
+
+FLOPS = {torch.ops.nnunet_logvmamba.causal_conv1d: _flops}
+"""For ``torch.utils.flop_counter``, which knows torch's own ops by itself."""
