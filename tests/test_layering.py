@@ -115,6 +115,8 @@ def test_nobody_above_the_networks_knows_which_network_it_has():
     for path in (*files(PACKAGE), *files(ROOT / "benchmarks")):
         if path.is_relative_to(PACKAGE / "networks"):
             continue
+        if path.is_relative_to(PACKAGE / "evaluation"):  # knows no network, and names systems whose scripts score
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         said = {name for name in NAMES for word in names_and_strings(tree) if name in word}
         assert not said, f"{path} names {said}: read the rows of networks/catalogue.py"

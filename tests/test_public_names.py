@@ -134,6 +134,9 @@ def test_presets_that_commands_name():
     assert {name: network.name for name, network in PRESETS.items()} == {
         "paper3d": "LoGVMambaUNet",
         "paper2d": "LoGVMambaSwinUNet",
+        "umamba_bot3d": "UMambaBot",
+        "umamba_enc3d": "UMambaEnc",
+        "segmamba3d": "SegMamba",
     }
 
 

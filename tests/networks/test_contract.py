@@ -24,7 +24,7 @@ CHANNELS, CLASSES = 2, 3
 # strides, kernels, a patch and another one
 PLANS = {
     "2D": ([[1, 1], [2, 2], [2, 2]], [[3, 3]] * 3, (32, 48), (48, 20)),
-    "3D": ([[1, 1, 1], [2, 2, 2], [2, 2, 2]], [[3, 3, 3]] * 3, (8, 16, 12), (16, 8, 8)),
+    "3D": ([[1, 1, 1], [2, 2, 2], [2, 2, 2]], [[3, 3, 3]] * 3, (8, 24, 12), (24, 8, 8)),
     "anisotropic": ([[1, 1, 1], [1, 2, 2], [1, 2, 2]], [[1, 3, 3], [1, 3, 3], [3, 3, 3]], (5, 16, 24), (3, 32, 16)),
 }
 SMALL = {
@@ -35,6 +35,7 @@ SMALL = {
         "n_blocks_per_stage": [1, 1],
         "n_blocks_per_stage_decoder": 1,
     },
+    "SegMamba": {"features_per_stage": [4, 4, 8, 8], "n_blocks_per_stage": [1, 2, 1, 1], "hidden_size": 8},
 }
 PROMISES = [
     pytest.param(network, plan, id=f"{network.name}-{plan}")
