@@ -13,6 +13,14 @@ class Refused(SystemExit, RuntimeError):
     """
 
 
+class OtherPatchError(SystemExit, ValueError):
+    """Weights that are to be loaded are those of a network for another patch size.
+
+    Like :class:`Refused` it ends a command of nnU-Net's with its sentence and exit code 1; elsewhere it is a
+    ``ValueError``.
+    """
+
+
 class NotFiniteError(SystemExit, ArithmeticError):
     """Weights, or what a network gives for an image, hold NaN or infinite numbers, so there is no mask.
 

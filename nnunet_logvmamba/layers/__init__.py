@@ -3,7 +3,7 @@
 from nnunet_logvmamba.ops.causal_conv import FLOPS
 from nnunet_logvmamba.ops.finite import LISTENERS, all_finite, count_not_finite, finite
 
-from .arguments import flag, listed, per_axis, whole, wholes
+from .arguments import flag, listed, per_axis, share, whole, wholes
 from .global_tokens import GLOBAL_STRIDES, GlobalTokens
 from .local_tokens import CONVOLUTIONS, ConvTokens, LocalTokens, check_spatial_dims
 from .log_vmamba import FAMILIES, DropPath, LoGVMambaBlock, check_family, default_squeeze
@@ -53,6 +53,7 @@ __all__ = [
     "flag",
     "listed",
     "per_axis",
+    "share",
     "whole",
     "wholes",
 ]

@@ -1,7 +1,7 @@
 """What constructors say to values that do not fit: one sentence with the name, the value and what is needed."""
 
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -53,6 +53,17 @@ def per_axis(name: str, value: Any, spatial_dims: int, *, odd: bool = False) -> 
         kind = "an odd number" if odd else "a whole number of at least 1"
         raise ValueError(f"{name} is {value!r}; {kind}, or one for each of {spatial_dims} axes, is needed")
     return tuple(map(int, values))
+
+
+def share(name: str, value: Any) -> float:
+    """Give ``value`` as a float.
+
+    Raises:
+        ValueError: If it is no number from 0 to below 1.
+    """
+    if not isinstance(value, Real) or not 0 <= float(value) < 1:
+        raise ValueError(f"{name} is {value!r}; a number from 0 to below 1 is needed")
+    return float(value)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -129,7 +129,9 @@ def reduced(ours: Tensor, name: str) -> Tensor:
     found = _THINNED.fullmatch(name)
     if found["mean"]:
         return ours.abs().flatten(2).mean(-1)
-    every = slice(None, None, int(found["step"] or 1))
+    if found["step"] is None:
+        return ours
+    every = slice(None, None, int(found["step"]))
     return ours[(slice(None), slice(None), *[every] * (ours.ndim - 2))]
 
 

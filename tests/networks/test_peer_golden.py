@@ -12,6 +12,8 @@ import pytest
 SHARED_GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "peers"
 # Beginning of a file's name to the module whose ``compare(hyper, tensors)`` takes it; a longer beginning goes first.
 PEERS = {
+    "eoformer": "golden_eoformer",
+    "nestedformer": "golden_nested_former",
     "segmamba": "golden_segmamba",
     "umamba": "golden_umamba",
 }

@@ -1,11 +1,14 @@
 """What a network says to an image that it was not built for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+
+from nnunet_logvmamba.errors import OtherPatchError
 
 
 def check_image(x: Tensor, channels: int, spatial_dims: int) -> None:
@@ -22,6 +25,32 @@ def check_image(x: Tensor, channels: int, spatial_dims: int) -> None:
         )
     if 0 in x.shape[2:]:
         raise ValueError(f"the image is {times(x.shape[2:])}; every side must have at least one voxel")
+
+
+def check_patch(x: Tensor, patch_size: Sequence[int]) -> None:
+    """Raise ValueError, naming both sizes, unless ``x`` has the voxels that position weights were made for."""
+    if tuple(x.shape[2:]) != tuple(patch_size):
+        raise ValueError(
+            f"the image is {times(x.shape[2:])} and this network has weights for the positions of a patch of "
+            f"{times(patch_size)} alone: give it patches of that size, as nnU-Net does"
+        )
+
+
+def check_positions(weights: Mapping[str, Any], own: Mapping[str, Tensor], patch_size: Sequence[int]) -> None:
+    """Raise OtherPatchError, naming the first difference, if weights have another number of positions than a network.
+
+    Args:
+        weights: That are to be loaded, by name.
+        own: Position weights of the network, (1, positions, channels), by the same names.
+        patch_size: Voxels per axis that the network was built for.
+    """
+    for name, positions in own.items():
+        stored = weights.get(name)
+        if isinstance(stored, Tensor) and stored.shape[1:2] != positions.shape[1:2]:
+            raise OtherPatchError(
+                f"These weights were trained with another patch: {name} holds {stored.shape[1]} positions, and a patch "
+                f"of {times(patch_size)} has {positions.shape[1]}; build the network with the patch size they had."
+            )
 
 
 def check_size(x: Tensor, strides: Sequence[Sequence[int]], norm: nn.Module) -> None:

@@ -15,6 +15,7 @@ from dynamic_network_architectures.initialization.weight_init import InitWeights
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_logvmamba.errors import OtherPatchError
 from nnunet_logvmamba.layers import CONVOLUTIONS, MambaLayer, flag, listed, per_axis, whole, wholes
 from nnunet_logvmamba.networks.blocks.arguments import known_arguments
 from nnunet_logvmamba.networks.blocks.images import check_image, check_padded_size, times
@@ -528,10 +529,10 @@ class UMambaEnc(UMamba):
             stored = state_dict.get(f"{prefix}encoder.mamba_layers.{stage}.norm.weight")
             if stored is not None and hasattr(layer, "width") and stored.numel() != layer.width:
                 patch = f"the patch {times(self.patch_size)}" if self.channel_tokens else "patches of every size"
-                raise ValueError(
-                    f"these weights are those of a U-Mamba-Enc for another patch: the Mamba layer of its stage {stage} "
+                raise OtherPatchError(
+                    f"These weights are those of a U-Mamba-Enc for another patch: the Mamba layer of its stage {stage} "
                     f"has tokens of {stored.numel()}, and this one, for {patch}, of {layer.width}; build it with the "
-                    "patch size that the weights were trained with"
+                    "patch size that the weights were trained with."
                 )
         super()._load_from_state_dict(state_dict, prefix, *others)
 
