@@ -14,7 +14,7 @@ PACKAGE = ROOT / "nnunet_logvmamba"
 MAY_IMPORT = {
     "ops": {"numba", "triton", "mamba_ssm", "causal_conv1d"},
     "layers": {"ops"},
-    "networks": {"layers", "dynamic_network_architectures"},
+    "networks": {"layers", "dynamic_network_architectures", "monai"},
     "evaluation": {"monai"},
     "results": {"evaluation"},
     "plugin": {"ops", "networks", "evaluation", "results", "nnunetv2"},

@@ -137,6 +137,11 @@ def test_presets_that_commands_name():
         "umamba_bot3d": "UMambaBot",
         "umamba_enc3d": "UMambaEnc",
         "segmamba3d": "SegMamba",
+        "unet3d": "MonaiUNet",
+        "unetr3d": "UNETR",
+        "swin_unetr3d": "SwinUNETR",
+        "nested_former3d": "NestedFormer",
+        "eoformer3d": "EoFormer",
     }
 
 

@@ -6,6 +6,7 @@ A new network adds its row to the catalogue and, if it is large, what makes it s
 import copy
 import json
 import pickle
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -35,16 +36,45 @@ SMALL = {
         "n_blocks_per_stage": [1, 1],
         "n_blocks_per_stage_decoder": 1,
     },
+    "UNETR": {"feature_size": 4, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2},
+    "SwinUNETR": {"feature_size": 12, "drop_rate": 0.0},
+    "NestedFormer": {"features": [4, 4, 4, 4, 8, 4], "num_tokens": 2, "num_blocks": 1},
+    "EoFormer": {"features": [4, 4, 32, 32], "n_blocks_per_stage": [1, 1, 1, 1]},
     "SegMamba": {"features_per_stage": [4, 4, 8, 8], "n_blocks_per_stage": [1, 2, 1, 1], "hidden_size": 8},
 }
-PROMISES = [
-    pytest.param(network, plan, id=f"{network.name}-{plan}")
-    for network in catalogue.NETWORKS
-    for plan, (strides, *_) in PLANS.items()
-    if len(strides[0]) in network.dims
-]
+LONGER = {"SwinUNETR": 33}
+"""Least length of the last axis, for networks that would find these patches too small."""
+SLOW = [("SwinUNETR", "3D"), ("SwinUNETR", "anisotropic")]
+SLOW_TO_TRACE = ("UNETR", "SwinUNETR", "NestedFormer")
+
+
+def promises(slow: Callable[[str, str], bool]) -> pytest.MarkDecorator:
+    """Every network with every plan that it takes; those that are slow belong to the slow part."""
+    return pytest.mark.parametrize(
+        ("network", "plan"),
+        [
+            pytest.param(
+                network,
+                plan,
+                id=f"{network.name}-{plan}",
+                marks=pytest.mark.slow if (network.name, plan) in SLOW or slow(network.name, plan) else (),
+            )
+            for network in catalogue.NETWORKS
+            for plan, (strides, *_) in PLANS.items()
+            if len(strides[0]) in network.dims
+        ],
+    )
+
+
 every_network = pytest.mark.parametrize("network", catalogue.NETWORKS, ids=lambda network: network.name)
-every_network_and_plan = pytest.mark.parametrize(("network", "plan"), PROMISES)
+every_network_and_plan = promises(slow=lambda name, plan: False)
+every_network_and_plan_traced = promises(slow=lambda name, plan: name in SLOW_TO_TRACE)
+
+
+def size(network: catalogue.Network, plan: str, other: bool = False) -> tuple[int, ...]:
+    """Voxels per axis of the plan's patch, or of the other one."""
+    *sides, last = PLANS[plan][3 if other else 2]
+    return (*sides, max(last, LONGER.get(network.name, 1)))
 
 
 def planned(plan: str) -> dict:
@@ -59,23 +89,23 @@ def ours(network: catalogue.Network, plan: str, **knobs) -> dict:
     knobs = SMALL.get(network.name, {}) | knobs
     if "drop_path" in plans.knobs(network.path):
         knobs = {"drop_path": 0.0} | knobs  # a dropped branch has a gradient of zero, as it should
-    return plans.to_our_architecture(planned(plan), PLANS[plan][2], network.path, **knobs)
+    return plans.to_our_architecture(planned(plan), size(network, plan), network.path, **knobs)
 
 
 def build(network: catalogue.Network, plan: str, deep_supervision: bool = True, **knobs) -> torch.nn.Module:
     """The network as trainers and ``nnUNetv2_predict`` build it."""
-    entry = {"architecture": ours(network, plan, **knobs), "patch_size": PLANS[plan][2]}
+    entry = {"architecture": ours(network, plan, **knobs), "patch_size": size(network, plan)}
     manager = ConfigurationManager(json.loads(json.dumps(entry)))
     return plans.build_network(manager, CHANNELS, CLASSES, deep_supervision)
 
 
-def image(plan: str, other: bool = False) -> torch.Tensor:
-    return torch.randn(2, CHANNELS, *PLANS[plan][3 if other else 2])
+def image(network: catalogue.Network, plan: str, other: bool = False) -> torch.Tensor:
+    return torch.randn(2, CHANNELS, *size(network, plan, other))
 
 
 def targets(network: catalogue.Network, plan: str) -> list[tuple[int, ...]]:
     """Shapes of nnU-Net's deep-supervision targets, as its trainer and its transform make them."""
-    patch = PLANS[plan][2]
+    patch = size(network, plan)
     if not network.load().deep_supervised:
         return [(2, CLASSES, *patch)]
     strides = ours(network, plan)["arch_kwargs"]["strides"]
@@ -110,7 +140,7 @@ def test_the_row_says_what_the_class_says(network):
 
 @every_network_and_plan
 def test_every_scale_has_the_shape_of_its_target_and_every_parameter_gets_a_gradient(network, plan):
-    built, patch = build(network, plan), image(plan)
+    built, patch = build(network, plan), image(network, plan)
     outputs = scales(built(patch))
     assert [tuple(output.shape) for output in outputs] == targets(network, plan)
     assert all(output.isfinite().all() for output in outputs)
@@ -124,7 +154,7 @@ def test_every_scale_has_the_shape_of_its_target_and_every_parameter_gets_a_grad
 def test_deep_supervision_is_switched_where_nnunet_switches_it_and_all_weights_stay(network, plan):
     built, single = build(network, plan).eval(), build(network, plan, deep_supervision=False).eval()
     single.load_state_dict(built.state_dict(), strict=True)
-    patch = image(plan)
+    patch = image(network, plan)
     with torch.no_grad():
         finest = scales(built(patch))[0]
         if network.load().deep_supervised:
@@ -140,17 +170,17 @@ def test_one_checkpoint_fits_every_patch_where_the_network_says_so(network, plan
         pytest.skip(f"{network.name} has weights for its patch alone")
     with torch.no_grad():
         for other in (False, True):
-            assert scales(built(image(plan, other)))[0].shape[2:] == image(plan, other).shape[2:]
+            assert scales(built(image(network, plan, other)))[0].shape[2:] == image(network, plan, other).shape[2:]
 
 
 @every_network_and_plan
 def test_the_finest_head_alone_ignores_deep_supervision_and_checkpointing_changes_no_gradient(network, plan):
-    patch = image(plan)
+    patch = image(network, plan)
     if "seg_heads" in plans.knobs(network.path):
         built = build(network, plan, deep_supervision=False, seg_heads="last").eval()
         built.decoder.deep_supervision = True  # nnU-Net leaves it on after its validation
         with torch.no_grad():
-            assert built(patch).shape == (2, CLASSES, *PLANS[plan][2])
+            assert built(patch).shape == (2, CLASSES, *size(network, plan))
     if "checkpointing" in plans.knobs(network.path):
         plain, saving = build(network, plan), build(network, plan, checkpointing=True)
         saving.load_state_dict(plain.state_dict())
@@ -162,7 +192,7 @@ def test_the_finest_head_alone_ignores_deep_supervision_and_checkpointing_change
 
 @every_network_and_plan
 def test_copies_and_pickles_give_the_same_outputs(network, plan):
-    built, patch = build(network, plan).eval(), image(plan)
+    built, patch = build(network, plan).eval(), image(network, plan)
     with torch.no_grad():
         outputs = built(patch)
         assert same(copy.deepcopy(built)(patch), outputs)
@@ -173,19 +203,19 @@ def test_copies_and_pickles_give_the_same_outputs(network, plan):
 def test_shapes_and_costs_are_known_without_memory(network, plan):
     with torch.device("meta"):
         built = build(network, plan)
-        outputs = scales(built(torch.empty(2, CHANNELS, *PLANS[plan][2])))
+        outputs = scales(built(torch.empty(2, CHANNELS, *size(network, plan))))
     assert all(output.is_meta for output in outputs)
     assert [tuple(output.shape) for output in outputs] == targets(network, plan)
-    summary = summarize(built, CHANNELS, PLANS[plan][2], batch_size=2)
+    summary = summarize(built, CHANNELS, size(network, plan), batch_size=2)
     assert summary.parameters == sum(parameter.numel() for parameter in build(network, plan).parameters())
     assert summary.parameters == sum(row.parameters for row in summary.rows)
     assert summary.multiply_adds == sum(row.multiply_adds for row in summary.rows) > 0
     assert not network.load().deep_supervised or built.decoder.deep_supervision is True
 
 
-@every_network_and_plan
+@every_network_and_plan_traced
 def test_it_compiles_without_a_graph_break(network, plan):
-    built, patch = build(network, plan).eval(), image(plan)
+    built, patch = build(network, plan).eval(), image(network, plan)
     torch._dynamo.reset()
     compiled = torch.compile(built, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -195,7 +225,7 @@ def test_it_compiles_without_a_graph_break(network, plan):
 
 @every_network_and_plan
 def test_numbers_that_are_not_finite_are_refused_in_evaluation_and_in_weights(network, plan):
-    built, patch = build(network, plan), image(plan)
+    built, patch = build(network, plan), image(network, plan)
     patch[1, 1].view(-1)[:2] = float("inf")
     assert not scales(built(patch))[0][1].isfinite().all()  # a training has its own ways
     for supervised in (True, False):
@@ -210,10 +240,10 @@ def test_numbers_that_are_not_finite_are_refused_in_evaluation_and_in_weights(ne
         built.load_state_dict(weights)
 
 
-@every_network_and_plan
+@every_network_and_plan_traced
 def test_nothing_is_refused_in_a_graph_that_is_exported(network, plan):
     built = build(network, plan, deep_supervision=False).eval()
-    patch = image(plan)
+    patch = image(network, plan)
     patch[0, 0].view(-1)[0] = float("nan")
     exported = torch.export.export(built, (patch,))
     assert "finite" not in str(exported.graph)
@@ -226,7 +256,7 @@ def test_what_it_does_not_know_is_refused_by_name(network, plan):
     with pytest.raises(ValueError, match=f"unknown knob 'no_such_argument' of {network.name}; valid are "):
         plans.check_knobs({"no_such_argument": 1}, network.path)
     with pytest.raises(ValueError, match=f"has 1 channel.* built for {CHANNELS}"):
-        build(network, plan)(image(plan)[:, :1])
+        build(network, plan)(image(network, plan)[:, :1])
 
 
 @every_network

@@ -13,6 +13,7 @@ import pytest
 from commands import NnunetFolders
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunet_logvmamba.networks.catalogue import NETWORKS
 from nnunet_logvmamba.plugin import startup
 
 HOOK = Path(startup.__file__).with_name("nnunet_logvmamba.pth")
@@ -67,6 +68,7 @@ def test_the_hook_loads_nothing_at_start_but_itself(run_command):
 
 def test_nnunet_finds_every_family_and_names_made_on_demand(run_command):
     names = [f"nnUNetTrainer{family}" for family in ("LoGVMamba", "LVMamba", "GVMamba", "VMamba", "NoSSM")]
+    names += [f"nnUNetTrainer{row.trainer}" for row in NETWORKS if row.home.startswith("peers.")]
     names += ["nnUNetTrainerLoGVMamba_5epochs", "nnUNetTrainerNoSSM_seed0", "nnUNetTrainerLVMamba_5epochs_seed3"]
     assert find_trainers(run_command, *names) == [["nnunet_logvmamba.plugin.trainers", name] for name in names]
 
