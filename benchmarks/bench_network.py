@@ -108,13 +108,14 @@ def peers(case: NetworkPlan) -> dict[str, Callable[[NetworkPlan], nn.Module]]:
         enc = catalogue.row("UMambaEnc")
         return {
             "PlainConvUNet": plain,
-            "UMambaEnc": functools.partial(of_the_catalogue, enc),
-            "UMambaEnc, sequential scan": functools.partial(of_the_catalogue, enc, backend="reference"),
+            enc.trainer: functools.partial(of_the_catalogue, enc),
+            f"{enc.trainer}, sequential scan": functools.partial(of_the_catalogue, enc, backend="reference"),
         }
     fitting = [network for network in catalogue.NETWORKS if len(case.patch_size) in network.dims]
     found = {network.trainer: functools.partial(of_the_catalogue, network) for network in fitting}
     if len(case.patch_size) == 2:
-        found["SwinUMambaD"] = functools.partial(of_the_catalogue, catalogue.row("LoGVMambaSwinUNet"), family="vss")
+        sister = f"{catalogue.row('SwinUMamba').trainer}D"
+        found[sister] = functools.partial(of_the_catalogue, catalogue.row("LoGVMambaSwinUNet"), family="vss")
     return {"PlainConvUNet": plain, **found}
 
 

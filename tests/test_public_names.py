@@ -18,6 +18,8 @@ TRAINERS = (
     "nnUNetTrainerLoGVMambaSwin",
     "nnUNetTrainerVMambaSwin",
     "nnUNetTrainerStockNetwork",
+    "nnUNetTrainerSwinUMamba",
+    "nnUNetTrainerSwinUMambaD",
 )
 NETWORK_ARGUMENTS = [
     "input_channels",
@@ -142,6 +144,7 @@ def test_presets_that_commands_name():
         "swin_unetr3d": "SwinUNETR",
         "nested_former3d": "NestedFormer",
         "eoformer3d": "EoFormer",
+        "swin_umamba2d": "SwinUMamba",
     }
 
 

@@ -53,6 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--network",
         choices=tuple(catalogue.NAMES),
+        metavar="NETWORK",
         help="network of ours to write (default: the one of the configuration if it is ours, else "
         f"{catalogue.DEFAULT.name}); "
         + "; ".join(f"{name} is {row.line}" for name, row in catalogue.NAMES.items() if row is not catalogue.DEFAULT),

@@ -188,6 +188,19 @@ NETWORKS = (
         preset="eoformer3d",
         parameters=6_377_591,
     ),
+    Network(
+        path="nnunet_logvmamba.networks.SwinUMamba",
+        home="peers.swin_umamba",
+        dims=(2,),
+        trainer="SwinUMamba",
+        recipe="swin_umamba",
+        paper="arXiv:2402.03302",
+        licence="Apache-2.0",
+        line="Swin-UMamba: a VMamba encoder behind a stem and a convolutional decoder, its own size whatever the plan",
+        preset="swin_umamba2d",
+        parameters=59_886_344,
+        weights="VMamba-Tiny encoder, ImageNet, without its patch embedding",
+    ),
 )
 DEFAULT = NETWORKS[0]
 """What is built where nothing names a network."""

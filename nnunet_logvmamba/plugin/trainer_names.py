@@ -64,7 +64,7 @@ def nearest_name(typed: str, families: Sequence[str]) -> str | None:
     unknown = [word for word, meaning in zip(words, meanings) if meaning is None and word != "swin"]
     spellings = {family: family.lower() for family in families}
     if "swin" in words:  # wherever it stands
-        spellings = {family: text.removesuffix("swin") for family, text in spellings.items() if text.endswith("swin")}
+        spellings = {family: text.replace("swin", "") for family, text in spellings.items() if "swin" in text}
     family = _nearest_family(unknown, spellings)
     if family is None:
         return None

@@ -4,7 +4,6 @@
 """
 
 import json
-import re
 from math import prod
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors import safe_open
 
 from nnunet_logvmamba.layers import LoGVMambaBlock, token_order, token_positions
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
+from nnunet_logvmamba.networks.published_names import block_name, log_vmamba_3d_names, swin_names
 from nnunet_logvmamba.ops import available_backends, selective_scan
 
 RELATIVE_LIMIT = 1e-4  # of each tensor's largest magnitude, float32 against float32; README of the tensors, section 3
@@ -27,34 +27,6 @@ FAMILIES = {
     "SS2D-4dir": {"local_tokens": False, "global_tokens": False, "directions": 4},
 }
 PLACEMENTS = {"head": "head", "center": "middle", "split": "split", "even": "interleaved"}
-MODULES = {
-    "conv2d": "local_tokens.conv",
-    "conv3d": "local_tokens.conv",
-    "depth_conv": "global_tokens.conv",
-    "depth_fc": "global_tokens.fc",
-    "fold": "fold",
-    "in_proj": "in_proj",
-    "out_norm": "out_norm",
-    "out_proj": "out_proj",
-    "ln": "norm",
-    "ln_1": "norm",
-}
-PARAMETERS = {
-    "A_logs": "ssm.A_log",
-    "Ds": "ssm.D",
-    "dt_projs_bias": "ssm.dt_bias",
-    "dt_projs_weight": "ssm.dt_proj_weight",
-    "x_proj_weight": "ssm.x_proj_weight",
-}
-
-
-def our_name(name: str) -> str:
-    """Our parameter key for a key of the published block."""
-    name = name.removeprefix("self_attention.")
-    if name in PARAMETERS:
-        return PARAMETERS[name]
-    module, _, leaf = name.rpartition(".")
-    return f"{MODULES[module]}.{leaf}"
 
 
 def load(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -185,7 +157,7 @@ def test_block_equals_the_published_one(golden_block: Path, monkeypatch):
     if hyper.get("mode") == "split" and not golden_block.stem.startswith("variant_papersplit"):
         monkeypatch.setitem(token_order._POSITIONS, "split", published_split)
     block = build(hyper).eval()
-    names = {our_name(name.removeprefix("param/")): name for name in stored if name.startswith("param/")}
+    names = {block_name(name.removeprefix("param/")): name for name in stored if name.startswith("param/")}
     weights = {ours: stored[theirs].clone().requires_grad_() for ours, theirs in names.items()}
     copies = hyper["squeeze"] if hyper.get("no_squeeze") else 1  # of every channel behind the fold
     state = widened(weights, copies) if copies > 1 else weights
@@ -209,7 +181,7 @@ def test_block_equals_the_published_one(golden_block: Path, monkeypatch):
             assert_close(name, ours.reshape(value.shape) if ours.numel() == value.numel() else ours, value)
             compared += 1
         elif name.startswith("grad/param/"):
-            assert_close(name, weights[our_name(name.removeprefix("grad/param/"))].grad, value)
+            assert_close(name, weights[block_name(name.removeprefix("grad/param/"))].grad, value)
             compared += 1
     assert compared > 0
 
@@ -252,22 +224,6 @@ def test_scan_equals_the_stored_values_and_gradients(golden_scan: Path, backend)
         assert_close(f"grad/{name}", gradient, stored[f"grad/{name}"], limit)
 
 
-def our_swin_name(name: str) -> str:
-    """Our parameter key for a key of the published 2D network."""
-    for theirs, ours in (
-        (r"vssm_encoder\.patch_embed\.", "encoder.patch_embed."),
-        (r"vssm_encoder\.downsamples\.", "encoder.mergers."),
-        (r"decoder\.expand_layers\.", "decoder.expansions."),
-        (r"decoder\.concat_back_dim\.(\d+)\.", r"decoder.fusions.\1.linear."),
-    ):
-        name = re.sub(f"^{theirs}", ours, name)
-    block = re.fullmatch(r"(?:vssm_encoder\.layers|decoder\.stages)\.(\d+)\.blocks\.(\d+)\.(.+)", name)
-    if block is not None:
-        half = "encoder" if name.startswith("vssm_encoder") else "decoder"
-        name = f"{half}.stages.{block[1]}.{block[2]}.{our_name(block[3])}"
-    return name
-
-
 def published_grids(patch: list[int], strides: list[int]) -> list[list[int]]:
     """Grids that a patch leaves behind the global tokens' convolutions of the 2D decoder, finest first."""
     return [[-(-size // (4 * 2**stage * stride)) for size in patch] for stage, stride in enumerate(strides)]
@@ -301,8 +257,8 @@ def test_2d_network_equals_the_published_one(golden_net2d: Path, monkeypatch):
         canonical_grids=grids,
     ).eval()
     assert sum(parameter.numel() for parameter in network.parameters()) == hyper["param_count_trainable"]
-    names = {name: our_swin_name(name.removeprefix("param/")) for name in weights if name.startswith("param/")}
-    network.load_state_dict({ours: weights[theirs].float() for theirs, ours in names.items()}, strict=True)
+    names = swin_names(name.removeprefix("param/") for name in weights if name.startswith("param/"))
+    network.load_state_dict({ours: weights[f"param/{theirs}"].float() for theirs, ours in names.items()}, strict=True)
 
     seen = {}
     for kind, stages in (("encoder_layer", network.encoder.stages), ("decoder_stage", network.decoder.stages)):
@@ -322,25 +278,6 @@ def test_2d_network_equals_the_published_one(golden_net2d: Path, monkeypatch):
     assert intermediates
     for name in intermediates:
         assert_close(name, channels_last(seen[name.removeprefix("mid/")]), stored[name])
-
-
-def our_network_name(name: str, num_stages: int) -> str:
-    """Our parameter key for a key of the published 3D network, which keeps its last step outside the decoder."""
-    name = re.sub(r"conv([12])\.(conv|norm)\.", r"\2\1.", name)
-    if name.startswith("encoder.mamba_layers."):
-        index, rest = name.removeprefix("encoder.mamba_layers.").split(".mamba.")
-        return f"encoder.mixers.{index}.{our_name(rest)}"
-    last = num_stages - 1
-    for theirs, ours in (
-        ("decoder.upsample_layers.", "decoder.upsamplers."),
-        ("upsample.", f"decoder.upsamplers.{last}."),
-        ("seg_layer.", "decoder.seg_layers.0."),
-        ("conv.", f"decoder.stages.{last}.0."),
-    ):
-        if name.startswith(theirs):
-            name = ours + name.removeprefix(theirs)
-            break
-    return name
 
 
 def test_network_equals_the_published_one(golden_net3d: Path):
@@ -369,14 +306,10 @@ def test_network_equals_the_published_one(golden_net3d: Path):
     ).eval()
     assert sum(parameter.numel() for parameter in network.parameters()) == hyper["param_count_trainable"]
     state = network.state_dict()
-    loaded = set()
-    for name, value in weights.items():
-        if name.startswith("param/"):
-            key = our_network_name(name.removeprefix("param/"), num_stages)
-            state[key].copy_(value)
-    loaded = {
-        our_network_name(name.removeprefix("param/"), num_stages) for name in weights if name.startswith("param/")
-    }
+    names = log_vmamba_3d_names(name.removeprefix("param/") for name in weights if name.startswith("param/"))
+    for theirs, ours in names.items():
+        state[ours].copy_(weights[f"param/{theirs}"])
+    loaded = set(names.values())
     assert loaded == set(state)
 
     seen = {}

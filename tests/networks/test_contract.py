@@ -41,6 +41,11 @@ SMALL = {
     "NestedFormer": {"features": [4, 4, 4, 4, 8, 4], "num_tokens": 2, "num_blocks": 1},
     "EoFormer": {"features": [4, 4, 32, 32], "n_blocks_per_stage": [1, 1, 1, 1]},
     "SegMamba": {"features_per_stage": [4, 4, 8, 8], "n_blocks_per_stage": [1, 2, 1, 1], "hidden_size": 8},
+    "SwinUMamba": {
+        "strides": [[1, 1], [2, 2], [4, 4]],
+        "features_per_stage": [6, 8, 16],
+        "n_blocks_per_stage": [1, 1],
+    },
 }
 LONGER = {"SwinUNETR": 33}
 """Least length of the last axis, for networks that would find these patches too small."""

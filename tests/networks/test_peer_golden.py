@@ -15,6 +15,7 @@ PEERS = {
     "eoformer": "golden_eoformer",
     "nestedformer": "golden_nested_former",
     "segmamba": "golden_segmamba",
+    "swin_umamba": "golden_swin_umamba",
     "umamba": "golden_umamba",
 }
 

@@ -35,9 +35,10 @@ WIDTHS, DEPTHS = (8, 16), (1, 2)
 CLASSIFIER = 4
 
 
-def encoder(input_channels=3, widths=WIDTHS, depths=DEPTHS) -> VMambaEncoder:
-    options = {"drop_path": 0.0, "checkpointing": False, "backend": "auto"}
-    return VMambaEncoder(input_channels, widths, [(4, 4), (2, 2)], depths, **options)
+def encoder(input_channels=3, widths=WIDTHS, depths=DEPTHS, **options) -> VMambaEncoder:
+    options = {"drop_path": 0.0, "checkpointing": False, "backend": "auto", **options}
+    strides = [(4, 4) if options.get("reads_image", True) else (2, 2), (2, 2)]
+    return VMambaEncoder(input_channels, widths, strides, depths, **options)
 
 
 def published(network: VMambaEncoder, generation: int) -> dict[str, torch.Tensor]:
@@ -105,6 +106,18 @@ def test_a_grey_image_repeated_in_every_channel_gives_what_it_gave_in_colour(cha
     with torch.no_grad():
         for theirs, ours in zip(source(grey.expand(-1, 3, -1, -1)), target(grey.expand(-1, channels, -1, -1))):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_that_reads_a_map_keeps_its_patch_embedding_whole(tmp_path):
+    source, target = different(1), encoder(6, reads_image=False)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    report = load_vmamba_encoder(target, save(published(source, 0), tmp_path))
+    own = {key for key in before if key.startswith("patch_embed.")}
+    assert len(own) == 4
+    assert set(report.missing) == own
+    assert {report.skipped[key] for key in own} == {"the encoder reads a map in place of an image"}
+    for key, value in target.state_dict().items():
+        assert torch.equal(value, before[key] if key in own else source.state_dict()[key]), key
 
 
 def test_a_few_missing_tensors_keep_their_values_and_are_reported(tmp_path):

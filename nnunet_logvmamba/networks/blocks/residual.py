@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class ResidualBlock(nn.Module):
     """conv, norm, nonlinearity, conv, norm, plus the input, nonlinearity.
 
-    With ``project`` the input comes through a strided 1x1 convolution without a norm, else as it is. The blocks of
-    dynamic-network-architectures differ in that branch (average pooling, norm) and save every convolution twice.
+    With ``project`` the input comes through a strided 1x1 convolution, with ``project_norm`` and a norm, else as it is.
+    The blocks of dynamic-network-architectures differ in that branch (average pooling) and save convolutions twice.
 
     Shape: (batch, in_channels, *spatial) -> (batch, out_channels, *(spatial / stride))
     """
@@ -24,6 +24,7 @@ class ResidualBlock(nn.Module):
         stride: Sequence[int] | int,
         *,
         project: bool,
+        project_norm: bool = False,
         conv_bias: bool,
         norm_op: type[nn.Module],
         norm_op_kwargs: dict[str, Any],
@@ -38,9 +39,10 @@ class ResidualBlock(nn.Module):
         self.conv2 = conv_op(out_channels, out_channels, kernel_size, 1, padding, bias=conv_bias)
         self.norm2 = norm_op(out_channels, **norm_op_kwargs)
         self.conv3 = conv_op(in_channels, out_channels, 1, stride, bias=conv_bias) if project else None
+        self.norm3 = norm_op(out_channels, **norm_op_kwargs) if project_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        skip = x if self.conv3 is None else self.conv3(x)
+        skip = x if self.conv3 is None else self.norm3(self.conv3(x))
         x = self.nonlin(self.norm1(self.conv1(x)))
         return self.nonlin(self.norm2(self.conv2(x)) + skip)
 

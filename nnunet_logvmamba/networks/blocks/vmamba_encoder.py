@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_logvmamba.layers import LoGVMambaBlock
+from nnunet_logvmamba.layers import DropPath, LoGVMambaBlock
 from nnunet_logvmamba.networks.blocks.patches import PatchEmbedding, PatchMerging
 
 _DIRECTIONS = 4
@@ -27,6 +27,8 @@ class VMambaEncoder(nn.Module):
         drop_path: Probability to drop the branch of the last block while training; it grows linearly from 0.
         checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
         backend: Scan backend.
+        reads_image: Whether it is fed images, as the encoder whose weights were published; else its patch embedding is
+            its own, whatever is loaded.
 
     References: VMamba (arXiv 2401.10166), the first version of its blocks, with a gate.
     """
@@ -41,11 +43,13 @@ class VMambaEncoder(nn.Module):
         drop_path: float,
         checkpointing: bool,
         backend: str,
+        reads_image: bool = True,
     ):
         super().__init__()
-        self.checkpointing = checkpointing
+        self.checkpointing, self.reads_image = checkpointing, reads_image
         self.patch_embed = PatchEmbedding(input_channels, widths[0], strides[0])
         self.mergers = nn.ModuleList(map(PatchMerging, widths[:-1], widths[1:], strides[1:]))
+        DropPath(drop_path)  # refuses what is none by the value that was given, and not by that of a block
         rates = iter(rising(drop_path, sum(n_blocks_per_stage)))
         options = {"local_tokens": False, "global_tokens": False, "expand": _EXPAND, "directions": _DIRECTIONS}
         self.stages = nn.ModuleList(

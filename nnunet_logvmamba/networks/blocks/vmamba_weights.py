@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from nnunet_logvmamba.networks.blocks.vmamba_encoder import VMambaEncoder
+from nnunet_logvmamba.networks.published_names import mixer_name
 
 LEAST_SHARE = 0.95
 """Share of the encoder's parameters that a checkpoint must provide; below it the checkpoint is refused."""
@@ -36,20 +37,8 @@ _RENAMED = (
     (r"layers\.(\d+)\.blocks\.(\d+)\.(?:ln_1|norm)\.(weight|bias)", r"stages.\1.\2.norm.\3"),
 )
 _BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.(?:self_attention|op)\.(.+)")
-_IN_BLOCK = {
-    "in_proj.weight": "in_proj.weight",
-    "conv2d.weight": "local_tokens.conv.weight",
-    "conv2d.bias": "local_tokens.conv.bias",
-    "x_proj_weight": "ssm.x_proj_weight",
-    "dt_projs_weight": "ssm.dt_proj_weight",
-    "dt_projs_bias": "ssm.dt_bias",
-    "A_logs": "ssm.A_log",
-    "Ds": "ssm.D",
-    "out_norm.weight": "out_norm.weight",
-    "out_norm.bias": "out_norm.bias",
-    "out_proj.weight": "out_proj.weight",
-}
-_PATCH_KERNEL = "patch_embed.proj.weight"
+_PATCHES = "patch_embed."
+_PATCH_KERNEL = f"{_PATCHES}proj.weight"
 _RGB = 3
 
 
@@ -77,7 +66,7 @@ def load_vmamba_encoder(encoder: VMambaEncoder, path: Path) -> LoadReport:
 
     The classifier's tensors are skipped. If the encoder does not take three channels, each of its C patch kernels
     becomes the mean of the kernels for red, green and blue, times 3 / C: a grey image repeated C times then gives what
-    it gave as RGB.
+    it gave as RGB. An encoder that reads a map in place of an image keeps its own patch embedding.
 
     Args:
         encoder: On any device; changed only if everything is in order. On the meta device this is a check alone.
@@ -100,6 +89,9 @@ def load_vmamba_encoder(encoder: VMambaEncoder, path: Path) -> LoadReport:
         if target is None or target not in own:
             skipped[key] = "the encoder has no such layer"
             continue
+        if target.startswith(_PATCHES) and not encoder.reads_image:
+            skipped[key] = "the encoder reads a map in place of an image"
+            continue
         if target == _PATCH_KERNEL and _other_channels(tensor, own[target]):
             adapted = own[target].shape[1]
             tensor = tensor.mean(1, keepdim=True).mul(_RGB / adapted).expand(-1, adapted, -1, -1)
@@ -113,7 +105,7 @@ def load_vmamba_encoder(encoder: VMambaEncoder, path: Path) -> LoadReport:
     missing = tuple(key for key in own if key not in taken)
     share = sum(value.numel() for value in taken.values()) / total
     strangers = [key for key in skipped if key.startswith("layers.")]
-    headless = any(key.startswith("patch_embed.") for key in missing)
+    headless = encoder.reads_image and any(key.startswith(_PATCHES) for key in missing)
     if share < LEAST_SHARE or strangers or headless:
         raise ValueError(
             f"{path} does not fit this encoder ({_why(tensors, skipped, missing)}; it provides {share:.1%} of the "
@@ -149,8 +141,8 @@ def _translated(key: str) -> str | None:
     """Name in the encoder of a tensor in a published checkpoint, None if it has no counterpart."""
     block = _BLOCK.fullmatch(key)
     if block is not None:
-        stage, index, name = block.groups()
-        return f"stages.{stage}.{index}.{_IN_BLOCK[name]}" if name in _IN_BLOCK else None
+        inside = mixer_name(block[3])
+        return None if inside is None else f"stages.{block[1]}.{block[2]}.{inside}"
     for pattern, replacement in _RENAMED:
         if re.fullmatch(pattern, key):
             return re.sub(pattern, replacement, key)

@@ -74,6 +74,7 @@ class _NoSSM(RecipeTrainer):
         )
 
 
+_SWIN_UMAMBA = catalogue.row("SwinUMamba")
 _SWIN = {"network_name": catalogue.row("LoGVMambaSwinUNet").path, "default_recipe": RECIPES["paper"]}
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -99,6 +100,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "text": "What the paper's 2D network is built on: the same with VSS blocks in the decoder (Swin-UMamba†).",
         "block_family": "vss",
         **_SWIN,
+    },
+    f"{_SWIN_UMAMBA.trainer}D": {
+        "text": "Swin-UMamba†: VMambaSwin by its authors' name, with their recipe.",
+        "block_family": "vss",
+        "network_name": _SWIN["network_name"],
+        "default_recipe": PUBLISHED_RECIPES[_SWIN_UMAMBA.recipe],
+        "published_recipe": _SWIN_UMAMBA.recipe,
     },
     "StockNetwork": {
         "text": "The network as nnU-Net plans it, trained with our recipes, seeds and lengths, for comparisons on "

@@ -10,8 +10,9 @@ import small_dataset
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_logvmamba.networks import LoGVMambaSwinUNet
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet, SwinUMamba
 from nnunet_logvmamba.plugin import plans, trainers
+from nnunet_logvmamba.plugin.recipes import PUBLISHED_RECIPES
 from nnunet_logvmamba.plugin.trainers import pretraining
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "seed": 1}
@@ -144,6 +145,36 @@ def test_a_training_ends_with_finite_losses_and_plans_that_describe_the_network(
     architecture = saved["configurations"]["small"]["architecture"]
     assert architecture["network_class_name"] == plans.SWIN_CLASS_NAME
     assert architecture["arch_kwargs"].get("family", "log") == ("log" if name == LOG else "vss")
+
+
+SWIN_UMAMBA = "nnUNetTrainerSwinUMamba"
+SMALL_SWIN_UMAMBA = {
+    "network": "nnunet_logvmamba.networks.SwinUMamba",
+    "features_per_stage": [6, 8, 16],
+    "strides": [[1, 1], [2, 2], [4, 4]],
+    "n_blocks_per_stage": [1, 1],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "coarsest"), [(SWIN_UMAMBA, SwinUMamba, 0.125), (f"{SWIN_UMAMBA}D", LoGVMambaSwinUNet, 0.0625)]
+)
+def test_swin_umamba_is_trained_by_its_authors_names_with_its_scales_and_its_recipe(name, network, coarsest, make):
+    trainer = make(name, knobs=None)
+    assert trainer._get_deep_supervision_scales()[-1] == [coarsest] * 2
+    assert trainer.recipe == make(f"{name}_published", knobs=None).recipe == PUBLISHED_RECIPES["swin_umamba"]
+    trainer.initialize()
+    assert type(trainer.network) is network
+    assert type(trainer.optimizer) is torch.optim.AdamW
+    assert {group["eps"] for group in trainer.optimizer.param_groups} == {1e-5}
+    if name.endswith("D"):
+        assert {setting.label for setting in trainer.network.settings} == {"VSS"}
+
+
+def test_a_training_of_swin_umamba_ends_with_finite_losses(make):
+    trainer = make(SWIN_UMAMBA, knobs=SMALL_SWIN_UMAMBA)
+    trainer.run_training()
+    assert np.isfinite(trainer.logger.get_value("train_losses", None)).all()
 
 
 def test_nnunets_own_trainer_builds_and_trains_a_configuration_that_names_the_network(make):
@@ -336,7 +367,7 @@ def test_what_cannot_be_this_network_is_refused(base, knobs, settings, sentence,
 def test_a_network_without_such_an_encoder_says_that_it_does_not_use_the_weights(make):
     trainer = make("nnUNetTrainerLoGVMamba", knobs=None, settings={"pretrained": "vmamba.pth"})
     trainer.initialize()
-    assert "'pretrained' is for LoGVMambaSwinUNet and is not used" in Path(trainer.log_file).read_text()
+    assert "'pretrained' is for LoGVMambaSwinUNet or SwinUMamba and is not used" in Path(trainer.log_file).read_text()
 
 
 @pytest.mark.parametrize("name", [LOG, "nnUNetTrainerLoGVMamba"])
