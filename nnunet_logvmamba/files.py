@@ -105,9 +105,10 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> Iterator[Path]:
-    """Give an empty folder to write to, whose files move to ``folder`` once the block has ended without an error.
+    """Give an empty folder to write to, whose content moves to ``folder`` once the block has ended without an error.
 
-    An interrupted run leaves the target as it was. Files in the target that have other names stay.
+    An interrupted run leaves the target as it was. Files in the target that have other names stay; a folder replaces
+    one of the same name as a whole.
 
     Args:
         overwrite: Replace files of the same name; otherwise the target must be absent or empty.
@@ -140,18 +141,19 @@ def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> 
 
 
 def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:
-    """Move all files of one folder to another, or put back what was there before."""
+    """Move all that is in one folder to another, or put back what was there before."""
     names = sorted((path.name for path in staged.iterdir()), key=lambda name: (name in last, name))
     leaving = [*last, *(name for name in names if name not in last)]
     for target in (folder / name for name in leaving):
-        if os.path.lexists(target) and not target.is_file():
-            raise UserError(f"{target} is in the way: it is no file; move it, or name another folder")
+        kind = "folder" if (staged / target.name).is_dir() else "file"
+        if os.path.lexists(target) and not (target.is_dir() if kind == "folder" else target.is_file()):
+            raise UserError(f"{target} is in the way: it is no {kind}; move it, or name another folder")
     before = staged / ".before"
     before.mkdir()
     moved = []
     try:
         for name in leaving:
-            if (folder / name).is_file():
+            if os.path.lexists(folder / name):
                 os.replace(folder / name, before / name)
         for name in names:
             _to_disk(staged / name)
@@ -159,7 +161,7 @@ def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:
             moved.append(name)
     except BaseException:
         for name in moved:
-            (folder / name).unlink()
+            os.replace(folder / name, staged / name)
         for path in before.iterdir():
             os.replace(path, folder / path.name)
         raise

@@ -23,6 +23,7 @@ SUB_COMMANDS = (
     "summary",
     "peers",
     "check",
+    "adopt",
     "evaluate",
     "instances",
     "compare",

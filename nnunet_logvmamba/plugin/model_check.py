@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -72,8 +72,21 @@ def _check_folder(folder: Path, classes: bool) -> int:
     for path in pickles:
         _refuse(path, {name for name in _named_in_pickle(path) if name not in PICKLED})
     for path in plans if classes else ():
-        _refuse(path, {name for name in _classes(path) if not _is_network(name)})
+        check_plans(read_json(path, "copy it anew"), path)
     return len(checkpoints)
+
+
+def check_plans(plans: Any, path: Path) -> None:
+    """Refuse plans that have nnU-Net import and call anything else than networks and their layers.
+
+    Args:
+        plans: Content of a plans file.
+        path: What holds them, for the message.
+
+    Raises:
+        UserError: Naming what it is.
+    """
+    _refuse(path, {name for name in _classes(plans, path) if not _is_network(name)})
 
 
 def _check_checkpoints(paths: Sequence[Path]) -> None:
@@ -161,9 +174,8 @@ def _is_network(name: str) -> bool:
     return isinstance(found, type) and issubclass(found, nn.Module)
 
 
-def _classes(path: Path) -> Iterator[str]:
+def _classes(plans: Any, path: Path) -> Iterator[str]:
     """Names of classes and functions that nnU-Net imports to build the networks of plans."""
-    plans = read_json(path, "copy it anew")
     try:
         for configuration in plans["configurations"].values():
             architecture = configuration.get("architecture") or {}
