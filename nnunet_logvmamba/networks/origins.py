@@ -68,7 +68,7 @@ def is_unfolding(tensor: Tensor) -> bool:
 
 def _stages(weights: Weights, pattern: str) -> list[Tensor]:
     """Tensors whose name ends on 0, 1, 2 and so on, as far as there are."""
-    found = []
+    found: list[Tensor] = []
     for index in count():
         name = pattern.format(index)
         if name not in weights:

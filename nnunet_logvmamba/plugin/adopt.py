@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
 from numbers import Real
@@ -145,14 +145,15 @@ def adopt(
     with staged_files(target, overwrite=_may_replace(target, folds, overwrite), last=folds) as staged:
         built = staged / ".built"
         for one, weights in zip(found, own):
-            trainer = _trainer(origin, plans, configuration, one.fold, dataset_json, built)
+            trainer = _trainer(origin, plans, configuration, one.fold, dataset_json, built, one.path)
             _fill(trainer, one, weights, origin)
         _describe(trainer, found[0].path)
         whole = Path(trainer.output_folder_base)
         _check_same(target, whole)
-        read_model(whole)
-        for name in folds:
-            export.read_network(whole / name)  # as nnU-Net does to predict
+        with _plans_in_words(found[0].path):
+            read_model(whole)
+            for name in folds:
+                export.read_network(whole / name)  # as nnU-Net does to predict
         for path in list(whole.iterdir()):
             os.replace(path, staged / path.name)
         _remove_empty(whole, built)
@@ -221,21 +222,25 @@ def _read(path: Path, fold: str | None) -> Checkpoint:
 
 
 def _origin(found: Sequence[Checkpoint]) -> Origin:
-    origins = {one.path: recognised(one.weights) for one in found}
-    for path, origin in origins.items():
-        if origin is None:
-            known = ", ".join(dict.fromkeys(origin.title for origin in ORIGINS))
-            raise UserError(f"{path} holds the weights of another network: those of {known} can be adopted")
-    first = origins[found[0].path]
-    for one in found:
-        origin = origins[one.path]
-        if origin is not first:
-            raise UserError(f"{one.path} holds {origin.title} and {found[0].path} {first.title}: adopt them one by one")
-        families = {trainer for other in ORIGINS for trainer in other.trainers}
-        family = (one.trainer or "").removeprefix(PREFIX)
-        if family in families and family not in origin.trainers:
-            raise UserError(f"{one.path} says that {one.trainer} wrote it and holds {origin.title}: copy it anew")
-    return first
+    """The network that all of these checkpoints hold."""
+    origins = [_origin_of(one) for one in found]
+    for one, origin in zip(found, origins):
+        if origin is not origins[0]:
+            titles = f"{found[0].path} holds {origins[0].title} and {one.path} {origin.title}"
+            raise UserError(f"{titles}: adopt them one by one")
+    return origins[0]
+
+
+def _origin_of(found: Checkpoint) -> Origin:
+    origin = recognised(found.weights)
+    if origin is None:
+        known = ", ".join(origin.title for origin in ORIGINS)
+        raise UserError(f"{found.path} holds the weights of another network: those of {known} can be adopted")
+    families = {trainer for other in ORIGINS for trainer in other.trainers}
+    family = (found.trainer or "").removeprefix(PREFIX)
+    if family in families and family not in origin.trainers:
+        raise UserError(f"{found.path} says that {found.trainer} wrote it and holds {origin.title}: copy it anew")
+    return origin
 
 
 def _renamed(found: Checkpoint, origin: Origin) -> dict[str, Tensor]:
@@ -264,8 +269,11 @@ def _renamed(found: Checkpoint, origin: Origin) -> dict[str, Tensor]:
 def _description(found: Checkpoint, dataset: str, configuration: str | None, plans_name: str) -> tuple[dict, dict, str]:
     """Plans in today's form, ``dataset.json`` and the configuration: of the folder, the checkpoint, or the data set."""
     model = found.path.absolute().parent.parent
-    init_args = found.content["init_args"] if found.trainer is not None else {}
+    init_args: dict[str, Any] = found.content["init_args"] if found.trainer is not None else {}
+    plans: Any
+    dataset_json: Any
     files = [model / name for name in ("plans.json", "dataset.json")]
+    file = found.path
     if found.trainer is None:
         file, plans, dataset_json = find_plans(dataset, plans_name)
     elif all(path.is_file() for path in files):
@@ -273,13 +281,16 @@ def _description(found: Checkpoint, dataset: str, configuration: str | None, pla
         plans, dataset_json = (read_json(path, "copy it anew") for path in files)
         check_dataset_json(dataset_json, files[1])
     else:
-        file, plans, dataset_json = found.path, init_args.get("plans"), init_args.get("dataset_json")
+        plans, dataset_json = (init_args.get(name) for name in ("plans", "dataset_json"))
         if not isinstance(plans, dict) or not isinstance(dataset_json, dict):
             raise UserError(f"{file} brings no plans and no dataset.json: adopt it where its training left it")
         check_dataset_json(dataset_json, file)
+    if not isinstance(plans, dict):
+        raise UserError(f"{file} holds no plans as nnU-Net writes them: copy them anew")
     plans = in_todays_form({key: value for key, value in plans.items() if key != "continue_training"}, str(file))
     check_plans(plans, file)
     said = init_args.get("configuration")
+    said = said if isinstance(said, str) else None
     if said is not None and configuration not in (None, said):
         raise UserError(f"{found.path} was trained with the configuration {said}, not {configuration}: leave -c out")
     chosen = said or configuration or _CONFIGURATIONS[max(tensor.ndim for tensor in found.weights.values()) - 2]
@@ -334,25 +345,25 @@ def _with_architecture(
 ) -> dict:
     """Plans whose configuration names the network of ours that all of these weights fit."""
     row = catalogue.row(origin.network)
-    manager = PlansManager(plans)
-    resolved = manager.get_configuration(configuration)
+    with _plans_in_words(found[0].path):
+        resolved = PlansManager(plans).get_configuration(configuration)
+        patch_size, planned = list(resolved.patch_size), resolved.configuration["architecture"]
     try:
-        arguments = origin.arguments(own[0], list(resolved.patch_size))
+        arguments = origin.arguments(own[0], patch_size)
     except UserError as error:
         raise UserError(f"{found[0].path}: {error}") from error
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{found[0].path} holds a part of {origin.title} alone, without {error}: copy it anew"
         ) from error
-    architecture = to_our_architecture(
-        resolved.configuration["architecture"], resolved.patch_size, row.path, **arguments
-    )
     result = deepcopy(plans)
-    result["configurations"][configuration]["architecture"] = architecture
-    manager = PlansManager(result)
-    resolved = manager.get_configuration(configuration)
-    channels = determine_num_input_channels(manager, resolved, dataset_json)
-    classes = manager.get_label_manager(dataset_json).num_segmentation_heads
+    with _plans_in_words(found[0].path):
+        architecture = to_our_architecture(planned, patch_size, row.path, **arguments)
+        result["configurations"][configuration]["architecture"] = architecture
+        manager = PlansManager(result)
+        resolved = manager.get_configuration(configuration)
+        channels = determine_num_input_channels(manager, resolved, dataset_json)
+        classes = manager.get_label_manager(dataset_json).num_segmentation_heads
     try:
         with torch.device("meta"):
             network = build_network(resolved, channels, classes, True)
@@ -366,6 +377,18 @@ def _with_architecture(
                 f"{channels} channel(s) and {classes} class(es) ({difference}): name what it was trained with"
             )
     return result
+
+
+@contextmanager
+def _plans_in_words(file: Path) -> Iterator[None]:
+    """Say in one sentence what plans lack that nnU-Net looks for in them."""
+    try:
+        yield
+    except (UserError, Refused):
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError, AssertionError) as error:
+        reason = f"{error!r}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"the plans of {file} are not as nnU-Net writes them ({reason}): copy them anew") from error
 
 
 # Writing
@@ -388,7 +411,7 @@ def _check_same(target: Path, built: Path) -> None:
 
 
 def _trainer(
-    origin: Origin, plans: dict, configuration: str, fold: int | str, dataset_json: dict, results: Path
+    origin: Origin, plans: dict, configuration: str, fold: int | str, dataset_json: dict, results: Path, file: Path
 ) -> nnUNetTrainer:
     """A trainer of ours that keeps its results in a folder of ours."""
     trainer = find_trainer(f"{PREFIX}{origin.trainer}")
@@ -396,7 +419,7 @@ def _trainer(
     plans = {**deepcopy(plans), "continue_training": True}
     variables = {"nnUNet_results": str(results), "nnUNet_wandb_enabled": "0"}
     try:
-        with patch.dict(os.environ, variables), redirect_stdout(io.StringIO()):
+        with _plans_in_words(file), patch.dict(os.environ, variables), redirect_stdout(io.StringIO()):
             return trainer(plans, configuration, fold, deepcopy(dataset_json), torch.device("cpu"))
     except Refused as error:
         raise UserError(str(error)) from error
@@ -415,8 +438,10 @@ def _fill(trainer: nnUNetTrainer, found: Checkpoint, weights: Mapping[str, Tenso
     trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
     trainer.current_epoch = found.epochs - 1  # nnU-Net saves the number that follows
     axes = tuple(range(len(configuration.patch_size)))
-    mirrored = found.content.get("inference_allowed_mirroring_axes") if found.trainer is not None else axes
-    trainer.inference_allowed_mirroring_axes = mirrored and tuple(axis for axis in mirrored if axis in axes)
+    mirrored = found.content.get("inference_allowed_mirroring_axes", axes) if found.trainer is not None else axes
+    if isinstance(mirrored, list | tuple):
+        mirrored = tuple(axis for axis in mirrored if axis in axes)
+    trainer.inference_allowed_mirroring_axes = mirrored or None  # as nnU-Net says that there are none
     log = _log(found)
     if log is not None:
         trainer.logger.load_checkpoint({**trainer.logger.get_checkpoint(), **log})
@@ -431,9 +456,10 @@ def _fill(trainer: nnUNetTrainer, found: Checkpoint, weights: Mapping[str, Tenso
 
 def _log(found: Checkpoint) -> dict[str, list] | None:
     """What was logged per epoch, None where it is not as nnU-Net logs it."""
-    log = found.content.get("logging") if found.trainer is not None else None
-    whole = isinstance(log, dict) and log and all(isinstance(values, list) for values in log.values())
-    return dict(log) if whole else None
+    log = found.content.get("logging")
+    if found.trainer is None or not isinstance(log, dict) or not log:
+        return None
+    return log if all(isinstance(values, list) for values in log.values()) else None
 
 
 def _describe(trainer: nnUNetTrainer, source: Path) -> None:

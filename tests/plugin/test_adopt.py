@@ -1,6 +1,7 @@
 """Models of forks and of authors outside of nnU-Net, taken into results folders that stock nnU-Net reads."""
 
 import json
+import shutil
 from pathlib import Path
 
 import forks
@@ -384,6 +385,7 @@ def test_a_flipped_byte_is_refused(fork, folders):
         (lambda p: p["configurations"]["2d"].update(UNet_base_num_features=4), r"\('decoder.seg_layers.1.weight' has"),
         (lambda p: p["configurations"]["2d"].update(patch_size=[16, 16, 16]), "."),
         (lambda p: p.pop("configurations"), "no plans as nnU-Net writes them"),
+        (lambda p: p["configurations"]["2d"].pop("spacing"), r"not as nnU-Net writes them \(KeyError\('spacing'\)\)"),
         (lambda p: p.update(plans_name="../up"), "'../up' cannot be a part of a folder's name"),
         (lambda p: p.update(image_reader_writer="Mine"), "names the reader 'Mine'"),
     ],
@@ -394,6 +396,49 @@ def test_plans_that_do_not_fit_are_refused(change, sentence, fork, folders):
     change(content)
     (source / "plans.json").write_text(json.dumps(content))
     refused(source, sentence, folders)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["absent", None, 3, "x", [], {}], ids=repr)
+def test_plans_with_anything_in_any_place_are_taken_or_refused_in_one_sentence(value, fork, folders):
+    source = fork()
+    whole = json.loads((source / "plans.json").read_text())
+    for place in (whole, whole["configurations"]["2d"]):
+        for key, before in list(place.items()):
+            if value == "absent":
+                del place[key]
+            else:
+                place[key] = value
+            (source / "plans.json").write_text(json.dumps(whole))
+            place[key] = before
+            sentence = ""
+            try:
+                adopt(source, forks.NAME)
+            except UserError as error:
+                sentence = str(error)
+            assert "\n" not in sentence
+            assert bool(sentence) != (folders.results / forks.NAME).exists(), key
+            shutil.rmtree(folders.results / forks.NAME, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [None, 3, -1, 0.5, "x", [], [7], {}, (9,)], ids=repr)
+def test_checkpoints_with_anything_in_any_place_are_taken_or_refused_in_one_sentence(value, fork, folders):
+    path = fork() / "fold_0" / "checkpoint_final.pth"
+    whole = torch.load(path, weights_only=False)
+    for place in (whole, whole["init_args"], whole["logging"]):
+        for key, before in list(place.items()):
+            place[key] = value
+            torch.save(whole, path)
+            place[key] = before
+            sentence = ""
+            try:
+                adopt(path, forks.NAME)
+            except UserError as error:
+                sentence = str(error)
+            assert "\n" not in sentence
+            assert bool(sentence) != (folders.results / forks.NAME).exists(), key
+            shutil.rmtree(folders.results / forks.NAME, ignore_errors=True)
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ class SwinUMamba(PlannedNetwork):
         ValueError: If an argument is unknown, missing or does not fit (the message names it), or an image has other
             channels or axes.
 
-    References: Swin-UMamba (arXiv 2402.03302); VMamba (arXiv 2401.10166). The authors' code, under Apache-2.0, differs in
-        that it fails at sizes that 32 does not divide (S3) and for 3D plans only when it runs (S15), loads ImageNet
+    References: Swin-UMamba (arXiv 2402.03302); VMamba (arXiv 2401.10166). The authors' code, under Apache-2.0, differs
+        in that it fails at sizes that 32 does not divide (S3) and for 3D plans only when it runs (S15), loads ImageNet
         weights whenever it is built, the bias of a norm without its weight (S4, S5), and has its switch of deep
         supervision elsewhere (S13). Fixed stages (S2), initial values (S7) and norms without scale and shift (S8) are
         as there.
