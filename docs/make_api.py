@@ -28,9 +28,13 @@ PARTS = (
     (
         "Layers",
         layers,
-        ("LoGVMambaBlock", "LocalTokens", "GlobalTokens", "SelectiveSSM"),
+        ("LoGVMambaBlock", "LocalTokens", "GlobalTokens", "SelectiveSSM", "MambaLayer", "Mamba"),
     ),
-    ("The scan", ops, ("selective_scan", "selective_scan_with_state", "selective_scan_fn", "available_backends")),
+    (
+        "The scan and the convolution",
+        ops,
+        ("selective_scan", "selective_scan_with_state", "selective_scan_fn", "available_backends", "causal_conv1d"),
+    ),
     ("Scores", evaluation, tuple(evaluation.__all__)),
 )
 

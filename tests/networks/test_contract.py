@@ -50,7 +50,7 @@ SMALL = {
 LONGER = {"SwinUNETR": 33}
 """Least length of the last axis, for networks that would find these patches too small."""
 SLOW = [("SwinUNETR", "3D"), ("SwinUNETR", "anisotropic")]
-SLOW_TO_TRACE = ("UNETR", "SwinUNETR", "NestedFormer")
+SLOW_TO_TRACE = ("UNETR", "SwinUNETR", "NestedFormer", "SegMamba")
 
 
 def promises(slow: Callable[[str, str], bool]) -> pytest.MarkDecorator:

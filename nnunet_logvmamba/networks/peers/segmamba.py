@@ -29,6 +29,13 @@ def _named(**modules: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(modules))
 
 
+def _per_stage(name: str, values: Any) -> list[int]:
+    values = wholes(name, values, "stage")
+    if len(values) != _STAGES:
+        raise ValueError(f"{name} has {len(values)} entries; one for each of {_STAGES} stages is needed")
+    return values
+
+
 class GatedConvolution(nn.Module):
     """Two convolutions and a pointwise one side by side, their sum through another pointwise one, plus the input.
 
@@ -194,18 +201,12 @@ class SegMamba(PlannedNetwork):
     ):
         super().__init__()
         one_output(flag("deep_supervision", deep_supervision))
-        per_stage = {
-            "features_per_stage": wholes("features_per_stage", features_per_stage, "stage"),
-            "n_blocks_per_stage": wholes("n_blocks_per_stage", n_blocks_per_stage, "stage"),
-            "slices": [None] * _STAGES if slices is None else wholes("slices", slices, "stage"),
-        }
-        for name, values in per_stage.items():
-            if len(values) != _STAGES:
-                raise ValueError(f"{name} has {len(values)} entries; one for each of {_STAGES} stages is needed")
+        widths = _per_stage("features_per_stage", features_per_stage)
+        num_blocks = _per_stage("n_blocks_per_stage", n_blocks_per_stage)
+        runs = [None] * _STAGES if slices is None else _per_stage("slices", slices)
         if drawn_steps not in _STEPS:
             raise ValueError(f"unknown drawn_steps {drawn_steps!r}; valid are {', '.join(map(repr, _STEPS))}")
         self.input_channels = whole("input_channels", input_channels)
-        widths, num_blocks, runs = per_stage.values()
         hidden = whole("hidden_size", hidden_size)
         self.vit = MambaEncoder(
             self.input_channels,

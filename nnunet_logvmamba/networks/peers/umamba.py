@@ -459,7 +459,7 @@ class UMambaEnc(UMamba):
         self.channel_tokens = flag("channel_tokens", channel_tokens)
         if self.channel_tokens and patch_size is None:
             raise ValueError("patch_size is None; channel tokens need it: give the patch, or set channel_tokens=False")
-        self.patch_size = None if patch_size is None else wholes("patch_size", patch_size, "axis")
+        self.patch_size = [] if patch_size is None else wholes("patch_size", patch_size, "axis")
         self._build(
             input_channels,
             n_stages,

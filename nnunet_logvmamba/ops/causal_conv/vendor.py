@@ -23,10 +23,9 @@ def backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of x, weight and bias; None where it is absent."""
-    leaves = [None if leaf is None else leaf.detach().requires_grad_() for leaf in _native(x, weight, bias)]
+    present = [leaf.detach().requires_grad_() for leaf in _native(x, weight, bias) if leaf is not None]
     with torch.enable_grad():  # its own autograd.Function, which is recorded below autograd as well
-        y = _run(*leaves, silu)
-    present = [leaf for leaf in leaves if leaf is not None]
+        y = _run(present[0], present[1], present[2] if len(present) > 2 else None, silu)
     grad_x, grad_weight, *grad_bias = torch.autograd.grad(y, present, _laid_out(grad_y.to(y.dtype)))
     return grad_x.transpose(1, 2), grad_weight, grad_bias[0] if grad_bias else None
 
