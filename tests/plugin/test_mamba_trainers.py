@@ -1,4 +1,4 @@
-"""Networks of others by their trainers: stock nnU-Net trains them on its own plan, and predicts."""
+"""U-Mamba and SegMamba by their trainers: stock nnU-Net trains them on its own plan, and predicts."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SMALL = {
 PEERS = [
     pytest.param(network, dims, id=f"{network.name}-{dims}D")
     for network in catalogue.NETWORKS
-    if network.home.startswith("peers.")
+    if network.home in ("peers.umamba", "peers.segmamba")
     for dims in network.dims
 ]
 
