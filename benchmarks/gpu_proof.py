@@ -236,14 +236,14 @@ def compiled(setting: Setting) -> dict[str, object]:
     return {"sizes": rows, "graph_breaks": breaks, "graphs": counters["stats"].get("unique_graphs"), "wrong": wrong}
 
 
-def peak_of_two_steps(name: str, case: NetworkPlan) -> int:
+def peak_of_two_steps(build: Callable[[NetworkPlan], torch.nn.Module], case: NetworkPlan) -> int:
     """Most bytes on the GPU in two training steps: weights, gradients, momentum and activations of one network."""
     import bench_network
 
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    call, _ = bench_network.step(name, case, "cuda")
+    call, _ = bench_network.step(build, case, "cuda")
     call()
     call()
     torch.cuda.synchronize()
@@ -258,9 +258,9 @@ def network(setting: Setting, case: NetworkPlan) -> dict[str, object]:
         side = 16 if len(case.patch_size) == 3 else 32
         case = replace(case, features=(8, 16, 16), patch_size=(side,) * len(case.patch_size), batch_size=1)
     steps, rows = {}, {}
-    for name in bench_network.builders(case):
-        peak = peak_of_two_steps(name, case) if setting.device == "cuda" else 0
-        steps[name], parameters = bench_network.step(name, case, setting.device)
+    for name, build in bench_network.builders(case).items():
+        peak = peak_of_two_steps(build, case) if setting.device == "cuda" else 0
+        steps[name], parameters = bench_network.step(build, case, setting.device)
         rows[name] = {"parameters": parameters, "peak_bytes": peak}
     seconds = bench_network.side_by_side(steps, rounds=1 if setting.tiny else 9, device=setting.device)
     for name, row in rows.items():
