@@ -172,6 +172,17 @@ def changed(state: dict, **values: torch.Tensor) -> dict:
     return {name: values.get(name.replace(".", "_"), value) for name, value in state.items()}
 
 
+@pytest.mark.parametrize(
+    ("preset", "parameters", "entries"),
+    [("umamba_bot3d", 207, 397), ("umamba_enc3d", 262, 518), ("swin_umamba2d", 257, 257)],
+)
+def test_checkpoints_are_made_with_as_many_entries_as_those_of_the_forks(preset, parameters, entries):
+    with torch.device("meta"):
+        state = catalogue.PRESETS[preset].load().from_preset(preset).state_dict()
+    assert len(state) == parameters
+    assert preset.startswith("swin") or len(forks.with_duplicates(state)) == entries
+
+
 def test_what_is_written_is_what_our_trainers_write(fork, folders, state):
     source = fork(folds=(0, 3))
     adopted = adopt(source, forks.NAME)
