@@ -34,7 +34,6 @@ from nnunet_logvmamba.plugin.model_check import check_plans
 from nnunet_logvmamba.plugin.plans import build_network, check_dataset_json, find_plans, to_our_architecture
 from nnunet_logvmamba.plugin.plans.earlier import in_todays_form
 from nnunet_logvmamba.plugin.trainer_names import PREFIX, find_trainer
-from nnunet_logvmamba.results.runs import folds_of, is_fold
 
 WRAPPERS = ("network_weights", "state_dict", "model_state_dict", "model", "net", "network", "module")
 """Where a file may keep its weights, if they are not all of it."""
@@ -142,6 +141,8 @@ def adopt(
     model = f"{PREFIX}{origin.trainer}__{plans['plans_name']}__{configuration}"
     target = results / plans["dataset_name"] / model
     folds = [f"fold_{one.fold}" for one in found]
+    if any(target.resolve() in one.path.resolve().parents for one in found):
+        raise UserError(f"{source} lies where the model goes, {target}: move it away, for it would be replaced")
     with staged_files(target, overwrite=_may_replace(target, folds, overwrite), last=folds) as staged:
         built = staged / ".built"
         for one, weights in zip(found, own):
@@ -168,20 +169,22 @@ def adopt(
 
 def _checkpoints(source: Path, checkpoint: str, fold: str | None) -> list[tuple[str | None, Path]]:
     """Files to adopt, each with the fold that the user or a folder names."""
+    source = source.absolute()
     if source.is_file():
         return [(fold or _fold_of(source.parent), source)]
     if not source.is_dir():
         raise UserError(f"{source} is not there: name the results folder of a fork, a fold of it, or a checkpoint")
-    folds = [source] if is_fold(source) else folds_of(source)
+    alone = _fold_of(source) is not None
+    folds = [source] if alone else _folds(source)
     if not folds:
         raise UserError(
             f"{source} has no folds: name the folder TRAINER__PLANS__CONFIGURATION of a training, a fold of it, or a "
             "checkpoint"
         )
-    if fold is not None and not is_fold(source):
+    if fold is not None and not alone:
         folds = [one for one in folds if one.name == f"fold_{fold}"]
         if not folds:
-            there = ", ".join(one.name[5:] for one in folds_of(source))
+            there = ", ".join(one.name[5:] for one in _folds(source))
             raise UserError(f"{source} has no fold {fold}, it has {there}: name one of these")
     files = [one / checkpoint for one in folds]
     missing = [path for path in files if not path.is_file()]
@@ -189,11 +192,18 @@ def _checkpoints(source: Path, checkpoint: str, fold: str | None) -> list[tuple[
         others = sorted(path.name for path in missing[0].parent.glob("*.pth"))
         remedy = f"name another with --checkpoint, there is {' and '.join(others)}" if others else "copy it anew"
         raise UserError(f"{missing[0]} does not exist: {remedy}")
-    return [((fold if is_fold(source) else None) or _fold_of(path.parent), path) for path in files]
+    return [((fold if alone else None) or _fold_of(path.parent), path) for path in files]
 
 
 def _fold_of(folder: Path) -> str | None:
-    return folder.name.removeprefix("fold_") if is_fold(folder) else None
+    """The fold that a folder is called after, whatever the folder around it is called."""
+    found = re.fullmatch(r"fold_(\d+|all)", folder.name)
+    return None if found is None else found[1]
+
+
+def _folds(model: Path) -> list[Path]:
+    folds = [path for path in model.iterdir() if path.is_dir() and _fold_of(path) is not None]
+    return sorted(folds, key=lambda path: (len(path.name), path.name))
 
 
 def _read(path: Path, fold: str | None) -> Checkpoint:
@@ -404,7 +414,7 @@ def _may_replace(target: Path, folds: Iterable[str], overwrite: bool) -> bool:
 
 def _check_same(target: Path, built: Path) -> None:
     """Refuse a model that has other plans than the one of that name that is there, if that keeps any fold."""
-    kept = {path.name for path in folds_of(target)} - {path.name for path in folds_of(built)} if target.is_dir() else ()
+    kept = {path.name for path in _folds(target)} - {path.name for path in _folds(built)} if target.is_dir() else ()
     for there in (target / name for name in ("plans.json", "dataset.json")):
         if kept and there.is_file() and read_json(there, "move the folder") != read_json(built / there.name, ""):
             raise UserError(f"{target} holds a model with another {there.name}: move that folder, and try again")

@@ -287,6 +287,21 @@ def test_further_folds_join_a_model_and_others_are_replaced_only_when_told(fork,
     }
 
 
+def test_a_source_that_lies_where_the_model_goes_is_not_replaced(fork, folders):
+    source = fork()
+    target = folders.results / forks.NAME / source.name
+    target.parent.mkdir()
+    source.rename(target)
+    before = (target / "fold_0" / "checkpoint_final.pth").read_bytes()
+    for source in (target, target / "fold_0", target / "fold_0" / "checkpoint_final.pth"):
+        with pytest.raises(UserError, match="lies where the model goes, .*: move it away"):
+            adopt(source, forks.NAME, overwrite=True)
+    assert (target / "fold_0" / "checkpoint_final.pth").read_bytes() == before
+    moved = target.rename(folders.results / "old")
+    (adopted,) = adopt(moved, forks.NAME)
+    assert adopted.target == target / "fold_0" / "checkpoint_final.pth"
+
+
 # What does not fit
 
 
