@@ -194,6 +194,26 @@ def test_the_trainer_of_the_u_net_lineage_takes_such_a_configuration_as_it_stand
 # A pretrained encoder
 
 
+def test_swin_umambas_encoder_is_kept_for_ten_epochs_while_its_patch_embedding_learns(make, checkpoint, monkeypatch):
+    monkeypatch.setenv(pretraining.VARIABLE, str(checkpoint))
+    knobs = {
+        **SMALL_SWIN_UMAMBA,
+        "features_per_stage": [6, *SMALL["features_per_stage"][1:]],
+        "strides": [[1, 1], *[[2, 2]] * 3, [4, 4]],
+        "n_blocks_per_stage": SMALL["n_blocks_per_stage"],
+    }
+    trainer = make(SWIN_UMAMBA, knobs=knobs)
+    trainer.initialize()
+    before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+    own = {key for key in encoder_of(trainer) if key.startswith("patch_embed.")}
+    assert trainer.pretrained_parameters == encoder_of(trainer).keys() - own
+    trainer.run_training()
+    after = trainer.network.state_dict()
+    for key in (key for key in before if key.startswith(("encoder.", "stem."))):
+        kept = key.removeprefix("encoder.") in trainer.pretrained_parameters
+        assert torch.equal(before[key], after[key]) == kept, key
+
+
 @pytest.mark.parametrize("asker", ["variable", "configuration"])
 def test_an_encoder_starts_from_the_weights_that_were_asked_for(asker, make, checkpoint, monkeypatch, capsys):
     settings = dict(SHORT)
