@@ -46,8 +46,11 @@ def _interleaved(num_local: int, num_global: int, local: Tensor, context: Tensor
     excess = num_global - -(-(num_local + num_global - first) // period)  # global tokens ahead of everything
     lead = first - excess  # local tokens between the excess and the first interleaved global token
     late = local - lead
+    # Whole numbers divided as such are a loop that torch.compile cuts short on a CPU: the last positions would not be
+    # written (findings/compiled_division_forgets_the_rest.sh). In double precision the quotient is exact.
+    runs = torch.floor(late.double() / run).long()
     return (
-        torch.where(late < 0, local + excess, first + 1 + late + torch.div(late, run, rounding_mode="floor")),
+        torch.where(late < 0, local + excess, first + 1 + late + runs),
         torch.where(context < excess, context, first + (context - excess) * period),
     )
 

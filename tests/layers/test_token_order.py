@@ -75,3 +75,13 @@ def test_unknown_words_are_refused_naming_the_valid_ones():
         token_positions("tail", 4, 2)
     with pytest.raises(ValueError, match="directions is 3; valid are 1, 2, 4"):
         sequence_orders((2, 2), 1, "head", 3)
+
+
+@pytest.mark.parametrize(("num_local", "num_global"), [(288, 27), (1000, 59), (64, 64)])
+def test_compiled_for_a_cpu_every_token_has_its_position(num_local, num_global):
+    """An integer division by what does not divide the length would leave the last positions unwritten (torch 2.13)."""
+    torch._dynamo.reset()
+    compiled = torch.compile(sequence_orders, fullgraph=True)
+    orders = [make((num_local // 8, 8), num_global, "interleaved", 2) for make in (sequence_orders, compiled)]
+    for expected, found in zip(*orders, strict=True):
+        assert torch.equal(expected, found)

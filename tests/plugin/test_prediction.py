@@ -153,11 +153,19 @@ def test_probabilities_belong_to_the_labels(hippocampus, expected, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [("-step_size", 1), ("-step_size", 0.3), ("--disable_tta",), ("--not_on_device",)])
-def test_options_of_the_sliding_window_change_little(options, hippocampus, expected, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "alike"),
+    [
+        (("-step_size", 1), 0.9),
+        (("-step_size", 0.3), 0.9),
+        (("--not_on_device",), 0.999),
+        (("--disable_tta",), 0.7),  # a network of some steps has not learnt yet that left and right are alike
+    ],
+)
+def test_options_of_the_sliding_window_change_little(options, alike, hippocampus, expected, tmp_path):
     for path in hippocampus.predict(images_of(hippocampus), tmp_path, "tiny", *options):
         found, known = voxels(path), voxels(expected / path.name)
-        assert 2 * (found & known > 0).sum() / ((found > 0).sum() + (known > 0).sum()) > 0.9
+        assert 2 * ((found > 0) & (known > 0)).sum() / ((found > 0).sum() + (known > 0).sum()) > alike
 
 
 @pytest.mark.slow
@@ -189,7 +197,8 @@ def test_the_integration_data_sets_of_nnunet_are_trained_and_predicted(number, h
     project.configure("3d_fullres_narrow", "tiny", "--patch-size", 24, 32, 24, num_epochs=2)
     fold = project.train("tiny")
     assert np.isfinite(fold.checkpoint["logging"]["train_losses"]).all()
-    assert set(fold.dice) == ({"(1, 2)", "1"} if "regions" in name else {"1", "2"})
+    labels = {998: {"1"}, 999: {"1", "2"}}.get(number, {"(1, 2)", "1"})  # in 998 label 2 is the one to ignore
+    assert set(fold.dice) == labels
     assert (fold.path / "validation" / "surface.json").is_file()
     images = images_of(hippocampus)
     assert len(project.predict(images, tmp_path / "out", "tiny")) == NEW
