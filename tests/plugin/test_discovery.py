@@ -102,7 +102,7 @@ def test_a_name_close_to_ours_is_refused_by_nnunets_search(name):
     assert "\n" not in str(end.value)
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainer_5epoch", "nnUNetTrainerUMambaEnc", "nnUNetTrainerOfTheUser"])
+@pytest.mark.parametrize("name", ["nnUNetTrainer_5epoch", "nnUNetTrainerMedNeXt", "nnUNetTrainerOfTheUser"])
 def test_a_name_unlike_ours_ends_in_nnunets_own_message(name):
     with pytest.raises(RuntimeError, match=f"Could not find requested nnunet trainer {name}"):
         recursive_find_trainer_class_by_name(name)
