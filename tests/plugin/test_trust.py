@@ -340,4 +340,6 @@ def test_prediction_with_damaged_or_foreign_files_by_the_stock_command(own_train
     assert "Traceback" not in done.stderr
     assert f"{path} holds more than weights and settings" in done.stderr
     path.write_bytes(whole)
-    assert "whole, with finite weights, and nothing in them but weights" in " ".join(own_trained.run("logvmamba", "check", model).stdout.split())
+    assert "whole, with finite weights, and nothing in them but weights" in " ".join(
+        own_trained.run("logvmamba", "check", model).stdout.split()
+    )
