@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import examples
 from nnunet_logvmamba.cli.summary import network_of_plans, network_of_preset
-from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.networks.costs import summarize, times
 
@@ -67,8 +66,8 @@ def _costs(args: argparse.Namespace, network: catalogue.Network) -> tuple[str, .
     elif args.dataset is not None:
         try:
             counted = _counted(network_of_plans(_of_trainer(args, trainer)))
-        except UserError as error:
-            counted, remark = ("", ""), str(error)
+        except (ValueError, RuntimeError) as error:  # of a patch that it does not take, for example
+            counted, remark = ("", ""), str(error).splitlines()[0]
     elif args.published and network.preset is not None:
         found = network_of_preset(network.preset)
         counted, remark = _counted(found), f"{network.preset}, {times(found[2])}"

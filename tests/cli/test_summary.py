@@ -11,6 +11,7 @@ from torch import nn
 
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
+from nnunet_logvmamba.networks.catalogue import PRESETS
 from nnunet_logvmamba.networks.costs import summarize
 from nnunet_logvmamba.plugin import startup
 
@@ -323,4 +324,4 @@ def test_bad_input_is_answered_in_one_sentence(words, sentence, planned, capsys)
 def test_a_misspelt_preset_ends_the_command_without_a_traceback():
     done = run_command(["logvmamba", "summary", "--preset", "paper4d"], check=False)
     assert done.returncode != 0
-    assert done.stderr.splitlines() == ["logvmamba: there is no preset 'paper4d'; there are paper3d, paper2d"]
+    assert done.stderr.splitlines() == [f"logvmamba: there is no preset 'paper4d'; there are {', '.join(PRESETS)}"]

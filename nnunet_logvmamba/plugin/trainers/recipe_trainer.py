@@ -93,22 +93,12 @@ class RecipeTrainer(FiniteTrainer):
             self.num_epochs = self.named_epochs
         self.save_every = max(1, min(50, self.num_epochs // 10))
         self.seed = self.named_seed if self.named_seed is not None else settings.get("seed")
-        if not self._has_several_outputs():
+        if not _has_several_outputs(self.configuration_manager):
             # There are no other outputs to supervise, and nnU-Net would weigh a single one by 0 / 0.
             self.enable_deep_supervision = False
         self._continues = False
         self._reading = ExitStack()
         self.pretrained_parameters: set[str] = set()
-
-    def _has_several_outputs(self) -> bool:
-        arguments = self.configuration_manager.network_arch_init_kwargs
-        architecture = self.configuration_manager.configuration["architecture"]
-        if is_ours(architecture) and (
-            arguments.get("seg_heads") == "last"
-            or not catalogue.row(architecture["network_class_name"]).load().deep_supervised
-        ):
-            return False
-        return len(arguments["strides"]) > 2
 
     @classmethod
     def _own_plans(cls, plans: dict, configuration: str) -> dict:
@@ -309,3 +299,14 @@ def _refuse_absent_device(device: torch.device) -> None:
         return
     options = ["-device cpu", *["-device mps"] * (best_device() == "mps")]
     raise Refused(f"{missing}: run the command with {' or '.join(options)} (in Python, device=torch.device('cpu')).")
+
+
+def _has_several_outputs(configuration_manager: ConfigurationManager) -> bool:
+    arguments = configuration_manager.network_arch_init_kwargs
+    architecture = configuration_manager.configuration["architecture"]
+    if is_ours(architecture) and (
+        arguments.get("seg_heads") == "last"
+        or not catalogue.row(architecture["network_class_name"]).load().deep_supervised
+    ):
+        return False
+    return len(arguments["strides"]) > 2

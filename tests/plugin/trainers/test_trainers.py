@@ -15,7 +15,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.run.run_training import run_training
 
 from nnunet_logvmamba.layers import SelectiveSSM
-from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.networks import LoGVMambaUNet, catalogue
 from nnunet_logvmamba.plugin import plans, recipes, trainers
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
@@ -56,9 +56,11 @@ def families(without: tuple[str, ...] = ()) -> list[str]:
 
 
 def of_this_lineage() -> list[str]:
-    """Families whose published recipe is not that of another system."""
+    """Families whose network and published recipe are not those of another system."""
     rows = trainers.TRAINER_OF_FAMILY.values()
-    return [trainer.__name__ for trainer in rows if trainer.published_recipe in trainers.RECIPES]
+    peers = {network.path for network in catalogue.NETWORKS if network.home.startswith("peers.")}
+    ours = [trainer for trainer in rows if trainer.network_name not in peers]
+    return [trainer.__name__ for trainer in ours if trainer.published_recipe in trainers.RECIPES]
 
 
 def base_of(trainer: str) -> str:
