@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import examples
@@ -47,10 +46,11 @@ def run(args: argparse.Namespace) -> int:
     """
     from nnunet_logvmamba.evaluation.layout import in_columns
 
-    rows = [_costs(args, network) for network in catalogue.NETWORKS]
-    if args.dataset is not None:
+    rows: list[tuple[str, ...]] = []
+    if args.dataset is not None:  # first, so that a data set that is not there ends it
         counted = _counted(network_of_plans(_of_trainer(args, STOCK)))
-        rows.insert(0, (STOCK, "of the plan", "", *counted, "sgd", "", "Apache-2.0", "nnU-Net's own"))
+        rows.append((STOCK, "of the plan", "", *counted, "sgd", "", "Apache-2.0", "nnU-Net's own"))
+    rows += [_costs(args, network) for network in catalogue.NETWORKS]
     table = in_columns([HEAD, *rows], right=(3, 4), beside=(), rule=False, width=terminal.width())
     legend = "GMAC: billions of multiply-adds of one patch forwards; scans are not among them."
     terminal.show("\n".join([table, *(["", legend] if args.published or args.dataset is not None else [])]))
@@ -61,8 +61,8 @@ def _costs(args: argparse.Namespace, network: catalogue.Network) -> tuple[str, .
     """The row of a network, with the reason where it cannot be had."""
     trainer = f"nnUNetTrainer{network.trainer}"
     counted, remark = ("" if network.parameters is None else f"{network.parameters:,}", ""), ""
-    if network.package is not None and find_spec(network.package) is None:
-        counted, remark = ("", ""), f"needs {network.package}: pip install {network.package}"
+    if network.obstacle is not None:
+        counted, remark = ("", ""), network.obstacle
     elif args.dataset is not None:
         try:
             counted = _counted(network_of_plans(_of_trainer(args, trainer)))

@@ -53,14 +53,21 @@ class Network:
         """Name of the class."""
         return self.path.rpartition(".")[2]
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why the class cannot be had, with the remedy; None if nothing is missing."""
+        if self.package is None or find_spec(self.package) is not None:
+            return None
+        return f"{self.name} needs {self.package}, which is not installed: pip install {self.package}"
+
     def load(self) -> type[PlannedNetwork]:
         """Import and give the class.
 
         Raises:
             UserError: If the package that it needs is not installed.
         """
-        if self.package is not None and find_spec(self.package) is None:
-            raise UserError(f"{self.name} needs {self.package}, which is not installed: pip install {self.package}")
+        if self.obstacle is not None:
+            raise UserError(self.obstacle)
         return getattr(importlib.import_module(f"{__package__}.{self.home}"), self.name)
 
 

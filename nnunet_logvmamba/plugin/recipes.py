@@ -44,11 +44,11 @@ class CosineSchedule(LRScheduler):
         final_lr: Rate that the last epoch comes near to.
     """
 
+    last_epoch: int
+
     def __init__(self, optimizer: optim.Optimizer, epochs: int, warm_up: int, final_lr: float):
         self.epochs, self.warm_up, self.final_lr = epochs, warm_up, final_lr
         super().__init__(optimizer)
-
-    last_epoch: int
 
     def step(self, epoch: int | None = None) -> None:
         """Set the rates of an epoch, by default the next one."""

@@ -71,7 +71,7 @@ def test_a_network_without_its_package_is_listed_with_the_reason_and_stops_no_ot
     lacking = replace(catalogue.NETWORKS[0], package="x_y")
     monkeypatch.setattr(catalogue, "NETWORKS", (lacking, catalogue.NETWORKS[1]))
     found = rows(capsys, "--published")
-    assert found["nnUNetTrainerLoGVMamba"].endswith("needs x_y: pip install x_y")
+    assert found["nnUNetTrainerLoGVMamba"].endswith("LoGVMambaUNet needs x_y, which is not installed: pip install x_y")
     assert "30,389,092" in found["nnUNetTrainerLoGVMambaSwin"]
 
 
