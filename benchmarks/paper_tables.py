@@ -1,4 +1,4 @@
-"""Ablations of the paper at reduced size on open data; ``tables.sh`` calls it.
+"""Ablations of the paper, and all its rivals, at reduced size on open data; ``tables.sh`` calls it.
 
 ``python benchmarks/paper_tables.py TABLE... [--data hippocampus|cells] [--dry-run]``. Everything lies below
 ``--folder``, results of each budget in a folder of their own. Every command is printed, so that each can be repeated.
@@ -18,10 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
+from nnunet_logvmamba.networks import catalogue
+
 ROOT = Path(__file__).resolve().parents[1]
 PLANS = "nnUNetPlans"
 BASE = "base"
 LOG, VSS = "LoGVMamba", "VMamba"
+PUBLISHED = "published"
+COMMON = "sgd"
+"""nnU-Net's own recipe: it was tuned for none of the others, ours included."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ def rows_of(table: str, data: Data) -> list[Row]:
             "nnU-Net's network": "StockNetwork",
         }
         return [Row(name, family) for name, family in families.items()]
+    if table == "peers":
+        return rivals(len(data.patch_size))
     if table == "placement":
         others = [
             Row(word, configuration=f"placement_{word}", knobs={"placement": word})
@@ -115,13 +122,27 @@ def rows_of(table: str, data: Data) -> list[Row]:
     ]
 
 
+def rivals(dims: int) -> list[Row]:
+    """Every network with as many axes, with its published recipe and with the common one; one row if they are one."""
+    families = [(network.trainer, network.recipe) for network in catalogue.NETWORKS if dims in network.dims]
+    if dims == 2:
+        families.append(("SwinUMambaD", catalogue.row("SwinUMamba").recipe))
+    rows = [
+        Row(f"{family}, {words} recipe", f"{family}_{recipe}")
+        for family, published in families
+        for recipe, words in ((PUBLISHED, "published"), (COMMON, "common"))
+        if published != COMMON or recipe == COMMON
+    ]
+    return [*rows, Row("nnU-Net's network, which has the common recipe", f"StockNetwork_{COMMON}")]
+
+
 def _sweep(knob: str, letter: str, value: int, default: int) -> Row:
     if value == default:
         return Row(f"{letter} = {value}")
     return Row(f"{letter} = {value}", configuration=f"{knob}_{value}", knobs={knob: value})
 
 
-TABLES = ("components", "placement", "directions", "window", "squeeze", "input")
+TABLES = ("components", "placement", "directions", "window", "squeeze", "input", "peers")
 IN_THE_PAPER = {"6": "components", "7": "placement", "8": "directions"}
 
 

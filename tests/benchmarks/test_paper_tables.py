@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_logvmamba.cli import build_parser
+from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin import plans, trainers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +46,22 @@ def commands(output: str) -> list[list[str]]:
     return [shlex.split(line) for line in re.findall(r"^\$ (.+)$", output, re.M)]
 
 
+@pytest.mark.parametrize("data", paper_tables.DATA.values(), ids=paper_tables.DATA.keys())
+def test_every_network_of_a_table_of_rivals_is_trained_with_its_own_recipe_and_with_the_common_one(data):
+    rows = paper_tables.rows_of("peers", data)
+    dims = len(data.patch_size)
+    families = {network.trainer for network in catalogue.NETWORKS if dims in network.dims}
+    families |= {"StockNetwork"} | ({"SwinUMambaD"} if dims == 2 else set())
+    recipes = {
+        family: {row.family.rpartition("_")[2] for row in rows if row.family.startswith(f"{family}_")}
+        for family in families
+    }
+    assert recipes.pop("StockNetwork") == {"sgd"}
+    assert all(words == {"published", "sgd"} for words in recipes.values())
+    assert len({row.family for row in rows}) == len(rows) == 2 * len(recipes) + 1
+    assert {row.configuration for row in rows} == {"base"}
+
+
 @pytest.fixture
 def source(tmp_path) -> Path:
     """A folder in which the script looks for nothing before it runs a command."""
@@ -55,7 +72,8 @@ def source(tmp_path) -> Path:
 
 def test_the_tables_of_the_paper_and_the_sweeps_have_their_rows():
     data = paper_tables.DATA["hippocampus"]
-    names = {table: [row.name for row in paper_tables.rows_of(table, data)] for table in paper_tables.TABLES}
+    tables = [table for table in paper_tables.TABLES if table != "peers"]
+    names = {table: [row.name for row in paper_tables.rows_of(table, data)] for table in tables}
     assert names == {
         "components": [
             "neither (VSS)",
@@ -113,7 +131,10 @@ def test_a_dry_run_prints_commands_that_exist_and_touches_nothing(table, source,
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("9",), "there is no table '9'; there are components, placement, directions, window, squeeze, input, 6, 7, 8"),
+        (
+            ("9",),
+            "there is no table '9'; there are components, placement, directions, window, squeeze, input, peers, 6, 7",
+        ),
         (("6", "--epochs", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
         (("6", "--narrow", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
         (("6", "--source", "/nowhere/at/all"), "there is no folder /nowhere/at/all: name the data with --source"),
