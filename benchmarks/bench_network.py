@@ -25,7 +25,7 @@ from correctness import checked
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from measure import RESULTS, circumstances, save, side_by_side
 from torch import nn
-from workloads import HIPPOCAMPUS, NETWORKS, PEERS, PICTURES, TINY, NetworkPlan
+from workloads import HIPPOCAMPUS, NETWORKS, PEERS, PICTURES, SEQUENTIAL, TINY, NetworkPlan
 
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.networks.costs import summarize
@@ -101,10 +101,10 @@ def builders(case: NetworkPlan) -> dict[str, Callable[[NetworkPlan], nn.Module]]
 def peers(case: NetworkPlan) -> dict[str, Callable[[NetworkPlan], nn.Module]]:
     """nnU-Net's network, every one of the catalogue that has as many axes, and U-Mamba-Enc on the sequential scan.
 
-    The backward pass of that scan takes quadratic time in autograd, so it is there on the smallest case alone, beside
-    the same network with ours.
+    The backward pass of that scan takes quadratic time in autograd, so it is there on two small cases alone, beside the
+    same network with ours.
     """
-    if case.name == TINY.name:
+    if case.name in (TINY.name, SEQUENTIAL.name):
         enc = catalogue.row("UMambaEnc")
         return {
             "PlainConvUNet": plain,
@@ -237,14 +237,14 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="only the small case, saved under another name")
     parser.add_argument(
-        "--case", choices=[*{case.name: None for case in (*NETWORKS, *PEERS, TINY)}], help="only this one"
+        "--case", choices=[*{case.name: None for case in (*NETWORKS, *PEERS, TINY, SEQUENTIAL)}], help="only this one"
     )
     parser.add_argument("--peers", action="store_true", help="every network that there is a trainer for")
     parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "CASE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     batch = {PICTURES.name: 8} if args.device == "cuda" else {}
-    known = (*PEERS, TINY) if args.peers else NETWORKS
+    known = (*PEERS, TINY, SEQUENTIAL) if args.peers else NETWORKS
     batch = {} if args.peers else batch
     cases = {case.name: replace(case, batch_size=batch.get(case.name, case.batch_size)) for case in known}
     if args.case not in (None, *cases):

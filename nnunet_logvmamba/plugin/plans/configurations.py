@@ -155,11 +155,11 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
         raise UserError(f"the batch size must be at least 1, not {configuration.batch_size}")
     try:
         network(torch.empty(configuration.batch_size, num_input_channels, *patch_size, device="meta"))
-    except RuntimeError as error:
-        raise UserError(f"the network takes no patch of {patch_size}: {str(error).splitlines()[0]}") from error
-    except ValueError as error:  # instance norm, which cannot normalise one voxel
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the patch size {patch_size} is too small, take a larger one: {reason}") from error
+        if "too small" in reason or "more than 1" in reason:  # ours, or instance norm's, which cannot take one voxel
+            raise UserError(f"the patch size {patch_size} is too small, take a larger one: {reason}") from error
+        raise UserError(f"the network takes no patch of {patch_size}: {reason}") from error
 
 
 def why_not_planned(plans: dict, name: str) -> str:
