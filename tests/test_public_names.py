@@ -164,6 +164,7 @@ def test_words_that_plans_may_hold():
         "pretrained",
         "probabilistic_oversampling",
         "oversample_foreground_percent",
+        "mirroring",
         "non_finite_steps",
     )
 

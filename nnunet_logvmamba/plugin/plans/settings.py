@@ -57,6 +57,7 @@ SETTINGS: dict[str, tuple[Kind, Any]] = {
     "pretrained": (_PATH, None),
     "probabilistic_oversampling": (_BOOLEAN, False),
     "oversample_foreground_percent": (_SHARE, 0.33),
+    "mirroring": (_BOOLEAN, True),
     "non_finite_steps": (_whole(1), 3),
 }
 """What a configuration may set under ``TRAINING_KEY``: kind and default; None where that hangs on something else. The

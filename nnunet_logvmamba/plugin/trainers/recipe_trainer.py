@@ -43,6 +43,7 @@ INHERITED_SETTINGS = (
     "num_val_iterations_per_epoch",
     "probabilistic_oversampling",
     "oversample_foreground_percent",
+    "mirroring",
     "non_finite_steps",
 )
 """Settings of a configuration that are attributes of the trainer under the same names, most of them nnU-Net's."""
@@ -75,6 +76,8 @@ class RecipeTrainer(FiniteTrainer):
     named_recipe: str | None = None
     named_epochs: int | None = None
     named_seed: int | None = None
+    mirroring = True
+    """Whether patches are mirrored while training, and scans when they are predicted, along all axes as in nnU-Net."""
 
     # nnU-Net stores the arguments under these names in every checkpoint, so they stay as they are.
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = _CUDA):
@@ -174,6 +177,13 @@ class RecipeTrainer(FiniteTrainer):
         super()._set_batch_size_and_oversample()
         if self.probabilistic_oversampling:  # with several GPUs nnU-Net would give each a share of its own
             self.oversample_foreground_percent = share
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        """Choose augmentation as nnU-Net does; the axes of mirroring go into checkpoints, where prediction finds them."""
+        rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.mirroring:
+            axes = self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, patch_size, axes
 
     def _start_encoder(self):
         report_file = Path(self.output_folder) / pretraining.REPORT

@@ -11,6 +11,7 @@ import pytest
 import small_dataset
 import torch
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.run.run_training import run_training
 
@@ -209,6 +210,21 @@ def test_single_patches_are_placed_on_foreground_as_often_as_the_configuration_s
 def test_the_share_that_is_assumed_is_that_of_nnunets_trainer(make):
     assert make("nnUNetTrainerStockNetwork").oversample_foreground_percent == plans.FOREGROUND_SHARE
     assert not make("nnUNetTrainerStockNetwork").probabilistic_oversampling
+
+
+@pytest.mark.parametrize(
+    ("settings", "base", "axes"),
+    [({}, "3d_fullres", (0, 1, 2)), ({}, "2d", (0, 1)), ({"mirroring": False}, "3d_fullres", None)],
+)
+def test_patches_and_scans_are_mirrored_unless_the_configuration_says_no(settings, base, axes, make, tmp_path):
+    trainer = make("nnUNetTrainerLoGVMamba", base, settings=settings)
+    trainer.initialize()
+    augmentation = trainer.get_dataloaders()[0].transforms.transforms
+    mirrors = [step for step in augmentation if isinstance(step, MirrorTransform)]
+    assert [tuple(step.allowed_axes) for step in mirrors] == ([axes] if axes else [])
+    trainer.save_checkpoint(str(tmp_path / "checkpoint_final.pth"))
+    stored = torch.load(tmp_path / "checkpoint_final.pth", weights_only=False)
+    assert stored["inference_allowed_mirroring_axes"] == axes
 
 
 @pytest.mark.parametrize(("epochs", "every"), [(1, 1), (5, 1), (20, 2), (300, 30), (1000, 50), (4000, 50)])
