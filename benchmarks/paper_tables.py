@@ -157,7 +157,8 @@ class Workplace:
         self.args, self.data = args, data
         self.folder = args.folder.resolve() / args.data
         narrow = f"_narrow{args.narrow}" if args.narrow > 1 else ""
-        self.results = self.folder / f"results_{args.epochs}x{args.iterations}{narrow}"
+        budget = f"{args.epochs}x{args.iterations}{narrow}{'_unmirrored' * args.no_mirroring}"
+        self.results = self.folder / f"results_{budget}"
         self.planned = f"{data.configuration}{narrow}"
         set_aside = [name for name in os.environ if name.startswith("nnUNet_") or name == "OMP_THREAD_LIMIT"]
         ours = {
@@ -231,6 +232,7 @@ class Workplace:
             "num_iterations_per_epoch": args.iterations,
             "num_val_iterations_per_epoch": max(1, args.iterations // 10),
         }
+        schedule |= {"mirroring": "false"} if args.no_mirroring else {}
         command = ["logvmamba", "plans", "-d", self.data.number, "-c", self.planned]
         command += ["--name", row.configuration, "--overwrite", "--batch-size", str(self.data.batch_size)]
         command += ["--patch-size", *map(str, size)]
@@ -279,6 +281,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=25, help="per epoch, default: %(default)s")
     parser.add_argument(
         "--narrow", type=int, default=1, metavar="N", help="divide the channels of every stage by N; default: 1"
+    )
+    parser.add_argument(
+        "--no-mirroring", action="store_true", help="neither training nor validation mirrors: 4 or 8 times faster there"
     )
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")

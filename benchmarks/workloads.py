@@ -87,7 +87,6 @@ PICTURES = NetworkPlan("pictures", 3, 3, (32, 64, 128, 256, 512, 512, 512, 512),
 PICTURES_PREDICTION = replace(PICTURES, name="pictures-prediction", training=False)
 CUBE = NetworkPlan("cube", 4, 3, (32, 64, 128, 256, 320), (64, 64, 64), 1, True)
 TINY = NetworkPlan("tiny", 1, 3, (32, 64, 128), (16, 16, 16), 1, True)
-SEQUENTIAL = replace(TINY, name="sequential", patch_size=(24, 24, 24))
 PEERS = (HIPPOCAMPUS, CUBE, PICTURES)
 """On which every network of the catalogue is measured."""
 NETWORKS = (HIPPOCAMPUS, BRATS, PICTURES, PICTURES_PREDICTION)

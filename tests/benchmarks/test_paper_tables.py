@@ -162,6 +162,11 @@ def test_finished_trainings_are_skipped_and_interrupted_ones_continued(source, t
     assert ["--c" in words for words in trained.values()] == [False, True]
     other = run("window", "--source", source, "--folder", folder, "--dry-run", "--seeds", "1", "--epochs", "20")
     assert "window: 3 of 3 trainings to do" in other.stdout, "another budget has results of its own"
+    other = run("window", "--source", source, "--folder", folder, "--dry-run", "--seeds", "1", "--no-mirroring")
+    assert "window: 3 of 3 trainings to do" in other.stdout
+    plans = [words for program, *words in commands(other.stdout) if program == "logvmamba" and words[0] == "plans"]
+    assert len(plans) == 3
+    assert all("mirroring=false" in words for words in plans)
 
 
 @pytest.mark.slow

@@ -219,7 +219,7 @@ def test_the_share_that_is_assumed_is_that_of_nnunets_trainer(make):
 def test_patches_and_scans_are_mirrored_unless_the_configuration_says_no(settings, base, axes, make, tmp_path):
     trainer = make("nnUNetTrainerLoGVMamba", base, settings=settings)
     trainer.initialize()
-    augmentation = trainer.get_dataloaders()[0].transforms.transforms
+    augmentation = trainer.get_dataloaders()[0].data_loader.transforms.transforms
     mirrors = [step for step in augmentation if isinstance(step, MirrorTransform)]
     assert [tuple(step.allowed_axes) for step in mirrors] == ([axes] if axes else [])
     trainer.save_checkpoint(str(tmp_path / "checkpoint_final.pth"))
