@@ -225,32 +225,33 @@ def test_the_better_of_two_trainers_is_found(own_trained):
 
 
 @pytest.mark.slow
-def test_a_cascade_is_trained_and_predicted_stage_by_stage(own_planned, new_images, tmp_path):
+@pytest.mark.parametrize("trainer", [TRAINER, "nnUNetTrainerUMambaEnc_adam"])
+def test_a_cascade_is_trained_and_predicted_stage_by_stage(trainer, own_planned, new_images, tmp_path):
     small = "nnUNetPlansSmallMemory"
     # With so little memory nnU-Net itself plans 3d_lowres and the cascade for these images.
     planner = ("nnUNetv2_plan_experiment", "-d", own_planned.number, "-gpu_memory_target", "0.003")
     own_planned.run(*planner, "-overwrite_plans_name", small, nnUNet_n_proc_DA="1")
     preprocess = ("nnUNetv2_preprocess", "-d", own_planned.number, "-plans_name", small, "-np", 1)
     own_planned.run(*preprocess, "-c", "3d_lowres", "3d_fullres", nnUNet_n_proc_DA="1")
-    own_planned.configure("3d_lowres", "3d_lowres_tiny", "-p", small, num_iterations_per_epoch=30)
+    own_planned.configure("3d_lowres", "3d_lowres_tiny", "-p", small, "--keep-network", num_iterations_per_epoch=30)
     low, high = "3d_lowres_tiny", "3d_cascade_fullres_tiny"
 
     # The second stage sees what the first one predicts for every case, so the first takes all of them.
-    first = own_planned.train(low, "all", plans=small)
+    first = own_planned.train(low, "all", plans=small, trainer=trainer)
     assert first.epochs == 4
     assert first.dice[WHOLE_TUMOUR] > 0.5
-    handed_on = own_planned.model(low, plans=small) / "predicted_next_stage" / high
+    handed_on = own_planned.model(low, trainer, plans=small) / "predicted_next_stage" / high
     assert sorted(path.stem for path in handed_on.iterdir()) == [f"BraTS20_Training_00{case}" for case in range(1, 7)]
-    second = own_planned.train(high, 0, plans=small)
+    second = own_planned.train(high, 0, plans=small, trainer=trainer)
     assert second.epochs == 4
     images, labels = 4, 3
     kernels = [value for value in second.checkpoint["network_weights"].values() if value.ndim == 5]
     assert kernels[0].shape[1] == images + labels
 
     previous = tmp_path / "previous"
-    assert len(own_planned.predict(new_images, previous, low, fold="all", plans=small)) == 2
+    assert len(own_planned.predict(new_images, previous, low, fold="all", plans=small, trainer=trainer)) == 2
     options = ("-prev_stage_predictions", previous)
-    written = own_planned.predict(new_images, tmp_path / "predicted", high, *options, plans=small)
+    written = own_planned.predict(new_images, tmp_path / "predicted", high, *options, plans=small, trainer=trainer)
     assert [path.name for path in written] == NEW_CASES
     assert own_planned.evaluate(new_images.with_name("labelsTr"), tmp_path / "predicted")[WHOLE_TUMOUR] > 0.5
 

@@ -22,6 +22,8 @@ from PIL import Image
 from small_project import TRAINER, Project, voxels
 
 SWIN = "nnUNetTrainerLoGVMambaSwin"
+PEER = "nnUNetTrainerUMambaEnc"
+"""A network of others, and one whose weights belong to the patch of the plan."""
 SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 2}
 
 
@@ -190,7 +192,7 @@ def test_a_data_set_is_trained_predicted_scored_and_checked(name, tmp_path):
         images.mkdir()
         for scan in (raw.parent.parent / "archive").glob("scan-*"):
             os.link(scan, images / scan.name.removeprefix("scan-").replace(".nii.gz", "_0000.nii.gz"))
-    for trainer in (TRAINER, SWIN) if configuration == "2d" else (TRAINER,):
+    for trainer in (TRAINER, PEER, *([SWIN] if configuration == "2d" else [])):
         fold = project.train("tiny", trainer=trainer)
         assert np.isfinite(fold.checkpoint["logging"]["train_losses"]).all()
         summary = json.loads((fold.path / "validation" / "summary.json").read_text())
