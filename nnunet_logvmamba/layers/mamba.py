@@ -64,7 +64,7 @@ class Mamba(nn.Module):
             self.register_parameter(f"A{end}_log", exempt_from_weight_decay(nn.Parameter(decays)))
             self.register_parameter(f"D{end}", exempt_from_weight_decay(nn.Parameter(torch.ones(inner))))
             if drawn_steps is None or direction in drawn_steps:
-                steps = self.get_submodule(f"dt_proj{end}")
+                steps = getattr(self, f"dt_proj{end}")
                 nn.init.uniform_(steps.weight, -(self.step_rank**-0.5), self.step_rank**-0.5)
                 draw_step_bias(steps.bias)
         self.out_proj = nn.Linear(inner, channels, bias=False)
@@ -86,12 +86,12 @@ class Mamba(nn.Module):
             end: Of the names of its weights.
             order: Row that comes t-th; None means as they lie.
         """
-        conv = self.get_submodule(f"conv1d{end}")
-        steps = self.get_submodule(f"dt_proj{end}")
+        conv = getattr(self, f"conv1d{end}")
+        steps = getattr(self, f"dt_proj{end}")
         A_log: Tensor = getattr(self, f"A{end}_log")
         u = causal_conv1d(inner, conv.weight.squeeze(1), conv.bias, order=order, silu=True)
         sizes = (self.step_rank, _STATES, _STATES)
-        step, B, C = self.get_submodule(f"x_proj{end}")(u).split(sizes, dim=-1)
+        step, B, C = getattr(self, f"x_proj{end}")(u).split(sizes, dim=-1)
         return selective_scan(
             u,
             F.linear(step, steps.weight),
@@ -180,7 +180,7 @@ class MambaLayer(nn.Module):
 
 
 def single_precision(device_type: str):
-    """Switch autocast off for a device, where it is on."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    """Switch autocast off for a device, where it is on; shapes alone (``meta``) know none."""
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
