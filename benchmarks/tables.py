@@ -30,9 +30,9 @@ network is, who published it and under which licence stands in [trainers](refere
 All networks of a table were built as their trainers build them from one plan, with random weights, and ran in turns in
 one process: three training steps (forward, backward, SGD step, all heads) and three predictions of a patch (one head).
 So this says what a step costs, not what it teaches. Peak memory is that of two training steps in a process of its own,
-beyond what an idle one has. "Sequential scan" is the algorithm that mamba-ssm publishes as its reference, one step after
-the other with gradients by autograd. Multiply-adds (GMAC) are those of one patch forwards; scans are not among them.
-Some networks have widths of their own and do not follow the plan's.
+beyond what an idle one has. "Sequential scan" is the algorithm that mamba-ssm publishes as its reference, one step
+after the other with gradients by autograd. Multiply-adds (GMAC) are those of one patch forwards; scans are not among
+them. Some networks have widths of their own and do not follow the plan's.
 """
 
 LEGEND = """`reference` is the sequential algorithm that mamba-ssm publishes, with autograd, and the better of one and

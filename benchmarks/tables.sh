@@ -6,6 +6,13 @@
 # table goes on where it was; at the end the table is made by `logvmamba compare`. Options are those of
 # benchmarks/paper_tables.py, among them --data hippocampus|cells, --seeds, --folds, --epochs, --iterations, --device,
 # --folder and --dry-run. PYTHON names the interpreter.
+#
+# `bash benchmarks/tables.sh long_range [options]` is another task, on generated images: who sees how far. Its options are
+# those of benchmarks/long_range.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ "${1:-}" = long_range ]; then
+    shift
+    exec "${PYTHON:-python3}" benchmarks/long_range.py "$@"
+fi
 exec "${PYTHON:-python3}" benchmarks/paper_tables.py "$@"

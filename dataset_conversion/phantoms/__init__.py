@@ -18,6 +18,7 @@ from dataset_conversion.phantoms.brats2020 import write_brats2020
 from dataset_conversion.phantoms.cells import write_cells
 from dataset_conversion.phantoms.endovis2017 import write_endovis2017
 from dataset_conversion.phantoms.hippocampus import write_hippocampus
+from dataset_conversion.phantoms.long_range import write_long_range
 
 LAYOUTS: dict[str, Callable[..., Path]] = {
     "brats2020": write_brats2020,
@@ -27,6 +28,7 @@ LAYOUTS: dict[str, Callable[..., Path]] = {
     "acdc": write_acdc,
     "endovis2017": write_endovis2017,
     "cells": write_cells,
+    "long_range": write_long_range,
 }
 
 
@@ -47,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="default 12; acdc: patients; endovis2017: frames of each sequence; cells: pictures",
     )
     parser.add_argument(
-        "--test-cases", type=int, help="acdc: test patients; endovis2017: test sequences; cells: tuning"
+        "--test-cases",
+        type=int,
+        help="acdc: test patients; endovis2017: test sequences; cells: tuning; long_range: images in imagesTs",
     )
     parser.add_argument("--first-number", type=int, help="3D only: number of the first case, default 1")
     parser.add_argument("--unlabelled", action="store_true", help="BraTS only: the validation layout, without masks")
@@ -55,8 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help=f"3D only: voxels, 16 to {MAX_EDGE} each"
     )
     parser.add_argument("--seed", type=int)
+    pairs = parser.add_argument_group("long_range", "pairs of a cue and a target that is named by it")
+    pairs.add_argument("--distance", type=int, help="voxels between them, default 44")
+    pairs.add_argument("--dims", type=int, choices=(2, 3), help="axes of the images, default 2")
+    pairs.add_argument("--along", choices=("fast", "slow"), help="the last axis (default) or the first")
+    pairs.add_argument("--control", action="store_true", default=None, help="the class stands in the target itself")
     arguments = parser.parse_args(argv)
-    tests = {"acdc": "num_test_patients", "endovis2017": "test_sequences", "cells": "num_tuning"}
+    tests = {
+        "acdc": "num_test_patients",
+        "endovis2017": "test_sequences",
+        "cells": "num_tuning",
+        "long_range": "num_tests",
+    }
+    of_pairs = {name: getattr(arguments, name) for name in ("distance", "dims", "along", "control")}
+    if arguments.layout != "long_range" and any(value is not None for value in of_pairs.values()):
+        parser.error("--distance, --dims, --along and --control are for long_range only")
+    if arguments.layout == "long_range" and arguments.shape:
+        parser.error("--shape is not for long_range, whose images are of one size")
     if arguments.unlabelled and not arguments.layout.startswith("brats"):
         parser.error("--unlabelled is for BraTS only")
     if arguments.test_cases is not None and arguments.layout not in tests:
@@ -68,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seed": arguments.seed,
         "first_number": arguments.first_number,
         "labelled": False if arguments.unlabelled else None,
+        **of_pairs,
     }
     options = {name: value for name, value in given.items() if value is not None}
     if arguments.test_cases is not None:

@@ -1,6 +1,7 @@
 """The generated sources: their layout, their determinism, and that they look like what they stand for."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -279,3 +280,83 @@ def test_command_knows_which_options_go_together(tmp_path, capsys, arguments):
     assert end.value.code == 2
     assert f"{options[0]}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("dims", "along", "control", "distance"), [(2, "fast", False, 10), (2, "slow", False, 86), (3, "fast", True, 44)]
+)
+def test_targets_are_named_by_what_lies_at_the_distance_or_by_themselves(dims, along, control, distance, tmp_path):
+    folder = tmp_path / "Dataset601_Pairs"
+    options = {"dims": dims, "along": along, "control": control, "distance": distance}
+    phantoms.write_long_range(folder, 6, num_tests=2, **options)
+    description = json.loads((folder / "dataset.json").read_text())
+    assert description["numTraining"] == 6
+    read = voxels if dims == 3 else lambda path: np.asarray(Image.open(path))
+    axis = 0 if along == "slow" else dims - 1
+    named = []
+    for part, count in (("Tr", 6), ("Ts", 2)):
+        labels = sorted((folder / f"labels{part}").iterdir())
+        assert len(labels) == count
+        for path in labels:
+            mask = read(path)
+            image = read(folder / f"images{part}" / path.name.replace(".", "_0000.", 1)).astype(float)
+            parts, found = ndimage.label(mask)
+            assert found == 4
+            for centre in ndimage.center_of_mass(mask > 0, parts, range(1, 5)):
+                at = np.round(centre).astype(int)
+                cue = at.copy()
+                cue[axis] -= distance
+                around = [image[tuple(slice(edge - 1, edge + 2) for edge in place)].mean() for place in (at, cue)]
+                assert abs(around[1] - 128) > 40, "a cue lies at the distance"
+                named.append((int(mask[tuple(at)]), around[0] > 128, around[1] > 128))
+    by_itself = [(label == 1) == bright for label, bright, _ in named]
+    by_its_cue = [(label == 1) == bright for label, _, bright in named]
+    assert all(by_itself if control else by_its_cue)
+    assert 0.2 < np.mean(by_its_cue if control else by_itself) < 0.8
+    again = phantoms.write_long_range(tmp_path / "again", 6, **options)
+    assert all(path.read_bytes() == (folder / path.relative_to(again)).read_bytes() for path in again.rglob("*_0000.*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"distance": 9}, "A distance of 9 is out of range; give 10 to 86 voxels"),
+        ({"distance": 87}, "A distance of 87 is out of range"),
+        ({"along": "x"}, "2 axes along 'x': write 2 or 3, and fast or slow"),
+        ({"num_tests": -1}, "6 cases and -1 tests cannot be generated"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(options, sentence, tmp_path):
+    with pytest.raises(ConversionError, match=sentence):
+        phantoms.write_long_range(tmp_path / "pairs", 6, **options)
+    assert not (tmp_path / "pairs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("acdc TARGET --distance 20", "--distance, --dims, --along and --control are for long_range only"),
+        ("long_range TARGET --shape 20 20 20", "--shape is not for long_range"),
+        ("cells TARGET --control", "are for long_range only"),
+    ],
+)
+def test_options_of_another_layout_are_refused(words, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        phantoms.main(words.split())
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "TARGET").exists()
+
+
+def test_the_command_writes_pairs(tmp_path, capsys):
+    words = ["long_range", str(tmp_path / "pairs"), "--cases", "2", "--test-cases", "1", "--distance", "20"]
+    assert phantoms.main([*words, "--along", "slow", "--control"]) == 0
+    assert sorted(path.name for path in (tmp_path / "pairs").iterdir()) == [
+        "dataset.json",
+        "imagesTr",
+        "imagesTs",
+        "labelsTr",
+        "labelsTs",
+    ]
+    assert "2 generated case(s)" in capsys.readouterr().out
