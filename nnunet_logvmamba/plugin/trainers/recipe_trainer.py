@@ -179,7 +179,7 @@ class RecipeTrainer(FiniteTrainer):
             self.oversample_foreground_percent = share
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
-        """Choose augmentation as nnU-Net does; the axes of mirroring go into checkpoints, where prediction finds them."""
+        """Augment as nnU-Net does; checkpoints hold the axes of mirroring, and prediction finds them there."""
         rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if not self.mirroring:
             axes = self.inference_allowed_mirroring_axes = None
