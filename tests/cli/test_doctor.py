@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_versions_trainer_and_caches_are_shown(healthy):
     rows = [line.split(maxsplit=2) for line in healthy.stdout.splitlines() if line.startswith("  ")]
     shown = {name: text for _, name, text in rows if name != "-tr"}
     assert shown["nnunet-logvmamba"] == __version__
-    assert shown["torch"] == torch.__version__
+    assert shown["torch"] == version("torch")
     assert shown["mamba-ssm"]
     assert "torch.compile" in shown
     assert "found: nnunet_logvmamba.plugin.trainers.nnUNetTrainerLoGVMamba" in healthy.stdout

@@ -225,7 +225,8 @@ def test_it_compiles_without_a_graph_break(network, plan):
     compiled = torch.compile(built, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         for one, other in zip(built(patch), compiled(patch), strict=True):
-            assert torch.allclose(one, other, atol=1e-5)
+            # Of the largest value, for with several threads sums round in another order.
+            assert (one - other).abs().max() <= 5e-6 * one.abs().max()
 
 
 @every_network_and_plan
