@@ -126,7 +126,7 @@ def rivals(dims: int) -> list[Row]:
     """Every network with as many axes, with its published recipe and with the common one; one row if they are one."""
     families = [(network.trainer, network.recipe) for network in catalogue.NETWORKS if dims in network.dims]
     if dims == 2:
-        families.append(("SwinUMambaD", PUBLISHED))
+        families.append((f"{catalogue.row('SwinUMamba').trainer}D", PUBLISHED))
     rows = [
         Row(f"{family}, {words} recipe", f"{family}_{recipe}")
         for family, published in families
