@@ -10,6 +10,8 @@ from pathlib import Path
 
 from measure import RESULTS
 
+from nnunet_logvmamba.networks import catalogue
+
 DOCS = RESULTS.parents[1] / "docs"
 PAGE, PLOT = DOCS / "benchmarks.md", DOCS / "figures" / "scan_growth.png"
 PEERS_PAGE = DOCS / "peers.md"
@@ -175,12 +177,13 @@ def peers_page(stored: dict[str, dict]) -> str:
 def in_words(networks: dict[str, dict]) -> list[str]:
     """How U-Mamba-Enc's step compares with that of LoG-VMamba and with itself on the sequential scan."""
     step = {name: row["step"]["seconds"] for name, row in networks.items()}
+    ours, enc = catalogue.DEFAULT.trainer, catalogue.row("UMambaEnc").trainer
     said = []
-    if "LoGVMamba" in step and "UMambaEnc" in step:
-        said.append(f"A step of LoGVMamba takes {step['LoGVMamba'] / step['UMambaEnc']:.2f} times that of UMambaEnc.")
-    if "UMambaEnc, sequential scan" in step:
-        times = step["UMambaEnc, sequential scan"] / step["UMambaEnc"]
-        said.append(f"With our scan UMambaEnc takes a step {times:.0f} times as fast as with the sequential one.")
+    if ours in step and enc in step:
+        said.append(f"A step of {ours} takes {step[ours] / step[enc]:.2f} times that of {enc}.")
+    if f"{enc}, sequential scan" in step:
+        times = step[f"{enc}, sequential scan"] / step[enc]
+        said.append(f"With our scan {enc} takes a step {times:.0f} times as fast as with the sequential one.")
     return said
 
 
