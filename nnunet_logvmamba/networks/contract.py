@@ -11,6 +11,7 @@ from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.networks.blocks.arguments import PLAIN_WORDS, in_our_words, known_arguments, refuse_unknown
 from nnunet_logvmamba.networks.costs import Stage
 from nnunet_logvmamba.networks.finite import refuse_weights, watched
+from nnunet_logvmamba.networks.prediction import quick
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,6 +26,8 @@ class PlannedNetwork(nn.Module):
 
     Numbers that are not finite never become a mask: weights that hold any are refused when they are loaded, and in
     evaluation mode so are logits, but in what ``torch.export`` and ``torch.jit.trace`` make of the network.
+
+    One patch on a CPU is predicted by faster ways to the same values, see ``prediction.py``.
 
     Attributes:
         dims: Numbers of spatial axes that it can be built for.
@@ -62,7 +65,7 @@ class PlannedNetwork(nn.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "forward" in vars(cls):
-            cls.forward = watched(cls.forward)  # type: ignore[method-assign]
+            cls.forward = watched(quick(cls.forward))  # type: ignore[method-assign]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         # Called for every way to load weights, alone, compiled or as a part, before any of them is copied.

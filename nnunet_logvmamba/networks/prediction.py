@@ -1,0 +1,121 @@
+"""How a network predicts one patch on a CPU: with oneDNN, and with the channels of a voxel side by side in memory.
+
+torch 2.7 to 2.13 sends a convolution in float32 to oneDNN only if the batch is above 1, or it is grouped, or batch times
+channels times the first two spatial axes are above 20,480, or the last two sides of its kernel are above 3 (with one
+thread, none of 1 x 1); all others take loops of its own, up to twelve times slower. nnU-Net predicts with a batch of 1.
+``tests/networks/test_prediction.py`` holds that rule and fails once torch has another one.
+
+With channels innermost oneDNN need not rearrange what it reads and writes, and pooling, interpolation and norms are three
+to twelve times faster in torch itself; shapes and values stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+Sides = int | Sequence[int]
+
+_CHANNELS_INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def quick(forward: Callable) -> Callable:
+    """Let a ``forward`` take the fast way where it predicts one patch on a CPU, and nothing else wants to look on."""
+
+    @wraps(forward)
+    def predicting(self: nn.Module, x: Tensor) -> Tensor | list[Tensor]:
+        if not predicts_one_patch(self, x):
+            return forward(self, x)
+        with _FastWay():
+            return forward(self, x)
+
+    return predicting
+
+
+def predicts_one_patch(network: nn.Module, x: Tensor) -> bool:
+    """Whether a network in evaluation mode is given one patch in float32 on a CPU, with no gradients or graph of it."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    alone = not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[:1] == (1,)
+    differentiated = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    if network.training or differentiated or not (alone and plain) or torch.is_autocast_enabled("cpu"):
+        return False
+    return torch.backends.mkldnn.enabled and _is_as_we_know_it()
+
+
+class _FastWay(TorchFunctionMode):
+    """While it is on, convolutions and instance norms go another way to the same values."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return _WAYS.get(function, function)(*args, **(kwargs or {}))
+
+
+def _convolution(own: Callable) -> Callable:
+    def convolve(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Sides = 1,
+        padding: Sides | str = 0,
+        dilation: Sides = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        if not _fits(x, weight) or x.ndim != weight.ndim or isinstance(padding, str):
+            return own(x, weight, bias, stride, padding, dilation, groups)
+        x = x.contiguous(memory_format=_CHANNELS_INNERMOST[x.ndim])
+        steps = ([side] * (x.ndim - 2) if isinstance(side, int) else side for side in (padding, stride, dilation))
+        bias = None if bias is None else bias.contiguous()
+        return torch.mkldnn_convolution(x, weight.contiguous(), bias, *steps, groups)  # which reads others wrongly
+
+    return convolve
+
+
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    one_map = x.ndim in _CHANNELS_INNERMOST and x.shape[0] == 1 and x[0, 0].numel() > 1
+    if not _fits(x, x) or not one_map or not use_input_stats or running_mean is not None:
+        return F.instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    x = x.contiguous(memory_format=_CHANNELS_INNERMOST[x.ndim])
+    # torch adds up such a map in single precision, voxel by voxel. So first along all axes but the last one.
+    rows = x.movedim(1, -1).flatten(0, -3).flatten(1)  # (rows, width * channels)
+    mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
+    mean, variance = (part.double().view(-1, x.shape[1]) for part in (mean, variance))
+    variance = variance.mean(0) + mean.var(0, correction=0)
+    return F.batch_norm(x, mean.mean(0).float(), variance.float(), weight, bias, False, 0.0, eps)
+
+
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    return x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
+
+
+_WAYS: dict[Any, Callable] = {own: _convolution(own) for own in (F.conv2d, F.conv3d)}
+_WAYS[F.instance_norm] = _instance_norm
+
+
+@cache
+def _is_as_we_know_it() -> bool:
+    """Whether what is called here is in this torch, and gives what torch's own way gives; else that way is taken."""
+    x = torch.linspace(-1, 2, 4 * 7 * 5 * 6).sin().view(1, 4, 7, 5, 6)
+    weight = torch.linspace(-2, 2, 8 * 4 * 27).cos().view(8, 4, 3, 3, 3)
+    calls: list[tuple[Any, tuple]] = [(F.conv3d, (x, weight, None, 2, 1)), (F.instance_norm, (x,))]
+    calls.append((F.conv2d, (x[:, :, 0], weight[:, :, 0], weight[:, 0, 0, 0, 0])))
+    try:
+        return all(torch.allclose(_WAYS[own](*given), own(*given), rtol=1e-4, atol=1e-4) for own, given in calls)
+    except Exception:  # whatever a later torch raises: what was taken away, or takes other arguments
+        return False
