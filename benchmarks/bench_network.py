@@ -5,7 +5,9 @@ seconds per training step (forward, backward, SGD step, all heads) on patches of
 512 x 512 at batch 1 (8 on CUDA), and seconds per prediction of one patch of 128 x 128 x 128 and one of 512 x 512; peak
 memory in a process of its own for each. It writes ``benchmarks/results/network_<device>.json``; with ``--case``, only
 that case, into the file that is there. With ``--peers`` every network that there is a trainer for, training and
-predicting, into ``peers_<device>.json``. With ``--profile`` it prints instead where LoG-VMamba spends its time.
+predicting, into ``peers_<device>.json``. With ``--prediction`` one patch on the CPU, with one thread and with two, as
+our network predicts it and by torch's own way, into ``prediction_cpu.json``. With ``--profile`` it prints instead where
+LoG-VMamba spends its time.
 
 Presets M and L of nnU-Net's residual encoder differ in patch and batch, not in the network, so at equal patch they are
 one row.
@@ -26,10 +28,10 @@ from correctness import checked
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from measure import RESULTS, circumstances, save, side_by_side
 from torch import nn
-from workloads import HIPPOCAMPUS, NETWORKS, PEERS, PICTURES, TINY, NetworkPlan
+from workloads import HIPPOCAMPUS, NETWORKS, PATCHES, PEERS, PICTURES, TINY, NetworkPlan
 
 from nnunet_logvmamba.layers import mamba
-from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.networks import catalogue, prediction
 from nnunet_logvmamba.networks.costs import summarize
 from nnunet_logvmamba.ops.scan import reference
 from nnunet_logvmamba.plugin.environment import peak_memory_bytes
@@ -151,9 +153,9 @@ def step(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan, device: s
         if getattr(network, "deep_supervised", True):
             network.decoder.deep_supervision = False
 
-        def predict() -> None:
+        def predict() -> torch.Tensor:
             with torch.inference_mode(), amp():
-                network(x)
+                return network(x)
 
         return predict, parameters
 
@@ -229,6 +231,30 @@ def measured_peers(case: NetworkPlan, device: str) -> dict[str, object]:
     return {"case": case.name, "patch": case.patch_size, "batch": case.batch_size, "networks": rows}
 
 
+def measured_predictions(case: NetworkPlan, device: str) -> dict[str, object]:
+    """Seconds for one patch by number of threads: our network, the same by torch's own way, and nnU-Net's."""
+    ours, _ = step(log_vmamba, case, device)
+    plains, _ = step(plain, case, device)
+
+    def by_torchs_way() -> torch.Tensor:
+        with patch.object(prediction, "predicts_one_patch", lambda *_: False):
+            return ours()
+
+    expected, threads, rows = by_torchs_way(), torch.get_num_threads(), {}
+    error = ours() - expected
+    differences = {
+        "largest": float(error.abs().max() / expected.abs().max()),
+        "root_mean_square": float(error.norm() / expected.norm()),
+    }
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        calls = {"LoG-VMamba": ours, "torch's own way": by_torchs_way, "PlainConvUNet": plains}
+        rows[str(number)] = side_by_side(calls, rounds=21, slow_rounds=21, device=device)
+    torch.set_num_threads(threads)
+    print(case.name, json.dumps(rows, indent=2), flush=True)
+    return {"case": case.name, "patch": case.patch_size, "differences": differences, "threads": rows}
+
+
 def profile(case: NetworkPlan, device: str) -> None:
     """Print the operations that take most of LoG-VMamba's time."""
     call, _ = step(log_vmamba, case, device)
@@ -260,11 +286,12 @@ def main() -> None:
         "--case", choices=[*{case.name: None for case in (*NETWORKS, *PEERS, TINY)}], help="only this one"
     )
     parser.add_argument("--peers", action="store_true", help="every network that there is a trainer for")
+    parser.add_argument("--prediction", action="store_true", help="one patch on the CPU, with one thread and with two")
     parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "CASE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     batch = {PICTURES.name: 8} if args.device == "cuda" else {}
-    known = (*PEERS, TINY) if args.peers else NETWORKS
+    known = PATCHES if args.prediction else (*PEERS, TINY) if args.peers else NETWORKS
     batch = {} if args.peers else batch
     cases = {case.name: replace(case, batch_size=batch.get(case.name, case.batch_size)) for case in known}
     if args.case not in (None, *cases):
@@ -278,11 +305,12 @@ def main() -> None:
         for case in chosen:
             profile(case, args.device)
         return
-    if args.quick and args.peers:
-        chosen = [cases[TINY.name]]
-    name = f"{'peers' if args.peers else 'network'}_{args.device}{'_quick' * args.quick}"
+    if args.quick and (args.peers or args.prediction):
+        chosen = [replace(TINY, training=args.peers)]
+    kind = "prediction" if args.prediction else "peers" if args.peers else "network"
+    name = f"{kind}_{args.device}{'_quick' * args.quick}"
     kept, correctness = stored(name) if args.case else [], checked(args.device)
-    measure = measured_peers if args.peers else measured
+    measure = {"prediction": measured_predictions, "peers": measured_peers, "network": measured}[kind]
     measurements = [measure(case, args.device) | {"circumstances": circumstances(correctness)} for case in chosen]
     again = {found["case"] for found in measurements}
     print(save(name, {"networks": [found for found in kept if found["case"] not in again] + measurements}, correctness))

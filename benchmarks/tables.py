@@ -43,6 +43,10 @@ loop takes quadratic time, or mambapy's tensors of one number per state and step
 `torch.exp` into warm memory over as many numbers as there are states times steps."""
 
 
+ONE_PATCH = """torch 2.13 keeps most convolutions of a batch of 1 away from oneDNN; our networks take them there, with
+channels innermost (`networks/prediction.py`). Torch's own way is the same network without that. Differences between
+the logits of the two are relative: the largest over the largest logit, and root mean squares."""
+
 NO_GPU = """Nothing has been measured on a GPU yet. The kernels are proven in Triton's interpreter and compile for
 every NVIDIA generation from sm_75 to sm_100; how fast they are there is open."""
 
@@ -150,6 +154,28 @@ def network_section(results: dict) -> str:
             for name, row in case["networks"].items()
         ]
         parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
+def prediction_section(results: dict) -> str:
+    """Tables of one patch on the CPU, by number of threads."""
+    parts = []
+    for case in results["networks"]:
+        head = [f"Prediction, {' × '.join(map(str, case['patch']))}, batch 1", "LoG-VMamba, ms", "torch's own way, ms"]
+        head += [
+            "PlainConvUNet, ms",
+            "LoG-VMamba / own way",
+            "LoG-VMamba / PlainConvUNet",
+            "difference, largest",
+            "root mean square",
+        ]
+        differences = [f"{case['differences'][kind]:.1e}" for kind in ("largest", "root_mean_square")]
+        rows = []
+        for threads, timings in case["threads"].items():
+            ours, own, plain = (timings[name]["seconds"] for name in ("LoG-VMamba", "torch's own way", "PlainConvUNet"))
+            row = [f"{threads} thread{'s' * (threads != '1')}", *map(milliseconds, (ours, own, plain))]
+            rows.append([*row, f"{ours / own:.2f}", f"{ours / plain:.2f}", *differences])
+        parts += [circumstances(case), table(head, rows)]
     return "\n\n".join(parts)
 
 
@@ -292,6 +318,9 @@ def page(stored: dict[str, dict]) -> str:
     if "network_cpu" in stored:
         parts += ["## Whole networks, CPU", "`python benchmarks/bench_network.py`"]
         parts.append(network_section(stored["network_cpu"]))
+    if "prediction_cpu" in stored:
+        parts += ["## One patch, CPU", "`python benchmarks/bench_network.py --prediction`", ONE_PATCH]
+        parts.append(prediction_section(stored["prediction_cpu"]))
     if "conversion_cpu" in stored:
         parts += ["## Data set converters, CPU", "`python benchmarks/bench_conversion.py`; generated sources."]
         parts.append(conversion_section(stored["conversion_cpu"]))

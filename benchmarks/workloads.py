@@ -89,4 +89,9 @@ CUBE = NetworkPlan("cube", 4, 3, (32, 64, 128, 256, 320), (64, 64, 64), 1, True)
 TINY = NetworkPlan("tiny", 1, 3, (32, 64, 128), (16, 16, 16), 1, True)
 PEERS = (HIPPOCAMPUS, CUBE, PICTURES)
 """On which every network of the catalogue is measured."""
+PATCHES = tuple(
+    replace(HIPPOCAMPUS, name=name, patch_size=size, batch_size=1, training=False)
+    for name, size in (("hippocampus-prediction", HIPPOCAMPUS.patch_size), ("cube-prediction", (48, 48, 48)))
+)
+"""Predicted one by one, as nnU-Net does."""
 NETWORKS = (HIPPOCAMPUS, BRATS, PICTURES, PICTURES_PREDICTION)

@@ -169,9 +169,12 @@ def test_nothing_is_timed_where_the_scan_is_wrong(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["bench_scan", "bench_network", "bench_conversion", "bench_finite"])
+@pytest.mark.parametrize(
+    "script", ["bench_scan", "bench_network", "bench_network --prediction", "bench_conversion", "bench_finite"]
+)
 def test_a_benchmark_runs_at_small_size(script):
-    done = run(f"benchmarks/{script}.py", "--quick", timeout=900)
+    name, *options = script.split()
+    done = run(f"benchmarks/{name}.py", "--quick", *options, timeout=900)
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.splitlines()[-1])
     try:
@@ -179,6 +182,8 @@ def test_a_benchmark_runs_at_small_size(script):
         results = json.loads(path.read_text(encoding="utf-8"))
         assert tables.keeps_rounds(results)
         assert not tables.refusal({"found": results})
+        if "--prediction" in options:
+            assert "| 1 thread |" in tables.page({"prediction_cpu": results})
     finally:
         path.unlink(missing_ok=True)
 
