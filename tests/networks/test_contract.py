@@ -8,6 +8,7 @@ import json
 import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from small_model import planned_architecture
 
 from nnunet_logvmamba.errors import NotFiniteError
-from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.networks import catalogue, prediction
 from nnunet_logvmamba.networks.costs import summarize
 from nnunet_logvmamba.plugin import plans
 
@@ -216,6 +217,18 @@ def test_shapes_and_costs_are_known_without_memory(network, plan):
     assert summary.parameters == sum(row.parameters for row in summary.rows)
     assert summary.multiply_adds == sum(row.multiply_adds for row in summary.rows) > 0
     assert not network.load().deep_supervised or built.decoder.deep_supervision is True
+
+
+@every_network_and_plan
+def test_one_patch_is_predicted_as_torch_itself_would(network, plan):
+    built, patch = build(network, plan).eval(), image(network, plan)[:1]
+    with torch.no_grad():
+        assert prediction.predicts_one_patch(built, patch)
+        outputs = scales(built(patch))
+        with mock.patch.object(prediction, "predicts_one_patch", lambda *_: False):
+            expected = scales(built(patch))
+    for one, other in zip(outputs, expected, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-4 * other.abs().max().item())
 
 
 @every_network_and_plan_traced

@@ -86,15 +86,16 @@ def test_torch_takes_its_slow_path_where_it_did_when_prediction_was_written(
 def test_a_patch_is_predicted_without_slow_convolutions_and_as_torch_itself_does(grad_off):
     model, x = network(), image()
     with grad_off():
-        expected = own_way(model, x)
+        logits = model(x)
+        assert_matches_reference(logits, own_way(model, x), tolerance=1e-5)
+        assert logits.is_contiguous()
         assert "aten::slow_conv3d_forward" in ops_of(lambda: own_way(model, x))
-        seen = ops_of(lambda: assert_matches_reference(model(x), expected, tolerance=1e-5))
+        seen = ops_of(lambda: model(x))
     assert not [op for op in seen if "slow" in op]
     assert "aten::mkldnn_convolution" in seen
-    assert model(x).is_contiguous()
 
 
-@pytest.mark.parametrize("size", [(40, 56, 40), (48, 48, 48)])
+@pytest.mark.parametrize("size", [(40, 56, 40), pytest.param((48, 48, 48), marks=pytest.mark.slow)])
 def test_a_patch_of_real_size_differs_by_rounding_alone(size):
     torch.manual_seed(0)
     model = LoGVMambaUNet.from_channels(3, 1, 3, (32, 64, 128), strides=(2, 2, 2)).eval()
@@ -151,10 +152,11 @@ ELSEWHERE: dict[str, Callable[[nn.Module, Tensor], object]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("how", ELSEWHERE)
 def test_the_way_is_torchs_own_where_somebody_looks_on(how, monkeypatch):
     monkeypatch.setattr(prediction, "_FastWay", None)
-    model, x = network(drop_path=0.0), image()
+    model, x = network(family="no_ssm"), image()
     with torch.no_grad():
         with pytest.raises(TypeError):  # so that whoever goes that way is found out
             model(x)
@@ -183,11 +185,10 @@ def test_another_torch_goes_its_own_way(change, monkeypatch, another_torch):
 
 
 def test_what_is_known_of_torch_is_asked_without_a_random_number(another_torch):
-    torch.manual_seed(5)
+    model, x = network(), image()
+    state = torch.get_rng_state()
     with torch.no_grad():
-        network_, x = network(), image()
-        state = torch.get_rng_state()
-        network_(x)
+        model(x)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -223,7 +224,7 @@ def test_instance_norms_are_those_of_torch_and_as_precise(size, mean):
     with torch.no_grad():
         ours = prediction._instance_norm(x, weight=weight, bias=bias)
     own = F.instance_norm(x, weight=weight, bias=bias)
-    assert (ours - expected).abs().max() <= 2 * (own - expected).abs().max() + 1e-6
+    assert (ours - expected).abs().max() <= 4 * (own - expected).abs().max() + 1e-6
 
 
 def test_instance_norms_with_statistics_of_their_own_or_one_voxel_are_left_alone():
