@@ -237,7 +237,7 @@ def measured_predictions(case: NetworkPlan, device: str) -> dict[str, object]:
     plains, _ = step(plain, case, device)
 
     def by_torchs_way() -> torch.Tensor:
-        with patch.object(prediction, "predicts_one_patch", lambda *_: False):
+        with patch.object(prediction, "predicts_one_patch", return_value=False):
             return ours()
 
     expected, threads, rows = by_torchs_way(), torch.get_num_threads(), {}

@@ -225,7 +225,7 @@ def test_one_patch_is_predicted_as_torch_itself_would(network, plan):
     with torch.no_grad():
         assert prediction.predicts_one_patch(built, patch)
         outputs = scales(built(patch))
-        with mock.patch.object(prediction, "predicts_one_patch", lambda *_: False):
+        with mock.patch.object(prediction, "predicts_one_patch", return_value=False):
             expected = scales(built(patch))
     for one, other in zip(outputs, expected, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-4 * other.abs().max().item())
