@@ -72,8 +72,9 @@ def _convolution(own: Callable) -> Callable:
             return own(x, weight, bias, stride, padding, dilation, groups)
         x = x.contiguous(memory_format=_CHANNELS_INNERMOST[x.ndim])
         steps = ([side] * (x.ndim - 2) if isinstance(side, int) else side for side in (padding, stride, dilation))
+        # Weights that are not dense it would read as if they were.
         bias = None if bias is None else bias.contiguous()
-        return torch.mkldnn_convolution(x, weight.contiguous(), bias, *steps, groups)  # which reads others wrongly
+        return torch.mkldnn_convolution(x, weight.contiguous(), bias, *steps, groups)
 
     return convolve
 
