@@ -52,7 +52,7 @@ def predicts_one_patch(network: nn.Module, x: Tensor) -> bool:
 
 
 class _FastWay(TorchFunctionMode):
-    """While it is on, convolutions and instance norms go another way to the same values."""
+    """While it is on, convolutions and norms per channel go another way to the same values."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return _WAYS.get(function, function)(*args, **(kwargs or {}))
@@ -60,7 +60,7 @@ class _FastWay(TorchFunctionMode):
 
 def _convolution(own: Callable) -> Callable:
     def convolve(
-        x: Tensor,
+        input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
         stride: Sides = 1,
@@ -68,9 +68,9 @@ def _convolution(own: Callable) -> Callable:
         dilation: Sides = 1,
         groups: int = 1,
     ) -> Tensor:
-        if not _fits(x, weight) or x.ndim != weight.ndim or isinstance(padding, str):
-            return own(x, weight, bias, stride, padding, dilation, groups)
-        x = x.contiguous(memory_format=_CHANNELS_INNERMOST[x.ndim])
+        if not _fits(input, weight) or input.ndim != weight.ndim or isinstance(padding, str):
+            return own(input, weight, bias, stride, padding, dilation, groups)
+        x = input.contiguous(memory_format=_CHANNELS_INNERMOST[input.ndim])
         steps = ([side] * (x.ndim - 2) if isinstance(side, int) else side for side in (padding, stride, dilation))
         # Weights that are not dense it would read as if they were.
         bias = None if bias is None else bias.contiguous()
@@ -80,7 +80,7 @@ def _convolution(own: Callable) -> Callable:
 
 
 def _instance_norm(
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
     weight: Tensor | None = None,
@@ -89,9 +89,21 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    one_map = x.ndim in _CHANNELS_INNERMOST and x.shape[0] == 1 and x[0, 0].numel() > 1
-    if not _fits(x, x) or not one_map or not use_input_stats or running_mean is not None:
-        return F.instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    if not _is_one_map(input) or not use_input_stats or running_mean is not None:
+        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    return _norm(input, weight, bias, eps)
+
+
+def _group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    if not _is_one_map(input) or num_groups != input.shape[1]:
+        return F.group_norm(input, num_groups, weight, bias, eps)
+    return _norm(input, weight, bias, eps)
+
+
+def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalise each channel of one map by its own mean and variance."""
     x = x.contiguous(memory_format=_CHANNELS_INNERMOST[x.ndim])
     # torch adds up such a map in single precision, voxel by voxel. So first along all axes but the last one.
     rows = x.movedim(1, -1).flatten(0, -3).flatten(1)  # (rows, width * channels)
@@ -101,12 +113,16 @@ def _instance_norm(
     return F.batch_norm(x, mean.mean(0).float(), variance.float(), weight, bias, False, 0.0, eps)
 
 
+def _is_one_map(x: Tensor) -> bool:
+    return _fits(x, x) and x.ndim in _CHANNELS_INNERMOST and x.shape[0] == 1 and x[0, 0].numel() > 1
+
+
 def _fits(x: Tensor, weight: Tensor) -> bool:
     return x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
 
 
 _WAYS: dict[Any, Callable] = {own: _convolution(own) for own in (F.conv2d, F.conv3d)}
-_WAYS[F.instance_norm] = _instance_norm
+_WAYS |= {F.instance_norm: _instance_norm, F.group_norm: _group_norm}
 
 
 @cache

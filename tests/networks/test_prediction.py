@@ -223,6 +223,8 @@ def test_instance_norms_are_those_of_torch_and_as_precise(size, mean):
     expected = F.instance_norm(x.double(), weight=weight.double(), bias=bias.double())
     with torch.no_grad():
         ours = prediction._instance_norm(x, weight=weight, bias=bias)
+        assert_matches_reference(prediction._group_norm(x, 3, weight, bias), ours, tolerance=1e-5)
+        assert torch.equal(prediction._group_norm(x, 1), F.group_norm(x, 1))
     own = F.instance_norm(x, weight=weight, bias=bias)
     assert (ours - expected).abs().max() <= 4 * (own - expected).abs().max() + 1e-6
 
