@@ -5,12 +5,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nnunet_logvmamba.layers import recomputed
+from nnunet_logvmamba.networks.blocks.norms import faster
+
 
 class ResidualBlock(nn.Module):
     """conv, norm, nonlinearity, conv, norm, plus the input, nonlinearity.
 
     With ``project`` the input comes through a strided 1x1 convolution, with ``project_norm`` and a norm, else as it is.
     The blocks of dynamic-network-architectures differ in that branch (average pooling) and save convolutions twice.
+    What the second convolution reads is computed again in the backward pass.
 
     Shape: (batch, in_channels, *spatial) -> (batch, out_channels, *(spatial / stride))
     """
@@ -32,6 +36,7 @@ class ResidualBlock(nn.Module):
         nonlin_kwargs: dict[str, Any],
     ):
         super().__init__()
+        norm_op = faster(norm_op)
         padding = [size // 2 for size in kernel_size]
         self.conv1 = conv_op(in_channels, out_channels, kernel_size, stride, padding, bias=conv_bias)
         self.norm1 = norm_op(out_channels, **norm_op_kwargs)
@@ -43,8 +48,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.conv3 is None else self.norm3(self.conv3(x))
-        x = self.nonlin(self.norm1(self.conv1(x)))
-        return self.nonlin(self.norm2(self.conv2(x)) + skip)
+        x = recomputed(self._inner, (self.norm1, self.nonlin, self.conv2), self.conv1(x))
+        return self.nonlin(self.norm2(x) + skip)
+
+    def _inner(self, x: Tensor) -> Tensor:
+        return self.conv2(self.nonlin(self.norm1(x)))
 
 
 def residual_stage(

@@ -1,19 +1,22 @@
 """The decoder: trilinear up-sampling, added skips, residual stages, and a head per scale."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_logvmamba.layers import recomputed
+from nnunet_logvmamba.networks.blocks.interpolation import interpolate
 from nnunet_logvmamba.networks.blocks.residual import ResidualBlock, residual_stage
 
-_INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 _STEP_BLOCKS = (2, 2, 2, 1)  # from the bottom; further steps keep the last
 
 
 class UpSample(nn.Module):
-    """Linear interpolation to a given size, then a 1x1 convolution to a given width.
+    """A 1x1 convolution to a given width, then linear interpolation to a given size.
+
+    The two can be exchanged, and the convolution comes first, on the fewer voxels.
 
     Shape: (batch, in_channels, *spatial) -> (batch, out_channels, *size)
     """
@@ -23,7 +26,7 @@ class UpSample(nn.Module):
         self.conv = conv_op(in_channels, out_channels, 1, bias=conv_bias)
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        return self.conv(F.interpolate(x, size=size, mode=_INTERPOLATION[x.ndim - 2], align_corners=False))
+        return interpolate(self.conv(x), size)
 
 
 class Decoder(nn.Module):
@@ -44,11 +47,12 @@ class Decoder(nn.Module):
         *,
         deep_supervision: bool,
         all_heads: bool,
+        checkpointing: bool,
         conv_bias: bool,
         **residual_options: Any,
     ):
         super().__init__()
-        self.deep_supervision = deep_supervision
+        self.deep_supervision, self.checkpointing = deep_supervision, checkpointing
         residual_options["conv_bias"] = conv_bias
         self.upsamplers, self.stages, self.seg_layers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for step, index in enumerate(reversed(range(len(widths) - 1))):
@@ -73,8 +77,19 @@ class Decoder(nn.Module):
         outputs = []
         first_head = len(self.stages) - len(self.seg_layers)
         every_scale = self.deep_supervision and first_head == 0
-        for step, (upsample, stage, skip) in enumerate(zip(self.upsamplers, self.stages, reversed(skips))):
-            x = stage(upsample(x, skip.shape[2:]) + skip)
+        saving = self.checkpointing and self.training
+        for step, skip in enumerate(reversed(skips)):
+            modules: tuple[nn.Module, ...] = (self.upsamplers[step], self.stages[step])
             if every_scale or step == len(self.stages) - 1:
-                outputs.append(self.seg_layers[step - first_head](x))
+                modules += (self.seg_layers[step - first_head],)
+            step_up = partial(_step, modules)
+            x, *output = recomputed(step_up, modules, x, skip, always=True) if saving else step_up(x, skip)
+            outputs += output
         return outputs[::-1] if every_scale else outputs[-1]
+
+
+def _step(modules: tuple[nn.Module, ...], x: Tensor, skip: Tensor) -> tuple[Tensor, ...]:
+    """Map of the next scale, and what its head gives if there is one."""
+    upsample, stage, *heads = modules
+    x = stage(upsample(x, skip.shape[2:]) + skip)
+    return (x, *(head(x) for head in heads))

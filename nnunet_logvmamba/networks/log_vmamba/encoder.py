@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from nnunet_logvmamba.layers import LoGVMambaBlock
+from nnunet_logvmamba.layers import LoGVMambaBlock, recomputed
 from nnunet_logvmamba.networks.blocks.residual import residual_stage
 from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings
 
@@ -61,12 +60,18 @@ class Encoder(nn.Module):
             previous = width
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        maps = [self.stem(x)]
-        x = self.pool(maps[0])
+        saving = self.checkpointing and self.training
+        if saving:  # one by one, since at full resolution even two blocks hold much
+            for block in self.stem:
+                x = recomputed(block, (block,), x, always=True)
+        else:
+            x = self.stem(x)
+        maps = [x]
+        x = self.pool(x)
         for stage, mixer in zip(self.stages, self.mixers):
-            if self.checkpointing and self.training:
-                x = checkpoint(lambda x, stage=stage, mixer=mixer: mixer(stage(x)), x, use_reentrant=False)
+            if saving:
+                x = recomputed(lambda x, stage=stage, mixer=mixer: mixer(stage(x)), (stage, mixer), x, always=True)
             else:
-                x = mixer(stage(x))
+                x = recomputed(mixer, (mixer,), stage(x))
             maps.append(x)
         return maps

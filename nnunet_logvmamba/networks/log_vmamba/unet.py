@@ -11,14 +11,13 @@ from nnunet_logvmamba.layers import CONVOLUTIONS, check_spatial_dims, flag, list
 from nnunet_logvmamba.networks.blocks.arguments import check_nonlinearity, check_norm, known_arguments
 from nnunet_logvmamba.networks.blocks.heads import every_scale_has_a_head
 from nnunet_logvmamba.networks.blocks.images import check_image, check_size
+from nnunet_logvmamba.networks.blocks.norms import INSTANCE_NORMS
 from nnunet_logvmamba.networks.contract import PlannedNetwork
 from nnunet_logvmamba.networks.costs import Stage, heads, names_in
 from nnunet_logvmamba.networks.log_vmamba.decoder import Decoder
 from nnunet_logvmamba.networks.log_vmamba.encoder import Encoder
 from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings, check_first_stride, stage_settings, unet_tokens
 from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_3D, channel_arguments
-
-_INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 class LoGVMambaUNet(PlannedNetwork):
@@ -70,7 +69,7 @@ class LoGVMambaUNet(PlannedNetwork):
         seg_heads: ``all`` builds a head per scale whether deep supervision is on or not, so that a checkpoint always
             fits; ``last`` builds only the finest.
         drop_path: Probability to drop a block's branch while training.
-        checkpointing: Recompute the mixing stages in the backward pass instead of keeping their activations.
+        checkpointing: Recompute everything in the backward pass but what goes from one stage to another.
         backend: Scan backend.
 
     Shape: (batch, input_channels, *spatial) -> (batch, num_classes, *spatial), or a list of all scales. The strides
@@ -159,10 +158,10 @@ class LoGVMambaUNet(PlannedNetwork):
         )
         residual_options: dict[str, Any] = {
             "conv_bias": flag("conv_bias", conv_bias),
-            "norm_op": _INSTANCE_NORMS[spatial_dims] if norm_op is None else norm_op,
+            "norm_op": INSTANCE_NORMS[spatial_dims] if norm_op is None else norm_op,
             "norm_op_kwargs": {"eps": 1e-5, "affine": True} if norm_op_kwargs is None else norm_op_kwargs,
             "nonlin": nn.LeakyReLU if nonlin is None else nonlin,
-            "nonlin_kwargs": {} if nonlin_kwargs is None else nonlin_kwargs,
+            "nonlin_kwargs": ({"inplace": True} if nonlin is None else {}) if nonlin_kwargs is None else nonlin_kwargs,
         }
         check_norm(residual_options["norm_op"], residual_options["norm_op_kwargs"], features, spatial_dims)
         check_nonlinearity(residual_options["nonlin"], residual_options["nonlin_kwargs"])
@@ -195,6 +194,7 @@ class LoGVMambaUNet(PlannedNetwork):
             kernels,
             deep_supervision=deep_supervision,
             all_heads=all_heads,
+            checkpointing=self.encoder.checkpointing,
             **residual_options,
         )
         self.apply(InitWeights_He(1e-2))

@@ -19,6 +19,7 @@ from nnunet_logvmamba.errors import OtherPatchError
 from nnunet_logvmamba.layers import CONVOLUTIONS, MambaLayer, flag, listed, per_axis, whole, wholes
 from nnunet_logvmamba.networks.blocks.arguments import known_arguments
 from nnunet_logvmamba.networks.blocks.images import check_image, check_padded_size, times
+from nnunet_logvmamba.networks.blocks.norms import INSTANCE_NORMS
 from nnunet_logvmamba.networks.blocks.padding import crop, pad_to_multiples, sizes_of_scales
 from nnunet_logvmamba.networks.blocks.residual import ResidualBlock
 from nnunet_logvmamba.networks.contract import PlannedNetwork
@@ -42,11 +43,9 @@ _PRESET: dict[str, Any] = {
 }
 """U-Mamba has no sizes of its own; this is what it makes of the plan that nnU-Net has for patches of this size."""
 
-_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-
 
 def _norm(conv_op: type[nn.Module], width: int) -> nn.Module:
-    return _NORMS[convert_conv_op_to_dim(conv_op)](width, eps=1e-5, affine=True)
+    return INSTANCE_NORMS[convert_conv_op_to_dim(conv_op)](width, eps=1e-5, affine=True)
 
 
 class ConvNorm(nn.Module):
@@ -90,7 +89,7 @@ def _stage(
         stride,
         project=True,
         conv_bias=True,
-        norm_op=_NORMS[convert_conv_op_to_dim(conv_op)],
+        norm_op=INSTANCE_NORMS[convert_conv_op_to_dim(conv_op)],
         norm_op_kwargs={"eps": 1e-5, "affine": True},
         nonlin=nn.LeakyReLU,
         nonlin_kwargs={},
