@@ -2,7 +2,8 @@
 
 ``python benchmarks/bench_network.py [--device cpu|cuda] [--quick] [--case NAME]`` measures, in one run and by turns,
 seconds per training step (forward, backward, SGD step, all heads) on patches of 40 x 56 x 40 at batch 2 and of
-512 x 512 at batch 1 (8 on CUDA), and seconds per prediction of one patch of 128 x 128 x 128 and one of 512 x 512; peak
+512 x 512 at batch 1 (8 on CUDA), activations kept for the backward pass, and
+seconds per prediction of one patch of 128 x 128 x 128 and one of 512 x 512; peak
 memory in a process of its own for each. It writes ``benchmarks/results/network_<device>.json``; with ``--case``, only
 that case, into the file that is there. With ``--peers`` every network that there is a trainer for, training and
 predicting, into ``peers_<device>.json``. With ``--prediction`` one patch on the CPU, with one thread and with two, as
@@ -30,7 +31,7 @@ from measure import RESULTS, circumstances, save, side_by_side
 from torch import nn
 from workloads import HIPPOCAMPUS, NETWORKS, PATCHES, PEERS, PICTURES, TINY, NetworkPlan
 
-from nnunet_logvmamba.layers import mamba
+from nnunet_logvmamba.layers import mamba, nothing_recomputed
 from nnunet_logvmamba.networks import catalogue, prediction
 from nnunet_logvmamba.networks.costs import summarize
 from nnunet_logvmamba.ops.scan import reference
@@ -42,6 +43,28 @@ RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6)  # per stage, as nnU-Net's residual enco
 def log_vmamba(case: NetworkPlan) -> nn.Module:
     """The network of ``nnUNetTrainerLoGVMamba``."""
     return catalogue.row("LoGVMambaUNet").load()(**case.plan, deep_supervision=True)
+
+
+def log_vmamba_checkpointed(case: NetworkPlan) -> nn.Module:
+    """The same, with every stage computed again in the backward pass."""
+    return catalogue.row("LoGVMambaUNet").load()(**case.plan, deep_supervision=True, checkpointing=True)
+
+
+class AllKept(nn.Module):
+    """A network without what our blocks compute again in the backward pass by themselves."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> object:
+        with nothing_recomputed():
+            return self.network(x)
+
+
+def log_vmamba_all_kept(case: NetworkPlan) -> nn.Module:
+    """The same, with nothing computed again."""
+    return AllKept(log_vmamba(case))
 
 
 def no_ssm(case: NetworkPlan) -> nn.Module:
@@ -75,7 +98,14 @@ def swin(case: NetworkPlan, family: str) -> nn.Module:
     return network(**(network.preset["arguments"] | own))
 
 
-BUILDERS = {"LoG-VMamba": log_vmamba, "NoSSM": no_ssm, "PlainConvUNet": plain, "ResEnc-M/L": residual}
+BUILDERS = {
+    "LoG-VMamba": log_vmamba,
+    "LoG-VMamba, all kept": log_vmamba_all_kept,
+    "LoG-VMamba, checkpointing": log_vmamba_checkpointed,
+    "NoSSM": no_ssm,
+    "PlainConvUNet": plain,
+    "ResEnc-M/L": residual,
+}
 BUILDERS_2D = {
     "LoG-VMamba": log_vmamba,
     "LoG-VMamba, Swin lineage": functools.partial(swin, family="log"),
@@ -83,6 +113,10 @@ BUILDERS_2D = {
     "NoSSM": no_ssm,
     "PlainConvUNet": plain,
 }
+
+
+_TRAINING = ("LoG-VMamba, all kept", "LoG-VMamba, checkpointing")
+"""What differs in training alone."""
 
 
 def of_the_catalogue(network: catalogue.Network, case: NetworkPlan, **knobs: object) -> nn.Module:
@@ -117,7 +151,9 @@ def sequential(network: catalogue.Network, case: NetworkPlan) -> nn.Module:
 
 def builders(case: NetworkPlan) -> dict[str, Callable[[NetworkPlan], nn.Module]]:
     """What is compared on a case."""
-    return BUILDERS_2D if len(case.patch_size) == 2 else BUILDERS
+    if len(case.patch_size) == 2:
+        return BUILDERS_2D
+    return {name: build for name, build in BUILDERS.items() if case.training or name not in _TRAINING}
 
 
 def peers(case: NetworkPlan) -> dict[str, Callable[[NetworkPlan], nn.Module]]:
@@ -181,6 +217,13 @@ def peak_memory(name: str, case: NetworkPlan, device: str, of_peers: bool) -> in
     return int(done.stdout.splitlines()[-1])
 
 
+def kept(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan) -> int:
+    """Bytes of activations that the backward pass of a batch needs, counted on a dry run."""
+    with torch.device("meta"):
+        network = build(case)
+    return summarize(network, case.input_channels, case.patch_size, case.batch_size).activation_bytes
+
+
 def _print_memory(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan, device: str) -> None:
     before = peak_memory_bytes(torch.device(device))
     call, _ = step(build, case, device)
@@ -202,7 +245,8 @@ def measured(case: NetworkPlan, device: str) -> dict[str, object]:
             "peak_bytes": peak_memory(name, case, device, of_peers=False),
             "parameters": parameters[name],
         }
-        for name in steps
+        | ({"kept_bytes": kept(build, case)} if case.training else {})
+        for name, build in builders(case).items()
     }
     print(case.name, json.dumps(rows, indent=2), flush=True)
     what = "training step" if case.training else "prediction"

@@ -147,9 +147,11 @@ def network_section(results: dict) -> str:
         last = measured_on
         patch = " × ".join(map(str, case["patch"]))
         head = [f"{case['what'].capitalize()}, {patch}, batch {case['batch']}", "seconds", "times PlainConvUNet"]
-        head += ["peak memory, MiB", "parameters"]
+        keeps = all("kept_bytes" in row for row in case["networks"].values())
+        head += ["kept for backward, MiB"] * keeps + ["peak memory, MiB", "parameters"]
         rows = [
-            [name, f"{row['seconds']:.3g}", f"{row['ratio']:.2f}", f"{row['peak_bytes'] / 2**20:,.0f}"]
+            [name, f"{row['seconds']:.3g}", f"{row['ratio']:.2f}"]
+            + [f"{row[key] / 2**20:,.0f}" for key in ("kept_bytes", "peak_bytes")[not keeps :]]
             + [f"{row['parameters']:,}"]
             for name, row in case["networks"].items()
         ]

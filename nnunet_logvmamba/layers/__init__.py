@@ -8,7 +8,7 @@ from .global_tokens import GLOBAL_STRIDES, GlobalTokens
 from .local_tokens import CONVOLUTIONS, ConvTokens, LocalTokens, check_spatial_dims
 from .log_vmamba import FAMILIES, DropPath, LoGVMambaBlock, check_family, default_squeeze
 from .mamba import MAMBA_DIRECTIONS, Mamba, MambaLayer, single_precision
-from .recompute import recomputed
+from .recompute import nothing_recomputed, recomputed
 from .selective_ssm import SelectiveSSM, SkipOnly, exempt_from_weight_decay
 from .token_order import (
     DIRECTIONS,
@@ -47,6 +47,7 @@ __all__ = [
     "default_squeeze",
     "exempt_from_weight_decay",
     "finite",
+    "nothing_recomputed",
     "raster_order",
     "recomputed",
     "sequence_orders",

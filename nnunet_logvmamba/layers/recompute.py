@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -42,18 +43,25 @@ def recomputed(
     def call(*values: Tensor) -> Any:
         nonlocal called
         again, called = called, True
-        token = _INSIDE.set(True)
-        try:
+        with nothing_recomputed():
             if not again:
                 return function(*values[:arity])
             weights = dict(zip(names, values[arity:]))
             statistics = {name: buffer.clone() for name, buffer in caller.named_buffers()}
             return functional_call(caller, weights | statistics, values[:arity])
-        finally:
-            _INSIDE.reset(token)
 
     # Weights are arguments, so that they are kept, and looked at for changes, like all that a backward pass reads.
     return checkpoint(call, *inputs, *caller.parameters(), use_reentrant=False)
+
+
+@contextmanager
+def nothing_recomputed() -> Iterator[None]:
+    """Keep everything in what is called inside, to compare."""
+    token = _INSIDE.set(True)
+    try:
+        yield
+    finally:
+        _INSIDE.reset(token)
 
 
 class _Caller(nn.Module):

@@ -139,4 +139,3 @@ def test_it_compiles_without_a_graph_break(always):
     compiled = torch.compile(saving(module, always), fullgraph=True, backend="aot_eager")
     for one, other in zip(gradients(module, module, x), gradients(module, compiled, x), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
-

@@ -69,7 +69,7 @@ class LoGVMambaUNet(PlannedNetwork):
         seg_heads: ``all`` builds a head per scale whether deep supervision is on or not, so that a checkpoint always
             fits; ``last`` builds only the finest.
         drop_path: Probability to drop a block's branch while training.
-        checkpointing: Recompute everything in the backward pass but what goes from one stage to another.
+        checkpointing: Recompute every stage in the backward pass instead of keeping its activations.
         backend: Scan backend.
 
     Shape: (batch, input_channels, *spatial) -> (batch, num_classes, *spatial), or a list of all scales. The strides
