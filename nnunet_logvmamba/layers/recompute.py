@@ -18,7 +18,11 @@ _INSIDE = ContextVar("inside", default=False)
 
 
 def recomputed(
-    function: Callable[..., Any], modules: Sequence[nn.Module], *inputs: Tensor, always: bool = False
+    function: Callable[..., Any],
+    modules: Sequence[nn.Module],
+    *inputs: Tensor,
+    always: bool = False,
+    draws: bool = True,
 ) -> Any:
     """Call a function and keep none of its maps but what comes in and what goes out.
 
@@ -32,6 +36,7 @@ def recomputed(
         modules: Whose weights it reads.
         inputs: Tensors.
         always: Leave nothing to the compiler, and no norm.
+        draws: Whether random numbers may be drawn, whose state is then kept; on a GPU that waits for the device.
     """
     if torch.compiler.is_compiling():
         return checkpoint(function, *inputs, use_reentrant=False) if always else function(*inputs)
@@ -51,7 +56,7 @@ def recomputed(
             return functional_call(caller, weights | statistics, values[:arity])
 
     # Weights are arguments, so that they are kept, and looked at for changes, like all that a backward pass reads.
-    return checkpoint(call, *inputs, *caller.parameters(), use_reentrant=False)
+    return checkpoint(call, *inputs, *caller.parameters(), use_reentrant=False, preserve_rng_state=draws)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.conv3 is None else self.norm3(self.conv3(x))
-        x = recomputed(self._inner, (self.norm1, self.nonlin, self.conv2), self.conv1(x))
+        x = recomputed(self._inner, (self.norm1, self.nonlin, self.conv2), self.conv1(x), draws=False)
         return self.nonlin(self.norm2(x) + skip)
 
     def _inner(self, x: Tensor) -> Tensor:
