@@ -46,8 +46,8 @@ def pytest_addoption(parser):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and torch sees none")
-    if item.get_closest_marker("vendor") and importlib.util.find_spec("mamba_ssm") is None:
-        pytest.skip("needs mamba-ssm, which is not installed")
+    if item.get_closest_marker("vendor") and importlib.util.find_spec("selective_scan_cuda") is None:
+        pytest.skip("needs mamba-ssm with its kernel, which is not installed")
 
 
 @pytest.fixture(autouse=True)

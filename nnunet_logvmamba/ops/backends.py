@@ -63,10 +63,19 @@ def _needs_triton(device: torch.device) -> str | None:
     return "It runs on GPUs, and for checks, slowly, on a CPU when Python is started with TRITON_INTERPRET=1."
 
 
+MAMBA_KERNEL = "selective_scan_cuda"
+"""Module of mamba-ssm's kernel, which the package can do without; its main builds it only when asked to."""
+
+MAMBA_BUILD = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"
+MAMBA_REBUILD = f"{MAMBA_BUILD} --force-reinstall --no-deps --no-cache-dir"
+
+
 def _needs_mamba_ssm(device: torch.device) -> str | None:
     if device.type != "cuda":
         return "It runs on CUDA devices only."
-    return None if importlib.util.find_spec("mamba_ssm") else "mamba-ssm is not installed; it is the extra [cuda]."
+    if importlib.util.find_spec("mamba_ssm") is None:
+        return f"mamba-ssm is not installed; it is the extra [cuda], and its kernel is built by {MAMBA_BUILD}."
+    return None if importlib.util.find_spec(MAMBA_KERNEL) else f"mamba-ssm was built without its kernel: {MAMBA_REBUILD}."
 
 
 # In order of preference: "auto" is the first that can run on the device at hand.

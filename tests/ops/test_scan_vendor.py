@@ -1,6 +1,6 @@
 """The adapter to mamba-ssm: its kernel needs a GPU, so here one in plain PyTorch with its interface stands for it."""
 
-import importlib
+import importlib.util
 import sys
 import types
 
@@ -114,10 +114,27 @@ def test_what_the_kernel_cannot_do_is_refused_in_a_sentence(options, message):
         results(arguments, upstream(arguments), True)
 
 
+def test_the_kernel_is_looked_for_not_the_package(tmp_path, monkeypatch):
+    """mamba-ssm's main installs without it unless it is told to build it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    if importlib.util.find_spec("mamba_ssm") is None:
+        reason = backends.obstacle("mamba_ssm", "cuda")
+        assert reason.startswith("mamba-ssm is not installed; it is the extra [cuda]")
+        assert "MAMBA_KEEP_CUDA_BUILD=TRUE pip install" in reason
+        (tmp_path / "mamba_ssm.py").touch()
+        importlib.invalidate_caches()
+    if importlib.util.find_spec("selective_scan_cuda") is None:
+        reason = backends.obstacle("mamba_ssm", "cuda")
+        assert reason.startswith("mamba-ssm was built without its kernel: MAMBA_KEEP_CUDA_BUILD=TRUE pip install")
+        (tmp_path / "selective_scan_cuda.py").touch()
+        importlib.invalidate_caches()
+    assert backends.obstacle("mamba_ssm", "cuda") is None
+
+
 def test_a_build_without_the_kernel_is_refused(vendor):
     vendor.selective_scan_cuda = None
     arguments = random_arguments(length=3, dtype=torch.float32, absent=("initial_state",))
-    with pytest.raises(ValueError, match="mamba_ssm.*cannot be imported.*without the CUDA kernel of Mamba-1"):
+    with pytest.raises(ValueError, match="mamba_ssm.*cannot be imported.*without the CUDA kernel.*MAMBA_KEEP_CUDA_BUILD=TRUE"):
         selective_scan(**arguments, backend="mamba_ssm")
 
 

@@ -13,10 +13,10 @@ import torch
 from mamba_ssm.ops import selective_scan_interface
 from torch import Tensor
 
-from nnunet_logvmamba.ops.backends import compute_dtype
+from nnunet_logvmamba.ops.backends import MAMBA_REBUILD, compute_dtype
 
 if getattr(selective_scan_interface, "selective_scan_cuda", None) is None:
-    raise ImportError("mamba-ssm was built without the CUDA kernel of Mamba-1")
+    raise ImportError(f"mamba-ssm was built without the CUDA kernel of Mamba-1: {MAMBA_REBUILD}")
 kernel = selective_scan_interface.selective_scan_cuda
 
 MOST_STATES = 256
