@@ -1,4 +1,5 @@
-# make install [VENV=path] [PYTHON=interpreter]; everything else installs first, and a second time costs a second.
+# make install [VENV=path] [PYTHON=interpreter]; everything else installs what it needs first, which costs a second if
+# it is there.
 VENV ?= .venv
 PYTHON ?= python3
 DEVICE ?= cpu
@@ -10,23 +11,29 @@ STAMP := $(VENV)/.nnunet_logvmamba_installed
 # A file stays in one process, so that what its tests have in common is made once; their order stays, long files last
 # would leave one process idle.
 SHARED_OUT := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-# What an installation depends on: these files, and where this checkout is (the installation is an editable one).
+# What an installation depends on: these files, and where this checkout is (the installation is an editable one). Behind
+# it stands what was installed: "tests" is what developers need, and all that users do.
 STATE = $$(cat pyproject.toml constraints.txt nnunet_logvmamba/plugin/nnunet_logvmamba.pth \
 	nnunet_logvmamba/plugin/environment.py | cksum) $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all demo clean
+.PHONY: help install install-dev lint test test-all demo clean
 
 help:
-	@echo "make install    virtual environment in $(VENV) from constraints.txt   (VENV=path, PYTHON=interpreter)"
-	@echo "make demo       stock nnU-Net trains and predicts on a generated tumour phantom   (DEVICE=cpu or cuda)"
-	@echo "make lint       what ruff and mypy say of the code, its layout and its types"
-	@echo "make test       the test suite without its slow part"
-	@echo "make test-all   every test"
-	@echo "make clean      remove what demo, tests and builds left behind (the environment stays)"
+	@echo "make install      virtual environment in $(VENV) from constraints.txt   (VENV=path, PYTHON=interpreter)"
+	@echo "make install-dev  the same with what lint and tests need; they install it themselves"
+	@echo "make demo         stock nnU-Net trains and predicts on a generated tumour phantom   (DEVICE=cpu or cuda)"
+	@echo "make lint         what ruff and mypy say of the code, its layout and its types"
+	@echo "make test         the test suite without its slow part"
+	@echo "make test-all     every test"
+	@echo "make clean        remove what demo, tests and builds left behind (the environment stays)"
 
-install:
-	@if [ "$$(cat "$(STAMP)" 2>/dev/null)" = "$(STATE)" ]; then exit 0; fi; \
+EXTRA :=
+install-dev: EXTRA := tests
+install install-dev:
+	@case "$$(cat "$(STAMP)" 2>/dev/null)" in \
+		"$(STATE) $(EXTRA)" | "$(STATE) tests") exit 0;; \
+	esac; \
 	set -e; \
 	if [ ! -x "$(BIN)/python" ] || ! "$(BIN)/python" -c "import pip" 2>/dev/null; then \
 		command -v "$(PYTHON)" >/dev/null || \
@@ -39,19 +46,20 @@ install:
 	"$(BIN)/python" -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
 		{ echo "install: '$(VENV)' holds a Python older than 3.10; choose another folder with VENV=path" >&2; exit 1; }; \
 	"$(BIN)/python" -m pip install -c constraints.txt "pip>=23.1" setuptools hatchling hatch-fancy-pypi-readme; \
-	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e ".[dev]"; \
-	"$(BIN)/python" -m nnunet_logvmamba.plugin.environment; \
-	echo "$(STATE)" > "$(STAMP)"
+	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e ".$(if $(EXTRA),[dev])"; \
+	"$(BIN)/python" -m nnunet_logvmamba.plugin.environment $(EXTRA:%=--%); \
+	echo "$(STATE) $(EXTRA)" > "$(STAMP)"; \
+	echo "installed: next, type  . $(BIN)/activate && logvmamba doctor"
 
-lint: install
+lint: install-dev
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
 
-test: install
+test: install-dev
 	"$(BIN)/python" -m pytest $(SHARED_OUT) -m "not slow"
 
-test-all: install
+test-all: install-dev
 	"$(BIN)/python" -m pytest $(SHARED_OUT)
 
 demo: install

@@ -1,4 +1,4 @@
-"""What `make install` still has to do once pip is done: put torchvision right beside a CPU build of torch.
+"""What an installation still needs once pip is done: a torchvision that fits a CPU build of torch.
 
 The wheels of torchvision on PyPI are made for the CUDA build of torch. Beside a CPU build they cannot be imported
 ("operator torchvision::nms does not exist"), and because nnU-Net's networks import timm, and timm torchvision, every
@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,14 +132,15 @@ def _pip_install(requirement: str) -> bool:
     return subprocess.run(command, check=False).returncode == 0
 
 
-def main() -> int:
-    """Finish the installation; called by `make install`."""
+def main(argv: Sequence[str] = ()) -> int:
+    """Finish the installation; called by `make install`, and by `make install-dev` with ``--tests``."""
     try:
         build = torch_build()
         print(f"torch {version_of('torch')}: {build} build")
         if build == "CPU":
             print(repair_torchvision())
-            print(add_triton())
+            if "--tests" in argv:
+                print(add_triton())
     except UserError as error:
         print(f"install: {error}", file=sys.stderr)
         return 1
@@ -146,4 +148,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""What `make install` promises: pins for every dependency, one sentence where it cannot go on."""
+"""What `make install` and `make install-dev` promise: pins for every dependency, one sentence where it cannot go on."""
 
 import re
 import subprocess
@@ -97,6 +97,6 @@ def test_printed_commands_name_a_device_that_is_there(cuda, mps, option, monkeyp
 def test_running_the_set_up_again_changes_nothing(run_command):
     freeze = ["python", "-m", "pip", "freeze", "--all"]
     before = run_command(freeze).stdout
-    said = run_command(["python", "-m", "nnunet_logvmamba.plugin.environment"]).stdout
+    said = run_command(["python", "-m", "nnunet_logvmamba.plugin.environment", "--tests"]).stdout
     assert said.startswith("torch ")
     assert run_command(freeze).stdout == before
