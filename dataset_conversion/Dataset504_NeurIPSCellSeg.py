@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import tifffile
-from scipy import ndimage
-from skimage import exposure
+import scipy  # loads ndimage when it is used
 
 from dataset_conversion.core import command_line, conversion, sources, splitting, staging
 from dataset_conversion.core.cases import SHOWN, Case, ConversionError, Description, Facts, Options, Skipped, Work
@@ -94,6 +92,8 @@ class Cells:
             three_classes(instances), dataset / f"labels{part}" / f"{case.name}{self.file_ending}", case.name
         )
         target = dataset / f"instances{part}" / f"{case.name}.tiff"
+        import tifffile
+
         with staging.writing(target, case.name):
             if _stored_as_we_store(mask):
                 shutil.copyfile(mask, target)
@@ -119,6 +119,8 @@ def rescale(picture: np.ndarray) -> np.ndarray:
     Returns:
         Same shape, uint8.
     """
+    from skimage import exposure
+
     result = np.zeros(picture.shape, np.uint8)
     for channel in range(picture.shape[-1]):
         values = picture[..., channel]
@@ -176,13 +178,15 @@ def _is_mask(instances: np.ndarray) -> bool:
     """Whether a map has the type or the only value of a mask, and foreground in several pieces."""
     if instances.dtype != bool and label_values.value_counts(instances)[0].tolist() not in ([0, 255], [255]):
         return False
-    return ndimage.label(instances, np.ones((3, 3)))[1] > 1
+    return scipy.ndimage.label(instances, np.ones((3, 3)))[1] > 1
 
 
 def _stored_as_we_store(path: Path) -> bool:
     """Whether an instance map can be copied as it is."""
     if path.suffix.lower() not in pictures.TIFF_ENDINGS or not pictures.is_tiff(path):
         return False
+    import tifffile
+
     with tifffile.TiffFile(path) as file:
         plain = file.series[0].axes == "YX" and file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISBLACK
         return plain and file.series[0].dtype in (np.uint16, np.int32)
@@ -449,6 +453,8 @@ class Instances:
 
     def write(self, case: Case, target: Path) -> None:
         """Write the instance map as TIFF."""
+        import tifffile
+
         from nnunet_logvmamba.evaluation.instances import MIN_INTERIOR
 
         instances = find_instances(self._read(case), self.grow_pixels)

@@ -3,24 +3,23 @@
 import logging
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
-import tifffile
-from PIL import Image
 
 from dataset_conversion.core import sources, staging
 from dataset_conversion.core.cases import ConversionError
+
+if TYPE_CHECKING:
+    import tifffile
 
 TIFF_ENDINGS = (".tif", ".tiff")
 PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", *TIFF_ENDINGS)
 FILE_ENDING = ".png"
 _PNG_BIT_DEPTH, _PNG_COLOUR_TYPE, _PNG_GREY, _PNG_GREY_ALPHA = 24, 25, 0, 4
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_NOT_RGB = {getattr(tifffile.PHOTOMETRIC, name) for name in ("SEPARATED", "YCBCR", "CIELAB", "ICCLAB", "ITULAB")}
-_TIFF_ALPHA = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA}
+_NOT_RGB = ("SEPARATED", "YCBCR", "CIELAB", "ICCLAB", "ITULAB")
 
-Image.MAX_IMAGE_PIXELS = None  # whole-slide images are larger than Pillow's guard against decompression bombs
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said once, by us
 
 
@@ -74,7 +73,12 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in _TIFF_MAGIC
 
 
+# The libraries are imported where they are needed: a wrong call is answered without them.
+
+
 def _read_tiff(path: Path, indices: bool) -> np.ndarray:
+    import tifffile
+
     files, channels_of_all = _set_of_files(path)
     if files > 1 and channels_of_all > 1 and not indices:
         raise _Colours(f"{files} files of one OME-TIFF")
@@ -94,13 +98,16 @@ def _read_tiff(path: Path, indices: bool) -> np.ndarray:
         picture = picture.reshape([length for axis, length in zip(series.axes, series.shape) if axis in axes])
         if channels:
             picture = np.moveaxis(picture, axes.index(channels[0]), -1)
-        if set(page.extrasamples) & _TIFF_ALPHA and channels == ["S"] and picture.shape[-1] == 2:
+        alpha = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA}
+        if set(page.extrasamples) & alpha and channels == ["S"] and picture.shape[-1] == 2:
             picture = picture[..., 0]
         return picture if indices else _as_seen(picture, page)
 
 
 def _set_of_files(path: Path) -> tuple[int, int]:
     """Number of files over which an OME-TIFF is spread, and of its channels; 0 for other files."""
+    import tifffile
+
     with tifffile.TiffFile(path) as file:
         header = file.ome_metadata or ""
     return len(set(re.findall(r'FileName="([^"]*)"', header))), max(
@@ -108,8 +115,10 @@ def _set_of_files(path: Path) -> tuple[int, int]:
     )
 
 
-def _as_seen(picture: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
+def _as_seen(picture: np.ndarray, page: "tifffile.TiffPage") -> np.ndarray:
     """Stored numbers as brightness or RGB."""
+    import tifffile
+
     kind = tifffile.PHOTOMETRIC
     if page.photometric == kind.PALETTE:
         return np.moveaxis(page.colormap, 0, -1)[picture]
@@ -118,12 +127,15 @@ def _as_seen(picture: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
             return picture.dtype.type((1 << page.bitspersample) - 1) - picture
         return picture.max() + picture.min() - picture if picture.dtype.kind == "f" else ~picture
     decoded = page.photometric == kind.YCBCR and page.compression != tifffile.COMPRESSION.NONE  # JPEG's own colours
-    if page.photometric in _NOT_RGB and not decoded:
+    if getattr(page.photometric, "name", "") in _NOT_RGB and not decoded:
         raise _Colours(page.photometric.name)
     return picture
 
 
 def _read_other(path: Path, indices: bool) -> np.ndarray:
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # whole-slide images are larger than Pillow's guard against decompression bombs
     with Image.open(path) as image:
         image.verify()  # the checksums of a PNG, of which decoding leaves out the last
     with Image.open(path) as image:
@@ -133,6 +145,8 @@ def _read_other(path: Path, indices: bool) -> np.ndarray:
             with path.open("rb") as file:
                 header = file.read(_PNG_COLOUR_TYPE + 1)
             if header[_PNG_BIT_DEPTH] == 16 and header[_PNG_COLOUR_TYPE] != _PNG_GREY:
+                import SimpleITK as sitk
+
                 picture = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # Pillow would keep 8 of the 16 bits
                 return picture[..., 0] if header[_PNG_COLOUR_TYPE] == _PNG_GREY_ALPHA else picture
         if image.mode in ("P", "PA") and not indices or image.mode == "CMYK":
@@ -170,5 +184,7 @@ def as_rgb(picture: np.ndarray, case: str, path: Path) -> np.ndarray:
 
 def write_png(picture: np.ndarray, target: Path, case: str) -> None:
     """Write an 8-bit picture, (height, width) or (height, width, 3); equal pictures give equal bytes."""
+    from PIL import Image
+
     with staging.writing(target, case):
         Image.fromarray(np.ascontiguousarray(picture, np.uint8)).save(target, format="PNG")

@@ -3,7 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from dataset_conversion.core import staging
@@ -67,6 +66,8 @@ def _write_acdc_patient(
         write_volume(image, folder / f"{name}{file_ending}", spacing_mm=ACDC_SPACING_MM)
         if labelled:
             write_volume(mask, folder / f"{name}_gt{file_ending}", spacing_mm=ACDC_SPACING_MM)
+    import nibabel
+
     series = nibabel.Nifti1Image(np.stack([frames["ED"][0].T, frames["ES"][0].T], -1), np.diag([*ACDC_SPACING_MM, 1]))
     nibabel.save(series, folder / f"{folder.name}_4d{file_ending}")
 

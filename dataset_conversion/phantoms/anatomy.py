@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
-from scipy import ndimage
+import scipy  # loads ndimage when it is used
 
 from dataset_conversion.core.cases import ConversionError
 from dataset_conversion.formats import volumes
@@ -28,12 +27,12 @@ def norm(vectors: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:
     """Gaussian noise smoothed over ``sigma`` voxels, mean 0 and standard deviation 1."""
-    field = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="reflect")
+    field = scipy.ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="reflect")
     return (field - field.mean()) / field.std()
 
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
-    parts, count = ndimage.label(mask)
+    parts, count = scipy.ndimage.label(mask)
     return parts == 1 + np.argmax(np.bincount(parts.ravel(), minlength=count + 1)[1:]) if count else mask
 
 
@@ -43,6 +42,8 @@ def write_volume(
     origin: tuple[float, ...] = (0.0, 0.0, 0.0),
     spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0),
 ) -> None:
+    import SimpleITK as sitk  # late, as wherever a library is not needed to say what is wrong with a command
+
     image = sitk.GetImageFromArray(voxels)
     image.SetSpacing(spacing_mm)
     image.SetOrigin(origin)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from scipy import ndimage
+import scipy  # loads ndimage when it is used
 
 from dataset_conversion.core import staging
 from dataset_conversion.core.cases import ConversionError
@@ -124,7 +124,7 @@ def brats_case(
 
     axes = size * (0.45, 0.47, 0.41) * rng.uniform(0.94, 1.0, 3)
     radius = norm(grid, axes) + 0.02 * noise(4.0)
-    brain = ndimage.binary_fill_holes(largest_part(radius < 1))
+    brain = scipy.ndimage.binary_fill_holes(largest_part(radius < 1))
     depth = 1 - radius
     fluid, grey = _anatomy(grid, axes, depth, noise)
     white = brain & ~fluid & ~grey
@@ -137,7 +137,7 @@ def brats_case(
 
     # Partial volume: every voxel mixes the tissues around it.
     mixture = np.stack(
-        [ndimage.gaussian_filter((tissue == index).astype(float), 0.55) for index in range(len(TISSUES))]
+        [scipy.ndimage.gaussian_filter((tissue == index).astype(float), 0.55) for index in range(len(TISSUES))]
     )
     spots = _white_matter_lesions(rng, grid, white & (tumour == 0) & (depth > 0.25))
     vessels = np.clip(noise(0.8) - 2.2, 0, 0.6) + np.clip(noise(1.0) - 1.6, 0, 0.8) * _sinus(grid, axes, depth)
@@ -191,7 +191,7 @@ def _tumour(
     centre = grid[:, z, y, x]
     size = edge * rng.uniform(0.17, 0.27)
     away = grid - centre[:, None, None, None]
-    preference = 0.22 * (ndimage.gaussian_filter(white.astype(float), 1.0) - 0.5)
+    preference = 0.22 * (scipy.ndimage.gaussian_filter(white.astype(float), 1.0) - 0.5)
     whole = norm(away, size * rng.uniform(0.85, 1.2, 3)) + 0.13 * noise(2.4) - preference
     whole = largest_part((whole < 1) & room)
     away = away - (rng.uniform(-0.15, 0.15, 3) * size)[:, None, None, None]
@@ -219,7 +219,7 @@ def _sinus(grid: np.ndarray, axes: np.ndarray, depth: np.ndarray) -> np.ndarray:
 
 
 def _inflate(mask: np.ndarray, distance: float) -> np.ndarray:
-    return ndimage.distance_transform_edt(~mask) <= distance
+    return scipy.ndimage.distance_transform_edt(~mask) <= distance
 
 
 def _write_brats_case(

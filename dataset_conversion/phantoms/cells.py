@@ -4,9 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import tifffile
-from PIL import Image
-from scipy import ndimage
+import scipy  # loads ndimage when it is used
 
 from dataset_conversion.core import staging
 from dataset_conversion.core.cases import ConversionError
@@ -40,6 +38,8 @@ def write_cells(
     """
     if num_pictures < 1 or edge < 48:
         raise ConversionError(f"{num_pictures} pictures of {edge} pixels: ask for at least 1 of at least 48.")
+    import tifffile
+
     parts = (("Training-labeled", num_pictures), ("Tuning", num_tuning), ("Training-unlabeled", num_unlabelled))
     with staging.staged_folder(target) as staged:
         number, rows = 0, []
@@ -73,11 +73,14 @@ def microscopy_picture(rng: np.random.Generator, edge: int) -> tuple[np.ndarray,
         disc = (y - row) ** 2 + (x - column) ** 2 <= radius**2
         if index < 3 or not instances[disc].any():
             instances[disc & (instances == 0)] = 40000 if index == 1 else 3 * index + 1
-    bright = ndimage.gaussian_filter((instances > 0).astype(float), 1.0)
+    bright = scipy.ndimage.gaussian_filter((instances > 0).astype(float), 1.0)
     return np.clip(0.1 + 0.7 * bright + 0.03 * rng.standard_normal((edge, edge)), 0, 1), instances
 
 
 def _save_cells(picture: np.ndarray, kind: str, path: Path) -> None:
+    import tifffile
+    from PIL import Image
+
     path.parent.mkdir(parents=True, exist_ok=True)
     colours = np.stack([picture, picture**2, 1 - picture], -1)
     if kind == "grey16":

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dataset_conversion.core import staging
 from dataset_conversion.core.cases import ConversionError
@@ -125,4 +124,6 @@ def endoscopic_frame(rng: np.random.Generator, num_instruments: int) -> tuple[np
 
 def _save_png(picture: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    from PIL import Image
+
     Image.fromarray(picture).save(path, compress_level=1)

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+import scipy  # loads ndimage when it is used
 
 from dataset_conversion.core import staging
 from dataset_conversion.phantoms.anatomy import check_arguments, norm, smooth_noise, write_volume
@@ -58,5 +58,5 @@ def hippocampus_case(rng: np.random.Generator, shape: tuple[int, int, int]) -> t
     bent[0] += 0.25 * np.abs(bent[1])  # the tail rises
     body = norm(bent, size * (0.14, 0.36, 0.14) * rng.uniform(0.9, 1.1, 3)) + 0.08 * noise(2.0) < 1
     mask = np.where(body, np.where(bent[1] > rng.uniform(0.02, 0.12) * size[1], 1, 2), 0)
-    image = 60 + 12 * noise(2.0) + 30 * ndimage.gaussian_filter(body.astype(float), 0.7) + 4 * noise(0.01)
+    image = 60 + 12 * noise(2.0) + 30 * scipy.ndimage.gaussian_filter(body.astype(float), 0.7) + 4 * noise(0.01)
     return (image * np.exp(rng.uniform(0, 6))).astype(np.float32), mask.astype(np.uint8)

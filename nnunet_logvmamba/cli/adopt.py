@@ -75,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If something does not fit; nothing is written then.
     """
+    from nnunet_logvmamba.plugin.adoptable import find_checkpoints
+
+    find_checkpoints(args.source, args.dataset, args.checkpoint, args.fold)
     from nnunet_logvmamba.plugin.adopt import adopt  # late, because it imports torch
 
     adopted = adopt(

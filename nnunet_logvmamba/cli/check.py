@@ -63,11 +63,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_images(images: Path, folder: Path, processes: int) -> str:
-    from nnunet_logvmamba.plugin.acceptance import check_images, read_model
+    from nnunet_logvmamba.plugin.acceptance import check_folder, check_images, read_model
     from nnunet_logvmamba.plugin.model_check import check_model
 
     if (images / "plans.json").is_file() and not (folder / "plans.json").is_file():
         raise UserError(f"{images} holds a model: the folder of images comes first, then that of the model")
+    check_folder(images)
     model = read_model(folder)
     check_model(folder, classes=False)
     cases, others, odd = check_images(images, model, processes=processes)

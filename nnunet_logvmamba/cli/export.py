@@ -53,10 +53,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"there is no folder {target.parent} for {target.name}: make it, or name another file")
     if target.exists() and not args.overwrite:
         raise UserError(f"{target} exists: name another file, or add --overwrite")
-    from nnunet_logvmamba.plugin import export  # late, because it imports torch
+    from nnunet_logvmamba.plugin import export
+    from nnunet_logvmamba.results.runs import find_fold
 
     export.check_packages()
-    fold = export.find_fold(args.run_folder, args.fold)
+    fold = find_fold(args.run_folder, args.fold)
     trained = export.read_network(fold, checkpoint_name=args.checkpoint, patch_size=args.patch_size)
     difference = export.write_onnx(trained, target)
     shape = " x ".join(map(str, trained.patch_size))

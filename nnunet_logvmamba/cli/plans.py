@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import examples
@@ -73,27 +74,33 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If anything does not fit; the plans file is then as it was.
     """
-    from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets  # late, as they import torch
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     from nnunet_logvmamba.plugin import plans as library
 
     knobs, training = _assignments("--set", args.knobs), _assignments("--train", args.training)
     if "pretrained" in training:
         training["pretrained"] = _checkpoint(training["pretrained"])
-    path, plans, dataset_json = library.find_plans(args.dataset, args.plans)
+    path, plans, dataset_json = library.read_plans(args.dataset, args.plans)
+    wanted: dict[str, Any] = {
+        "arguments": knobs,
+        "training": training,
+        "network": args.network and catalogue.row(args.network).path,
+        "keep_network": args.keep_network,
+        "overwrite": args.overwrite,
+    }
+    library.check_new_configuration(plans, args.configuration, args.name, **wanted)
+    # Late, for torch comes with them.
+    from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    library.check_dataset_json(dataset_json, path.with_name("dataset.json"))
     plans, names = library.add_configuration(
         plans,
         dataset_json,
         args.configuration,
         args.name,
-        arguments=knobs,
-        training=training,
         batch_size=args.batch_size,
         patch_size=args.patch_size,
-        network=args.network and catalogue.row(args.network).path,
-        keep_network=args.keep_network,
-        overwrite=args.overwrite,
+        **wanted,
     )
     library.write_plans(path, plans)
     terminal.show(f"{path}: wrote {' and '.join(names)}")

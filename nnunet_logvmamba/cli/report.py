@@ -73,8 +73,12 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None and not target.parent.is_dir():
         raise UserError(f"there is no folder {target.parent} for {target.name}: make it, or name another --output")
 
+    from nnunet_logvmamba.results.runs import read_fold
+
+    read_fold(fold)
+    # Late, for torch and Matplotlib come with them.
     from nnunet_logvmamba.files import replace_text
-    from nnunet_logvmamba.plugin.fold_reader import FoldReader  # late, because it imports torch
+    from nnunet_logvmamba.plugin.fold_reader import FoldReader
     from nnunet_logvmamba.results.page.page import Sources, build
 
     notes: list[str] = []

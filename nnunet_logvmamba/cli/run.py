@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: If something does not fit, and nothing was run then; or if a step fails, and none after it was run.
     """
     from nnunet_logvmamba.cli import doctor
-    from nnunet_logvmamba.plugin import first_run  # late, because it imports torch
+    from nnunet_logvmamba.plugin import first_run  # late, because it imports NumPy
 
     if args.references is not None and args.predict is None:
         raise UserError("--references are of the scans to predict: name those with --predict")

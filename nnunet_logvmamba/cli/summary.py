@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: If the preset, data set, configuration or trainer does not exist, the network cannot be built or
             takes no such patch.
     """
-    from nnunet_logvmamba.plugin.recipes import OPTIMIZERS  # late, as it imports torch
+    from nnunet_logvmamba.plugin.recipes import OPTIMIZERS
 
     if args.preset is not None:
         network, channels, patch_size, batch_size = network_of_preset(args.preset)
@@ -93,10 +93,10 @@ def run(args: argparse.Namespace) -> int:
 
 def network_of_preset(name: str) -> tuple[nn.Module, int, Sequence[int], int]:
     """Give a published network on the meta device, its channels, patch and batch size."""
-    import torch
-
     if name not in catalogue.PRESETS:
         raise UserError(f"there is no preset '{name}'; there are {', '.join(catalogue.PRESETS)}")
+    import torch
+
     network_class = catalogue.PRESETS[name].load()
     preset = network_class.preset
     with torch.device("meta"):
@@ -113,18 +113,19 @@ def network_of_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence
     Raises:
         UserError: If there is no such plan or trainer, or the network cannot be built from it.
     """
+    from nnunet_logvmamba.plugin.plans import check_dataset_json, check_planned, read_plans
+    from nnunet_logvmamba.plugin.trainer_names import check_trainer, find_trainer
+
+    path, plans, dataset_json = read_plans(args.dataset, args.plans)
+    check_planned(plans, args.plans, args.configuration)
+    check_trainer(args.trainer)
     import torch
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_logvmamba.plugin import trainers
-    from nnunet_logvmamba.plugin.plans import find_plans, why_not_planned
-    from nnunet_logvmamba.plugin.trainer_names import find_trainer
 
-    _, plans, dataset_json = find_plans(args.dataset, args.plans)
-    if args.configuration not in plans["configurations"]:
-        there = ", ".join(plans["configurations"]) + why_not_planned(plans, args.configuration)
-        raise UserError(f"there is no configuration '{args.configuration}' in {args.plans}; there are {there}")
+    check_dataset_json(dataset_json, path.with_name("dataset.json"))
     trainer: Any = getattr(trainers, args.trainer, None) if args.trainer.startswith("nnUNetTrainer") else None
     trainer = trainer or find_trainer(args.trainer)
     try:

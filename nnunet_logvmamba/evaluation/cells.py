@@ -11,9 +11,8 @@ import numpy as np
 from nnunet_logvmamba.errors import UserError
 
 from .cases import check_same_grid, read_labels
-from .folders import INSTANCES
 from .instances import MIN_INTERIOR, recover_instances
-from .metrics import INSTANCE_METRICS, MATCH_COLUMNS, definition_of
+from .metrics import INSTANCE_METRICS, INSTANCES, MATCH_COLUMNS, definition_of
 from .report import describe
 from .scoring import instance_scores, matched_in_words, semantic_scores
 

@@ -17,7 +17,7 @@ from nnunet_logvmamba.files import staged_files
 
 from .cases import ENDINGS, IMAGE_INSTEAD, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
 from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
-from .metrics import COUNTS, INSTANCE_METRICS, title_of
+from .metrics import COUNTS, INSTANCE_METRICS, INSTANCES, title_of
 from .parallel import map_cases
 from .policies import AVERAGES, BRATS_HD95_MM, BRATS_SHAPE, POLICIES
 from .report import as_text_table, describe, write_csv, write_json
@@ -29,9 +29,6 @@ SCORES, SUMMARY, TABLE = "scores.csv", "scores.json", "scores.txt"
 
 FOUND = "found in the files, for want of dataset.json"
 """Where labels are from that nobody named."""
-
-INSTANCES = "instances"
-"""The one label of instance maps."""
 
 MOST_LABELS = 255
 MOST_STRANGERS = 10

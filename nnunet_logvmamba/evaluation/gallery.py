@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+import scipy  # loads ndimage when it is used
 
 from .instances import LEFT_OUT, UNMATCHED, matched_maps
 
@@ -159,10 +159,10 @@ def _outlined(
     picture, instances, fates = (each.repeat(_SCALE, 0).repeat(_SCALE, 1) for each in (picture, instances, fates))
     # Padded, lest the border of the image or window become an outline.
     edge = find_boundaries(np.pad(instances, 1, mode="edge"), mode="inner", connectivity=2)[1:-1, 1:-1]
-    edge = ndimage.binary_dilation(edge, np.ones((3, 3))) & (instances != 0)
+    edge = scipy.ndimage.binary_dilation(edge, np.ones((3, 3))) & (instances != 0)
     rows, columns = np.indices(edge.shape)
     edge &= (fates != LEFT_OUT) | ((rows + columns) // _DASH % 2 == 0)
-    picture[ndimage.binary_dilation(edge, iterations=2)] *= (
+    picture[scipy.ndimage.binary_dilation(edge, iterations=2)] *= (
         0.3  # a dark rim, so that bright lines show on bright images
     )
     values, inverse = np.unique(fates[edge], return_inverse=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads ndimage when it is used
 from numpy.typing import ArrayLike
-from scipy import ndimage
 
 from .arrays import as_array, as_instance_map, as_instances, check_number, check_whole
 
@@ -51,7 +51,7 @@ def to_classes(instances: np.ndarray) -> np.ndarray:
     if instances.ndim != 2:
         raise ValueError(f"an instance map has two axes, not the shape {instances.shape}")
 
-    boundary = ndimage.binary_dilation(find_boundaries(instances, mode="inner"), disk(1))
+    boundary = scipy.ndimage.binary_dilation(find_boundaries(instances, mode="inner"), disk(1))
     interior = _without_small_pieces(_label((instances > 0) & ~boundary), MIN_INTERIOR) > 0
     classes = interior.astype(np.uint8) * INTERIOR
     classes[boundary] = BOUNDARY
@@ -98,14 +98,14 @@ def recover_instances(
         raise ValueError(f"holds the value {strangers[0]}; three-class predictions hold 0, 1 and 2 only")
     interior = classes == INTERIOR
     if fill_holes:
-        interior = ndimage.binary_fill_holes(interior)
+        interior = scipy.ndimage.binary_fill_holes(interior)
     pieces = _cut_at_waists(interior) if watershed else _label(interior)
     pieces = _without_small_pieces(pieces, min_size)
     return _numbered(expand_labels(pieces, grow) if grow else pieces)
 
 
 def _label(mask: np.ndarray) -> np.ndarray:
-    return ndimage.label(mask, np.ones((3, 3)))[0]
+    return scipy.ndimage.label(mask, np.ones((3, 3)))[0]
 
 
 def _without_small_pieces(pieces: np.ndarray, min_size: int) -> np.ndarray:
@@ -119,8 +119,8 @@ def _cut_at_waists(mask: np.ndarray) -> np.ndarray:
 
     pieces = _label(mask)
     # The padding makes the border of the image an edge, so that a cut cell has its seed inside.
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    depth = np.where(mask, ndimage.gaussian_filter(depth, 1), 0)
+    depth = scipy.ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    depth = np.where(mask, scipy.ndimage.gaussian_filter(depth, 1), 0)
     peaks = peak_local_max(depth, min_distance=5, labels=pieces, exclude_border=False)
     seeds = np.zeros(mask.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)

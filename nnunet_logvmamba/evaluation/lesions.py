@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads ndimage when it is used
 from numpy.typing import ArrayLike
-from scipy import ndimage
 
 from .arrays import as_masks
 
@@ -28,8 +28,8 @@ def count_lesions(truth: ArrayLike, prediction: ArrayLike) -> LesionCounts:
     """
     truth, prediction = as_masks(truth, prediction)
     neighbours = np.ones((3,) * truth.ndim)
-    true_pieces, true = ndimage.label(truth, neighbours)
-    predicted_pieces, predicted = ndimage.label(prediction, neighbours)
+    true_pieces, true = scipy.ndimage.label(truth, neighbours)
+    predicted_pieces, predicted = scipy.ndimage.label(prediction, neighbours)
     both = truth & prediction
     return LesionCounts(
         true, true - len(np.unique(true_pieces[both])), predicted - len(np.unique(predicted_pieces[both]))

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+INSTANCES = "instances"
+"""The one label of instance maps."""
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy  # loads ndimage when it is used
 from numpy.typing import ArrayLike
-from scipy import ndimage
 
 from . import overlap
 from .arrays import as_array, as_instances, as_masks, as_spacing
@@ -98,7 +98,7 @@ def score_masks(
 
 def _cropped(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cut both masks to the box around what is in either; distances do not change, time does."""
-    box = ndimage.find_objects((truth | prediction).astype(np.uint8))
+    box = scipy.ndimage.find_objects((truth | prediction).astype(np.uint8))
     return (truth[box[0]], prediction[box[0]]) if box else (truth, prediction)
 
 

@@ -69,8 +69,6 @@ def read_model(folder: Path) -> Model:
     Raises:
         UserError: If the folder is no such folder or the files do not hold what nnU-Net wrote.
     """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # late, because it imports torch
-
     for name in ("dataset.json", "plans.json"):
         if not (folder / name).is_file():
             raise UserError(
@@ -83,6 +81,8 @@ def read_model(folder: Path) -> Model:
         raise UserError(f"{folder / 'dataset.json'} names no channels in 'channel_names': name them there")
     if not isinstance(plans.get("image_reader_writer"), str):
         raise UserError(f"{folder / 'plans.json'} names no 'image_reader_writer': copy it anew")
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # late, because it imports torch
+
     try:
         reader = PlansManager(plans).image_reader_writer_class
     except RuntimeError as error:
@@ -92,6 +92,12 @@ def read_model(folder: Path) -> Model:
         ) from error
     trained = plans.get("foreground_intensity_properties_per_channel") or {}
     return Model(channels, dataset_json["file_ending"], reader, labels_of(dataset_json, "dataset.json"), trained)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError if it is no folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
 
 
 def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int, list[Path], list[str]]:
@@ -107,8 +113,7 @@ def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int
     """
     from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
+    check_folder(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     named = [path for path in files if path.name.endswith(model.ending)]
     others = [path for path in files if not path.name.endswith(model.ending) and ending_of(path) is not None]

@@ -29,6 +29,7 @@ from nnunet_logvmamba.networks.origins import ORIGINS, Origin, is_unfolding, rec
 from nnunet_logvmamba.networks.published_names import first_name
 from nnunet_logvmamba.plugin import export
 from nnunet_logvmamba.plugin.acceptance import read_model
+from nnunet_logvmamba.plugin.adoptable import DATASET, find_checkpoints, folds_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, first_difference, read_checkpoint
 from nnunet_logvmamba.plugin.model_check import check_plans
 from nnunet_logvmamba.plugin.plans import build_network, check_dataset_json, find_plans, to_our_architecture
@@ -40,7 +41,6 @@ WRAPPERS = ("network_weights", "state_dict", "model_state_dict", "model", "net",
 
 _PREFIXES = re.compile(r"^((module|_orig_mod|model|net|network)\.)+")  # of several GPUs, compilation, and frameworks
 _CONFIGURATIONS = {2: "2d", 3: "3d_fullres"}
-_DATASET = re.compile(r"Dataset\d+_[\w.-]+")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # of plans and configurations, which become a part of a folder's name
 TWICE = "stored a second time"
 UNFOLDING = "fixed kernels of an unfolding, which is indexing here"
@@ -127,9 +127,7 @@ def adopt(
     Raises:
         UserError: If anything is missing, damaged, holds more than data or does not fit; nothing is written then.
     """
-    if not nnUNet_results.is_set():
-        raise UserError("nnUNet_results is not set: export it as the folder of nnU-Net's trained models")
-    found = [_read(path, number) for number, path in _checkpoints(source, checkpoint, fold)]
+    found = [_read(path, number) for number, path in find_checkpoints(source, dataset, checkpoint, fold)]
     origin = _origin(found)
     plans, dataset_json, configuration = _description(found[0], dataset, configuration, plans_name)
     plans["dataset_name"] = _dataset_name(dataset, plans)
@@ -165,45 +163,6 @@ def adopt(
 
 
 # Reading
-
-
-def _checkpoints(source: Path, checkpoint: str, fold: str | None) -> list[tuple[str | None, Path]]:
-    """Files to adopt, each with the fold that the user or a folder names."""
-    source = source.absolute()
-    if source.is_file():
-        return [(fold or _fold_of(source.parent), source)]
-    if not source.is_dir():
-        raise UserError(f"{source} is not there: name the results folder of a fork, a fold of it, or a checkpoint")
-    alone = _fold_of(source) is not None
-    folds = [source] if alone else _folds(source)
-    if not folds:
-        raise UserError(
-            f"{source} has no folds: name the folder TRAINER__PLANS__CONFIGURATION of a training, a fold of it, or a "
-            "checkpoint"
-        )
-    if fold is not None and not alone:
-        folds = [one for one in folds if one.name == f"fold_{fold}"]
-        if not folds:
-            there = ", ".join(one.name[5:] for one in _folds(source))
-            raise UserError(f"{source} has no fold {fold}, it has {there}: name one of these")
-    files = [one / checkpoint for one in folds]
-    missing = [path for path in files if not path.is_file()]
-    if missing:
-        others = sorted(path.name for path in missing[0].parent.glob("*.pth"))
-        remedy = f"name another with --checkpoint, there is {' and '.join(others)}" if others else "copy it anew"
-        raise UserError(f"{missing[0]} does not exist: {remedy}")
-    return [((fold if alone else None) or _fold_of(path.parent), path) for path in files]
-
-
-def _fold_of(folder: Path) -> str | None:
-    """The fold that a folder is called after, whatever the folder around it is called."""
-    found = re.fullmatch(r"fold_(\d+|all)", folder.name)
-    return None if found is None else found[1]
-
-
-def _folds(model: Path) -> list[Path]:
-    folds = [path for path in model.iterdir() if path.is_dir() and _fold_of(path) is not None]
-    return sorted(folds, key=lambda path: (len(path.name), path.name))
 
 
 def _read(path: Path, fold: str | None) -> Checkpoint:
@@ -315,15 +274,13 @@ def _description(found: Checkpoint, dataset: str, configuration: str | None, pla
 
 
 def _dataset_name(word: str, plans: dict) -> str:
-    if _DATASET.fullmatch(word):
+    if DATASET.fullmatch(word):
         return word
-    if not word.isdecimal():
-        raise UserError(f"'{word}' is neither the number of a data set nor a name such as Dataset501_BraTS2020")
     begin = f"Dataset{int(word):03d}_"
     roots = [Path(root.require()) for root in (nnUNet_preprocessed, nnUNet_raw, nnUNet_results) if root.is_set()]
     names = {path.name for root in roots for path in root.glob(f"{begin}*") if path.is_dir()}
     said = str(plans.get("dataset_name"))
-    if not names and said.startswith(begin) and _DATASET.fullmatch(said):
+    if not names and said.startswith(begin) and DATASET.fullmatch(said):
         return said
     if len(names) != 1:
         there = " and ".join(sorted(names)) or "none"
@@ -414,7 +371,7 @@ def _may_replace(target: Path, folds: Iterable[str], overwrite: bool) -> bool:
 
 def _check_same(target: Path, built: Path) -> None:
     """Refuse a model that has other plans than the one of that name that is there, if that keeps any fold."""
-    kept = {path.name for path in _folds(target)} - {path.name for path in _folds(built)} if target.is_dir() else ()
+    kept = {path.name for path in folds_of(target)} - {path.name for path in folds_of(built)} if target.is_dir() else ()
     for there in (target / name for name in ("plans.json", "dataset.json")):
         if kept and there.is_file() and read_json(there, "move the folder") != read_json(built / there.name, ""):
             raise UserError(f"{target} holds a model with another {there.name}: move that folder, and try again")

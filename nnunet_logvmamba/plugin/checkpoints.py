@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
-from nnunet_logvmamba.plugin.trust import read_as_data
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 """Those that a training leaves, the one to prefer first."""
@@ -26,6 +26,13 @@ class DamagedError(UserError):
         self.damage = damage
 
 
+def check_whole(path: Path) -> None:
+    """Raise DamagedError if a checkpoint is not whole."""
+    damage = damage_of(path)
+    if damage is not None:
+        raise DamagedError(path, damage)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of nnU-Net; its tensors stay in the file until they are used.
 
@@ -33,9 +40,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         DamagedError: If it is not whole.
         UserError: If it is none, or holds more than tensors, numbers and text, which would have to be run to be read.
     """
-    damage = damage_of(path)
-    if damage is not None:
-        raise DamagedError(path, damage)
+    check_whole(path)
+    from nnunet_logvmamba.plugin.trust import read_as_data  # late, because it imports torch
+
     content = read_as_data(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint of nnU-Net: copy the one that its training wrote")

@@ -11,20 +11,19 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import nn
+from typing import TYPE_CHECKING
 
 from nnunet_logvmamba import __version__
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import replacing
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, first_difference, read_checkpoint
 from nnunet_logvmamba.plugin.environment import version_of
-from nnunet_logvmamba.plugin.plans import check_patch
 from nnunet_logvmamba.plugin.trainer_names import find_trainer
-from nnunet_logvmamba.results.runs import folds_of, is_fold, read_dataset_json, read_json
+from nnunet_logvmamba.results.runs import read_dataset_json, read_json
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+    from torch import nn
 
 FORMAT = "1"
 """Of the metadata."""
@@ -55,35 +54,6 @@ class TrainedNetwork:
     metadata: dict[str, str]
 
 
-def find_fold(run: Path, fold: str | None) -> Path:
-    """Give the folder of a fold, named itself or by its model.
-
-    Args:
-        run: Folder ``fold_X``, or the folder of its model ``TRAINER__PLANS__CONFIGURATION``.
-        fold: Which one, where ``run`` is a model with several.
-
-    Raises:
-        UserError: If there is no such fold, or it is not said which one is meant.
-    """
-    if not run.is_dir():
-        raise UserError(f"{run} is not a folder: name TRAINER__PLANS__CONFIGURATION or a fold in it")
-    run = run.resolve()
-    if is_fold(run):
-        if fold is not None and run.name != f"fold_{fold}":
-            raise UserError(f"{run} is fold {run.name[5:]} and --fold says {fold}: leave --fold out")
-        return run
-    found = folds_of(run)
-    if not found:
-        raise UserError(f"{run} is no trained model: name TRAINER__PLANS__CONFIGURATION or a fold in it")
-    names = ", ".join(path.name[5:] for path in found)
-    if fold is None and len(found) > 1:
-        raise UserError(f"{run} has the folds {names}: choose one with --fold")
-    chosen = run / f"fold_{fold}" if fold is not None else found[0]
-    if chosen not in found:
-        raise UserError(f"{run} has no fold {fold}, it has {names}: choose one of them with --fold")
-    return chosen
-
-
 def read_network(
     fold: Path, *, checkpoint_name: str = CHECKPOINTS[0], patch_size: Sequence[int] | None = None
 ) -> TrainedNetwork:
@@ -106,6 +76,12 @@ def read_network(
     model = fold.parent
     dataset_json, plans = read_dataset_json(model), read_json(model / "plans.json")
     content = read_checkpoint(path)
+    import torch  # late, for what is said above
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+    from nnunet_logvmamba.plugin.plans import check_patch
+
     try:
         weights, trainer_name = content["network_weights"], str(content["trainer_name"])
         configuration_name = content["init_args"]["configuration"]
@@ -207,6 +183,7 @@ def write_onnx(trained: TrainedNetwork, target: Path) -> float | None:
         UserError: If they differ by more than ``LARGEST_ERROR``; nothing is written then.
         OSError: If the file cannot be written.
     """
+    import torch
     from onnxscript import optimizer
 
     # Two entries, since the exporter takes a batch of one for a constant.
@@ -235,6 +212,7 @@ def _difference(trained: TrainedNetwork, path: Path) -> float | None:
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     import onnxruntime
+    import torch
 
     image = torch.randn(1, trained.channels, *trained.patch_size, generator=torch.Generator().manual_seed(0))
     options = onnxruntime.SessionOptions()

@@ -29,10 +29,11 @@ from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels
 from nnunet_logvmamba.evaluation.folders import check_values
 from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
 from nnunet_logvmamba.files import read_json, replace_text
-from nnunet_logvmamba.plugin.acceptance import Model, check_images
+from nnunet_logvmamba.plugin.acceptance import Model, check_folder, check_images
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, read_checkpoint
-from nnunet_logvmamba.plugin.trainer_names import find_trainer
+from nnunet_logvmamba.plugin.plans import check_dataset_json, configurations_of, why_not_planned
+from nnunet_logvmamba.plugin.trainer_names import check_trainer, find_trainer
 from nnunet_logvmamba.results import runs
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -115,9 +116,16 @@ class FirstRun:
         for fold in request.folds:
             if not re.fullmatch(r"all|\d+", fold):
                 raise UserError(f"--fold takes the numbers of folds, as 0, or all, not '{fold}'")
-        self.dataset_json, self.cases = read_raw(self.raw / self.dataset)
         self._check_planned(self._plans())
-        self._check_splits()
+        listed = self._cases_of_splits()
+        for trainer in request.trainers:
+            check_trainer(trainer)
+        if request.new is not None:
+            check_folder(request.new.images)
+            if request.new.references is not None:
+                find_cases(request.new.references)
+        self.dataset_json, self.cases = read_raw(self.raw / self.dataset)
+        self._check_cases(listed)
         for trainer in request.trainers:
             find_trainer(trainer)
         self.device = _device(request.device)
@@ -126,8 +134,6 @@ class FirstRun:
     # What is checked
 
     def _check_planned(self, plans: dict | None) -> None:
-        from nnunet_logvmamba.plugin.plans import why_not_planned
-
         names = PLANNED if plans is None else tuple(plans["configurations"])
         if self.request.configuration not in names:
             source = "nnU-Net plans" if plans is None else f"the plans of {self.dataset} have"
@@ -136,28 +142,34 @@ class FirstRun:
                 f"there is no configuration '{self.request.configuration}': {source} {', '.join(names)}{why}"
             )
 
-    def _check_splits(self) -> None:
-        """Refuse folds that do not exist, and folds of cases that are gone.
+    @property
+    def _splits(self) -> Path:
+        return self.preprocessed / self.dataset / "splits_final.json"
 
-        For the former nnU-Net draws cases at random, whatever the folds keep apart; on the latter its training stops
-        without naming the file.
+    def _cases_of_splits(self) -> set[str]:
+        """Give the cases of the folds that there are, and refuse others, for which nnU-Net would draw cases at random,
+        whatever the folds keep apart.
         """
-        file = self.preprocessed / self.dataset / "splits_final.json"
+        file = self._splits
         if not file.is_file():
             self._check_folds(NNUNETS_FOLDS, "nnU-Net makes")
-            return
+            return set()
         try:
             splits = json.loads(file.read_text(encoding="utf-8"))
             listed = {case for split in splits for case in (*split["train"], *split["val"])}
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{file} holds no folds ({error!r}): remove it, and nnU-Net makes new ones") from error
+        self._check_folds(len(splits), f"{file} has")
+        return listed
+
+    def _check_cases(self, listed: set[str]) -> None:
+        """Refuse folds of cases that are gone, on which nnU-Net's training stops without naming the file."""
         gone = sorted(listed - self.cases.keys())
         if gone:
             raise UserError(
-                f"{file} lists {len(gone)} case(s) that the data set does not have, the first is {gone[0]}: correct "
-                "it, or remove it, and nnU-Net makes new folds"
+                f"{self._splits} lists {len(gone)} case(s) that the data set does not have, the first is {gone[0]}: "
+                "correct it, or remove it, and nnU-Net makes new folds"
             )
-        self._check_folds(len(splits), f"{file} has")
 
     def _check_folds(self, number: int, source: str) -> None:
         beyond = [fold for fold in self.request.folds if fold != "all" and int(fold) >= number]
@@ -269,7 +281,9 @@ class FirstRun:
         file = self.preprocessed / self.dataset / f"{PLANS}.json"
         if not file.is_file():
             return None
-        return read_json(file, "remove it, and the data set is planned anew")
+        plans = read_json(file, "remove it, and the data set is planned anew")
+        configurations_of(plans, file)
+        return plans
 
     # What is due
 
@@ -543,15 +557,10 @@ def _find_dataset(text: str, raw: Path) -> str:
 
 def read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
     """Content of ``dataset.json``, and the images of every labelled case."""
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    from nnunet_logvmamba.plugin.plans import check_dataset_json
-
     file = folder / "dataset.json"
     if not file.is_file():
         raise UserError(f"{folder} has no dataset.json: {LAYOUT}")
     content = runs.read_json(file)
-    check_dataset_json(content, file)
     ending = content.get("file_ending")
     if not isinstance(ending, str) or not ending.startswith("."):
         raise UserError(f"{file} names no 'file_ending' such as .nii.gz: correct it there")
@@ -559,6 +568,9 @@ def read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
         for name in ("imagesTr", "labelsTr"):
             if not (folder / name).is_dir():
                 raise UserError(f"{folder} has no folder {name}: {LAYOUT}")
+    check_dataset_json(content, file)
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets  # late, because it imports NumPy
+
     listed = get_filenames_of_train_images_and_targets(str(folder), content)
     cases = {str(case): files["images"] for case, files in listed.items()}
     if "dataset" not in content:

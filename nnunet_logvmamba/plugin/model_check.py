@@ -10,14 +10,10 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-from torch import nn
-
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import read_json
 from nnunet_logvmamba.plugin.acceptance import raise_first
-from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
-from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, DamagedError, read_checkpoint
+from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, check_whole, read_checkpoint
 
 READ = (".pth", ".pkl", "plans.json")
 """How the names of the files end that nnU-Net reads and that may have code run: checkpoints, pickles, plans."""
@@ -51,9 +47,7 @@ def check_model(path: Path, *, classes: bool = True) -> int:
         return _check_folder(path, classes)
     if not path.is_file():
         raise UserError(f"{path} is not there: name the folder of a trained model, its zip file, or a checkpoint")
-    damage = damage_of(path)
-    if damage is not None:
-        raise DamagedError(path, damage)
+    check_whole(path)
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("/data.pkl") for name in archive.namelist()):  # torch's own kind of zip file
             _check_checkpoints([path])
@@ -103,6 +97,8 @@ def _check_checkpoints(paths: Sequence[Path]) -> None:
 
 
 def _not_finite(weights: object) -> Iterator[str]:
+    import torch
+
     for name, tensor in weights.items() if isinstance(weights, dict) else ():
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
             number = tensor.numel() - int(torch.isfinite(tensor).sum())
@@ -167,6 +163,8 @@ def _named_in_pickle(path: Path) -> set[str]:
 def _is_network(name: str) -> bool:
     if not name.startswith(NETWORKS):
         return False
+    from torch import nn
+
     try:
         found = pydoc.locate(name)
     except pydoc.ErrorDuringImport:

@@ -30,10 +30,10 @@ def check_dataset(folder: Path, *, processes: int = 1) -> tuple[int, list[str]]:
     Raises:
         UserError: Naming the first fault, and how many more cases have one.
     """
+    content, images = read_raw(folder)
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-    content, images = read_raw(folder)
     source = str(folder / "dataset.json")
     labels, channels = labels_of(content, source), channels_of(content, source)
     reader = determine_reader_writer_from_dataset_json(content, next(iter(images.values()))[0], verbose=False)

@@ -1,16 +1,17 @@
-"""How weights are updated: kinds of optimizers, and recipes by the words of trainers' names."""
+"""How weights are updated: kinds of optimizers, and recipes by the words of trainers' names.
+
+torch is imported where something is made, for commands ask for names alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from functools import partial
-from math import cos, pi
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from torch import nn, optim
-from torch.optim.lr_scheduler import LRScheduler
+if TYPE_CHECKING:
+    from torch import nn, optim
+    from torch.optim.lr_scheduler import LRScheduler
 
 
 @dataclass(frozen=True)
@@ -18,50 +19,28 @@ class Optimizer:
     """A kind of optimizer.
 
     Attributes:
-        make: Makes one from groups of parameters and ``lr``; groups carry their own ``weight_decay``.
+        name: Of the class in ``torch.optim``.
         copies: Of every weight while training: itself, its gradient, and one or two running means.
+        arguments: Of the class, beside groups of parameters, which carry their own ``weight_decay``, and ``lr``.
     """
 
-    make: Callable[..., optim.Optimizer]
+    name: str
     copies: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, groups: list[dict], **arguments: Any) -> optim.Optimizer:
+        """Make one."""
+        from torch import optim
+
+        return getattr(optim, self.name)(groups, **self.arguments, **arguments)
 
 
 OPTIMIZERS = {
-    "adam": Optimizer(optim.Adam, 4),
-    "adamw": Optimizer(optim.AdamW, 4),
-    "sgd": Optimizer(partial(optim.SGD, momentum=0.99, nesterov=True), 3),
+    "adam": Optimizer("Adam", 4),
+    "adamw": Optimizer("AdamW", 4),
+    "sgd": Optimizer("SGD", 3, {"momentum": 0.99, "nesterov": True}),
 }
 """By the word of a configuration's ``optimizer``; each has a recipe of the same name."""
-
-
-class CosineSchedule(LRScheduler):
-    """Learning rate per epoch: a linear rise in the first epochs, then half a cosine down to ``final_lr``.
-
-    Args:
-        optimizer: Whose learning rates are set.
-        epochs: Length of the training.
-        warm_up: Epochs until the rate is whole, of which the first has one ``warm_up``-th of it.
-        final_lr: Rate that the last epoch comes near to.
-    """
-
-    last_epoch: int
-
-    def __init__(self, optimizer: optim.Optimizer, epochs: int, warm_up: int, final_lr: float):
-        self.epochs, self.warm_up, self.final_lr = epochs, warm_up, final_lr
-        super().__init__(optimizer)
-
-    def step(self, epoch: int | None = None) -> None:
-        """Set the rates of an epoch, by default the next one."""
-        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
-        for group, whole in zip(self.optimizer.param_groups, self.base_lrs):
-            group["lr"] = self._rate(whole)
-        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
-
-    def _rate(self, whole: float) -> float:
-        if self.last_epoch < self.warm_up:
-            return whole * (self.last_epoch + 1) / self.warm_up
-        share = (self.last_epoch - self.warm_up) / max(1, self.epochs - self.warm_up)
-        return self.final_lr + (whole - self.final_lr) * (1 + cos(pi * min(share, 1))) / 2
 
 
 LOSSES = {"dice_ce": (1, 1), "ce": (0, 1), "dice": (1, 0)}
@@ -116,6 +95,10 @@ class Recipe:
 
     def make_schedule(self, optimizer: optim.Optimizer, epochs: int) -> LRScheduler:
         """Give the schedule of a training of so many epochs."""
+        from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
+        from nnunet_logvmamba.plugin.schedules import CosineSchedule
+
         if self.schedule == "poly":
             return PolyLRScheduler(optimizer, self.initial_lr, epochs)
         return CosineSchedule(optimizer, epochs, min(50, int(self.warm_up * epochs)), self.final_lr)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from difflib import SequenceMatcher, get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
 
 from nnunet_logvmamba.errors import Refused, UserError
 from nnunet_logvmamba.plugin.recipes import WORDS
+from nnunet_logvmamba.plugin.startup import EXT_FOLDER, VARIABLE
+from nnunet_logvmamba.plugin.trainer_families import FAMILIES
 
 PREFIX = "nnUNetTrainer"
 GRAMMAR = f"{PREFIX}<Family>[_{'|_'.join(WORDS)}][_<N>epochs][_seed<K>]"
+_NOWHERE = f"nnU-Net finds no trainer '{{name}}': our names are {GRAMMAR}, parts in this order"
 CLOSE = 0.75
 """How alike (0 to 1, ``difflib``) a word and the name of a family must be, for the name to be one of ours."""
 
@@ -32,6 +38,34 @@ def parts_of(name: str) -> tuple[str, dict] | None:
     return match["family"], {"named_recipe": match["recipe"], "named_epochs": epochs, "named_seed": seed}
 
 
+def not_ours(name: str) -> str | None:
+    """Say that there is no trainer of a name and which of ours is the nearest; None if none is close."""
+    nearest = nearest_name(name, tuple(FAMILIES))
+    if nearest is None:
+        return None
+    return (
+        f"There is no trainer '{name}', the nearest is {nearest}: names are {GRAMMAR}, parts in this order, with "
+        f"<Family> one of {', '.join(FAMILIES)} (a trainer of your own needs its folder in {VARIABLE})."
+    )
+
+
+def check_trainer(name: str) -> None:
+    """Refuse a name at once that nnU-Net can find nowhere: it is none of ours, and no file of nnU-Net's says it.
+
+    With a user's own folder of trainers it is left to nnU-Net, which runs the files there.
+
+    Raises:
+        UserError: As :func:`find_trainer` does after seconds.
+    """
+    parts, spec = parts_of(name), find_spec("nnunetv2")
+    others = {folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()} - {EXT_FOLDER}
+    if (parts is not None and parts[0] in FAMILIES) or others or spec is None:
+        return
+    theirs = Path(next(iter(spec.submodule_search_locations or ())), "training", "nnUNetTrainer").rglob("*.py")
+    if not any(name in file.read_text(encoding="utf-8") for file in theirs):
+        raise UserError(not_ours(name) or _NOWHERE.format(name=name))
+
+
 def find_trainer(name: str) -> type:
     """Give the trainer that nnU-Net finds by a name.
 
@@ -46,7 +80,7 @@ def find_trainer(name: str) -> type:
     except Refused as error:  # a name close to one of ours
         raise UserError(str(error)) from error
     except RuntimeError as error:
-        raise UserError(f"nnU-Net finds no trainer '{name}': our names are {GRAMMAR}, parts in this order") from error
+        raise UserError(_NOWHERE.format(name=name)) from error
 
 
 def nearest_name(typed: str, families: Sequence[str]) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy  # loads stats when it is used
 
 TIE = 1e-6
 """Differences up to this size count as ties."""
@@ -46,7 +46,7 @@ def margin_of_difference(errors: Sequence[float], counts: Sequence[int], *, conf
         return float(total)
     shares = variances / total
     freedom = 1 / np.sum(np.square(shares) / (np.asarray(counts) - 1))
-    return float(stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(total))
+    return float(scipy.stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(total))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -109,12 +109,12 @@ def compare_pairs(
     mean = float(d.mean())
     if d.size == 1:
         return Paired(1, mean, float("nan"), float("nan"), float("nan"), wins, ties, losses)
-    p = float(stats.wilcoxon(d).pvalue) if np.any(d != 0) else 1.0
+    p = float(scipy.stats.wilcoxon(d).pvalue) if np.any(d != 0) else 1.0
     if np.ptp(d) <= TIE:
         low = high = mean
     else:
         generator = np.random.default_rng(0)
-        found = stats.bootstrap(
+        found = scipy.stats.bootstrap(
             (d,), np.mean, confidence_level=confidence, n_resamples=RESAMPLES, method="BCa", random_state=generator
         )
         low, high = map(float, found.confidence_interval)

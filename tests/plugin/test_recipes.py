@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nnunet_logvmamba.plugin.recipes import PUBLISHED_RECIPES, RECIPES, CosineSchedule, Recipe
+from nnunet_logvmamba.plugin.recipes import PUBLISHED_RECIPES, RECIPES, Recipe
+from nnunet_logvmamba.plugin.schedules import CosineSchedule
 
 
 def rates(recipe: Recipe, epochs: int) -> list[float]:

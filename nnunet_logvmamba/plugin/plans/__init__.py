@@ -1,29 +1,59 @@
-"""Reads stock nnU-Net plans into the arguments of our networks, and writes configurations that carry our knobs."""
+"""Reads stock nnU-Net plans into the arguments of our networks, and writes configurations that carry our knobs.
+
+What needs torch or nnU-Net is loaded when it is asked for, so that commands can check what they were given before.
+"""
 
 # ruff: noqa: F401 - imported for whoever imports them from here
 
-from nnunet_logvmamba.plugin.plans.architecture import (
-    NETWORK_CLASS_NAME,
-    STOCK_NETWORKS,
-    SWIN_CLASS_NAME,
-    build_network,
-    is_ours,
-    to_our_architecture,
-)
-from nnunet_logvmamba.plugin.plans.configurations import (
-    add_configuration,
-    check_configuration,
-    check_patch,
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nnunet_logvmamba.plugin.plans.files import (
+    check_dataset_json,
+    check_planned,
+    configurations_of,
+    find_plans,
+    read_plans,
     why_not_planned,
+    write_plans,
 )
-from nnunet_logvmamba.plugin.plans.files import check_dataset_json, find_plans, write_plans
 from nnunet_logvmamba.plugin.plans.settings import (
     FOREGROUND_SHARE,
     SETTINGS,
     TRAINING_KEY,
     TRAINING_SETTINGS,
     check_knobs,
+    check_new_configuration,
     check_training_settings,
     foreground_in_words,
     knobs,
 )
+
+if TYPE_CHECKING:
+    from nnunet_logvmamba.plugin.plans.architecture import (
+        NETWORK_CLASS_NAME,
+        STOCK_NETWORKS,
+        SWIN_CLASS_NAME,
+        build_network,
+        is_ours,
+        to_our_architecture,
+    )
+    from nnunet_logvmamba.plugin.plans.configurations import add_configuration, check_configuration, check_patch
+
+_HOME = {
+    "NETWORK_CLASS_NAME": "architecture",
+    "STOCK_NETWORKS": "architecture",
+    "SWIN_CLASS_NAME": "architecture",
+    "build_network": "architecture",
+    "is_ours": "architecture",
+    "to_our_architecture": "architecture",
+    "add_configuration": "configurations",
+    "check_configuration": "configurations",
+    "check_patch": "configurations",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

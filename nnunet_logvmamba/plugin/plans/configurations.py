@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from copy import deepcopy
 from math import prod
@@ -15,7 +14,13 @@ from torch import nn
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.plans.architecture import NETWORK_CLASS_NAME, build_network, is_ours, to_our_architecture
-from nnunet_logvmamba.plugin.plans.settings import TRAINING_KEY, check_knobs, check_training_settings, knobs
+from nnunet_logvmamba.plugin.plans.settings import (
+    TRAINING_KEY,
+    check_free,
+    check_knobs,
+    check_new_configuration,
+    knobs,
+)
 
 
 def add_configuration(
@@ -56,29 +61,26 @@ def add_configuration(
     Raises:
         UserError: If anything does not fit or a network cannot be built.
     """
-    configurations = plans["configurations"]
-    if base not in configurations:
-        there = f"there are {', '.join(configurations)}{why_not_planned(plans, base)}"
-        raise UserError(f"there is no configuration '{base}' in these plans; {there}")
-    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
-        raise UserError(f"'{name}' cannot name a configuration: use letters, digits, '.', '-' and single '_'")
+    settings = check_new_configuration(
+        plans,
+        base,
+        name,
+        arguments=arguments,
+        training=training,
+        network=network,
+        keep_network=keep_network,
+        overwrite=overwrite,
+    )
     manager = PlansManager(plans)
     resolved = manager.get_configuration(base)
     planned = resolved.configuration["architecture"]
     check_knobs(arguments or {}, network or (planned["network_class_name"] if is_ours(planned) else NETWORK_CLASS_NAME))
-    if keep_network and (arguments or network):
-        what = f"knobs ({', '.join(arguments)}) belong to our network" if arguments else "another network was named"
-        raise UserError(f"{what}, which cannot go with --keep-network")
-    settings = check_training_settings(training)
     names = {base: name}
     previous, following = resolved.previous_stage_name, resolved.next_stage_names or []
     for partner in [*([] if previous is None else [previous]), *following]:
         names[partner] = name.replace(base, partner, 1) if base in name else f"{name}_{partner}"
     for old, new in names.items():
-        if new == old:
-            raise UserError(f"configuration '{old}' cannot be derived from itself; choose another name")
-        if new in configurations and not overwrite:
-            raise UserError(f"configuration '{new}' exists already; choose another name or add --overwrite")
+        check_free(plans["configurations"], old, new, overwrite=overwrite)
 
     result = deepcopy(plans)
     for old, new in names.items():
@@ -160,26 +162,6 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
         if "too small" in reason or "more than 1" in reason:  # ours, or instance norm's, which cannot take one voxel
             raise UserError(f"the patch size {patch_size} is too small, take a larger one: {reason}") from error
         raise UserError(f"the network takes no patch of {patch_size}: {reason}") from error
-
-
-def why_not_planned(plans: dict, name: str) -> str:
-    """Say why nnU-Net left one of its own configurations out, to end a sentence; nothing where that is not known."""
-    configurations = plans["configurations"]
-    if name not in ("3d_fullres", "3d_lowres", "3d_cascade_fullres") or name in configurations:
-        return ""
-    fullres = configurations.get("3d_fullres", {})
-    patch, image = fullres.get("patch_size"), fullres.get("median_image_size_in_voxels")
-    if (plans.get("original_median_shape_after_transp") or [0])[0] == 1:
-        return " (nnU-Net plans nothing in 3D for images of one slice)"
-    if name == "3d_fullres" or not patch or not image:
-        return ""
-    if prod(patch) / prod(image) >= 0.25:
-        sizes = (" x ".join(f"{size:g}" for size in sizes) for sizes in (patch, image))
-        return (
-            " (nnU-Net plans 3d_lowres and its cascade only where a patch of 3d_fullres covers less than a quarter of "
-            "the median image; here they have {} and {} voxels)".format(*sizes)
-        )
-    return " (nnU-Net drops 3d_lowres and its cascade where it would have more than half the voxels of 3d_fullres)"
 
 
 def _complete(architecture: dict, patch_size: Sequence[int], network: str | None, values: dict) -> dict:

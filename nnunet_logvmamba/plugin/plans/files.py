@@ -1,14 +1,12 @@
-"""Finds, reads and replaces plans files."""
+"""Finds, reads and replaces plans files. It imports neither torch nor nnU-Net, so that commands can ask at once."""
 
 from __future__ import annotations
 
 import json
 import re
+from math import prod
 from pathlib import Path
 from typing import Any
-
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import read_json, replace_text
@@ -25,8 +23,17 @@ def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
         Path of the plans file, its content, content of ``dataset.json``.
 
     Raises:
-        UserError: If ``nnUNet_preprocessed`` is unset or anything is not there.
+        UserError: If ``nnUNet_preprocessed`` is unset, anything is not there, or nnU-Net would not take it.
     """
+    path, plans, dataset_json = read_plans(dataset, plans_name)
+    check_dataset_json(dataset_json, path.with_name("dataset.json"))
+    return path, plans, dataset_json
+
+
+def read_plans(dataset: str, plans_name: str) -> tuple[Path, dict, Any]:
+    """Do the same without asking nnU-Net whether it would take the ``dataset.json``."""
+    from nnunetv2.paths import nnUNet_preprocessed  # late, as nothing of nnU-Net is to be loaded with this file
+
     root = nnUNet_preprocessed.get()
     if root is None:
         raise UserError("nnUNet_preprocessed is not set: export it as the folder of nnU-Net's preprocessed data")
@@ -50,8 +57,31 @@ def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
         if not file.is_file():
             raise UserError(f"{file} does not exist: run nnUNetv2_plan_and_preprocess for this data set")
         contents.append(read_json(file, "plan the data set anew"))
-    check_dataset_json(contents[1], dataset_file)
-    return path, *contents
+    configurations_of(contents[0], path)
+    return path, contents[0], contents[1]
+
+
+def configurations_of(plans: Any, file: Path) -> dict[str, dict]:
+    """Give the configurations of plans.
+
+    Raises:
+        UserError: If they have none, naming the file.
+    """
+    configurations = plans.get("configurations") if isinstance(plans, dict) else None
+    if not isinstance(configurations, dict):
+        raise UserError(f"{file} has no 'configurations' as nnU-Net's plans have: plan the data set anew")
+    return configurations
+
+
+def check_planned(plans: dict, plans_name: str, configuration: str) -> None:
+    """Refuse a configuration that plans do not have.
+
+    Raises:
+        UserError: Naming those that they have.
+    """
+    if configuration not in plans["configurations"]:
+        there = ", ".join(plans["configurations"]) + why_not_planned(plans, configuration)
+        raise UserError(f"there is no configuration '{configuration}' in {plans_name}; there are {there}")
 
 
 def check_dataset_json(content: Any, file: Path) -> None:
@@ -66,11 +96,33 @@ def check_dataset_json(content: Any, file: Path) -> None:
         labels_of(content, str(file))
         if not channels_of(content, str(file)):
             raise UserError(f"{file} names no channels in 'channel_names'")
+        from nnunetv2.utilities.label_handling.label_handling import LabelManager  # late, because it imports torch
+
         LabelManager(content["labels"], content.get("regions_class_order"))
     except (AssertionError, RuntimeError) as error:  # nnU-Net's words, which name no file
         raise UserError(f"{file}: {' '.join(str(error).split())}: correct it there, and plan anew") from error
     except ValueError as error:
         raise UserError(f"{error}: correct it there, and plan anew") from error
+
+
+def why_not_planned(plans: dict, name: str) -> str:
+    """Say why nnU-Net left one of its own configurations out, to end a sentence; nothing where that is not known."""
+    configurations = plans["configurations"]
+    if name not in ("3d_fullres", "3d_lowres", "3d_cascade_fullres") or name in configurations:
+        return ""
+    fullres = configurations.get("3d_fullres", {})
+    patch, image = fullres.get("patch_size"), fullres.get("median_image_size_in_voxels")
+    if (plans.get("original_median_shape_after_transp") or [0])[0] == 1:
+        return " (nnU-Net plans nothing in 3D for images of one slice)"
+    if name == "3d_fullres" or not patch or not image:
+        return ""
+    if prod(patch) / prod(image) >= 0.25:
+        sizes = (" x ".join(f"{size:g}" for size in sizes) for sizes in (patch, image))
+        return (
+            " (nnU-Net plans 3d_lowres and its cascade only where a patch of 3d_fullres covers less than a quarter of "
+            "the median image; here they have {} and {} voxels)".format(*sizes)
+        )
+    return " (nnU-Net drops 3d_lowres and its cascade where it would have more than half the voxels of 3d_fullres)"
 
 
 def write_plans(path: Path, plans: dict) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Sequence
 from math import inf
 from types import NoneType, SimpleNamespace, UnionType
@@ -11,8 +12,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
-from nnunet_logvmamba.ops import backends
-from nnunet_logvmamba.plugin.plans.architecture import NETWORK_CLASS_NAME, _short
+from nnunet_logvmamba.plugin.plans.files import check_planned
 from nnunet_logvmamba.plugin.recipes import OPTIMIZERS
 
 TRAINING_KEY = "logvmamba"
@@ -94,6 +94,48 @@ def check_training_settings(settings: object) -> dict:
     return dict(settings)
 
 
+def check_new_configuration(
+    plans: dict,
+    base: str,
+    name: str,
+    *,
+    arguments: dict | None,
+    training: object,
+    network: str | None,
+    keep_network: bool,
+    overwrite: bool,
+) -> dict:
+    """Check what can be said of a new configuration without building its network; give its training settings.
+
+    Args:
+        plans, base, name, arguments, training, network, keep_network, overwrite: As for ``add_configuration``.
+
+    Raises:
+        UserError: Naming what is wrong.
+    """
+    check_planned(plans, "these plans", base)
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
+        raise UserError(f"'{name}' cannot name a configuration: use letters, digits, '.', '-' and single '_'")
+    if keep_network and (arguments or network):
+        what = f"knobs ({', '.join(arguments)}) belong to our network" if arguments else "another network was named"
+        raise UserError(f"{what}, which cannot go with --keep-network")
+    settings = check_training_settings(training)
+    check_free(plans["configurations"], base, name, overwrite=overwrite)
+    return settings
+
+
+def check_free(configurations: dict, base: str, name: str, *, overwrite: bool) -> None:
+    """Refuse the name of the configuration itself that is derived from, or one that is there.
+
+    Raises:
+        UserError: With the remedy.
+    """
+    if name == base:
+        raise UserError(f"configuration '{base}' cannot be derived from itself; choose another name")
+    if name in configurations and not overwrite:
+        raise UserError(f"configuration '{name}' exists already; choose another name or add --overwrite")
+
+
 def foreground_in_words(batch_size: int, settings: dict) -> tuple[str, bool]:
     """Say how many patches of a batch are placed on foreground, and whether that is none though some were wished for.
 
@@ -119,7 +161,7 @@ def foreground_in_words(batch_size: int, settings: dict) -> tuple[str, bool]:
     ), True
 
 
-def knobs(network: str = NETWORK_CLASS_NAME) -> dict:
+def knobs(network: str = catalogue.DEFAULT.path) -> dict:
     """Give the arguments of a network of ours that a plan can set beyond nnU-Net's own, with their default values."""
     network_class = catalogue.row(network).load()
     parameters = inspect.signature(network_class).parameters
@@ -127,7 +169,7 @@ def knobs(network: str = NETWORK_CLASS_NAME) -> dict:
     return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
 
-def check_knobs(values: dict, network: str = NETWORK_CLASS_NAME) -> None:
+def check_knobs(values: dict, network: str = catalogue.DEFAULT.path) -> None:
     """Refuse knobs that do not exist or whose kind of value is wrong; the network itself judges the value.
 
     Raises:
@@ -136,8 +178,10 @@ def check_knobs(values: dict, network: str = NETWORK_CLASS_NAME) -> None:
     valid, annotations = knobs(network), get_type_hints(catalogue.row(network).load().__init__)
     for name, value in values.items():
         if name not in valid:
-            raise UserError(f"unknown knob '{name}' of {_short(network)}; valid are {', '.join(valid)}")
+            raise UserError(f"unknown knob '{name}' of {catalogue.row(network).name}; valid are {', '.join(valid)}")
         if name == "backend":
+            from nnunet_logvmamba.ops import backends  # late, because it imports torch
+
             backends.check_name(value)
         kind = _kind_of(annotations[name])
         if not kind.fits(value):

@@ -1,7 +1,6 @@
 """Trainers that stock nnU-Net finds by name: one recipe, one row per network family.
 
-``trainer_names.GRAMMAR`` is how a trainer is named; the parts in brackets are made on
-demand.
+``trainer_names.GRAMMAR`` is how a trainer is named; the parts in brackets are made on demand.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, OPTIMIZERS, RECIPES, Optimizer, Recipe
 from nnunet_logvmamba.plugin.startup import EXT_FOLDER, VARIABLE
-from nnunet_logvmamba.plugin.trainer_names import GRAMMAR, nearest_name, parts_of
+from nnunet_logvmamba.plugin.trainer_names import not_ours, parts_of
 
 from .families import TRAINER_OF_FAMILY, made
 from .recipe_trainer import RecipeTrainer
@@ -44,13 +43,10 @@ def for_nnunet(name: str):
     try:
         return globals()[name] if name in globals() else __getattr__(name)
     except AttributeError:
-        nearest = nearest_name(name, tuple(TRAINER_OF_FAMILY))
-        if nearest is None or _is_in_another_folder(name):
+        sentence = not_ours(name)
+        if sentence is None or _is_in_another_folder(name):
             raise
-    raise Refused(
-        f"There is no trainer '{name}', the nearest is {nearest}: names are {GRAMMAR}, parts in this order, with "
-        f"<Family> one of {', '.join(TRAINER_OF_FAMILY)} (a trainer of your own needs its folder in {VARIABLE})."
-    )
+    raise Refused(sentence)
 
 
 def _is_in_another_folder(name: str) -> bool:

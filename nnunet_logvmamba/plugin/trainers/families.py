@@ -1,4 +1,4 @@
-"""One row per family of trainers: its word, its text and what it trains. The classes are made from the rows."""
+"""Makes the class of every family of trainers from its row."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_logvmamba.errors import Refused
-from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.networks.finite import watch
 from nnunet_logvmamba.plugin.plans import build_network, is_ours
-from nnunet_logvmamba.plugin.recipes import PUBLISHED_RECIPES, RECIPES
+from nnunet_logvmamba.plugin.trainer_families import FAMILIES
 from nnunet_logvmamba.plugin.trainer_names import PREFIX
 
 from .recipe_trainer import RecipeTrainer
@@ -74,70 +73,18 @@ class _NoSSM(RecipeTrainer):
         )
 
 
-_SWIN_UMAMBA = catalogue.row("SwinUMamba")
-_SWIN = {"network_name": catalogue.row("LoGVMambaSwinUNet").path, "default_recipe": RECIPES["paper"]}
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "LoGVMamba": {
-        "text": "LoG-VMamba: local and global tokens around a selective scan; a configuration of ours is built as it "
-        "stands."
-    },
-    "LVMamba": {"text": "Ablation: local tokens only.", "block_family": "l"},
-    "GVMamba": {"text": "Ablation: global tokens only.", "block_family": "g"},
-    "VMamba": {"text": "Ablation: neither local nor global tokens, the plain VSS block.", "block_family": "vss"},
-    "NoSSM": {
-        "text": "Control: the blocks without their state-space part, y = D * u in place of the scan and no global "
-        "tokens.",
-        "block_family": "no_ssm",
-        "base": _NoSSM,
-    },
-    "LoGVMambaSwin": {
-        "text": "The paper's 2D network: VMamba encoder, LoG-VMamba decoder; a configuration of ours is built as it "
-        "stands.",
-        **_SWIN,
-    },
-    "VMambaSwin": {
-        "text": "What the paper's 2D network is built on: the same with VSS blocks in the decoder (Swin-UMamba†).",
-        "block_family": "vss",
-        **_SWIN,
-    },
-    f"{_SWIN_UMAMBA.trainer}D": {
-        "text": "Swin-UMamba†: VMambaSwin by its authors' name, with their recipe.",
-        "block_family": "vss",
-        "network_name": _SWIN["network_name"],
-        "default_recipe": PUBLISHED_RECIPES[_SWIN_UMAMBA.recipe],
-        "published_recipe": _SWIN_UMAMBA.recipe,
-    },
-    "StockNetwork": {
-        "text": "The network as nnU-Net plans it, trained with our recipes, seeds and lengths, for comparisons on "
-        "equal terms.",
-        "stock": True,
-        "published_recipe": "sgd",
-    },
-}
-for _network in catalogue.NETWORKS:
-    _row = {
-        "text": f"{_network.line}.",
-        "network_name": _network.path,
-        "default_recipe": PUBLISHED_RECIPES[_network.recipe],
-        "published_recipe": _network.recipe,
-    }
-    FAMILIES.setdefault(_network.trainer, _row)
-"""By the word in a trainer's name, at least one for each network of the catalogue: its docstring ``text``, the class it
-is made from (``base``, else RecipeTrainer), whether it builds nnU-Net's network (``stock``), and attributes of
-:class:`RecipeTrainer`."""
-
-
 def made(name: str, base: type[RecipeTrainer], text: str | None, **attributes: Any) -> type[RecipeTrainer]:
     """Make a trainer, under the module that pickles and checkpoints know."""
     return type(name, (base,), {"__module__": __package__, "__qualname__": name, "__doc__": text, **attributes})
 
 
 def _trainer(
-    word: str, text: str, base: type[RecipeTrainer] = RecipeTrainer, stock: bool = False, **attributes: Any
+    word: str, text: str, base: type[RecipeTrainer], stock: bool = False, **attributes: Any
 ) -> type[RecipeTrainer]:
     build = _builder(attributes.get("block_family"), attributes.get("network_name"), stock)
     return made(PREFIX + word, base, text, build_network_architecture=build, **attributes)
 
 
-TRAINER_OF_FAMILY = {word: _trainer(word, **row) for word, row in FAMILIES.items()}
+TRAINER_OF_FAMILY = {
+    word: _trainer(word, base=_NoSSM if word == "NoSSM" else RecipeTrainer, **row) for word, row in FAMILIES.items()
+}

@@ -23,7 +23,7 @@ from nnunet_logvmamba.results.logs import read_logging
 from nnunet_logvmamba.results.page import pictures
 from nnunet_logvmamba.results.page.cases import Cases, Reader, Sources
 from nnunet_logvmamba.results.record import COSTS, name_alone
-from nnunet_logvmamba.results.runs import SURFACE, Run, Training, is_finished, is_fold, read_run, read_training
+from nnunet_logvmamba.results.runs import SURFACE, Run, Training, read_fold
 from nnunet_logvmamba.results.statistics import mean_and_standard_error
 
 
@@ -109,14 +109,11 @@ def build(
     Raises:
         UserError: If it is no such folder, or a file in it or a wanted image cannot be read.
     """
-    if not fold.is_dir() or not is_fold(fold):
-        raise UserError(f"{fold} is not the folder of a fold: name TRAINER__PLANS__CONFIGURATION/fold_0 or the like")
-    fold = fold.resolve()
-    training = read_run(fold) if is_finished(fold) else read_training(fold)
+    training = read_fold(fold)
     reader = read_by(training)
-    logging = read_logging(fold, reader.logging())
+    logging = read_logging(training.folder, reader.logging())
     if not isinstance(training, Run) and not logging:
-        raise UserError(f"{fold} holds neither a checkpoint nor a log nor a validation: train first")
+        raise UserError(f"{training.folder} holds neither a checkpoint nor a log nor a validation: train first")
     facts = _facts(training, reader, logging, sources or Sources(), num_cases)
     if facts.scores is not None:
         for note in [*facts.scores.notes, *(figure.lacking for figure in facts.scores.figures or [])]:
