@@ -75,7 +75,9 @@ def _needs_mamba_ssm(device: torch.device) -> str | None:
         return "It runs on CUDA devices only."
     if importlib.util.find_spec("mamba_ssm") is None:
         return f"mamba-ssm is not installed; it is the extra [cuda], and its kernel is built by {MAMBA_BUILD}."
-    return None if importlib.util.find_spec(MAMBA_KERNEL) else f"mamba-ssm was built without its kernel: {MAMBA_REBUILD}."
+    return (
+        None if importlib.util.find_spec(MAMBA_KERNEL) else f"mamba-ssm was built without its kernel: {MAMBA_REBUILD}."
+    )
 
 
 # In order of preference: "auto" is the first that can run on the device at hand.

@@ -134,7 +134,9 @@ def test_the_kernel_is_looked_for_not_the_package(tmp_path, monkeypatch):
 def test_a_build_without_the_kernel_is_refused(vendor):
     vendor.selective_scan_cuda = None
     arguments = random_arguments(length=3, dtype=torch.float32, absent=("initial_state",))
-    with pytest.raises(ValueError, match="mamba_ssm.*cannot be imported.*without the CUDA kernel.*MAMBA_KEEP_CUDA_BUILD=TRUE"):
+    with pytest.raises(
+        ValueError, match="mamba_ssm.*cannot be imported.*without the CUDA kernel.*MAMBA_KEEP_CUDA_BUILD=TRUE"
+    ):
         selective_scan(**arguments, backend="mamba_ssm")
 
 
