@@ -54,10 +54,9 @@ def run(args: argparse.Namespace) -> int:
     if target.exists() and not args.overwrite:
         raise UserError(f"{target} exists: name another file, or add --overwrite")
     from nnunet_logvmamba.plugin import export
-    from nnunet_logvmamba.results.runs import find_fold
 
     export.check_packages()
-    fold = find_fold(args.run_folder, args.fold)
+    fold = export.find_fold(args.run_folder, args.fold)
     trained = export.read_network(fold, checkpoint_name=args.checkpoint, patch_size=args.patch_size)
     difference = export.write_onnx(trained, target)
     shape = " x ".join(map(str, trained.patch_size))

@@ -128,35 +128,6 @@ def folds_of(model: Path) -> list[Path]:
     return sorted(folds, key=lambda fold: (len(fold.name), fold.name))
 
 
-def find_fold(run: Path, fold: str | None) -> Path:
-    """Give the folder of a fold, named itself or by its model.
-
-    Args:
-        run: Folder ``fold_X``, or the folder of its model ``TRAINER__PLANS__CONFIGURATION``.
-        fold: Which one, where ``run`` is a model with several.
-
-    Raises:
-        UserError: If there is no such fold, or it is not said which one is meant.
-    """
-    if not run.is_dir():
-        raise UserError(f"{run} is not a folder: name TRAINER__PLANS__CONFIGURATION or a fold in it")
-    run = run.resolve()
-    if is_fold(run):
-        if fold is not None and run.name != f"fold_{fold}":
-            raise UserError(f"{run} is fold {run.name[5:]} and --fold says {fold}: leave --fold out")
-        return run
-    found = folds_of(run)
-    if not found:
-        raise UserError(f"{run} is no trained model: name TRAINER__PLANS__CONFIGURATION or a fold in it")
-    names = ", ".join(path.name[5:] for path in found)
-    if fold is None and len(found) > 1:
-        raise UserError(f"{run} has the folds {names}: choose one with --fold")
-    chosen = run / f"fold_{fold}" if fold is not None else found[0]
-    if chosen not in found:
-        raise UserError(f"{run} has no fold {fold}, it has {names}: choose one of them with --fold")
-    return chosen
-
-
 def _folds_below(path: Path) -> list[Path]:
     if is_fold(path):
         return [path]
