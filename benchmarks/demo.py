@@ -77,15 +77,14 @@ def make_anew(folder: Path) -> None:
 def demo_environment(folder: Path) -> dict[str, str]:
     """The user's environment without its nnU-Net settings, with folders below ``folder`` and few worker processes.
 
-    A limit on OpenMP's threads goes as well: below the number of cores, training on a CPU would hang. Every worker
-    process imports torch and nnU-Net anew, for seconds, beside a training or prediction that wants both cores: so there
-    is one where a few small files are written or scored.
+    A limit on OpenMP's threads goes as well: below the number of cores, training on a CPU would hang.
     """
     set_aside = [name for name in os.environ if name.startswith("nnUNet_") or name == "OMP_THREAD_LIMIT"]
     if set_aside:
         print(f"demo: your {', '.join(sorted(set_aside))} do not count here")
     ours = {f"nnUNet_{name}": str(folder / f"nnUNet_{name}") for name in ("raw", "preprocessed", "results")}
-    ours |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "2"}
+    # The first is also the number of threads that nnUNetv2_predict computes with.
+    ours |= {"nnUNet_def_n_proc": "2", "nnUNet_n_proc_DA": "2"}
     return {name: value for name, value in os.environ.items() if name not in set_aside} | ours
 
 
