@@ -37,7 +37,8 @@ def receptive_field(network: nn.Module, images: Tensor) -> np.ndarray:
             image.requires_grad_()
             output = network(image)
             logits = output if isinstance(output, Tensor) else output[0]
-            middle = logits[(0, slice(None), *(size // 2 for size in logits.shape[2:]))]
+            place = (0, slice(None)) + tuple(size // 2 for size in logits.shape[2:])
+            middle = logits[place]
             for index, logit in enumerate(middle):
                 (gradient,) = torch.autograd.grad(logit, image, retain_graph=index + 1 < len(middle))
                 total += gradient[0].abs().sum(0).double().cpu()

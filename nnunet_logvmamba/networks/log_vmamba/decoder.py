@@ -74,7 +74,7 @@ class Decoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor | list[Tensor]:
         *skips, x = maps
-        outputs = []
+        outputs: list[Tensor] = []
         first_head = len(self.stages) - len(self.seg_layers)
         every_scale = self.deep_supervision and first_head == 0
         saving = self.checkpointing and self.training
