@@ -325,3 +325,10 @@ def test_no_number_is_still_to_be_filled_in(page):
 def test_every_option_of_the_commands_that_score_is_listed(command):
     options = set(sub_parsers()[command]._option_string_actions) - {"-h", "--help"}
     assert options <= first_column("docs/reference/commands.md")
+
+
+@every_page
+def test_tests_that_are_named_exist(page):
+    written = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    named = {name for name in mentions(page) if re.fullmatch(r"test_\w+", name)}
+    assert not [name for name in named if f"def {name}(" not in written]

@@ -1,4 +1,4 @@
-"""``logvmamba doctor``: what is installed, what works here, and whether training would."""
+"""``logvmamba doctor``: what is installed, what works here, what a data set holds, and whether training would work."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from nnunet_logvmamba.cli import terminal
-from nnunet_logvmamba.cli.options import examples
+from nnunet_logvmamba.cli.options import at_least, examples
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin import startup
 from nnunet_logvmamba.plugin.environment import (
     device_option,
@@ -56,23 +58,41 @@ class Finding:
     name: str
     state: str
     text: str
+    cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of a data set: everything that was said, by case."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add ``doctor`` to the sub-commands of ``logvmamba``."""
     parser = subparsers.add_parser(
         "doctor",
-        help="show versions, devices and what works here",
-        description="Show versions, devices, which scan backends work here and whether nnU-Net finds our trainers. "
-        "The exit code is 1 if training would fail.",
-        **examples("reference/commands.md#logvmamba-doctor", "logvmamba doctor"),
+        help="show versions, devices and what works here, or what a data set holds and nnU-Net makes of it",
+        description="Show versions, devices, which scan backends work here and whether nnU-Net finds our trainers. Of "
+        "a data set, read every file once instead, and show what nnU-Net will make of it: faults, what is read in two "
+        "ways, what differs from case to case. The exit code is 1 if training would fail.",
+        **examples(
+            "reference/commands.md#logvmamba-doctor",
+            "logvmamba doctor",
+            "logvmamba doctor 501",
+            "logvmamba doctor nnUNet_preprocessed/Dataset501_BraTS2020",
+        ),
     )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        nargs="?",
+        help="folder of a raw or preprocessed data set (…/Dataset123_Name, or the folder of a configuration in it), or "
+        "number or name of one in nnUNet_raw",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the findings as JSON instead of a table, of a data set case by case"
+    )
+    parser.add_argument("--jobs", type=at_least(1, int), metavar="N", help="processes (default: one per core)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print all findings; give 1 if training would fail, else 0."""
-    findings = list(examine())
+    findings = list(examine() if args.dataset is None else examine_dataset(args.dataset, args.jobs))
     failures = [finding for finding in findings if finding.state == FAILS]
     if args.json:
         report = {"training_would_fail": bool(failures), "findings": [asdict(finding) for finding in findings]}
@@ -116,6 +136,42 @@ def examine() -> Iterator[Finding]:
     yield from _nnunet()
     yield from _paths()
     yield from _caches()
+
+
+def examine_dataset(dataset: str, jobs: int | None = None) -> Iterator[Finding]:
+    """Read a data set once; what is wrong in it becomes a finding.
+
+    Args:
+        dataset: Folder, or number or name of a raw one.
+        jobs: Processes, one per core by default.
+
+    Raises:
+        UserError: If there is no such data set.
+    """
+    from nnunet_logvmamba.evaluation.parallel import default_processes
+    from nnunet_logvmamba.plugin import first_run, preprocessed_cases, raw_dataset
+    from nnunet_logvmamba.plugin.observations import grouped
+
+    folder = Path(dataset)
+    if not folder.is_dir():
+        raw = os.environ.get(first_run.VARIABLES[0], "").strip()
+        if not os.path.isdir(raw):
+            raise UserError(f"{dataset} is not a folder; to name a data set by its number, set nnUNet_raw")
+        folder = Path(raw) / first_run.find_dataset(dataset, Path(raw))
+    preprocessed = preprocessed_cases.folders_of(folder)
+    found = (preprocessed_cases if preprocessed else raw_dataset).examine(folder, processes=jobs or default_processes())
+    section = str(folder)
+    yield Finding(section, "cases", OK, found.about)
+    for name, text in found.facts.items():
+        yield Finding(section, name, OK, text)
+    for group in grouped(found.seen):
+        yield Finding(
+            section,
+            group.kind,
+            FAILS if group.fatal else NOTE,
+            group.said.replace(f"{folder}{os.sep}", ""),
+            group.cases,
+        )
 
 
 def _versions() -> Iterator[Finding]:

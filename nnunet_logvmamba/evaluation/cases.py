@@ -212,7 +212,7 @@ def read_grid(path: Path) -> LabelMap | None:
         stored = None
         if ending in NIFTI_ENDINGS:
             image = nibabel.load(path)
-            stored = _placed_by_nibabel(image, np.broadcast_to(np.uint8(0), image.shape[::-1]))
+            stored = placed_by_nibabel(image, np.broadcast_to(np.uint8(0), image.shape[::-1]))
         header = sitk.ImageFileReader()
         header.SetFileName(str(path))
         try:
@@ -223,7 +223,7 @@ def read_grid(path: Path) -> LabelMap | None:
             return _on_its_grid(stored, "mm")
         if header.GetDimension() > 3:
             return None
-        volume = _placed_by_itk(header, np.broadcast_to(np.uint8(0), header.GetSize()[::-1]))
+        volume = placed_by_itk(header, np.broadcast_to(np.uint8(0), header.GetSize()[::-1]))
     except Exception as error:  # every library has its own way to say that a file is broken
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
     finally:
@@ -302,14 +302,14 @@ def read_volume(path: Path) -> Volume:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(f"{path} holds {image.GetNumberOfComponentsPerPixel()} channels; a label map has one")
-    volume = _placed_by_itk(image, sitk.GetArrayFromImage(image))
+    volume = placed_by_itk(image, sitk.GetArrayFromImage(image))
     if stored is None:
         return volume
     _check_same_values(volume.values, stored.values, path)
     return replace(volume, affines={**volume.affines, **stored.affines})
 
 
-def _placed_by_itk(header: sitk.Image | sitk.ImageFileReader, values: np.ndarray) -> Volume:
+def placed_by_itk(header: sitk.Image | sitk.ImageFileReader, values: np.ndarray) -> Volume:
     dimension = header.GetDimension()
     axes = np.reshape(header.GetDirection(), (dimension, dimension)) * header.GetSpacing()
     affine = np.column_stack((axes[:, ::-1], header.GetOrigin()))
@@ -338,10 +338,10 @@ def _read_by_nibabel(path: Path) -> Volume:
     values = np.asanyarray(image.dataobj).T
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UserError(f"{path} holds numbers that are not finite; labels and instances are whole numbers")
-    return _placed_by_nibabel(image, values)
+    return placed_by_nibabel(image, values)
 
 
-def _placed_by_nibabel(image: nibabel.Nifti1Image, values: np.ndarray) -> Volume:
+def placed_by_nibabel(image: nibabel.Nifti1Image, values: np.ndarray) -> Volume:
     zooms = image.header.get_zooms()[::-1]
     while values.ndim > 3 and values.shape[0] == 1:
         values, zooms = values[0], zooms[1:]
@@ -541,12 +541,12 @@ def _views(truth: LabelMap, prediction: LabelMap) -> list[tuple[np.ndarray, np.n
 def _elsewhere(truth: LabelMap, prediction: LabelMap) -> tuple[np.ndarray, np.ndarray] | None:
     """Affines of prediction and truth that differ, None if any reader sees both at one place or one has none."""
     views = _views(truth, prediction)
-    if not views or any(_same_place(*view, min(truth.spacing)) for view in views):
+    if not views or any(same_place(*view, min(truth.spacing)) for view in views):
         return None
     return views[0][::-1]
 
 
-def _same_place(one: np.ndarray, two: np.ndarray, edge: float) -> bool:
+def same_place(one: np.ndarray, two: np.ndarray, edge: float) -> bool:
     rows = min(len(one), len(two))  # a file of two axes says nothing about the third
     one, two = one[:rows], two[:rows]
     rounding = 4 * np.finfo(np.float32).eps * np.abs(two[:, -1])

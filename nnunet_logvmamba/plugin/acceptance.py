@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,19 +13,21 @@ import numpy as np
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import (
-    NIFTI_ENDINGS,
     PICTURE_ENDINGS,
-    check_gzip,
     ending_of,
     read_image,
     read_labels,
     read_volume,
     reason_of,
+    same_place,
 )
 from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
 from nnunet_logvmamba.evaluation.folders import check_values
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.plugin import intensities
+from nnunet_logvmamba.plugin.header_traps import traps_of
+from nnunet_logvmamba.plugin.observations import Seen, grouped
+from nnunet_logvmamba.plugin.reading import Reading, check_alike, read_once
 from nnunet_logvmamba.results.runs import read_dataset_json, read_json
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Model:
         labels: What it predicts, to tell segmentations from images.
         trained: ``foreground_intensity_properties_per_channel`` of its plans.
         source: Who wants these channels, in words.
+        reader_set_by: Where another reader can be named.
     """
 
     channels: tuple[str, ...]
@@ -56,6 +57,9 @@ class Model:
     labels: Labels
     trained: Mapping = field(default_factory=dict)
     source: str = "the model was trained on"
+    reader_set_by: str = (
+        "let nnU-Net read all images of this model with nibabel: 'image_reader_writer': 'NibabelIO' in its plans.json"
+    )
 
     @property
     def wants(self) -> str:
@@ -104,8 +108,8 @@ def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int
     """Read every image as ``nnUNetv2_predict`` would.
 
     Returns:
-        The number of cases, the images that nnU-Net would pass over because of their ending, and sentences about images
-        that it predicts although they are odd.
+        The number of cases, the images that nnU-Net would pass over because of their ending, and a sentence about each
+        kind of image that it predicts although it is odd.
 
     Raises:
         UserError: If nnU-Net finds no case or cannot predict one, naming the first fault and how many more there are.
@@ -131,8 +135,9 @@ def check_images(folder: Path, model: Model, *, processes: int = 1) -> tuple[int
             "on, and keep other files elsewhere"
         )
     looks = map_cases(partial(look, model), cases, processes=processes, text="images")
-    raise_first([*faults, *(seen.fault for seen in looks if seen.fault)], more=max(0, len(stray) - 1))
-    return len(cases), others, [sentence for seen in looks for sentence in seen.odd]
+    raise_first([*faults, *(seen.fault.said for seen in looks if seen.fault)], more=max(0, len(stray) - 1))
+    names = [files[0].name[: -len(f"_0000{model.ending}")] for files in cases]
+    return len(cases), others, [group.said for group in grouped(pairs(names, looks))]
 
 
 def raise_first(faults: Sequence[str], *, more: int = 0, of: str = "case(s)") -> None:
@@ -165,17 +170,31 @@ def _nothing_found(folder: Path, files: Sequence[Path], model: Model) -> str:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen in the images of one case, in sentences without their full stops.
+    """What was seen in the images of one case, and in its label map.
 
     Attributes:
         fault: What keeps nnU-Net from predicting it, or from a mask that means anything; None if nothing does.
         odd: What it predicts all the same.
         ranges: Smallest and largest value of each channel.
+        shape, spacing: Of the image, axes as the reader gives them.
+        affine: Where it lies for the reader's library; None where the file does not know.
+        stored: Types of the numbers in the files of the image.
+        labels: Values of the label map.
     """
 
-    fault: str | None = None
-    odd: tuple[str, ...] = ()
+    fault: Seen | None = None
+    odd: tuple[Seen, ...] = ()
     ranges: tuple[tuple[float, float], ...] = ()
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    affine: np.ndarray | None = None
+    stored: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+
+
+def pairs(names: Iterable[str], looks: Iterable[Look]) -> list[tuple[str, Seen]]:
+    """Give all that was seen, faults too, with the names of the cases."""
+    return [(name, seen) for name, case in zip(names, looks) for seen in (case.fault, *case.odd) if seen is not None]
 
 
 def look(model: Model, files: Sequence[Path]) -> Look:
@@ -188,9 +207,8 @@ def look(model: Model, files: Sequence[Path]) -> Look:
     following = [files[0].with_name(f"{case}_{index:04d}{model.ending}") for index in range(len(files) + 1)]
     for expected, path in zip(following, files):
         if expected != path:
-            return Look(
-                f"{expected} is missing although there is {path.name}; {model.wants}: add it or correct the numbers"
-            )
+            said = f"{expected} is missing although there is {path.name}; {model.wants}: add it or correct the numbers"
+            return Look(Seen("missing", said, fatal=True))
     return look_inside(model, files)
 
 
@@ -201,36 +219,51 @@ def look_inside(model: Model, files: Sequence[Path]) -> Look:
         files: All files of the case, in the order of their channels.
     """
     try:
-        image, _ = _read(model, files)
+        readings = [read_once(model.reader, path) for path in files]
+        check_alike(readings)
     except Exception as error:  # every library has its own way to say that a file is broken
-        return Look(_why_unreadable(model, files, error))
+        return Look(Seen("cannot be read", why_unreadable(model, files, error), fatal=True))
+    image = [channel for reading in readings for channel in reading.values]
     if (channels := len(image)) != len(model.channels):
-        return Look(_other_channels(model, files, channels))
+        return Look(Seen("channels", _other_channels(model, files, channels), fatal=True))
     names = [str(path) for path in files]
-    bad = intensities.not_finite(image, names, model.channels)
-    if bad is not None:
-        return Look(f"{bad}, of which nnU-Net makes a mask that means nothing: repair the image or leave it out")
-    hidden = filter(None, map(_hidden_by_simpleitk, [model] * len(files), files))
-    odd = *hidden, *intensities.oddities(image, names, model.channels, model.trained)
-    return Look(None, odd, tuple((float(values.min()), float(values.max())) for values in image))
+    ranges = intensities.ranges_of(image)
+    if not np.isfinite(ranges).all():
+        bad = intensities.not_finite(image, names, model.channels)
+        said = f"{bad}, of which nnU-Net makes a mask that means nothing: repair the image or leave it out"
+        return Look(Seen("not finite", said, fatal=True))
+    odd = [Seen("position", said) for said in _apart(model, files, readings)]
+    odd += [Seen("not finite", _hidden(path, reading)) for path, reading in zip(files, readings) if reading.replaced]
+    odd += [Seen(*one) for one in intensities.oddities(image, names, model.channels, model.trained, ranges)]
+    for path, reading in zip(files, readings):
+        odd += traps_of(path, reading, model.reader.__name__, label=False)
+    first, stored = readings[0], tuple(dict.fromkeys(reading.stored for reading in readings))
+    return Look(None, tuple(odd), ranges, image[0].shape, first.spacing, placed(model, first), stored)
 
 
-def _hidden_by_simpleitk(model: Model, path: Path) -> str | None:
-    """Say which voxels of a NIfTI file are not finite where SimpleITK reads another number in their place."""
-    if not model.reader.__name__.startswith("SimpleITK") or ending_of(path) not in NIFTI_ENDINGS:
-        return None
-    import nibabel
+def _apart(model: Model, files: Sequence[Path], readings: Sequence[Reading]) -> Iterator[str]:
+    """Say which files of a case lie elsewhere than its first."""
+    first = placed(model, readings[0])
+    for path, reading in zip(files[1:], readings[1:]):
+        here = placed(model, reading)
+        if first is not None and here is not None and not same_place(here, first, min(readings[0].spacing)):
+            yield (
+                f"{path} lies elsewhere than {files[0].name} (origin or direction), where nnU-Net goes by voxels "
+                "alone: look at one over the other"
+            )
 
-    image = nibabel.load(path)
-    if image.get_data_dtype().kind != "f":
-        return None
-    values = np.asanyarray(image.dataobj)
-    number = values.size - int(np.count_nonzero(np.isfinite(values)))
-    if number == 0:
-        return None
+
+def placed(model: Model, reading: Reading) -> np.ndarray | None:
+    """Give the affine by the library that reads for the model."""
+    library = "nibabel" if model.reader.__name__.startswith("Nibabel") else "SimpleITK"
+    return reading.affines.get(library)
+
+
+def _hidden(path: Path, reading: Reading) -> str:
+    """Say how many voxels of a file are not finite where its reader gives another number in their place."""
     return (
-        f"{path} holds {number} voxel(s) of {values.size} that are NaN or infinite, for which SimpleITK reads other "
-        "numbers, mostly 0: repair the image if they lie where it matters"
+        f"{path} holds {reading.replaced} voxel(s) of {reading.values.size} that are NaN or infinite, for which "
+        "SimpleITK reads other numbers, mostly 0: repair the image if they lie where it matters"
     )
 
 
@@ -248,17 +281,17 @@ def _other_channels(model: Model, files: Sequence[Path], channels: int) -> str:
     return f"{subject} {channels} channel(s), and {model.wants}: {remedy}"
 
 
-def _why_unreadable(model: Model, files: Sequence[Path], error: Exception) -> str:
+def why_unreadable(model: Model, files: Sequence[Path], error: Exception) -> str:
     """Read the files one by one to name the one that the reader will not take, or how they differ."""
     shapes, spacings = [], []
     for path in files:
         try:
-            image, spacing = _read(model, [path])
+            reading = read_once(model.reader, path)
         except Exception as alone:
             reader = model.reader.__name__
             return f"{path} cannot be read by nnU-Net's {reader} ({reason_of(alone)}): {_remedy(model, path)}"
-        shapes.append(image.shape)
-        spacings.append(spacing)
+        shapes.append(reading.values.shape)
+        spacings.append(reading.spacing)
     for what, values in (("shape", shapes), ("spacing", spacings)):
         for path, value in zip(files, values):
             if value != values[0]:
@@ -282,17 +315,5 @@ def _remedy(model: Model, path: Path) -> str:
     if len(shape) != 3 and (not picture or wants_pages):
         return "save it with three axes"
     if volume is not None and "SimpleITK" not in volume.affines:
-        return (
-            "save it with axes at right angles, or let nnU-Net read all images of this model with nibabel: "
-            "'image_reader_writer': 'NibabelIO' in its plans.json"
-        )
+        return f"save it with axes at right angles, or {model.reader_set_by}"
     return "replace it"
-
-
-def _read(model: Model, files: Sequence[Path]) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Give voxels, channels first, and spacing. What the readers print is dropped: their exceptions decide."""
-    for path in files:
-        check_gzip(path)  # where such a file is cut off, SimpleITK reads zeros and says nothing
-    with contextlib.redirect_stdout(io.StringIO()):
-        data, properties = model.reader().read_images([str(path) for path in files])
-    return data, tuple(map(float, properties["spacing"]))

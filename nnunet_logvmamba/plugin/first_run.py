@@ -106,7 +106,7 @@ class FirstRun:
     def __init__(self, request: Request):
         self.request = request
         self.raw, self.preprocessed, self.results = _folders()
-        self.dataset = _find_dataset(request.dataset, self.raw)
+        self.dataset = find_dataset(request.dataset, self.raw)
         self.number = _number(self.dataset)
         if "cascade" in request.configuration:
             raise UserError(
@@ -533,7 +533,7 @@ def _number(dataset: str) -> str:
     return str(int(dataset.partition("_")[0].removeprefix("Dataset")))
 
 
-def _find_dataset(text: str, raw: Path) -> str:
+def find_dataset(text: str, raw: Path) -> str:
     """Name of the one data set that is meant."""
     found = sorted(path.name for path in raw.iterdir() if path.is_dir() and re.match(r"Dataset\d{3,}_.", path.name))
     if text.isdecimal():
@@ -557,6 +557,16 @@ def _find_dataset(text: str, raw: Path) -> str:
 
 def read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
     """Content of ``dataset.json``, and the images of every labelled case."""
+    content, listed = read_layout(folder)
+    return content, {case: images for case, (images, _) in listed.items()}
+
+
+def read_layout(folder: Path) -> tuple[dict, dict[str, tuple[list[str], str]]]:
+    """Content of ``dataset.json``; images and label map of every case, as nnU-Net finds them.
+
+    Raises:
+        UserError: If the layout is not nnU-Net's.
+    """
     file = folder / "dataset.json"
     if not file.is_file():
         raise UserError(f"{folder} has no dataset.json: {LAYOUT}")
@@ -569,23 +579,32 @@ def read_raw(folder: Path) -> tuple[dict, dict[str, list[str]]]:
             if not (folder / name).is_dir():
                 raise UserError(f"{folder} has no folder {name}: {LAYOUT}")
     check_dataset_json(content, file)
+    listed = _listed_in(content, folder) if "dataset" in content else _found_in(folder, ending)
+    if not listed:
+        raise UserError(f"{folder / 'imagesTr'} holds no image <case>_0000{ending}: {LAYOUT}")
+    unlabelled = [label for _, label in listed.values() if not Path(label).is_file()]
+    if unlabelled:
+        raise UserError(f"{unlabelled[0]} is missing; {len(unlabelled)} of {len(listed)} image(s) have no label there")
+    return content, listed
+
+
+def _listed_in(content: dict, folder: Path) -> dict[str, tuple[list[str], str]]:
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets  # late, because it imports NumPy
 
     listed = get_filenames_of_train_images_and_targets(str(folder), content)
-    cases = {str(case): files["images"] for case, files in listed.items()}
-    if "dataset" not in content:
-        named = {image for images in cases.values() for image in images}
-        stray = [path for path in sorted((folder / "imagesTr").glob(f"*{ending}")) if str(path) not in named]
-        if stray:
-            raise UserError(
-                f"{stray[0]} has no channel number: name images <case>_0000{ending}, its label <case>{ending}"
-            )
-    if not cases:
-        raise UserError(f"{folder / 'imagesTr'} holds no image <case>_0000{ending}: {LAYOUT}")
-    unlabelled = [files["label"] for files in listed.values() if not Path(files["label"]).is_file()]
-    if unlabelled:
-        raise UserError(f"{unlabelled[0]} is missing; {len(unlabelled)} of {len(cases)} image(s) have no label there")
-    return content, cases
+    return {str(case): (files["images"], files["label"]) for case, files in listed.items()}
+
+
+def _found_in(folder: Path, ending: str) -> dict[str, tuple[list[str], str]]:
+    """Find cases by their names; nnU-Net's own search compares every file with every case, in twelve processes."""
+    listed: dict[str, tuple[list[str], str]] = {}
+    for path in sorted((folder / "imagesTr").glob(f"*{ending}")):
+        found = re.fullmatch(r"(.*)_\d{4}", path.name.removesuffix(ending))
+        if not found:
+            raise UserError(f"{path} has no channel number: name images <case>_0000{ending}, its label <case>{ending}")
+        images, _ = listed.setdefault(found[1], ([], str(folder / "labelsTr" / f"{found[1]}{ending}")))
+        images.append(str(path))
+    return dict(sorted(listed.items()))
 
 
 def _device(asked: str) -> str:

@@ -20,7 +20,16 @@ def per_channel(files: Sequence[str], names: Sequence[str], channels: int) -> It
         yield channel, str(file), f"channel {channel}" + (f", {names[channel]}" if channel < len(names) else "")
 
 
-def not_finite(image: np.ndarray, files: Sequence[str], names: Sequence[str] = ()) -> str | None:
+Image = np.ndarray | Sequence[np.ndarray]
+Ranges = tuple[tuple[float, float], ...]
+
+
+def ranges_of(image: Image) -> Ranges:
+    """Give smallest and largest value of each channel of an image, (channels, *spatial); NaN where it holds NaN."""
+    return tuple((float(values.min()) + 0.0, float(values.max()) + 0.0) for values in image)  # never "-0"
+
+
+def not_finite(image: Image, files: Sequence[str], names: Sequence[str] = ()) -> str | None:
     """Say in half a sentence which voxels are NaN or infinite, None if all are finite.
 
     Args:
@@ -37,35 +46,39 @@ def not_finite(image: np.ndarray, files: Sequence[str], names: Sequence[str] = (
 
 
 def oddities(
-    image: np.ndarray, files: Sequence[str], names: Sequence[str] = (), trained: Mapping | None = None
-) -> list[str]:
-    """Say what is odd about a finite image that nnU-Net predicts all the same, one sentence for each channel.
+    image: Image,
+    files: Sequence[str],
+    names: Sequence[str] = (),
+    trained: Mapping | None = None,
+    ranges: Ranges | None = None,
+) -> list[tuple[str, str]]:
+    """Say what is odd about a finite image that nnU-Net predicts all the same: a kind and a sentence for each channel.
 
     Args:
         image: (channels, *spatial), as its reader gives it.
         files: Of the channels, or a single one.
         names: Of the channels.
         trained: ``foreground_intensity_properties_per_channel`` of the plans; what it lacks is not compared.
+        ranges: Of the channels, where they are known.
     """
     said = []
-    ranges = [(float(values.min()) + 0.0, float(values.max()) + 0.0) for values in image]  # never "-0"
+    ranges = ranges_of(image) if ranges is None else ranges
     same = [low == high for low, high in ranges]
     for channel, file, which in per_channel(files, names, len(image)):
         (low, high), bounds, values = ranges[channel], bounds_of(trained, channel), image[channel]
         # One colour of a picture may well be missing.
         if same[channel] if len(files) == len(image) else all(same):
-            said.append(
-                f"{file} has the value {low:g} everywhere ({which}), so its segmentation will mean nothing: check how "
-                "it was exported"
-            )
+            sentence = f"{file} has the value {low:g} everywhere ({which}), so its segmentation will mean nothing"
+            said.append(("constant", f"{sentence}: check how it was exported"))
         elif bounds is not None and not (bounds[0] <= low and high <= bounds[1]):
             number = int(np.count_nonzero((values < bounds[0]) | (values > bounds[1])))
             learned = trained[str(channel)]  # type: ignore[index]  # bounds came from it
-            said.append(
+            sentence = (
                 f"{file} holds {number} voxel(s) of {values.size} far outside of what was trained on ({which}): its "
                 f"values go from {low:g} to {high:g}, those of the labels in training from {learned['min']:g} to "
                 f"{learned['max']:g}; check its unit and how it was exported"
             )
+            said.append(("intensities", sentence))
     return said
 
 

@@ -153,7 +153,7 @@ def case_begins() -> None:
         image = case.read()
         if image is not None:
             trained = case.predictor.plans_manager.foreground_intensity_properties_per_channel
-            for sentence in intensities.oddities(image, case.called, case.channels, trained):
+            for _, sentence in intensities.oddities(image, case.called, case.channels, trained):
                 print(f"ATTENTION: {sentence}.", file=sys.stderr, flush=True)
 
 

@@ -6,14 +6,21 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
 
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
+from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.files import replace_text
+from nnunet_logvmamba.plugin.observations import Examination, Seen
+from nnunet_logvmamba.results.runs import read_json
 
 OUTSIDE = -1
 """What nnU-Net writes into a label map where the image is empty."""
@@ -65,7 +72,12 @@ def _stamps(folder: Path, case: str, names: set[str]) -> Stamps:
 
 
 def fault(dataset: nnUNetBaseDataset, case: str, labels: Sequence[int], channels: Mapping[str, str]) -> str | None:
-    """Say what is wrong with one preprocessed case, None if nothing is.
+    """Say what is wrong with one preprocessed case, None if nothing is; arguments as for :func:`look`."""
+    return next((seen.said for seen in look(dataset, case, labels, channels) if seen.fatal), None)
+
+
+def look(dataset: nnUNetBaseDataset, case: str, labels: Sequence[int], channels: Mapping[str, str]) -> Iterator[Seen]:
+    """Say what is wrong with one preprocessed case, then what is odd about it.
 
     Args:
         dataset: What reads cases; images are (channel, z, y, x), label maps (1, z, y, x).
@@ -74,18 +86,69 @@ def fault(dataset: nnUNetBaseDataset, case: str, labels: Sequence[int], channels
     """
     try:
         image, label_map, *_ = dataset.load_case(case)
+        constant = []
         for channel in range(image.shape[0]):  # one at a time, since cases may be large
-            number = np.count_nonzero(~np.isfinite(np.asarray(image[channel])))
-            if number:
-                return f"{channel_in_words(channel, channels)} holds {number} value(s) that are not finite"
+            values, which = np.asarray(image[channel]), channel_in_words(channel, channels)
+            low, high = values.min(), values.max()
+            if not np.isfinite((low, high)).all():
+                number = np.count_nonzero(~np.isfinite(values))
+                yield Seen("not finite", f"{which} holds {number} value(s) that are not finite", fatal=True)
+            elif low == high:
+                constant.append(Seen("constant", f"{which} has the value {low:g} everywhere"))
         values = np.asarray(label_map[0])
         strange = ~np.isin(values, labels)
         if strange.any():
             found = ", ".join(f"{value:g}" for value in np.unique(values[strange])[:5].tolist())
-            return f"its label map holds {found} in {np.count_nonzero(strange)} voxel(s)"
+            number = np.count_nonzero(strange)
+            yield Seen("labels", f"its label map holds {found} in {number} voxel(s)", fatal=True)
+        elif not (values > 0).any():
+            constant.append(Seen("empty labels", "its label map holds no label, so it is background to the network"))
+        yield from constant
     except _UNREADABLE as error:
-        return f"it cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
-    return None
+        said = f"it cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
+        yield Seen("cannot be read", said, fatal=True)
+
+
+def examine(folder: Path, *, processes: int = 1) -> Examination:
+    """Read every case of a preprocessed data set, or of one folder of it, once.
+
+    Args:
+        folder: ``nnUNet_preprocessed/Dataset123_Name``, or the folder of a configuration in it.
+
+    Raises:
+        UserError: If it has no ``dataset.json``.
+    """
+    folders = folders_of(folder)
+    source = next((path for path in (folder / "dataset.json", folder.parent / "dataset.json") if path.is_file()), None)
+    if source is None:
+        raise UserError(f"{folder} has no dataset.json, which nnU-Net's preprocessing leaves there: copy it anew")
+    content = read_json(source)
+    known, channels = labels_of(content, str(source)), channels_of(content, str(source))
+    labels = sorted({OUTSIDE, 0, *([] if known.ignored is None else [known.ignored])}.union(*known.values.values()))
+    cases = [(path, case) for path in folders for case in infer_dataset_class(str(path)).get_identifiers(str(path))]
+    names = {str(number): name for number, name in enumerate(channels)}
+    found = map_cases(partial(_look, labels, names), cases, processes=processes, text="cases")
+    seen = tuple(
+        (f"{path.name}/{case}", replace(one, said=f"{path.name}/{case}: {one.said}; {_REMEDY}"))
+        for (path, case), several in zip(cases, found)
+        for one in several
+    )
+    counts = ", ".join(f"{sum(path == one for path, _ in cases)} case(s) in {one.name}" for one in folders)
+    return Examination(f"preprocessed: {counts}", len(cases), seen, {"labels": ", ".join(map(str, labels[1:]))})
+
+
+_REMEDY = "mend it in the raw data set or leave the case out, and preprocess again"
+
+
+def _look(labels: Sequence[int], channels: Mapping[str, str], case: tuple[Path, str]) -> list[Seen]:
+    folder, name = case
+    return list(look(infer_dataset_class(str(folder))(str(folder), [name]), name, labels, channels))
+
+
+def folders_of(folder: Path) -> list[Path]:
+    """Give the folder, and those in it, that hold preprocessed cases."""
+    folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    return [path for path in folders if any(file.suffix in (".b2nd", ".npz") for file in path.iterdir())]
 
 
 def channel_in_words(channel: int, channels: Mapping[str, Any]) -> str:

@@ -140,3 +140,15 @@ def test_orders_that_do_not_match_the_directions_are_refused():
     ssm = SelectiveSSM(8, directions=2)
     with pytest.raises(ValueError, match="zip"):
         ssm(torch.randn(1, 5, 8), None, [None])
+
+
+@pytest.mark.parametrize("spatial", [(6, 5), (3, 4, 5)])
+def test_a_batch_of_one_gives_the_same_in_every_layout(spatial):
+    torch.manual_seed(0)
+    mixer = block(len(spatial))
+    picture = torch.randn(*spatial, 32).movedim(-1, 0)  # channels last in memory, as files have them
+    lone, last = picture[None], torch.channels_last if len(spatial) == 2 else torch.channels_last_3d
+    expected = mixer(lone.contiguous())
+    torch.testing.assert_close(mixer(lone), expected)
+    torch.testing.assert_close(mixer(lone.clone(memory_format=last)), expected)
+    torch.testing.assert_close(mixer(torch.cat([lone, -lone]))[:1], expected)

@@ -1,0 +1,344 @@
+"""``logvmamba doctor DATASET`` names what a data set holds, in which files, and what nnU-Net makes of it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import small_dataset
+from nifti_headers import HEADERS, affine, mirrored, write
+from PIL import Image
+from tifffile import imwrite
+
+from nnunet_logvmamba.cli import main
+
+
+@pytest.fixture(scope="module")
+def balls(tmp_path_factory) -> Path:
+    """A sound data set; for reading only."""
+    root = tmp_path_factory.mktemp("raw")
+    small_dataset.write_raw(root, num_cases=4, size=(8, 16, 16))
+    return root / small_dataset.NAME
+
+
+@pytest.fixture
+def raw(balls, tmp_path) -> Path:
+    return shutil.copytree(balls, tmp_path / balls.name)
+
+
+@pytest.fixture
+def ask(capsys):
+    """Run the command and give its exit code and its findings by state and name."""
+
+    def run(folder: Path) -> tuple[int, dict[tuple[str, str], dict]]:
+        code = main(["doctor", str(folder), "--json", "--jobs", "1"])
+        found = json.loads(capsys.readouterr().out)["findings"]
+        return code, {(one["state"], one["name"]): one for one in found if one["state"] != "ok"}
+
+    return run
+
+
+def rewrite(path: Path, header: Callable[[Path, np.ndarray], None] | str, change: Callable = np.asarray) -> None:
+    """Write a file anew under another header, its voxels changed."""
+    values = change(np.asanyarray(nibabel.load(path).dataobj))
+    plain = path.with_name("plain.nii")
+    (HEADERS[header] if isinstance(header, str) else header)(plain, values)
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+
+
+def image_and_label(raw: Path, case: int) -> tuple[Path, Path]:
+    return raw / "imagesTr" / f"ball_{case}_0000.nii.gz", raw / "labelsTr" / f"ball_{case}.nii.gz"
+
+
+def test_a_sound_data_set_is_ready_and_described(balls, capsys):
+    assert main(["doctor", str(balls), "--jobs", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(balls)
+    assert "4 case(s), 1 channel(s) (MR), read by nnU-Net's SimpleITKIO" in lines[1]
+    assert not [line for line in lines if line.startswith(("  note", "  FAILS"))]
+    assert lines[-1] == "doctor: ready to train"
+
+
+def test_a_data_set_is_found_by_its_number(balls, ask, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(balls.parent))
+    assert ask("998") == (0, {})
+    assert main(["doctor", "7"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("header", "kind", "said"),
+    [
+        ("two transforms, scanner first", "two transforms", "SimpleITK takes the qform and nibabel takes the sform"),
+        ("two transforms, scanner last", "two transforms", "SimpleITK takes the sform and nibabel takes the sform"),
+        ("two transforms, turned", "two transforms", "by its qform (code 1) and by its sform (code 4)"),
+        ("no transform", "no position", "qform_code and sform_code are 0"),
+        ("scaled sform", "two spacings", "voxels of 1 x 2 x 3 by pixdim and of 2 x 4 x 6 by its sform"),
+        ("scaled sform alone", "two spacings", "nnU-Net plans, resamples and scores with 1 x 2 x 3"),
+        ("sheared beside a quaternion", "sheared", "5.7 degrees off a right angle"),
+        ("micrometres", "units", "counts in micrometres"),
+    ],
+)
+def test_what_a_header_says_in_two_ways_is_named_with_its_cases_and_trained_all_the_same(raw, ask, header, kind, said):
+    for case in range(4):
+        for path in image_and_label(raw, case):
+            rewrite(path, header if case in (1, 3) or kind == "units" else "usual")
+    code, found = ask(raw)
+    assert code == 0
+    assert said in found["note", kind]["text"]
+    assert list(found["note", kind]["cases"]) == (
+        [f"ball_{case}" for case in (1, 3)] if kind != "units" else list(found["note", kind]["cases"])
+    )
+    assert all(len(said) == 2 for said in found["note", kind]["cases"].values())  # the image and its label
+    assert image_and_label(raw, 0 if kind == "units" else 1)[0].name in found["note", kind]["text"]
+
+
+@pytest.mark.parametrize(
+    "header", ["usual", "oblique", "quaternion alone", "hardly sheared", "mirrored", "mirrored sform"]
+)
+def test_what_is_only_unusual_is_not_mentioned(raw, ask, header):
+    for case in range(4):
+        for path in image_and_label(raw, case):
+            rewrite(path, header)
+    assert ask(raw) == (0, {})
+
+
+def test_a_sheared_first_case_makes_nnunet_read_all_by_nibabel_and_a_later_one_stops_it(raw, ask):
+    for path in image_and_label(raw, 0):
+        rewrite(path, "sheared")
+    code, found = ask(raw)
+    assert code == 0
+    assert "nnU-Net's NibabelIO takes them for right angles" in found["note", "sheared"]["text"]
+    for path, other in zip(image_and_label(raw, 0), image_and_label(raw, 2)):
+        first, second = path.read_bytes(), other.read_bytes()
+        path.write_bytes(second)
+        other.write_bytes(first)
+    code, found = ask(raw)
+    assert code == 1
+    text = found["FAILS", "cannot be read"]["text"]
+    assert "imagesTr/ball_2_0000.nii.gz cannot be read by nnU-Net's SimpleITKIO" in text
+    assert "'overwrite_image_reader_writer': 'NibabelIO' in dataset.json" in text
+
+
+def test_masks_that_are_stored_scaled_are_named_and_those_that_are_no_masks_any_more_fail(raw, ask):
+    def scaled(slope: float, factor: int):
+        return lambda path, values: write(path, values.astype(np.int16) * factor, sform=affine(), slope=slope)
+
+    for case in range(4):
+        image, label = image_and_label(raw, case)
+        rewrite(image, "usual")
+        rewrite(label, scaled(0.1, 10) if case == 2 else "usual")
+    code, found = ask(raw)
+    assert (code, list(found)) == (0, [("note", "scaled mask")])
+    assert "scl_slope 0.1 and scl_inter 0" in found["note", "scaled mask"]["text"]
+    rewrite(image_and_label(raw, 2)[1], scaled(0.3, 1))
+    code, found = ask(raw)
+    assert code == 1
+    assert "numbers that are not whole" in found["FAILS", "labels"]["text"]
+    assert ("note", "scaled mask") not in found  # whose sentence says that they are whole
+
+
+def test_a_slope_of_0_beside_an_intercept_is_read_in_two_ways(raw, ask):
+    for path in image_and_label(raw, 1):
+        rewrite(path, lambda path, values: write(path, values, sform=affine(), slope=0, intercept=5))
+    code, found = ask(raw)
+    assert code == 1
+    assert "SimpleITK adds 5 to its values, nibabel does not" in found["note", "scaling"]["text"]
+    assert "holds values that are no labels (5 in" in found["FAILS", "labels"]["text"]
+
+
+def test_faults_of_all_cases_are_counted_by_kind(raw, ask):
+    for case in (0, 3):
+        rewrite(image_and_label(raw, case)[1], "usual", lambda label: label + np.uint8(7) * (label == 2))
+    rewrite(image_and_label(raw, 1)[1], "usual", lambda label: label[:-1])
+    path = image_and_label(raw, 2)[0]
+    path.write_bytes(path.read_bytes()[:-30])
+    code, found = ask(raw)
+    assert code == 1
+    fails = {name: list(one["cases"]) for (state, name), one in found.items() if state == "FAILS"}
+    assert fails == {
+        "labels": ["ball_0", "ball_3"],
+        "grid": ["ball_0", "ball_1", "ball_3"],  # the header of the test has another spacing
+        "cannot be read": ["ball_2"],
+    }
+    assert found["FAILS", "labels"]["text"].startswith(
+        "2 cases: labelsTr/ball_0.nii.gz holds values that are no labels (9 in"
+    )
+
+
+def test_numbers_that_nnunet_cannot_train_with(raw, ask):
+    for case, value in ((0, np.nan), (1, np.inf)):
+        path = image_and_label(raw, case)[0]
+        image = nibabel.load(path)
+        values = image.get_fdata()
+        values[0, 0, :2] = value
+        nibabel.save(nibabel.Nifti1Image(values.astype(np.float32), image.affine), path)
+    code, found = ask(raw)
+    assert code == 0  # SimpleITK reads 0 in their place
+    assert list(found["note", "not finite"]["cases"]) == ["ball_0", "ball_1"]
+    content = json.loads((raw / "dataset.json").read_text())
+    content["overwrite_image_reader_writer"] = "NibabelIO"
+    (raw / "dataset.json").write_text(json.dumps(content))
+    code, found = ask(raw)
+    assert code == 1
+    assert list(found["FAILS", "not finite"]["cases"]) == ["ball_0", "ball_1"]
+
+
+def one_slice(raw: Path) -> None:
+    for path in image_and_label(raw, 1):
+        image = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj)[:, :, 3:4], image.affine), path)
+
+
+def constant(raw: Path) -> None:
+    path = image_and_label(raw, 1)[0]
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.full(image.shape, 3, np.float32), image.affine), path)
+
+
+def another_type(raw: Path) -> None:
+    path = image_and_label(raw, 1)[0]
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(image.get_fdata(), image.affine), path)
+
+
+def sizes(case: float, factor: float):
+    def spoil(raw: Path) -> None:
+        for path in image_and_label(raw, case):
+            image = nibabel.load(path)
+            grid = image.affine @ np.diag([factor] * 3 + [1])
+            nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), grid), path)
+
+    return spoil
+
+
+def mirror(raw: Path) -> None:
+    for path in image_and_label(raw, 1):
+        image = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), mirrored() / np.array([1, 2, 3, 1])), path)
+
+
+def label_elsewhere(raw: Path) -> None:
+    path = image_and_label(raw, 1)[1]
+    image = nibabel.load(path)
+    moved = image.affine.copy()
+    moved[:3, 3] += 5
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), moved), path)
+
+
+def no_label(raw: Path) -> None:
+    path = image_and_label(raw, 1)[1]
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "said"),
+    [
+        (one_slice, "one slice", "(shape (1, 16, 16)), beside 3 case(s) of several"),
+        (constant, "constant", "has the value 3 everywhere"),
+        (another_type, "types", "holds numbers of type float64, 3 case(s) float32"),
+        (sizes(1, 1.5), "spacings", "voxels of 1.5 x 1.5 x 1.5, 3 case(s) as in the middle, 1 x 1 x 1"),
+        (sizes(1, 1000), "spacing", "voxels of 1000 x 1000 x 1000, the other cases mostly of 1 x 1 x 1"),
+        (mirror, "directions", "runs along"),
+        (label_elsewhere, "position", "labelsTr/ball_1.nii.gz lies elsewhere than its image"),
+        (no_label, "empty labels", "holds no label"),
+    ],
+)
+def test_what_differs_from_case_to_case_is_named(raw, ask, spoil, kind, said):
+    spoil(raw)
+    code, found = ask(raw)
+    assert code == 0
+    assert said in found["note", kind]["text"]
+    assert list(found["note", kind]["cases"]) == ["ball_1"]
+
+
+def test_labels_that_nobody_has_and_a_wrong_number_of_cases(raw, ask):
+    content = json.loads((raw / "dataset.json").read_text())
+    content["labels"]["ghost"] = 3
+    (raw / "dataset.json").write_text(json.dumps({**content, "numTraining": 9}))
+    code, found = ask(raw)
+    assert code == 0
+    assert "no case holds ghost" in found["note", "labels never seen"]["text"]
+    assert "numTraining 9, and there are 4" in found["note", "numTraining"]["text"]
+
+
+def test_no_label_anywhere_stops_planning(raw, ask):
+    for case in range(4):
+        label = nibabel.load(image_and_label(raw, case)[1])
+        nibabel.save(nibabel.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), image_and_label(raw, case)[1])
+    code, found = ask(raw)
+    assert code == 1
+    assert ("FAILS", "empty labels") in found
+
+
+def pictures(root: Path, ending: str, save: Callable[[Path, np.ndarray], None]) -> Path:
+    raw = root / "Dataset007_Cells"
+    for name in ("imagesTr", "labelsTr"):
+        (raw / name).mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for case in range(3):
+        picture = generator.integers(0, 255, (20, 24, 3), np.uint8)
+        label = np.zeros((20, 24), np.uint8)
+        label[4:9, 5:9] = 1
+        file = raw / "imagesTr" / f"c{case}_0000{ending}"
+        imwrite(file, picture, photometric="rgb") if ending == ".tif" else Image.fromarray(picture).save(file)
+        save(raw / "labelsTr" / f"c{case}{ending}", label)
+    content = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "cell": 1}}
+    (raw / "dataset.json").write_text(json.dumps({**content, "numTraining": 3, "file_ending": ending}))
+    return raw
+
+
+def as_palette(path: Path, label: np.ndarray) -> None:
+    picture = Image.fromarray(label).convert("P")
+    picture.putpalette([0, 0, 0, 255, 0, 0] + [0, 0, 255] * 254)
+    picture.putdata(label.ravel().tolist())
+    picture.save(path)
+
+
+def test_a_palette_in_a_png_mask_fails_and_in_a_tiff_mask_does_not(tmp_path, ask):
+    code, found = ask(pictures(tmp_path / "png", ".png", as_palette))
+    assert code == 1
+    text = found["FAILS", "labels"]["text"]
+    assert "holds 3 channels, for it stores a table of colours in place of labels" in text
+    assert list(found["FAILS", "labels"]["cases"]) == ["c0", "c1", "c2"]
+    assert ask(pictures(tmp_path / "tiff", ".tif", as_palette)) == (0, {})
+
+
+def test_check_says_the_first_fault_and_groups_its_warnings(raw, capsys):
+    for case in range(4):
+        for path in image_and_label(raw, case):
+            rewrite(path, "no transform")
+    assert main(["check", str(raw), "--jobs", "1"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "ready: 4 labelled case(s)\n"
+    (warned,) = [line for line in printed.err.splitlines() if line.startswith("ATTENTION")]
+    assert warned.startswith("ATTENTION: 4 cases: ")
+    assert "likewise ball_1, ball_2, ball_3" in warned
+
+
+def test_a_preprocessed_data_set_is_read_too(tmp_path, ask):
+    from commands import NnunetFolders
+
+    folders = NnunetFolders.below(tmp_path)
+    folder = small_dataset.copy_into(folders).parent
+    assert ask(folder) == (0, {})
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    fullres = folder / "nnUNetPlans_3d_fullres"
+    image, label, _, properties = nnUNetDatasetBlosc2(str(fullres), ["ball_1"]).load_case("ball_1")
+    image, label = np.array(image), np.array(label)
+    image[0, 0, 0, :3], label[0, 0, 0, :2] = np.nan, 9
+    for file in fullres.glob("ball_1*"):
+        file.unlink()
+    nnUNetDatasetBlosc2.save_case(image, label, properties, str(fullres / "ball_1"))
+    code, found = ask(fullres)
+    assert code == 1
+    assert "channel 0 (MR) holds 3 value(s) that are not finite" in found["FAILS", "not finite"]["text"]
+    assert "its label map holds 9 in 2 voxel(s)" in found["FAILS", "labels"]["text"]
