@@ -233,13 +233,13 @@ def test_one_patch_is_predicted_as_torch_itself_would(network, plan):
 
 @every_network_and_plan_traced
 def test_it_compiles_without_a_graph_break(network, plan):
-    built, patch = build(network, plan).eval(), image(network, plan)
+    # In double precision, since kernels that are compiled round otherwise than those that are called.
+    built, patch = build(network, plan).eval().double(), image(network, plan).double()
     torch._dynamo.reset()
     compiled = torch.compile(built, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         for one, other in zip(built(patch), compiled(patch), strict=True):
-            # Of the largest value, for with several threads sums round in another order.
-            assert (one - other).abs().max() <= 5e-6 * one.abs().max()
+            assert torch.allclose(one, other, atol=1e-9)
 
 
 @every_network_and_plan
