@@ -58,16 +58,21 @@ def all_results(tensors: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
 
 
 def errors_of_backends(
-    names: Sequence[str], device: str, small: Sequence[tuple], real: Sequence[tuple] = ()
+    names: Sequence[str],
+    device: str,
+    small: Sequence[tuple],
+    real: Sequence[tuple] = (),
+    dtypes: Sequence[str] = tuple(DTYPES),
 ) -> tuple[list[dict], list[str]]:
-    """Backends in every dtype against float64, by the recurrence for small shapes and by ``chunked`` for real ones.
+    """Backends in these dtypes against float64, by the recurrence for small shapes and by ``chunked`` for real ones.
 
     Returns:
         The relative errors of all results in a row per shape, backend and dtype; and a line for each that is too large.
     """
     rows, wrong = [], []
     for shape in [*small, *real]:
-        for dtype_name, dtype in DTYPES.items():
+        for dtype_name in dtypes:
+            dtype = DTYPES[dtype_name]
             long = shape in real
             tensors = scan_arguments(*shape[:5], dtype, device, shape[5])
             exact = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}

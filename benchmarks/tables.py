@@ -8,7 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from measure import RESULTS
+import gpu_journal
+from measure import RESULTS, timing
 
 from nnunet_logvmamba.networks import catalogue
 
@@ -51,25 +52,39 @@ NO_GPU = """Nothing has been measured on a GPU yet. The kernels are proven in Tr
 every NVIDIA generation from sm_75 to sm_100; how fast they are there is open."""
 
 
+def stored_in(folder: Path) -> dict[str, dict]:
+    """All results in a folder: a file's under its name, those of a step on a GPU as ``gpu_`` and its name."""
+    stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return stored | {f"gpu_{name}": step for name, step in gpu_journal.read(folder).items()}
+
+
 def refusal(stored: dict[str, dict]) -> str:
     """Why a file's figures do not come into the tables: their commit was not found to be right; "" if all may.
 
-    Older files of the CPU do not say, and the page says that.
+    Older files of the CPU do not say, and the page says that. A step on a GPU that found something wrong has none.
     """
     proof = stored.get("gpu_correctness", {"circumstances": {"commit": None}})
     for name, results in stored.items():
-        unknown = {"commit": None, "wrong": []} if name.startswith(("gpu_scan", "gpu_network")) else None
+        if name.startswith("gpu_") and name != "gpu_correctness" and results.get("wrong"):
+            return f"the step {name.removeprefix('gpu_')} on a GPU found this wrong: {results['wrong'][0]}"
+        figures = name.startswith(("gpu_scan", "gpu_network", "gpu_profile")) and results.get("rows", True)
+        unknown = {"commit": None, "wrong": []} if figures else None
         for block in (results, *results.get("networks", ())):
             about = block.get("circumstances", {})
             check = about.get("correctness", unknown if about else None)
             if check is None:
                 continue
             if check["commit"] != about["commit"]:
-                return f"{name}.json has figures of commit {about['commit']}, which was not checked; time it anew"
+                return f"{where(name)} has figures of commit {about['commit']}, which was not checked; time it anew"
             wrong = check["wrong"] + (proof["wrong"] if proof["circumstances"]["commit"] == about["commit"] else [])
             if wrong:
-                return f"{name}.json has figures of commit {about['commit']}, at which this is wrong: {wrong[0]}"
+                return f"{where(name)} has figures of commit {about['commit']}, at which this is wrong: {wrong[0]}"
     return ""
+
+
+def where(name: str) -> str:
+    """In which file a result stands."""
+    return f"{gpu_journal.NAME}, step {name.removeprefix('gpu_')}," if name.startswith("gpu_") else f"{name}.json"
 
 
 def seconds_of(timing: dict | float) -> float:
@@ -229,53 +244,92 @@ def conversion_section(results: dict) -> str:
 
 def gpu_scan_section(results: dict) -> str:
     """Seconds, floors and memory of the scan on a GPU, beside mamba-ssm where it was there."""
-    copied, exponentials = (results["ceilings"][name] / 1e12 for name in ("bytes_per_s", "exponentials_per_s"))
+    rates = next((row["ceilings"] for row in results["rows"] if "ceilings" in row), None)
+    scans = [row for row in results["rows"] if "source" in row]
+    if rates is None or not scans:
+        return ""
+    copied, exponentials = (rates[name] / 1e12 for name in ("bytes_per_s", "exponentials_per_s"))
     limits = f"A copy moves {copied:.2f} TB/s, the special-function units give {exponentials:.2f} T exponentials/s."
     parts = [circumstances(results), limits]
+    vendor = ("mamba-ssm", "mamba-ssm, transposed")
     for key, title in (("forward", "Forward"), ("forward_backward", "Forward and backward")):
-        head = [f"{title}: shape (batch, channels, length)", "`triton`, ms", "`chunked`, ms", "mamba-ssm, ms"]
+        head = [f"{title}: shape (batch, channels, length)", "`triton`, ms", *(f"{name}, ms" for name in vendor)]
         head += ["mamba-ssm / ours", "ours / floor", "peak, MiB", "peak of mamba-ssm, MiB"]
         rows = []
-        for case in results["scans"]:
-            found = {name: case[name][key] for name in ("triton", "chunked", "mamba-ssm") if name in case}
+        for case in scans:
+            found = {name: case[name][key] for name in ("triton", *vendor) if name in case}
             seconds = {name: row["seconds"] for name, row in found.items()}
-            ours, vendor = seconds.get("triton"), seconds.get("mamba-ssm")
+            ours = seconds.get("triton")
             row = [f"({case['batch']}, {case['channels']}, {case['length']:,}), {case['source']}"]
-            row += [milliseconds(x) for x in (ours, seconds.get("chunked"), vendor)]
-            row += [ratio(vendor, ours), ratio(ours, case["floor_s"][key])]
-            peaks = [found.get(name, {}).get("peak_bytes") for name in ("triton", "mamba-ssm")]
+            row += [milliseconds(x) for x in (ours, *map(seconds.get, vendor))]
+            row += [ratio(seconds.get(vendor[0]), ours), ratio(ours, case["floor_s"][key])]
+            peaks = [found.get(name, {}).get("peak_bytes") for name in ("triton", vendor[0])]
             rows.append(row + ["-" if peak is None else f"{peak / 2**20:,.0f}" for peak in peaks])
         parts.append(table(head, rows))
     return "\n\n".join(parts)
 
 
-def gpu_checks_section(stored: dict[str, dict]) -> str:
-    """What was found right on a GPU, in a line for each step."""
+def gpu_network_section(results: dict) -> str:
+    """The tables of ``network_section`` from rows of turns; a network without a turn has no line."""
+    case = next((row for row in results["rows"] if "case" in row), None)
+    sizes = {row["network"]: row for row in results["rows"] if "peak_bytes" in row}
+    turns: dict[str, list[float]] = {}
+    for row in results["rows"]:
+        if "turn" in row:
+            turns.setdefault(row["network"], []).append(row["seconds"])
+    if case is None or "PlainConvUNet" not in turns:
+        return ""
+    seconds = {name: timing(values) for name, values in turns.items()}
+    networks = {
+        name: sizes[name] | found | {"ratio": found["seconds"] / seconds["PlainConvUNet"]["seconds"]}
+        for name, found in seconds.items()
+    }
+    return network_section({"circumstances": results["circumstances"], "networks": [case | {"networks": networks}]})
+
+
+def gpu_checks_section(steps: dict[str, dict]) -> str:
+    """What else was found on a GPU, in a line for each, and which steps are open."""
     lines = []
-    if "gpu_correctness" in stored:
-        cases = stored["gpu_correctness"]["cases"]
-        for dtype in dict.fromkeys(case["dtype"] for case in cases):
-            errors = [max(c["errors"].values()) for c in cases if (c["backend"], c["dtype"]) == ("triton", dtype)]
-            if errors:
-                lines.append(f"`triton` against float64, {dtype}: largest relative error {max(errors):.0e}.")
-    if "gpu_amp" in stored:
-        amp = stored["gpu_amp"]
-        name, losses = list(amp["losses"].items())[-1]
+    rows = {name: step["rows"] for name, step in steps.items()}
+    for row in rows.get("warm", ()):
+        if "kernels" in row:
+            lines.append(f"{row['kernels']} kernels, compiled or loaded at once in {row['seconds_to_compile']:.1f} s.")
+        if "registers" in row:
+            found = f"{row['registers']} registers, {row['spills']} spilled, room for {row['room']} programs"
+            lines.append(f"`{row['kernel']}`: {found}.")
+    for dtype in dict.fromkeys(row["dtype"] for row in rows.get("correctness", ())):
+        errors = [
+            max(row["errors"].values())
+            for row in rows["correctness"]
+            if (row["backend"], row["dtype"]) == ("triton", dtype)
+        ]
+        if errors:
+            lines.append(f"`triton` against float64, {dtype}: largest relative error {max(errors):.0e}.")
+    for row in rows.get("profile", ())[:5]:
         lines.append(
-            f"{amp['steps']} training steps in {name}: loss {losses[0]:.3f} to {losses[-1]:.3f}, never further than "
-            f"{amp['largest_difference']:.3f} of the first loss from float32."
+            f"{row['share']:.0%} of a training step of LoG-VMamba: `{row['operation']}`, {row['calls']} calls."
         )
-    if "gpu_compile" in stored:
-        found = stored["gpu_compile"]
-        sizes = ", ".join(f"{row['side']}³" for row in found["sizes"])
-        lines.append(
-            f"`torch.compile` at {sizes}: {found['graphs']} graphs, {len(found['graph_breaks'])} graph breaks."
-        )
-    for name, found in stored.items():
-        if name.startswith("gpu_hippocampus"):
-            dice = ", ".join(f"{value:.3f}" for value in found["dice"].values())
-            epoch = sorted(found["epoch_seconds"])[len(found["epoch_seconds"]) // 2]
-            lines.append(f"`{found['trainer']}` on hippocampus, fold 0: Dice {dice}, {epoch:.1f} s per epoch.")
+    for row in rows.get("amp", ()):
+        if "losses" in row:
+            losses = f"loss {row['losses'][0]:.3f} to {row['losses'][-1]:.3f}, {row['skipped_steps']} skipped"
+            lines.append(f"{row['steps']} training steps in {row['dtype']}: {losses}.")
+        else:
+            lines.append(f"The losses are never further apart than {row['largest_difference']:.3f} of the first one.")
+    for row in rows.get("hippocampus", ()):
+        if row["epoch_seconds"]:
+            epoch = sorted(row["epoch_seconds"])[len(row["epoch_seconds"]) // 2]
+            dice = ", ".join(f"{value:.3f}" for value in row["dice"].values())
+            found = f"Dice {dice}" if dice else f"stopped after {len(row['epoch_seconds'])} epochs"
+            lines.append(
+                f"`{row['trainer']}` on hippocampus, fold 0, beside two others: {found}, {epoch:.1f} s per epoch."
+            )
+    for row in rows.get("compile", ()):
+        breaks = len(row["graph_breaks"])
+        lines.append(f"`torch.compile` at {row['side']}³: {row['graphs']} graphs, {breaks} graph breaks.")
+    commit = next(iter(steps.values()))["circumstances"]["commit"] if steps else None
+    left = gpu_journal.missing(steps, commit)
+    if left:
+        lines.append(f"Open, or stopped before its end: {', '.join(left)}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -327,18 +381,15 @@ def page(stored: dict[str, dict]) -> str:
         parts += ["## Data set converters, CPU", "`python benchmarks/bench_conversion.py`; generated sources."]
         parts.append(conversion_section(stored["conversion_cpu"]))
     parts += ["## GPU", "`bash benchmarks/gpu_proof.sh`"]
-    on_gpu = {name: results for name, results in stored.items() if name.startswith("gpu_")}
-    if not on_gpu:
+    steps = {name.removeprefix("gpu_"): step for name, step in stored.items() if name.startswith("gpu_")}
+    if not steps:
         parts.append(NO_GPU)
-    for name, results in on_gpu.items():
-        if name.startswith("gpu_scan"):
-            parts += [f"### Selective scan, {results['dtype']}", gpu_scan_section(results)]
-    networks = [network_section(on_gpu[name]) for name in ("gpu_network", "gpu_network_2d") if name in on_gpu]
-    if networks:
-        parts += ["### Whole networks, mixed precision", *networks]
-    checks = gpu_checks_section(on_gpu)
-    if checks:
-        parts += ["### Checks", checks]
+        return "\n\n".join(parts) + "\n"
+    scans = gpu_scan_section(steps["scan"]) if "scan" in steps else ""
+    parts += ["### Selective scan, float16", scans] if scans else []
+    networks = [gpu_network_section(steps[name]) for name in ("network", "network_2d") if name in steps]
+    parts += ["### Whole networks, mixed precision", *filter(None, networks)] if any(networks) else []
+    parts += ["### Checks", gpu_checks_section(steps)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -349,7 +400,7 @@ def main() -> int:
     parser.add_argument("--show", type=Path, metavar="FOLDER", help="print the page for results in another folder")
     args = parser.parse_args()
     folder = args.show or RESULTS
-    stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    stored = stored_in(folder)
     if not stored:
         sys.exit(f"tables: there are no results in {folder}; run benchmarks/bench_scan.py first")
     if why := refusal(stored):

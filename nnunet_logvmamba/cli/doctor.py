@@ -316,15 +316,13 @@ def _caches() -> Iterator[Finding]:
         except (KeyError, OSError):  # a container may run as a user without a name
             inductor = "unknown, since this user has no name: set TORCHINDUCTOR_CACHE_DIR"
     yield Finding(section, "torch.compile", OK, inductor)
-    from nnunet_logvmamba.ops.backends import compiled_code_folder
+    from nnunet_logvmamba.ops.backends import compiled_code_folder, triton_cache_folder
 
     try:
         yield Finding(section, "numba", OK, str(compiled_code_folder()))
     except RuntimeError as error:  # a user without a home
         yield Finding(section, "numba", NOTE, f"nowhere ({_first_line(error)}): set NUMBA_CACHE_DIR")
-    triton_home = os.environ.get("TRITON_HOME", os.path.expanduser("~"))
-    triton = os.environ.get("TRITON_CACHE_DIR") or os.path.join(triton_home, ".triton", "cache")
-    yield Finding(section, "triton", OK if version_of("triton") else NOTE, triton)
+    yield Finding(section, "triton", OK if version_of("triton") else NOTE, str(triton_cache_folder()))
 
 
 def _first_line(error: BaseException) -> str:

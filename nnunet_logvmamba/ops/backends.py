@@ -189,26 +189,7 @@ def largest_error(name: str, device: torch.device | str) -> float:
     """
     from nnunet_logvmamba.ops.scan import rows  # not above, since the backends import this module
 
-    batch, length, extra, channels, groups, state = 2, 67, 3, 72, 2, 4
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    inputs = (
-        normal(batch, length, channels),  # u
-        normal(batch, length + extra, channels),  # delta
-        -torch.exp(normal(channels, state)),  # A
-        normal(batch, length + extra, groups, state),  # B
-        normal(batch, length + extra, groups, state),  # C
-        normal(channels),  # D
-        normal(channels),  # delta_bias
-        normal(batch, channels, state),  # initial_state
-        normal(batch, extra, channels),  # context
-    )
-    upstream = (normal(batch, length, channels), normal(batch, channels, state))
-    order = torch.randperm(length + extra, generator=generator)
-
+    inputs, upstream, order = check_arguments()
     tested = importlib.import_module(BACKENDS[name].module)
     if not BACKENDS[name].complete:
         inputs = (*inputs[:7], None, inputs[8])
@@ -226,6 +207,29 @@ def largest_error(name: str, device: torch.device | str) -> float:
     found = values(torch.float32, device, tested)
     errors = [((x - y).abs().max() / y.abs().max()).item() for x, y in zip(found, expected, strict=True)]
     return max(error if error == error else float("inf") for error in errors)
+
+
+def check_arguments() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """What a backend is tried on, in float64: tensors, upstream gradients and the order of rows."""
+    batch, length, extra, channels, groups, state = 2, 67, 3, 72, 2, 16
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs = (
+        normal(batch, length, channels),  # u
+        normal(batch, length + extra, channels),  # delta
+        -torch.exp(normal(channels, state)),  # A
+        normal(batch, length + extra, groups, state),  # B
+        normal(batch, length + extra, groups, state),  # C
+        normal(channels),  # D
+        normal(channels),  # delta_bias
+        normal(batch, channels, state),  # initial_state
+        normal(batch, extra, channels),  # context
+    )
+    upstream = (normal(batch, length, channels), normal(batch, channels, state))
+    return inputs, upstream, torch.randperm(length + extra, generator=generator)
 
 
 _birthplace = os.getpid()
@@ -258,6 +262,18 @@ def compiled_code_folder() -> Path:
     sources = sorted((Path(__file__).parent / "scan").glob("numba_*.py"))
     checksum = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     return base / "nnunet_logvmamba" / f"numba-{checksum[:8]}"
+
+
+# Read before torch.compile sets it for its own kernels, to a folder that may not outlive the machine's next start.
+_TRITON_CACHE_DIR = os.environ.get("TRITON_CACHE_DIR")
+
+
+def triton_cache_folder() -> Path:
+    """Folder in which the kernels of the scan are kept, Triton's own: what ``TRITON_CACHE_DIR`` named when this package
+    was imported, else ``.triton/cache`` below ``TRITON_HOME`` or the user's home.
+    """
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    return Path(_TRITON_CACHE_DIR or os.path.join(home, ".triton", "cache"))
 
 
 def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:

@@ -2,8 +2,10 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # the scripts import each other by their names, as when they are run
 
 import correctness  # noqa: E402
-import gpu_proof  # noqa: E402
+import gpu_journal  # noqa: E402
+import gpu_prepare  # noqa: E402
+import gpu_steps  # noqa: E402
 import measure  # noqa: E402
 import tables  # noqa: E402
 
@@ -40,52 +44,118 @@ def test_stored_results_say_where_they_come_from(path):
     assert circumstances["commit"]
 
 
-def prove(step: str, folder: Path) -> dict:
-    """Run a step of the GPU proof at a tiny size on the CPU and give its results."""
-    options = ("--device", "cpu", "--tiny", "--into", str(folder), "--commit", "none")
-    done = run("benchmarks/gpu_proof.py", step, *options, timeout=600)
+def prove(folder: Path, *options: str, timeout: int = 900) -> subprocess.CompletedProcess:
+    """The proof on a GPU at a tiny size on the CPU."""
+    command = [
+        "bash",
+        "benchmarks/gpu_proof.sh",
+        "run",
+        "--dry-run",
+        "--out",
+        str(folder),
+        "--commit",
+        "none",
+        *options,
+    ]
+    environment = os.environ | {"PYTHON": sys.executable}
+    environment.pop("TRITON_INTERPRET", None)
+    return subprocess.run(
+        command, cwd=BENCHMARKS.parent, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def page_of(folder: Path) -> str:
+    done = run("benchmarks/tables.py", "--show", str(folder))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_proof_on_a_gpu_runs_at_a_tiny_size_and_goes_on_where_it_was(tmp_path):
+    steps = ["checks", "correctness", "scan", "network"]
+    done = prove(tmp_path, "--steps", ",".join(steps))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return json.loads((folder / f"gpu_{step}.json").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("step", [pytest.param("correctness", marks=pytest.mark.slow), "scan_float16", "network"])
-def test_a_step_of_the_gpu_proof_runs_at_a_tiny_size(step, tmp_path):
-    results = prove(step, tmp_path)
-    assert results["circumstances"]["commit"] == "none"
-    assert not results.get("wrong")
-    if step != "correctness":
-        checked = results["circumstances"]["correctness"]
-        assert (checked["commit"], checked["wrong"]) == ("none", [])
-        assert checked["checked"] >= 8  # two shapes in four dtypes, for each backend
-        assert tables.keeps_rounds(results)
-    page = run("benchmarks/tables.py", "--show", str(tmp_path))
-    assert page.returncode == 0, page.stderr
-    assert {
-        "correctness": "`triton` against float64, float32" if "triton" in json.dumps(results) else "## GPU",
-        "scan_float16": "T exponentials/s",
-        "network": "mixed precision",
-    }[step] in page.stdout
+    found = gpu_journal.read(tmp_path)
+    assert {name: step["state"] for name, step in found.items()} == dict.fromkeys(steps, "end")
+    assert all(step["circumstances"]["commit"] == "none" and not step["wrong"] for step in found.values())
+    checked = found["scan"]["circumstances"]["correctness"]
+    assert (checked["commit"], checked["wrong"]) == ("none", [])
+    assert checked["checked"] == len(found["correctness"]["rows"]) >= 2
+    assert found["network"]["circumstances"]["correctness"] == checked
+    page = page_of(tmp_path)
+    assert "T exponentials/s" in page
+    assert "U-Mamba-Enc" in page
+    assert "Open, or stopped before its end: warm, profile" in page
+    before = (tmp_path / gpu_journal.NAME).read_text()
+    again = prove(tmp_path, "--steps", "checks,scan")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / gpu_journal.NAME).read_text() == before
+    assert "left: warm, profile, network_2d, amp, hippocampus, compile;" in again.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "step", ["scan_float32", "amp", "compile", "network_2d", "hippocampus_log", "hippocampus_stock"]
-)
-def test_the_other_steps_run_too(step, tmp_path, request):
-    if step.startswith("hippocampus"):
-        request.getfixturevalue("shared")
-    results = prove(step, tmp_path)
-    assert not results.get("wrong")
-    page = run("benchmarks/tables.py", "--show", str(tmp_path))
-    assert page.returncode == 0, page.stderr
+def test_the_other_steps_run_too(tmp_path, request):
+    request.getfixturevalue("shared")
+    prepared = tmp_path / "prepared"
+    options = ("--folder", str(prepared), "--parts", "hippocampus", "--cases", "5")
+    made = run("benchmarks/gpu_prepare.py", *options, timeout=900)
+    assert made.returncode == 0, made.stderr
+    assert "nnunet.tar" in (prepared / "listing.txt").read_text()
+    steps = ["warm", "profile", "network_2d", "amp", "hippocampus", "compile"]
+    done = prove(tmp_path, "--steps", ",".join(steps), "--prepared", str(prepared), "--budget-s", "1500", timeout=1600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = gpu_journal.read(tmp_path)
+    assert {name: step["state"] for name, step in found.items()} == dict.fromkeys(steps, "end")
+    assert all(row["dice"] for row in found["hippocampus"]["rows"])
+    assert "on hippocampus, fold 0" in page_of(tmp_path)
+
+
+def test_a_spent_budget_ends_the_proof_and_says_what_is_left(tmp_path):
+    done = prove(tmp_path, "--budget-s", "1")
+    assert done.returncode == 0, done.stderr
+    assert f"left: {', '.join(gpu_journal.SHARES)};" in done.stdout
+    assert not gpu_journal.read(tmp_path).get("checks", {}).get("rows")
+
+
+def test_the_shares_of_the_steps_leave_time_to_begin():
+    assert sum(gpu_journal.SHARES.values()) <= 620
+    assert set(gpu_journal.SHARES) == set(gpu_steps.STEPS)
+
+
+def test_rows_are_kept_when_the_machine_goes_and_the_last_run_of_a_step_counts(tmp_path):
+    for commit, end in (("a1", "end"), ("b2", "stopped")):
+        gpu_journal.write(tmp_path, "scan", "begin", circumstances={"commit": commit}, deadline=0)
+        gpu_journal.write(tmp_path, "scan", "row", found=commit, wrong=[f"{commit} is wrong"])
+        gpu_journal.write(tmp_path, "scan", end, why="")
+    with (tmp_path / gpu_journal.NAME).open("a") as file:
+        file.write('{"step": "scan", "kin')
+    step = gpu_journal.read(tmp_path)["scan"]
+    assert (step["rows"], step["wrong"], step["state"]) == ([{"found": "b2"}], ["b2 is wrong"], "stopped")
+    assert gpu_journal.missing({"scan": step | {"state": "end"}}, "b2") == [
+        x for x in gpu_journal.SHARES if x != "scan"
+    ]
+    assert "scan" in gpu_journal.missing({"scan": step}, "b2")
+    assert "scan" in gpu_journal.missing({"scan": step | {"state": "end"}}, "a1")
 
 
 def test_the_gpu_proof_says_what_it_needs(tmp_path):
-    done = run("benchmarks/gpu_proof.py", "correctness", "--device", "cpu", "--tiny")
+    done = run("benchmarks/gpu_proof.py", "--dry-run")
     assert done.returncode == 2
-    assert "name another folder with --into" in done.stderr
-    steps = run("benchmarks/gpu_proof.py", "--list").stdout.split()
-    assert {"correctness", "scan_float16", "amp", "compile", "network", "hippocampus_log"} <= set(steps)
+    assert "name another folder with --out" in done.stderr
+    done = run("benchmarks/gpu_proof.py", "--steps", "scan,nothing")
+    assert done.returncode == 2
+    assert "no step nothing; there are checks, warm" in done.stderr
+
+
+def test_what_was_prepared_is_listed_and_may_not_be_too_large(tmp_path, monkeypatch, capsys):
+    (tmp_path / "site.tar.xz").write_bytes(bytes(2**20))
+    options = ["gpu_prepare.py", "--folder", str(tmp_path), "--parts", "kernels", "--python", "no-such-python"]
+    monkeypatch.setattr(sys, "argv", options)
+    assert gpu_prepare.main() == 0
+    assert "kernels: left out: no python3.12 with torch and Triton" in capsys.readouterr().out
+    assert "1.00 MiB  site.tar.xz" in (tmp_path / "listing.txt").read_text()
+    monkeypatch.setattr(gpu_prepare, "LARGEST_BYTES", 2**19)
+    assert gpu_prepare.main() == 1
+    assert "fewer --cases" in capsys.readouterr().err
 
 
 def test_a_timing_keeps_all_rounds_and_their_quartiles():
@@ -110,10 +180,10 @@ RIGHT = {"commit": "a1", "checked": 8, "wrong": []}
     [
         (figures("scan_cpu", "a1"), ""),
         (figures("scan_cpu", "a1", correctness=RIGHT), ""),
-        (figures("gpu_scan_float16", "a1", correctness=RIGHT), ""),
+        (figures("gpu_scan", "a1", correctness=RIGHT), ""),
         (figures("gpu_amp", "a1"), ""),
         (figures("scan_cpu", "b2", correctness=RIGHT), "scan_cpu.json has figures of commit b2, which was not checked"),
-        (figures("gpu_network", "a1"), "gpu_network.json has figures of commit a1, which was not checked"),
+        (figures("gpu_network", "a1"), "gpu_proof.jsonl, step network, has figures of commit a1, which was"),
         (figures("conversion_cpu", "a1", correctness=RIGHT | {"wrong": ["u: 0.1"]}), "at which this is wrong: u: 0.1"),
     ],
 )
@@ -125,10 +195,15 @@ def test_the_tables_refuse_figures_of_a_commit_that_was_not_found_right(stored, 
 
 def test_the_tables_refuse_figures_if_the_correctness_step_of_their_commit_failed():
     proof = {"gpu_correctness": {"circumstances": {"commit": "a1"}, "wrong": ["triton float16 y: nan"]}}
-    stored = proof | figures("gpu_scan_float16", "a1", correctness=RIGHT)
+    stored = proof | figures("gpu_scan", "a1", correctness=RIGHT)
     assert tables.refusal(stored).endswith("at which this is wrong: triton float16 y: nan")
     proof["gpu_correctness"]["circumstances"]["commit"] = "b2"
     assert not tables.refusal(stored)
+
+
+def test_the_tables_refuse_a_step_on_a_gpu_that_found_something_wrong():
+    stored = {"gpu_amp": {"circumstances": {"commit": "a1"}, "rows": [], "wrong": ["a loss is nan"]}}
+    assert tables.refusal(stored) == "the step amp on a GPU found this wrong: a loss is nan"
 
 
 def test_no_page_is_made_of_wrong_figures(tmp_path):
@@ -158,14 +233,19 @@ def test_the_page_says_what_older_files_do_not_have():
 
 
 def test_nothing_is_timed_where_the_scan_is_wrong(tmp_path, monkeypatch):
-    setting = gpu_proof.Setting("cpu", True, tmp_path)
-    wrong = {"circumstances": {"commit": "a1"}, "cases": [], "wrong": ["numba float32 y: 1.0e+00"]}
-    (tmp_path / "gpu_correctness.json").write_text(json.dumps(wrong), encoding="utf-8")
-    with pytest.raises(gpu_proof.WrongResultError, match="found 1 wrong, first numba float32 y"):
-        gpu_proof.proven(setting, "a1")
+    setting = gpu_steps.Setting("cpu", True, tmp_path, "a1")
+    gpu_journal.write(tmp_path, "correctness", "begin", circumstances={"commit": "a1"}, deadline=0)
+    gpu_journal.write(tmp_path, "correctness", "row", wrong=["numba float32 y: 1.0e+00"])
+    gpu_journal.write(tmp_path, "correctness", "end")
+    with pytest.raises(gpu_steps.WrongResultError, match="found 1 wrong, first numba float32 y"):
+        gpu_steps.proven(setting)
+    gpu_steps.run("scan", setting)
+    step = gpu_journal.read(tmp_path)["scan"]
+    assert (step["state"], step["rows"]) == ("stopped", [])
+    assert "found 1 wrong" in step["why"]
     monkeypatch.setattr(correctness, "LARGEST_ERROR", dict.fromkeys(correctness.DTYPES, -1.0))
     with pytest.raises(SystemExit, match="the scan is wrong, so nothing is timed"):
-        gpu_proof.proven(setting, "b2")
+        gpu_steps.proven(replace(setting, commit="b2"))
 
 
 @pytest.mark.slow

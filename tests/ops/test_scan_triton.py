@@ -290,12 +290,12 @@ def test_without_gpu_and_interpreter_it_says_what_it_needs(monkeypatch):
 @pytest.mark.parametrize(
     ("capability", "channels"),
     [
-        (90, ("54",)),
-        pytest.param(90, ("27", "108", "216", "256", "320"), marks=pytest.mark.slow),
-        *(pytest.param(other, ("54", "256"), marks=pytest.mark.slow) for other in (75, 80, 86, 89, 100)),
+        (90, ("54", "108", "256")),
+        pytest.param(90, ("27", "30"), marks=pytest.mark.slow),
+        *(pytest.param(other, ("54",), marks=pytest.mark.slow) for other in (75, 80, 86, 89, 100)),
     ],
 )
-def test_kernels_compile_for_a_gpu(capability, channels, tmp_path):
+def test_kernels_compile_for_a_gpu(capability, channels, tmp_path, launch):
     script = os.path.join(os.path.dirname(__file__), "compile_kernels.py")
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -306,7 +306,11 @@ def test_kernels_compile_for_a_gpu(capability, channels, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("compiling kernels of the selective scan, once") == 1
+    assert str(tmp_path) in done.stderr
     compiled = [line.split() for line in done.stdout.splitlines()]
+    # Once, however wide the network's stages are; what carries runs in both directions.
+    assert len(compiled) == 6
     # How often values move between threads: 31 times to sum 32 values over 32 channels, and else seldom.
     most_moves = {
         "sum_chunks": 8,
@@ -316,7 +320,13 @@ def test_kernels_compile_for_a_gpu(capability, channels, tmp_path):
         "finish_chunks_backward": 31,
     }
     assert {name for name, *_ in compiled} == set(most_moves)
-    for name, size, shared, moves in compiled:
+    # Side by side on a multiprocessor: as many as the launch counts on, else a few would wait for all others.
+    programs = dict.fromkeys(("sum_chunks", "finish_chunks"), launch.FORWARD_TILES[0][1].programs)
+    programs |= {f"{name}_backward": launch.BACKWARD_TILES[0][1].programs for name in programs}
+    for name, size, shared, moves, registers, spilled, beside in compiled:
         assert int(size) > 1000, f"{name} has no machine code"
         assert int(shared) == 0, f"{name} goes through shared memory"
         assert int(moves) <= most_moves[name], f"{name} moves values between threads {moves} times"
+        assert int(registers) <= 255
+        assert int(spilled) <= 64, f"{name} spills {spilled} bytes a thread"
+        assert int(beside) >= programs.get(name, 12), f"{name} takes {registers} registers, for {beside} programs"

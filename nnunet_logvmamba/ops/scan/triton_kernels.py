@@ -18,8 +18,6 @@ float32 or float64, and stores round. Offsets within a batch entry are 64-bit if
 compared in full shape, hence ``c * 0 + ...``: Triton's interpreter cannot spread a single truth value.
 """
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -29,27 +27,13 @@ SOFTPLUS_THRESHOLD = tl.constexpr(20.0)
 CARRY_UNROLL = tl.constexpr(16)
 
 
-# Arguments that follow from the image, for which nothing is compiled anew.
-LENGTHS = ("length", "rows", "tiles", "chunks", "padded", "u_batch", "context_batch", "delta_batch", "grad_y_batch")
-
-
-class Rows(NamedTuple):
-    """A tensor (batch, row, channel) and the stride of its rows; that of the channels is one.
-
-    The stride of the batch depends on the length and is an argument of its own, for which nothing is compiled anew.
-    """
-
-    pointer: tl.tensor
-    row: int
-
-
-class Sizes(NamedTuple):
-    """Sizes that follow from the network and not from the image."""
-
-    batch: int
-    channels: int
-    groups: int
-    states: int
+# Nothing is compiled anew for another length, batch, number of channels, stride or address: members of a tuple would be
+# specialised whatever is said here, so these are arguments of their own. A tensor (batch, row, channel) comes with the
+# strides of its rows and of its batch; that of the channels is one.
+UNSPECIALIZED = (
+    *("length", "rows", "tiles", "chunks", "padded", "batch", "channels", "groups", "state_size"),
+    *(name + part for name in ("u", "context", "delta", "grad_y") for part in ("", "_row", "_batch")),
+)
 
 
 @triton.jit
@@ -85,15 +69,15 @@ def _slope(raw, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def _program(sizes, BLOCK: tl.constexpr):
+def _program(batch, channels, groups, BLOCK: tl.constexpr):
     """What this program owns: chunk, batch entry, group, block of the group, its channels, and which of these exist."""
-    per_group = sizes.channels // sizes.groups
+    per_group = channels // groups
     blocks = tl.cdiv(per_group, BLOCK)
     program = tl.program_id(0)
     block = program % blocks
-    group = (program // blocks) % sizes.groups
-    entry = (program // (blocks * sizes.groups)) % sizes.batch
-    chunk = program // (blocks * sizes.groups * sizes.batch)
+    group = (program // blocks) % groups
+    entry = (program // (blocks * groups)) % batch
+    chunk = program // (blocks * groups * batch)
     within = block * BLOCK + tl.arange(0, BLOCK)[None, :]
     return chunk, entry.to(tl.int64), group.to(tl.int64), block, group * per_group + within, within < per_group
 
@@ -106,14 +90,15 @@ def _offset(row, stride, c, WIDE: tl.constexpr):
 
 @triton.jit
 def _tile(
-    start, length, rows, u, u_batch, context, context_batch, delta, delta_batch, bias, order, entry, c, owned,
+    start, length, rows, u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch,
+    bias, order, entry, c, owned,
     STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Row, step and input for every step of a tile. Beyond the end it is the last row, and the step is zero, so that a
     state stays.
     """
-    inputs = u.pointer + entry * u_batch
-    raws = delta.pointer + entry * delta_batch
+    inputs = u + entry * u_batch
+    raws = delta + entry * delta_batch
     places = ()
     dts = ()
     values = ()
@@ -121,15 +106,15 @@ def _tile(
         row = tl.minimum(start + i, rows - 1)
         if order is not None:
             row = tl.load(order + row).to(tl.int32)
-        raw = tl.load(raws + _offset(row, delta.row, c, WIDE), mask=owned, other=0.0).to(ACC)
+        raw = tl.load(raws + _offset(row, delta_row, c, WIDE), mask=owned, other=0.0).to(ACC)
         if bias is not None:
             raw += tl.load(bias + c, mask=owned, other=0.0)
         if context is None:
-            value = tl.load(inputs + _offset(row, u.row, c, WIDE), mask=owned, other=0.0).to(ACC)
+            value = tl.load(inputs + _offset(row, u_row, c, WIDE), mask=owned, other=0.0).to(ACC)
         else:
             inner = owned & (c * 0 + row < length)
-            value = tl.load(inputs + _offset(row, u.row, c, WIDE), mask=inner, other=0.0).to(ACC)
-            place = context.pointer + entry * context_batch + _offset(row - length, context.row, c, WIDE)
+            value = tl.load(inputs + _offset(row, u_row, c, WIDE), mask=inner, other=0.0).to(ACC)
+            place = context + entry * context_batch + _offset(row - length, context_row, c, WIDE)
             value += tl.load(place, mask=owned & (c * 0 + row >= length), other=0.0).to(ACC)
         places = places + (row,)
         dts = dts + (tl.where(c * 0 + start + i < rows, _step(raw, SOFTPLUS, ACC), 0.0),)
@@ -139,15 +124,15 @@ def _tile(
 
 @triton.jit
 def _upstream(
-    start, places, length, rows, grad_y, grad_y_batch, entry, c, owned,
+    start, places, length, rows, grad_y, grad_y_row, grad_y_batch, entry, c, owned,
     STEPS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the output for every step of a tile; zero for rows that have none, and beyond the end."""
-    base = grad_y.pointer + entry * grad_y_batch
+    base = grad_y + entry * grad_y_batch
     upstream = ()
     for i in tl.static_range(STEPS):
         kept = owned & (c * 0 + start + i < rows) & (c * 0 + places[i] < length)
-        place = base + _offset(places[i], grad_y.row, c, WIDE)
+        place = base + _offset(places[i], grad_y_row, c, WIDE)
         upstream = upstream + (tl.load(place, mask=kept, other=0.0).to(ACC),)
     return upstream
 
@@ -180,11 +165,11 @@ def _over_channels(parts, lane):
     return all_of_them[0]
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def sum_chunks(
-    u, u_batch, context, context_batch, delta, delta_batch, bias, A, weights, order,
+    u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch, bias, A, weights, order,
     ends, spans,
-    sizes, length, rows, tiles, padded,
+    batch, channels, groups, state_size, length, rows, tiles, padded,
     STEPS: tl.constexpr, STATES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -193,26 +178,27 @@ def sum_chunks(
     Fills ``ends`` (chunk, batch, state, channel) with the last states, ``spans`` (chunk, batch, channel) with the sums
     of the steps.
     """
-    chunk, entry, group, _, c, owned = _program(sizes, BLOCK)
-    lines = weights + (entry * sizes.groups + group) * padded * (2 * WIDTH)
-    ends += (chunk.to(tl.int64) * sizes.batch + entry) * sizes.states * sizes.channels
-    spans += (chunk.to(tl.int64) * sizes.batch + entry) * sizes.channels
+    chunk, entry, group, _, c, owned = _program(batch, channels, groups, BLOCK)
+    lines = weights + (entry * groups + group) * padded * (2 * WIDTH)
+    ends += (chunk.to(tl.int64) * batch + entry) * state_size * channels
+    spans += (chunk.to(tl.int64) * batch + entry) * channels
     span = tl.zeros([1, BLOCK], ACC)
     for tile in range(tiles):
         number = chunk * tiles + tile
         start = number * STEPS
         places, dts, values = _tile(
-            start, length, rows, u, u_batch, context, context_batch, delta, delta_batch, bias, order, entry, c, owned,
+            start, length, rows, u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch,
+            bias, order, entry, c, owned,
             STEPS, SOFTPLUS, WIDE, ACC,
         )  # fmt: skip
         for i in tl.static_range(STEPS):
             span += dts[i]
-        for first in range(0, sizes.states, STATES):
+        for first in range(0, state_size, STATES):
             n = first + tl.arange(0, STATES)[:, None]
-            some = owned & (n < sizes.states)
+            some = owned & (n < state_size)
             weight = lines + start.to(tl.int64) * (2 * WIDTH) + n
-            decay = tl.load(A + n * sizes.channels + c, mask=some, other=0.0) * LOG2_E
-            place = ends + n * sizes.channels + c
+            decay = tl.load(A + n * channels + c, mask=some, other=0.0) * LOG2_E
+            place = ends + n * channels + c
             h = tl.load(place, mask=some & (c * 0 + number > chunk * tiles), other=0.0)
             for i in tl.static_range(STEPS):
                 h = tl.exp2(dts[i] * decay) * h + dts[i] * values[i] * tl.load(weight + i * 2 * WIDTH).to(ACC)
@@ -221,18 +207,22 @@ def sum_chunks(
     tl.store(spans + c, span, mask=owned)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
-def carry(states, spans, A, first, sizes, chunks, BLOCK: tl.constexpr, REVERSE: tl.constexpr):
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def carry(
+    states, spans, A, first,
+    batch, channels, state_size, chunks,
+    BLOCK: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
     """Replace what every chunk yields by what enters it, when ``first`` (batch, state, channel) enters the first one.
 
     ``states`` is (chunk, batch, state, channel). With REVERSE the last chunk is the first, and these are gradients.
     """
-    per_chunk = tl.full([], 1, tl.int64) * sizes.batch * sizes.states * sizes.channels
+    per_chunk = tl.full([], 1, tl.int64) * batch * state_size * channels
     each = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     owned = each < per_chunk
-    c = each % sizes.channels
-    entry = each // (sizes.states * sizes.channels)
-    decay = tl.load(A + each % (sizes.states * sizes.channels), mask=owned, other=0.0) * LOG2_E
+    c = each % channels
+    entry = each // (state_size * channels)
+    decay = tl.load(A + each % (state_size * channels), mask=owned, other=0.0) * LOG2_E
     carried = tl.load(first + each, mask=owned, other=0.0)
     for begin in range(0, chunks, CARRY_UNROLL):
         yields = ()
@@ -242,7 +232,7 @@ def carry(states, spans, A, first, sizes, chunks, BLOCK: tl.constexpr, REVERSE: 
             # What the last one yields enters none, and may not even be there.
             present = owned & (each * 0 + begin + i + 1 < chunks)
             yields = yields + (tl.load(states + chunk * per_chunk + each, mask=present, other=0.0),)
-            span = tl.load(spans + (chunk * sizes.batch + entry) * sizes.channels + c, mask=present, other=0.0)
+            span = tl.load(spans + (chunk * batch + entry) * channels + c, mask=present, other=0.0)
             fades = fades + (_finite(tl.exp2(span * decay), carried.dtype),)
         for i in tl.static_range(CARRY_UNROLL):
             chunk = chunks - 1 - begin - i if REVERSE else begin + i
@@ -250,11 +240,11 @@ def carry(states, spans, A, first, sizes, chunks, BLOCK: tl.constexpr, REVERSE: 
             carried = fades[i] * carried + yields[i]
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def finish_chunks(
-    u, u_batch, context, context_batch, delta, delta_batch, bias, A, weights, D, order,
+    u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch, bias, A, weights, D, order,
     states, y,
-    sizes, length, rows, tiles, padded,
+    batch, channels, groups, state_size, length, rows, tiles, padded,
     STEPS: tl.constexpr, STATES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -262,28 +252,29 @@ def finish_chunks(
 
     ``states`` (chunk, batch, state, channel) holds what enters, and afterwards what leaves.
     """
-    chunk, entry, group, _, c, owned = _program(sizes, BLOCK)
-    lines = weights + (entry * sizes.groups + group) * padded * (2 * WIDTH)
-    states += (chunk.to(tl.int64) * sizes.batch + entry) * sizes.states * sizes.channels
-    y += entry * length * sizes.channels
+    chunk, entry, group, _, c, owned = _program(batch, channels, groups, BLOCK)
+    lines = weights + (entry * groups + group) * padded * (2 * WIDTH)
+    states += (chunk.to(tl.int64) * batch + entry) * state_size * channels
+    y += entry * length * channels
     direct = tl.zeros([1, BLOCK], ACC)
     if D is not None:
         direct = tl.load(D + c, mask=owned, other=0.0)
     for tile in range(tiles):
         start = (chunk * tiles + tile) * STEPS
         places, dts, values = _tile(
-            start, length, rows, u, u_batch, context, context_batch, delta, delta_batch, bias, order, entry, c, owned,
+            start, length, rows, u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch,
+            bias, order, entry, c, owned,
             STEPS, SOFTPLUS, WIDE, ACC,
         )  # fmt: skip
         outputs = ()
         for i in tl.static_range(STEPS):
             outputs = outputs + (values[i] * direct,)
-        for first in range(0, sizes.states, STATES):
+        for first in range(0, state_size, STATES):
             n = first + tl.arange(0, STATES)[:, None]
-            some = owned & (n < sizes.states)
+            some = owned & (n < state_size)
             weight = lines + start.to(tl.int64) * (2 * WIDTH) + n
-            decay = tl.load(A + n * sizes.channels + c, mask=some, other=0.0) * LOG2_E
-            place = states + n * sizes.channels + c
+            decay = tl.load(A + n * channels + c, mask=some, other=0.0) * LOG2_E
+            place = states + n * channels + c
             h = tl.load(place, mask=some, other=0.0)
             sums = ()
             for i in tl.static_range(STEPS):
@@ -295,16 +286,18 @@ def finish_chunks(
             tl.store(place, h, mask=some)
         for i in tl.static_range(STEPS):
             kept = owned & (c * 0 + start + i < rows) & (c * 0 + places[i] < length)
-            place = y + places[i].to(tl.int64) * sizes.channels + c
+            place = y + places[i].to(tl.int64) * channels + c
             tl.store(place, outputs[i].to(y.dtype.element_ty), mask=kept)
         tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def sum_chunks_backward(
-    grad_y, grad_y_batch, u, u_batch, context, context_batch, delta, delta_batch, bias, A, weights, order,
+    grad_y, grad_y_row, grad_y_batch,
+    u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch,
+    bias, A, weights, order,
     starts, prefixes, ends, handed, spans,
-    sizes, length, rows, tiles, padded,
+    batch, channels, groups, state_size, length, rows, tiles, padded,
     STEPS: tl.constexpr, STATES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -315,34 +308,37 @@ def sum_chunks_backward(
     of a chunk, ``starts`` (tile, batch, state, channel) with the state before it, and for every tile ``prefixes``
     (tile, batch, channel) with the sum of the steps before it.
     """
-    chunk, entry, group, _, c, owned = _program(sizes, BLOCK)
-    per_tile = tl.full([], 1, tl.int64) * sizes.batch * sizes.channels
-    lines = weights + (entry * sizes.groups + group) * padded * (2 * WIDTH)
-    ends += (chunk.to(tl.int64) * sizes.batch + entry) * sizes.states * sizes.channels
-    handed += (chunk.to(tl.int64) * sizes.batch + entry) * sizes.states * sizes.channels
-    spans += (chunk.to(tl.int64) * sizes.batch + entry) * sizes.channels
+    chunk, entry, group, _, c, owned = _program(batch, channels, groups, BLOCK)
+    per_tile = tl.full([], 1, tl.int64) * batch * channels
+    lines = weights + (entry * groups + group) * padded * (2 * WIDTH)
+    ends += (chunk.to(tl.int64) * batch + entry) * state_size * channels
+    handed += (chunk.to(tl.int64) * batch + entry) * state_size * channels
+    spans += (chunk.to(tl.int64) * batch + entry) * channels
     span = tl.zeros([1, BLOCK], ACC)
     for tile in range(tiles):
         number = chunk * tiles + tile
         start = number * STEPS
-        this_start = starts + (number.to(tl.int64) * per_tile + entry * sizes.channels) * sizes.states
+        this_start = starts + (number.to(tl.int64) * per_tile + entry * channels) * state_size
         next_start = ends
         if tile + 1 < tiles:
-            next_start = this_start + per_tile * sizes.states
-        tl.store(prefixes + number.to(tl.int64) * per_tile + entry * sizes.channels + c, span, mask=owned)
+            next_start = this_start + per_tile * state_size
+        tl.store(prefixes + number.to(tl.int64) * per_tile + entry * channels + c, span, mask=owned)
         places, dts, values = _tile(
-            start, length, rows, u, u_batch, context, context_batch, delta, delta_batch, bias, order, entry, c, owned,
+            start, length, rows, u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch,
+            bias, order, entry, c, owned,
             STEPS, SOFTPLUS, WIDE, ACC,
         )  # fmt: skip
-        upstream = _upstream(start, places, length, rows, grad_y, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC)
-        for first in range(0, sizes.states, STATES):
+        upstream = _upstream(
+            start, places, length, rows, grad_y, grad_y_row, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC
+        )
+        for first in range(0, state_size, STATES):
             n = first + tl.arange(0, STATES)[:, None]
-            some = owned & (n < sizes.states)
+            some = owned & (n < state_size)
             weight = lines + start.to(tl.int64) * (2 * WIDTH) + n
             begun = some & (c * 0 + number > chunk * tiles)
-            decay = tl.load(A + n * sizes.channels + c, mask=some, other=0.0) * LOG2_E
-            h = tl.load(this_start + n * sizes.channels + c, mask=begun, other=0.0)
-            place = handed + n * sizes.channels + c
+            decay = tl.load(A + n * channels + c, mask=some, other=0.0) * LOG2_E
+            h = tl.load(this_start + n * channels + c, mask=begun, other=0.0)
+            place = handed + n * channels + c
             gradient = tl.load(place, mask=begun, other=0.0)
             fade = _finite(tl.exp2(span * decay), ACC)
             for i in tl.static_range(STEPS):
@@ -350,7 +346,7 @@ def sum_chunks_backward(
                 h = a * h + dts[i] * values[i] * tl.load(weight + i * 2 * WIDTH).to(ACC)
                 fade = _finite(fade * a, ACC)
                 gradient += fade * (tl.load(weight + i * 2 * WIDTH + WIDTH).to(ACC) * upstream[i])
-            tl.store(next_start + n * sizes.channels + c, h, mask=some)
+            tl.store(next_start + n * channels + c, h, mask=some)
             tl.store(place, gradient, mask=some)
         for i in tl.static_range(STEPS):
             span += dts[i]
@@ -358,12 +354,14 @@ def sum_chunks_backward(
     tl.store(spans + c, span, mask=owned)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def finish_chunks_backward(
-    grad_y, grad_y_batch, u, u_batch, context, context_batch, delta, delta_batch, bias, A, weights, D, order,
+    grad_y, grad_y_row, grad_y_batch,
+    u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch,
+    bias, A, weights, D, order,
     starts, prefixes, entering, leaving,
     grad_u, grad_context, grad_delta, grad_A, grad_weights, grad_D, grad_bias,
-    sizes, length, rows, tiles, padded,
+    batch, channels, groups, state_size, length, rows, tiles, padded,
     STEPS: tl.constexpr, STATES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -374,45 +372,48 @@ def finish_chunks_backward(
     ``grad_weights`` are sums over a block, in the order of the sequence: (block, batch, group, 2, state, padded). Two
     weights a step and 32 channels: ``STEPS`` is 16 and ``BLOCK`` 32.
     """
-    chunk, entry, group, block, c, owned = _program(sizes, BLOCK)
-    lines = weights + (entry * sizes.groups + group) * padded * (2 * WIDTH)
-    per_tile = tl.full([], 1, tl.int64) * sizes.batch * sizes.channels
-    ends = (chunk.to(tl.int64) * sizes.batch + entry) * sizes.channels
-    entering += ends * sizes.states
-    leaving += ends * sizes.states
-    grad_A += ends * sizes.states
-    strip = ((block.to(tl.int64) * sizes.batch + entry) * sizes.groups + group) * 2 * sizes.states * padded
+    chunk, entry, group, block, c, owned = _program(batch, channels, groups, BLOCK)
+    lines = weights + (entry * groups + group) * padded * (2 * WIDTH)
+    per_tile = tl.full([], 1, tl.int64) * batch * channels
+    ends = (chunk.to(tl.int64) * batch + entry) * channels
+    entering += ends * state_size
+    leaving += ends * state_size
+    grad_A += ends * state_size
+    strip = ((block.to(tl.int64) * batch + entry) * groups + group) * 2 * state_size * padded
     sum_D = tl.zeros([1, BLOCK], ACC)
     sum_bias = tl.zeros([1, BLOCK], ACC)
     direct = tl.zeros([1, BLOCK], ACC)
     if D is not None:
         direct = tl.load(D + c, mask=owned, other=0.0)
-    raws = delta.pointer + entry * delta_batch
+    raws = delta + entry * delta_batch
     for back in range(tiles):
         number = chunk * tiles + tiles - 1 - back
         start = number * STEPS
-        place_of_tile = number.to(tl.int64) * per_tile + entry * sizes.channels
+        place_of_tile = number.to(tl.int64) * per_tile + entry * channels
         prefix = tl.load(prefixes + place_of_tile + c, mask=owned, other=0.0)
         places, dts, values = _tile(
-            start, length, rows, u, u_batch, context, context_batch, delta, delta_batch, bias, order, entry, c, owned,
+            start, length, rows, u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch,
+            bias, order, entry, c, owned,
             STEPS, SOFTPLUS, WIDE, ACC,
         )  # fmt: skip
-        upstream = _upstream(start, places, length, rows, grad_y, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC)
+        upstream = _upstream(
+            start, places, length, rows, grad_y, grad_y_row, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC
+        )
         grad_x = ()
         grad_dt = ()
         for _i in tl.static_range(STEPS):
             grad_x = grad_x + (tl.zeros([1, BLOCK], ACC),)
             grad_dt = grad_dt + (tl.zeros([1, BLOCK], ACC),)
-        for first in range(0, sizes.states, STATES):
+        for first in range(0, state_size, STATES):
             n = first + tl.arange(0, STATES)[:, None]
-            some = owned & (n < sizes.states)
+            some = owned & (n < state_size)
             weight = lines + start.to(tl.int64) * (2 * WIDTH) + n
             begun = some & (c * 0 + number > chunk * tiles)
             continued = some & (c * 0 + number < chunk * tiles + tiles - 1)
-            of_state = n * sizes.channels + c
+            of_state = n * channels + c
             rate = tl.load(A + of_state, mask=some, other=0.0)
             decay = rate * LOG2_E
-            h = tl.load(starts + place_of_tile * sizes.states + of_state, mask=begun, other=0.0)
+            h = tl.load(starts + place_of_tile * state_size + of_state, mask=begun, other=0.0)
             h += _finite(tl.exp2(prefix * decay), ACC) * tl.load(entering + of_state, mask=some, other=0.0)
             # For every step: the decay, what it leaves of the state before, and the weight of the input.
             fades = ()
@@ -446,26 +447,26 @@ def finish_chunks_backward(
             tl.store(grad_A + of_state, sum_A, mask=some)
             lane = tl.arange(0, BLOCK)[None, :] + n * 0
             sums = _over_channels(of_entries + of_exits, lane)
-            line = strip + ((lane // STEPS) * sizes.states + n) * padded.to(tl.int64) + start + lane % STEPS
-            tl.store(grad_weights + line, sums, mask=lane * 0 + n < sizes.states)
+            line = strip + ((lane // STEPS) * state_size + n) * padded.to(tl.int64) + start + lane % STEPS
+            tl.store(grad_weights + line, sums, mask=lane * 0 + n < state_size)
         for i in tl.static_range(STEPS):
             far = places[i].to(tl.int64)
             present = owned & (c * 0 + start + i < rows)
-            raw = tl.load(raws + _offset(places[i], delta.row, c, WIDE), mask=owned, other=0.0).to(ACC)
+            raw = tl.load(raws + _offset(places[i], delta_row, c, WIDE), mask=owned, other=0.0).to(ACC)
             if bias is not None:
                 raw += tl.load(bias + c, mask=present, other=0.0)
             total = (grad_x[i] * values[i] + grad_dt[i]) * _slope(raw, SOFTPLUS)
             sum_bias += tl.where(present, total, 0.0)
             sum_D += upstream[i] * values[i]
-            of_delta = grad_delta + (entry * rows + far) * sizes.channels + c
+            of_delta = grad_delta + (entry * rows + far) * channels + c
             tl.store(of_delta, total.to(grad_delta.dtype.element_ty), mask=present)
             of_input = grad_x[i] * dts[i] + direct * upstream[i]
             inner = present & (c * 0 + places[i] < length)
-            of_u = grad_u + (entry * length + far) * sizes.channels + c
+            of_u = grad_u + (entry * length + far) * channels + c
             tl.store(of_u, of_input.to(grad_u.dtype.element_ty), mask=inner)
             if grad_context is not None:
                 outer = present & (c * 0 + places[i] >= length)
-                of_context = grad_context + (entry * (rows - length) + far - length) * sizes.channels + c
+                of_context = grad_context + (entry * (rows - length) + far - length) * channels + c
                 tl.store(of_context, of_input.to(grad_context.dtype.element_ty), mask=outer)
         tl.debug_barrier()
     tl.store(grad_D + ends + c, sum_D, mask=owned)

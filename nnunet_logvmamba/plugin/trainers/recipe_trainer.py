@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from time import time
 from unittest.mock import patch
 
 import numpy as np
@@ -18,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.networks import catalogue
-from nnunet_logvmamba.ops import backends
+from nnunet_logvmamba.ops import ahead, backends
 from nnunet_logvmamba.plugin.environment import best_device, torch_build
 from nnunet_logvmamba.plugin.plans import (
     TRAINING_KEY,
@@ -131,8 +132,9 @@ class RecipeTrainer(FiniteTrainer):
             with torch.device("meta"):  # no memory and hardly any time, whatever the patch
                 network = cls.build_network_architecture(plans_manager, manager, channels, classes)
                 check_patch(network, manager, channels)
-            if is_ours(manager.configuration["architecture"]):
-                backends.choose(manager.network_arch_init_kwargs.get("backend", "auto"), device)
+            backend = manager.network_arch_init_kwargs.get("backend", "auto")
+            if is_ours(manager.configuration["architecture"]) and backend != "auto":
+                backends.choose(backend, device)
             if getattr(network, "pretrainable", False) and not plans.get("continue_training"):
                 pretraining.check_checkpoint(network.encoder, settings)
         except ValueError as error:
@@ -168,9 +170,25 @@ class RecipeTrainer(FiniteTrainer):
             f"seed {self.seed}"
         )
         if any(name.endswith("A_log") for name, _ in self.network.named_parameters()):
-            self.print_to_log_file("The first iteration takes longer: it compiles the scan, once on a machine.")
+            self._compile_scans()
         words, lacking = self._foreground
         self.print_to_log_file(f"{'ATTENTION: ' if lacking else 'Foreground: '}{words}")
+
+    def _compile_scans(self):
+        """Compile all kernels of the network at once, where it runs on some; a CPU's loops wait for their first use."""
+        if self.device.type != "cuda":
+            self.print_to_log_file("The first iteration takes longer: it compiles the scan, once on a machine.")
+            return
+        begin = time()
+        patch = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
+        try:
+            kernels = ahead.compile_ahead(bare_network(self), patch, self.device)
+        except Exception as error:  # of compilers: a gain of time is no reason to stop, and the first step compiles too
+            self.print_to_log_file(
+                f"The scan's kernels were not compiled ahead ({error}); the first iteration does it."
+            )
+        else:
+            self.print_to_log_file(f"Kernels of the scan: {kernels}, compiled or loaded in {time() - begin:.1f} s.")
 
     def _set_batch_size_and_oversample(self):
         share = self.oversample_foreground_percent
