@@ -98,11 +98,11 @@ def compile_ahead(scans: Iterable[tuple], device: torch.device, *, backwards: bo
         device = torch.device("cuda", torch.cuda.current_device())
     launches: list[_Launch] = []
     for arguments in scans:
-        p = _Problem(*arguments, tiles_by_channels=FORWARD_TILES, device=device)
+        p = _Problem(*arguments, tiles_by_channels=FORWARD_TILES, device=device)  # type: ignore[misc]  # of eleven
         p.plan_forward()
         launches += p.launches
         if backwards:
-            p = _Problem(*arguments, tiles_by_channels=BACKWARD_TILES, device=device)
+            p = _Problem(*arguments, tiles_by_channels=BACKWARD_TILES, device=device)  # type: ignore[misc]  # of eleven
             p.plan_backward(arguments[0], p.first_state)
             launches += p.launches
     return _compile(launches, device)
