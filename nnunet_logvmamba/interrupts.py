@@ -28,6 +28,22 @@ def unwinding() -> Iterator[None]:
             signal.signal(which, handler)
 
 
+@contextmanager
+def kept_to_ourselves() -> Iterator[None]:
+    """Let no process that begins here heed the signals by which a queue tells all of a job that its time is nearly up.
+
+    Whoever began them heeds these, and ends them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _unwind(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 

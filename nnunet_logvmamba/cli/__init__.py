@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from nnunet_logvmamba import __version__
+from nnunet_logvmamba.cli import study
 from nnunet_logvmamba.cli.options import examples
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.interrupts import unwinding
@@ -19,6 +20,7 @@ from nnunet_logvmamba.interrupts import unwinding
 SUB_COMMANDS = (
     "doctor",
     "run",
+    "study",
     "plans",
     "summary",
     "peers",
@@ -56,10 +58,18 @@ def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
         parser.error(f"there is no command '{words[0]}'{_nearest(words[0], choices)}; there are {', '.join(choices)}")
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        own = choices[words[0]]
+        own = _innermost(choices[words[0]], words[1:])
         hint = _nearest(unknown[0].partition("=")[0], own._option_string_actions)
         own.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return args
+
+
+def _innermost(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the action that follows, where a sub-command has some."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and words and words[0] in action.choices:
+            return action.choices[words[0]]
+    return parser
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -80,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help()
         return 0
-    args = _parsed(parser, sys.argv[1:] if argv is None else list(argv))
+    args = _parsed(parser, study.with_action(sys.argv[1:] if argv is None else list(argv)))
     try:
         with unwinding():
             return args.run(args)

@@ -93,15 +93,14 @@ def run(args: argparse.Namespace) -> int:
         _say(f"checked: {wanted.new_cases} case(s) to predict")
     if wanted.device == "cpu" and not args.quick and not any("epochs" in name for name in args.trainer):
         _say("note: nnU-Net's schedule has 250,000 steps, far too many for a CPU; --quick trains 400")
-    for step in wanted.steps(dry_run=args.dry_run):
-        if step.finished is not None:
-            _say(f"\n# {step.title}: skipped, {step.finished}")
-            continue
-        _say(f"\n# {step.title}")
-        terminal.show_command(f"$ {step.typed}")
-        sys.stdout.flush()
-        if not args.dry_run:
-            first_run.execute(step, wanted.logs, terminal.relayed())
+    first_run.run_steps(
+        wanted.steps(dry_run=args.dry_run),
+        wanted.logs,
+        dry_run=args.dry_run,
+        show=_say,
+        show_command=terminal.show_command,
+        shown=terminal.relayed(),
+    )
     if not args.dry_run:
         _say("\ndone")
         for what, where in wanted.outcome():

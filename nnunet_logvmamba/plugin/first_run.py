@@ -17,11 +17,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import check_same_grid, find_cases, image_of, read_grid, read_labels, turned_like
@@ -29,6 +30,7 @@ from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels
 from nnunet_logvmamba.evaluation.folders import check_values
 from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
 from nnunet_logvmamba.files import read_json, replace_text
+from nnunet_logvmamba.interrupts import kept_to_ourselves
 from nnunet_logvmamba.plugin.acceptance import Model, check_folder, check_images
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, read_checkpoint
@@ -62,6 +64,32 @@ class NewScans:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A configuration that ``logvmamba plans`` writes.
+
+    ``content`` says how it differs from the one it is derived from: ``batch_size``, ``patch_size``, ``network``,
+    ``keep_network``, and tables ``set`` and ``train``.
+    """
+
+    name: str
+    content: Mapping[str, Any]
+
+    @property
+    def options(self) -> list[str]:
+        """The same as options of the command."""
+        words: list[str] = []
+        for key, value in self.content.items():
+            option = f"--{key.replace('_', '-')}"
+            if isinstance(value, Mapping):
+                words += [option, *(f"{name}={_json_or_word(each)}" for name, each in value.items())]
+            elif isinstance(value, list):
+                words += [option, *map(str, value)]
+            elif value is not False:
+                words += [option] if value is True else [option, str(value)]
+        return words
+
+
+@dataclass(frozen=True)
 class Request:
     """What is asked for.
 
@@ -73,6 +101,10 @@ class Request:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         quick: Train a short schedule with small patches.
         new: What to predict, None for nothing.
+        plans: Name of the plans; others than nnU-Net's own must be there.
+        derived: Train this configuration, which ``logvmamba plans`` derives from ``configuration``.
+        num_gpus: For one training.
+        elsewhere: The commands run on another machine, so ``device`` is taken as it is.
     """
 
     dataset: str
@@ -82,6 +114,10 @@ class Request:
     device: str = "auto"
     quick: bool = False
     new: NewScans | None = None
+    plans: str = PLANS
+    derived: Derived | None = None
+    num_gpus: int = 1
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +141,7 @@ class FirstRun:
 
     def __init__(self, request: Request):
         self.request = request
-        self.raw, self.preprocessed, self.results = _folders()
+        self.raw, self.preprocessed, self.results = nnunet_folders()
         self.dataset = find_dataset(request.dataset, self.raw)
         self.number = _number(self.dataset)
         if "cascade" in request.configuration:
@@ -128,8 +164,11 @@ class FirstRun:
         self._check_cases(listed)
         for trainer in request.trainers:
             find_trainer(trainer)
-        self.device = _device(request.device)
-        self.new_cases = 0 if request.new is None else self._check_new_images()
+        self.device = request.device if request.elsewhere else device_here(request.device)
+        self.new_cases = 0
+        if request.new is not None:
+            self.new_cases = self._check_new_images()
+            self._check_targets()
 
     # What is checked
 
@@ -198,6 +237,10 @@ class FirstRun:
             print(f"ATTENTION: {sentence}.", file=sys.stderr)
         if new.references is not None:
             self._check_references(new.references)
+        return count
+
+    def _check_targets(self) -> None:
+        """Refuse to write to folders that hold anything else."""
         for trainer in self.request.trainers:
             target, wanted = self._target(trainer), self._predicted_by(trainer)
             taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
@@ -206,7 +249,6 @@ class FirstRun:
                 raise UserError(
                     f"{target} holds something else than predictions of this run{other}: name a new or an empty folder"
                 )
-        return count
 
     def _check_references(self, folder: Path) -> None:
         """Refuse true segmentations that the scores of the predictions would stop at."""
@@ -239,11 +281,17 @@ class FirstRun:
 
     @property
     def configuration(self) -> str:
+        if self.request.derived is not None:
+            return self.request.derived.name
         return f"{self.request.configuration}_quick" if self.request.quick else self.request.configuration
+
+    @property
+    def _plans_option(self) -> list[str]:
+        return [] if self.request.plans == PLANS else ["-p", self.request.plans]
 
     def model(self, trainer: str) -> Path:
         """Folder of a trained model."""
-        return self.results / self.dataset / f"{trainer}__{PLANS}__{self.configuration}"
+        return self.results / self.dataset / f"{trainer}__{self.request.plans}__{self.configuration}"
 
     def _target(self, trainer: str) -> Path:
         predictions = self._new.predictions
@@ -266,7 +314,7 @@ class FirstRun:
     def _scans(self) -> dict[str, str]:
         """SHA-256 of every scan: a folder may be moved or mounted elsewhere, and stays what it is."""
         files = sorted(self._new.images.glob(f"*{self.dataset_json['file_ending']}"))
-        return {path.name: _sha256(path) for path in files}
+        return {path.name: digest_of(path) for path in files}
 
     @staticmethod
     def _record(target: Path) -> tuple[dict, bool]:
@@ -278,8 +326,13 @@ class FirstRun:
         return (content, content.pop("finished", False)) if isinstance(content, dict) else ({}, False)
 
     def _plans(self) -> dict | None:
-        file = self.preprocessed / self.dataset / f"{PLANS}.json"
+        file = self.preprocessed / self.dataset / f"{self.request.plans}.json"
         if not file.is_file():
+            if self.request.plans != PLANS:
+                raise UserError(
+                    f"there are no plans {self.request.plans}: {file} does not exist; nnUNetv2_plan_experiment "
+                    "-overwrite_plans_name makes them"
+                )
             return None
         plans = read_json(file, "remove it, and the data set is planned anew")
         configurations_of(plans, file)
@@ -293,10 +346,7 @@ class FirstRun:
         Args:
             dry_run: Nothing is run between the steps, so what is not there yet is left open.
         """
-        yield self._preparation()
-        self._check_planned(self._plans())  # a small data set has no 3d_lowres
-        if self.request.quick:
-            yield self._schedule()
+        yield from self._preparation()
         for trainer in self.request.trainers:
             for fold in self.request.folds:
                 yield self._training(trainer, fold, dry_run=dry_run)
@@ -309,19 +359,27 @@ class FirstRun:
             folds = ["--folds", *self.request.folds]
             yield Step("compare the trainers", ("logvmamba", "compare", *models, *folds))
 
-    def _preparation(self) -> Step:
-        title, base = "plan and preprocess", self.request.configuration
-        plans, cores = self._plans(), os.cpu_count() or 1
+    def _preparation(self) -> Iterator[Step]:
+        yield self._preprocessing([self.request.configuration])
+        self._check_planned(self._plans())  # a small data set has no 3d_lowres
+        if self.request.quick or self.request.derived is not None:
+            yield self._configuration()
+
+    def _preprocessing(self, bases: Sequence[str]) -> Step:
+        """Plan, or preprocess those of the planned configurations that are not."""
+        title, plans, cores = "plan and preprocess", self._plans(), os.cpu_count() or 1
         processes = ["-np", str(cores)] if cores < 4 else []
         if plans is None:
-            command = ["nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", base, "--verify_dataset_integrity"]
+            command = ["nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", *bases, "--verify_dataset_integrity"]
             command += [*processes, "-npfp", str(cores)] if cores < 8 else []
             # The planner takes this variable for a number of threads, and torch refuses 0.
             zero = dict(os.environ).get("nnUNet_n_proc_DA") == "0"
             return Step(title, tuple(command), environment={"nnUNet_n_proc_DA": "1"} if zero else {})
-        if self._is_preprocessed(plans, base):
-            return Step(title, finished=f"{len(self.cases)} cases are preprocessed for {base}")
-        return Step(title, ("nnUNetv2_preprocess", "-d", self.number, "-plans_name", PLANS, "-c", base, *processes))
+        due = [base for base in bases if not self._is_preprocessed(plans, base)]
+        if not due:
+            return Step(title, finished=f"{len(self.cases)} cases are preprocessed for {', '.join(bases)}")
+        words = ("nnUNetv2_preprocess", "-d", self.number, "-plans_name", self.request.plans, "-c", *due, *processes)
+        return Step(title, words)
 
     def _is_preprocessed(self, plans: dict, configuration: str) -> bool:
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -333,21 +391,25 @@ class FirstRun:
         ending = self.dataset_json["file_ending"]
         return all(case in done and f"{case}{ending}" in truths for case in self.cases)
 
-    def _schedule(self) -> Step:
-        title, base, plans = "a short schedule", self.request.configuration, self._plans()
+    def _configuration(self) -> Step:
+        title, base, plans = f"write {self.configuration}", self.request.configuration, self._plans()
         if plans is not None and self.configuration in plans["configurations"]:
             return Step(title, finished=f"the plans have {self.configuration}")
+        command = ["logvmamba", "plans", "-d", self.number, "-c", base, "--name", self.configuration]
+        if self.request.derived is not None:
+            return Step(title, (*command, *self._plans_option, *self.request.derived.options))
         patch = ["PATCH"]  # before planning, in a dry run
         if plans is not None:
             patch = list(map(str, quick_patch(plans, base)))
         settings = [f"{name}={value}" for name, value in QUICK.items()]
-        command = ["logvmamba", "plans", "-d", self.number, "-c", base, "--name", self.configuration, "--keep-network"]
-        command += ["--batch-size", str(QUICK_BATCH), "--patch-size", *patch, "--train", *settings]
-        return Step(title, tuple(command))
+        command += ["--keep-network", "--batch-size", str(QUICK_BATCH), "--patch-size", *patch, "--train", *settings]
+        return Step("a short schedule", tuple(command))
 
     def _training(self, trainer: str, fold: str, *, dry_run: bool) -> Step:
         title, folder = f"train {trainer} fold {fold}", self.model(trainer) / f"fold_{fold}"
-        command = ["nnUNetv2_train", self.number, self.configuration, fold, "-tr", trainer, "-device", self.device]
+        command = ["nnUNetv2_train", self.number, self.configuration, fold, "-tr", trainer, *self._plans_option]
+        command += ["-device", self.device]
+        command += ["-num_gpus", str(self.request.num_gpus)] if self.request.num_gpus > 1 else []
         final, summary = folder / "checkpoint_final.pth", folder / "validation" / "summary.json"
         if final.is_file() and not runs.is_under_way(folder) and (dry_run or damage_of(final) is None):
             if summary.is_file() and (dry_run or _is_json(summary)):
@@ -365,7 +427,8 @@ class FirstRun:
             yield Step(title, finished=f"{self.new_cases} case(s) are predicted: {target}")
         else:
             command = ["nnUNetv2_predict", "-i", new.images, "-o", target, "-d", self.number]
-            command += ["-c", self.configuration, "-f", *request.folds, "-tr", trainer, "-device", self.device]
+            command += ["-c", self.configuration, "-f", *request.folds, "-tr", trainer, *self._plans_option]
+            command += ["-device", self.device]
             command += ["-npp", "1", "-nps", "1"] if (os.cpu_count() or 1) < 4 else []
             if not dry_run:
                 target.mkdir(parents=True, exist_ok=True)
@@ -389,7 +452,7 @@ class FirstRun:
             return False
         if "weights" in there:
             return there["weights"] == _weights(trained)
-        return _newer(target / PREDICTED_BY, trained)  # a record of before there were digests
+        return is_newer(target / PREDICTED_BY, trained)  # a record of before there were digests
 
     def _scores_and_page(self, trainer: str, fold: str) -> Iterator[Step]:
         folder = self.model(trainer) / f"fold_{fold}"
@@ -400,7 +463,7 @@ class FirstRun:
         summary = [validation / "summary.json"]
         yield _scoring(f"score the validation of {trainer} fold {fold}", words, folder / "scores", summary)
         title, page = f"report about {trainer} fold {fold}", folder / "report.html"
-        if _newer(page, summary):
+        if is_newer(page, summary):
             yield Step(title, finished=f"it is written: {page}")
         else:
             yield Step(title, ("logvmamba", "report", str(folder)))
@@ -423,7 +486,7 @@ class FirstRun:
 
 
 def _scoring(title: str, words: tuple[str, ...], target: Path, sources: Sequence[Path]) -> Step:
-    if _newer(target / "scores.json", sources):
+    if is_newer(target / "scores.json", sources):
         return Step(title, finished=f"it is scored: {target}")
     return Step(title, (*words, "--output", str(target), *["--overwrite"] * target.exists()))
 
@@ -447,6 +510,10 @@ def _what_differs(there: dict, wanted: dict) -> str | None:
     return None
 
 
+def _json_or_word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_text(encoding="utf-8"))
@@ -456,10 +523,11 @@ def _is_json(path: Path) -> bool:
 
 
 def _weights(files: Sequence[Path]) -> dict[str, str]:
-    return {path.parent.name: _sha256(path) for path in files}
+    return {path.parent.name: digest_of(path) for path in files}
 
 
-def _sha256(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Give the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -467,7 +535,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _newer(path: Path, sources: Sequence[Path]) -> bool:
+def is_newer(path: Path, sources: Sequence[Path]) -> bool:
     """Whether a file is there and no source was written after it."""
     there = path.is_file() and all(source.is_file() for source in sources)
     return there and all(source.stat().st_mtime_ns <= path.stat().st_mtime_ns for source in sources)
@@ -496,7 +564,8 @@ def quick_patch(plans: dict, configuration: str) -> list[int]:
     return patch
 
 
-def _folders() -> tuple[Path, Path, Path]:
+def nnunet_folders() -> tuple[Path, Path, Path]:
+    """Give nnU-Net's three folders, raw, preprocessed and results."""
     missing = [name for name in VARIABLES if not os.environ.get(name, "").strip()]
     if missing:
         exports = " ".join(f"{name}=~/nnunet/{name.removeprefix('nnUNet_')}" for name in missing)
@@ -607,7 +676,12 @@ def _found_in(folder: Path, ending: str) -> dict[str, tuple[list[str], str]]:
     return dict(sorted(listed.items()))
 
 
-def _device(asked: str) -> str:
+def device_here(asked: str) -> str:
+    """Give the device that is meant by ``--device``, ``auto`` among them.
+
+    Raises:
+        UserError: If torch sees none such on this machine.
+    """
     import torch
 
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -623,6 +697,49 @@ def _device(asked: str) -> str:
 # --- Running ----------------------------------------------------------------------------------------------------------
 
 
+class StepFailed(UserError):
+    """A command ended with another exit code than 0; ``log`` has what it said."""
+
+    def __init__(self, sentence: str, log: Path, code: int):
+        super().__init__(sentence)
+        self.log, self.code = log, code
+
+    @property
+    def last_words(self) -> str:
+        """The last line that the command said, or which signal killed it."""
+        if self.code < 0:
+            return f"it was killed by signal {-self.code}"
+        lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
+        return next((line for line in reversed(lines) if line), "")
+
+
+def run_steps(
+    steps: Iterable[Step],
+    logs: Path,
+    *,
+    dry_run: bool = False,
+    show: Callable[[str], None] = print,
+    show_command: Callable[[str], None] = print,
+    shown: Mapping[str, str] | None = None,
+) -> None:
+    """Show one step after the other, and run those that are due; see :func:`execute`.
+
+    Args:
+        dry_run: Run none.
+        show: Prints text.
+        show_command: Prints a command.
+    """
+    for step in steps:
+        if step.finished is not None:
+            show(f"\n# {step.title}: skipped, {step.finished}")
+            continue
+        show(f"\n# {step.title}")
+        show_command(f"$ {step.typed}")
+        sys.stdout.flush()  # before the command writes to the same terminal
+        if not dry_run:
+            execute(step, logs, shown)
+
+
 def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> None:
     """Run a command, show what it prints, and keep that in a log; an interrupt ends it with all its processes.
 
@@ -632,8 +749,8 @@ def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> N
         shown: Further variables for it, about how it is shown.
 
     Raises:
-        UserError: If it ends with another exit code than 0; before it runs, if a checkpoint that it reads is damaged or
-            holds more than data.
+        StepFailed: If it ends with another exit code than 0.
+        UserError: Before it runs, if a checkpoint that it reads is damaged or holds more than data.
     """
     for checkpoint in step.checkpoints:
         read_checkpoint(checkpoint)
@@ -647,14 +764,15 @@ def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> N
     environment = {**os.environ, **step.environment, **(shown or {}), "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as kept:
         kept.write(f"# {time.strftime('%Y-%m-%d %H:%M:%S')}\n$ {step.typed}\n".encode())
-        process = subprocess.Popen(
-            [found, *words],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that all its workers can be ended with it
-        )
+        with kept_to_ourselves():
+            process = subprocess.Popen(
+                [found, *words],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that all its workers can be ended with it
+            )
         try:
             assert isinstance(process.stdout, io.BufferedReader)
             for chunk in iter(partial(process.stdout.read1, 65536), b""):
@@ -666,9 +784,11 @@ def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> N
         finally:
             _end(process)
     if code:
-        raise UserError(
+        raise StepFailed(
             f"the step '{step.title}' ended with exit code {code}, and those after it were not run: {log} has what it "
-            "said; once that is put right, the same command goes on from here"
+            "said; once that is put right, the same command goes on from here",
+            log,
+            code,
         )
 
 

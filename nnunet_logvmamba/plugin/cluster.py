@@ -1,0 +1,205 @@
+"""Studies on SLURM, through submitit: jobs are handed over and need nothing of ours until they run."""
+
+from __future__ import annotations
+
+import getpass
+import io
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.plugin.study_file import Cluster, Study
+
+if TYPE_CHECKING:
+    from nnunet_logvmamba.plugin.study import Job, Planned
+
+MOST_TIMEOUTS = 1000
+"""So often may the time of a job be up before it is given up."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Jobs that begin together.
+
+    Attributes:
+        work: What each does, called without arguments; it can be pickled, and called again where it was interrupted.
+        gpus: For each.
+        waits: ``ok`` if the stage before must have succeeded, ``any`` if all before must have ended somehow.
+    """
+
+    name: str
+    work: Sequence[Callable[[], None]]
+    gpus: int = 0
+    waits: str = "any"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job of a study."""
+
+    study: Study
+    job: Job
+
+    def __call__(self) -> None:
+        from nnunet_logvmamba.plugin.study import Planned, carry_out  # late, because it imports torch
+
+        carry_out(Planned(self.study, on="slurm"), self.job)
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """Work as SLURM runs it, from the beginning or again, with these variables of the environment."""
+
+    work: Callable[[], None]
+    environment: Mapping[str, str]
+
+    def __call__(self) -> None:
+        os.environ.update(self.environment)
+        self.work()
+
+    def checkpoint(self) -> Any:
+        """Give what is put back into the queue when the time is nearly up: the same, which goes on where it was."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def stages_of(planned: Planned, due: Sequence[Job]) -> list[Stage]:
+    """Give the stages of what is due of a study."""
+    from nnunet_logvmamba.plugin.study import STAGES
+
+    gpus = planned.study.cluster.gpus if planned.study.device == "cuda" else 0
+    return [
+        Stage(
+            stage,
+            [Work(planned.study, job) for job in due if job.stage == stage],
+            gpus if stage in ("train", "predict") else 0,
+            # A training needs what is prepared; what comes later says itself what is missing.
+            "ok" if stage == "train" else "any",
+        )
+        for stage in STAGES
+    ]
+
+
+def submit(
+    name: str, folder: Path, stages: Sequence[Stage], cluster: Cluster, waited_for: Iterable[str] = ()
+) -> list[str]:
+    """Hand jobs over.
+
+    Args:
+        name: That the jobs have in the queue.
+        folder: Where submitit and SLURM write to.
+        stages: One after the other; those without work are left out.
+        waited_for: Numbers of jobs in the queue for which stages that wait for ``any`` wait, too.
+
+    Returns:
+        Numbers in the queue, in the order of the work.
+
+    Raises:
+        UserError: If there is no submitit, no SLURM, or it refuses a job; then none is in the queue.
+    """
+    check()
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    numbers: list[str] = []
+    arrays = {number.partition("_")[0] for number in waited_for}
+    submitted: list[str] = []
+    last: str | None = None
+    try:
+        for stage in stages:
+            if not stage.work:
+                continue
+            needed = {f"afterok:{last}"} if stage.waits == "ok" and last else set()
+            needed |= {f"afterany:{number}" for number in arrays} if stage.waits == "any" else set()
+            executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=MOST_TIMEOUTS)
+            executor.update_parameters(**_parameters(f"{name}-{stage.name}", cluster, stage.gpus, needed))
+            with redirect_stderr(io.StringIO()), executor.batch():  # what sbatch says is in the error, too
+                jobs = [executor.submit(Resumable(work, _environment(cluster))) for work in stage.work]
+            numbers += [job.job_id for job in jobs]
+            last = jobs[0].job_id.partition("_")[0]
+            arrays.add(last)
+            submitted.append(last)
+        _run("scontrol", "release", *submitted)
+    except BaseException as error:
+        cancel(numbers)
+        if isinstance(error, (FailedSubmissionError, FailedJobError, OSError)):
+            lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
+            raise UserError(f"the cluster refuses the jobs, and nothing was submitted: {lines[-1].strip()}") from error
+        raise
+    return numbers
+
+
+def check() -> None:
+    """Refuse to go on without submitit or SLURM.
+
+    Raises:
+        UserError: Naming what is missing.
+    """
+    try:
+        import submitit  # noqa: F401
+    except ImportError:
+        raise UserError("--on slurm needs submitit: pip install 'nnunet-logvmamba[cluster]'") from None
+    missing = [name for name in ("sbatch", "squeue", "scancel", "scontrol") if shutil.which(name) is None]
+    if missing:
+        raise UserError(f"there is no {missing[0]} here: run this where jobs are submitted to SLURM, or --on local")
+
+
+def _parameters(name: str, cluster: Cluster, gpus: int, needed: Iterable[str]) -> dict[str, Any]:
+    # What not every submitit of this series has an option of its own for.
+    more: dict[str, Any] = {
+        "account": cluster.account,
+        "dependency": ",".join(sorted(needed)),
+        "kill-on-invalid-dep": "yes",
+    }
+    more["hold"] = True  # until all are accepted
+    wanted = {
+        "job_name": name,
+        "time": cluster.time,
+        "partition": cluster.partition,
+        "mem": cluster.memory,
+        "cpus_per_task": cluster.cpus,
+        "gpus_per_node": None if not gpus else f"{cluster.gpu}:{gpus}" if cluster.gpu else gpus,
+        "array_parallelism": cluster.array_limit,
+        "signal_delay_s": cluster.signal_s,
+        "setup": list(cluster.setup),
+        # srun of newer versions does not take it from sbatch
+        "srun_args": None if cluster.cpus is None else [f"--cpus-per-task={cluster.cpus}"],
+        "additional_parameters": {**{key: value for key, value in more.items() if value}, **cluster.sbatch},
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _environment(cluster: Cluster) -> dict[str, str]:
+    """nnU-Net's variables, as a node may start with none; its workers are as many as the job has cores."""
+    found = {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
+    return found if cluster.cpus is None else {"nnUNet_n_proc_DA": str(cluster.cpus), **found}
+
+
+def queue() -> dict[str, str]:
+    """Give the states of the user's jobs, by their numbers, such as ``{"12_0": "RUNNING"}``; none without SLURM."""
+    if shutil.which("squeue") is None:
+        return {}
+    command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i %T"]
+    return dict(line.split() for line in _run(*command).splitlines() if line.strip())
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise UserError(f"{command[0]} does not do what it is told: {said}")
+    return done.stdout
+
+
+def cancel(numbers: Iterable[str]) -> None:
+    """Take jobs out of the queue, and end those that run."""
+    found = sorted(numbers)
+    if found:
+        subprocess.run(["scancel", *found], capture_output=True, check=False)

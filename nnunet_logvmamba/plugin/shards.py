@@ -1,0 +1,221 @@
+"""Prediction of a folder of scans in shards, each a command of its own; what comes out is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.evaluation.cases import read_labels
+from nnunet_logvmamba.evaluation.parallel import default_processes
+from nnunet_logvmamba.files import replace_text
+from nnunet_logvmamba.plugin.first_run import PREDICTED_BY, Step, StepFailed, digest_of, run_steps
+from nnunet_logvmamba.results import runs
+
+STAGED = ".shards"
+"""Folder in the target where the shards lie until all of them are there."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Scans to predict with a trained model.
+
+    Attributes:
+        model: Results folder ``TRAINER__PLANS__CONFIGURATION``.
+        folds: Those of its folds that predict together.
+        number: Of shards.
+        device: ``cpu``, ``cuda`` or ``mps``.
+    """
+
+    model: Path
+    images: Path
+    out: Path
+    folds: tuple[str, ...]
+    number: int
+    device: str
+
+    @property
+    def staged(self) -> Path:
+        return self.out / STAGED
+
+    @property
+    def logs(self) -> Path:
+        return self.staged / "logs"
+
+    @cached_property
+    def ending(self) -> str:
+        return runs.read_dataset_json(self.model)["file_ending"]
+
+    @cached_property
+    def cases(self) -> list[str]:
+        """Cases in the order in which nnU-Net deals them out."""
+        from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
+
+        return list(map(str, get_identifiers_from_splitted_dataset_folder(str(self.images), self.ending)))
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What is predicted with what: digests, since folders may be moved."""
+        weights = [self.model / f"fold_{fold}" / "checkpoint_final.pth" for fold in self.folds]
+        return {
+            "model": self.model.name,
+            "folds": list(self.folds),
+            "shards": self.number,
+            "scans": {path.name: digest_of(path) for path in sorted(self.images.glob(f"*{self.ending}"))},
+            "weights": {path.parent.name: digest_of(path) for path in weights},
+        }
+
+    # Before anything is run
+
+    def check(self) -> None:
+        """Refuse what cannot be predicted.
+
+        Raises:
+            UserError: In one sentence.
+        """
+        from nnunet_logvmamba.plugin.acceptance import check_images, read_model
+        from nnunet_logvmamba.plugin.model_check import check_model
+
+        model = read_model(self.model)
+        if not self.model.parent.name.startswith("Dataset") or len(self.model.name.split("__")) != 3:
+            raise UserError(
+                f"{self.model} is no results folder DatasetNNN_NAME/TRAINER__PLANS__CONFIGURATION, as nnUNetv2_predict "
+                "wants it"
+            )
+        lacking = [fold for fold in self.folds if not (self.model / f"fold_{fold}" / "checkpoint_final.pth").is_file()]
+        if lacking or not self.folds:
+            raise UserError(
+                f"{self.model} has no checkpoint_final.pth of fold {', '.join(lacking) or '0'}: finish its training, "
+                "or name other folds"
+            )
+        check_model(self.model, classes=False)
+        check_images(self.images, model, processes=default_processes())
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out} is a file; name a folder to write to")
+        there = self._there()
+        if there is None and self.out.is_dir() and any(self.out.iterdir()):
+            raise UserError(f"{self.out} is not empty, and nothing of this prediction: name a new folder")
+        differing = [key for key in self.record if there is not None and there.get(key) != self.record[key]]
+        if differing:
+            raise UserError(
+                f"{self.out} holds another prediction (its {' and '.join(differing)} differ): name a new folder, or "
+                "remove it"
+            )
+
+    def _there(self) -> dict[str, Any] | None:
+        """The record of what lies in the target, None if nobody knows."""
+        for file in (self.out / PREDICTED_BY, self.staged / PREDICTED_BY):
+            try:
+                content = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if isinstance(content, dict):
+                return content
+        return None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all cases are predicted."""
+        return (self.out / PREDICTED_BY).is_file()
+
+    def begin(self, numbers: Sequence[str] = ()) -> None:
+        """Write down what is predicted, and the numbers of its jobs in the queue."""
+        self.staged.mkdir(parents=True, exist_ok=True)
+        content = {**self.record, "jobs": list(numbers)}
+        replace_text(self.staged / PREDICTED_BY, json.dumps(content, indent=1) + "\n")
+
+    @property
+    def jobs_begun(self) -> list[str]:
+        """Numbers of the jobs in the queue that were begun last."""
+        return (self._there() or {}).get("jobs", [])
+
+    # Running
+
+    def missing(self, shard: int) -> list[str]:
+        """Cases of a shard that are not predicted, or not whole."""
+        folders = self.staged / str(shard), self.out  # the latter if a gathering was interrupted
+        cases = self.cases[shard :: self.number]
+        return [case for case in cases if not any(_is_whole(folder / f"{case}{self.ending}") for folder in folders)]
+
+    def due(self) -> list[int]:
+        """Shards of which a case is missing."""
+        return [shard for shard in range(self.number) if self.missing(shard)]
+
+    def step(self, shard: int) -> Step:
+        """Give the command of a shard, which does what is missing of it."""
+        trainer, plans, configuration = self.model.name.split("__")
+        words = ["nnUNetv2_predict", "-i", str(self.images), "-o", str(self.staged / str(shard))]
+        words += ["-d", self.model.parent.name, "-tr", trainer, "-p", plans, "-c", configuration, "-f", *self.folds]
+        words += ["-device", self.device, "-num_parts", str(self.number), "-part_id", str(shard)]
+        words += ["--continue_prediction", *(["-npp", "1", "-nps", "1"] if (os.cpu_count() or 1) < 4 else [])]
+        environment = {"nnUNet_results": str(self.model.parent.parent)}
+        return Step(f"shard {shard} of {self.number}", tuple(words), environment=environment)
+
+    def predict(self, shard: int, **shown: Any) -> None:
+        """Predict what is missing of a shard; half a file that a killed command left is removed before.
+
+        Raises:
+            UserError: If the command fails.
+        """
+        missing = self.missing(shard)
+        for case in missing:
+            (self.staged / str(shard) / f"{case}{self.ending}").unlink(missing_ok=True)
+        if missing:
+            run_steps([self.step(shard)], self.logs, **shown)
+
+    def gather(self, **shown: Any) -> None:
+        """Run once more what died, then move everything to its place.
+
+        Raises:
+            UserError: If cases are missing even so; they are named, and nothing is moved.
+        """
+        for shard in self.due():
+            try:
+                self.predict(shard, **shown)
+            except StepFailed as error:
+                shown.get("show", print)(f"{error}")
+        lacking = [case for shard in range(self.number) for case in self.missing(shard)]
+        if lacking:
+            named = ", ".join(lacking[:10]) + (", …" if len(lacking) > 10 else "")
+            raise UserError(
+                f"{len(lacking)} of {len(self.cases)} case(s) are missing: {named}; {self.logs} has what the shards "
+                f"said, {self.out} is written once all are there, and the same command does the rest"
+            )
+        for path in self._to_move():
+            os.replace(path, self.out / path.name)
+        replace_text(self.out / PREDICTED_BY, json.dumps({**self.record, "finished": True}, indent=1) + "\n")
+        shutil.rmtree(self.staged)
+
+    def _to_move(self) -> Iterator[Path]:
+        for shard in range(self.number):
+            for path in sorted((self.staged / str(shard)).iterdir()):
+                if path.is_file() and (shard == 0 or path.name.endswith(self.ending)):
+                    yield path
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_labels(path)
+    except (UserError, OSError):
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a job does: one shard, or, if it has no number, the gathering of all."""
+
+    shards: Shards
+    number: int | None = None
+
+    def __call__(self) -> None:
+        if self.number is None:
+            self.shards.gather()
+        else:
+            self.shards.predict(self.number)

@@ -1,0 +1,591 @@
+"""``logvmamba study``: what is due, what is refused, how far it is; and the whole with the real commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import small_dataset
+from commands import NnunetFolders
+
+from nnunet_logvmamba.cli import main
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.plugin import cluster, first_run, plans, study, study_file
+from nnunet_logvmamba.plugin.shards import Shards
+
+TRAINERS = ("nnUNetTrainerNoSSM", "nnUNetTrainerStockNetwork")
+NAMES = [f"{trainer}_seed{seed}" for trainer in TRAINERS for seed in (1, 2)]
+STUDY = """
+dataset = 998
+trainers = ["nnUNetTrainerNoSSM", "nnUNetTrainerStockNetwork"]
+configurations = ["2d"]
+folds = [0, 1]
+seeds = [1, 2]
+device = "cpu"
+"""
+ARCHITECTURE = {"network_class_name": "a.network", "arch_kwargs": {"features_per_stage": [8, 16]}}
+
+
+@pytest.fixture
+def folders(nnunet_folders, monkeypatch) -> NnunetFolders:
+    """A data set of balls in ``nnUNet_raw``, and nothing else."""
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    if hasattr(os, "sched_getaffinity"):  # starting processes takes longer than what they would do here
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    small_dataset.write_raw(nnunet_folders.raw)
+    return nnunet_folders
+
+
+@pytest.fixture
+def file(folders, tmp_path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def plan(folders: NnunetFolders, **knobs: object) -> dict:
+    """Plans as far as anybody looks at them, and their preprocessed cases."""
+    there = folders.preprocessed / small_dataset.NAME
+    for name in ("gt_segmentations", "data"):
+        (there / name).mkdir(parents=True, exist_ok=True)
+    for case in range(5):
+        (there / "data" / f"ball_{case}.pkl").touch()
+        (there / "gt_segmentations" / f"ball_{case}.nii.gz").touch()
+    entry = {"data_identifier": "data", "patch_size": [16, 16], "batch_size": 2, "architecture": ARCHITECTURE, **knobs}
+    content = {"dataset_name": small_dataset.NAME, "plans_name": "nnUNetPlans", "configurations": {"2d": entry}}
+    (there / "nnUNetPlans.json").write_text(json.dumps(content))
+    return content
+
+
+def fold_of(folders: NnunetFolders, trainer: str = NAMES[0], fold: int = 0) -> Path:
+    path = folders.results / small_dataset.NAME / f"{trainer}__nnUNetPlans__2d" / f"fold_{fold}"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def finish(fold: Path) -> None:
+    (fold / "validation").mkdir(exist_ok=True)
+    (fold / "validation" / "summary.json").write_text("{}")
+    (fold / "checkpoint_final.pth").touch()
+
+
+def log_epochs(fold: Path, done: int, total: int = 10) -> Path:
+    """Write what nnU-Net's log has once so many epochs are done and the next has begun."""
+    (fold / "debug.json").write_text(json.dumps({"num_epochs": str(total)}))
+    lines = []
+    for epoch in range(done + 1):
+        lines.append(f"2026-01-01 00:00:00.000000: Epoch {epoch} ")
+        if epoch < done:
+            lines += [f"2026-01-01 00:00:00.000000: train_loss -0.{epoch}", "2026-01-01: Epoch time: 60.0 s"]
+    log = fold / "training_log_2026_1_1_00_00_00.txt"
+    log.write_text("\n".join(lines) + "\n")
+    return log
+
+
+def dry_run(capsys, *words: object) -> str:
+    assert main(["study", *map(str, words), "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+def commands_in(text: str) -> list[str]:
+    return re.findall(r"^\$ (.*)$", text, re.M)
+
+
+def refused(capsys, *words: object) -> str:
+    assert main(["study", *map(str, words)]) == 2
+    printed = capsys.readouterr()
+    assert commands_in(printed.out) == []
+    (line,) = printed.err.strip().splitlines()
+    assert line.startswith("logvmamba: ")
+    return line
+
+
+def all_files(folders: NnunetFolders) -> list[str]:
+    return sorted(str(path) for folder in vars(folders).values() for path in folder.rglob("*"))
+
+
+def status(capsys, file: Path) -> dict[str, str]:
+    assert main(["study", "status", str(file)]) == 0
+    rows = re.findall(r"^(?:train )?(\w+(?: fold_\d)?) {2,}(\S+ *.*?)\s*$", capsys.readouterr().out, re.M)[1:]
+    return {name: re.sub(" {2,}", ": ", state) for name, state in rows}
+
+
+# What is due
+
+
+def test_a_dry_run_prints_the_stock_commands_and_writes_nothing(file, folders, capsys):
+    before = all_files(folders)
+    found = commands_in(dry_run(capsys, file))
+    assert found[0].startswith("nnUNetv2_plan_and_preprocess -d 998 -c 2d --verify_dataset_integrity")
+    trained = [command for command in found if command.startswith("nnUNetv2_train")]
+    assert trained == [f"nnUNetv2_train 998 2d {k} -tr {name} -device cpu" for name in NAMES for k in (0, 1)]
+    assert [command.split()[1] for command in found if command.startswith("logvmamba")] == [
+        *["evaluate", "report"] * 8,
+        "compare",
+    ]
+    results = folders.results / small_dataset.NAME
+    models = " ".join(str(results / f"{name}__nnUNetPlans__2d") for name in NAMES)
+    assert found[-1] == f"logvmamba compare {models} --folds 0 1 --output {results / 'studies' / 'small' / 'tables'}"
+    assert all_files(folders) == before
+
+
+def test_options_say_the_same_as_a_file_and_more_than_it(file, capsys):
+    options = ("-d", 998, "-c", "2d", "--trainers", *TRAINERS, "--folds", 0, 1, "--seeds", 1, 2, "--device", "cpu")
+    of_file = dry_run(capsys, "run", file)
+    assert dry_run(capsys, *options, "--name", "small") == of_file
+    assert dry_run(capsys, file, "--seeds", 1, 2) == of_file
+    fewer = commands_in(dry_run(capsys, file, "--seeds", 3, "--folds", "all"))
+    trained = [command for command in fewer if command.startswith("nnUNetv2_train")]
+    assert trained == [f"nnUNetv2_train 998 2d all -tr {name}_seed3 -device cpu" for name in TRAINERS]
+
+
+def test_configurations_are_derived_plans_and_scans_are_named_and_the_table_is_as_told(file, folders, tmp_path, capsys):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    image = folders.raw / small_dataset.NAME / "imagesTr" / "ball_0_0000.nii.gz"
+    (scans / image.name).write_bytes(image.read_bytes())
+    more = f"""
+[derive.wide]
+from = "2d"
+set = {{ placement = "head", window = 5 }}
+batch_size = 4
+[predict]
+images = "{scans}"
+[compare]
+metrics = ["Dice"]
+names = {{ "NoSSM wide" = "no scan" }}
+"""
+    file.write_text(STUDY.replace('["2d"]', '["2d", "wide"]') + more)
+    found = commands_in(dry_run(capsys, file))
+    assert "logvmamba plans -d 998 -c 2d --name wide --set placement=head window=5 --batch-size 4" in found
+    assert sum(command.startswith("nnUNetv2_plan") for command in found) == 1
+    predicted = [command for command in found if command.startswith("nnUNetv2_predict")]
+    assert len(predicted) == 8
+    assert f"-i {scans} " in predicted[-1]
+    assert f" -c wide -f 0 1 -tr {NAMES[-1]} -device cpu" in predicted[-1]
+    assert " --metrics Dice --names 'NoSSM wide=no scan' " in found[-1]
+
+
+def test_what_is_done_is_left_out_and_what_was_begun_goes_on(file, folders, capsys):
+    plan(folders)
+    finish(fold_of(folders))
+    (fold_of(folders, fold=1) / "checkpoint_latest.pth").touch()
+    (fold_of(folders, NAMES[1]) / "checkpoint_final.pth").touch()
+    found = commands_in(dry_run(capsys, "resume", file))
+    trained = [command.removesuffix(" -device cpu") for command in found if command.startswith("nnUNetv2_train")]
+    assert trained[0] == f"nnUNetv2_train 998 2d 1 -tr {NAMES[0]} -device cpu --c"
+    assert trained[1] == f"nnUNetv2_train 998 2d 0 -tr {NAMES[1]} -device cpu --val"
+    assert len(trained) == 7
+    assert not [command for command in found if re.match("nnUNetv2_(plan|preprocess)", command)]
+
+
+def test_on_a_cluster_the_device_is_that_of_its_nodes(file, capsys):
+    text = STUDY.replace('device = "cpu"\n', "")
+    file.write_text(f"{text}[cluster]\ngpus = 2\n")
+    assert " -device cuda -num_gpus 2" in dry_run(capsys, file, "--on", "slurm")
+    file.write_text(f"{text}[cluster]\ngpus = 0\n")
+    assert " -device cpu" in dry_run(capsys, file, "--on", "slurm")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('"nnUNetTrainerNoSSM"', '"nnUNetTrainerNoSM"', "nnUNetTrainerNoSSM"),
+        ('"nnUNetTrainerNoSSM"', '"MyTrainer"', "nnU-Net finds no trainer 'MyTrainer_seed1'"),
+        ("folds = [0, 1]", "folds = [0, 7]", "there is no fold 7: nnU-Net makes 5 folds, 0 to 4"),
+        ("folds = [0, 1]", "folds = [-1]", 'folds must be a list of the numbers of folds, or "all", not [-1]'),
+        ("folds =", "fold =", "has no key 'fold': did you mean folds?"),
+        ("seeds = [1, 2]", 'seeds = ["a"]', "seeds must be a list of whole numbers, not ['a']"),
+        ("seeds = [1, 2]", "seeds = []", "seeds must be a list of whole numbers, not []"),
+        ("dataset = 998", "dataset = 997", "has no data set 997 (there are Dataset998_Balls)"),
+        ("dataset = 998", "", "lacks 'dataset', the number or the name of a data set"),
+        ("dataset = 998", "dataset = 998 998", "is not TOML"),
+        ('["2d"]', '["4d"]', "there is no configuration '4d': nnU-Net plans 2d, 3d_fullres, 3d_lowres"),
+        ('["2d"]', "[]", "configurations must be a word or a list of words, not []"),
+        ('device = "cpu"', 'device = "tpu"', "device must be one of auto, cpu, cuda, mps, not 'tpu'"),
+        ('device = "cpu"', 'plans = "Other"', "there are no plans Other"),
+        ('device = "cpu"', 'name = "a/b"', "name must be made of letters, digits, '_', '.' and '-', not 'a/b'"),
+        ('device = "cpu"', "[predict]\nimages = 3", "[predict]: images must be a folder, not 3"),
+        ('device = "cpu"', '[predict]\nreferences = "x"', "[predict] lacks 'images'"),
+        ('device = "cpu"', '[predict]\nimages = "nowhere/x"', "nowhere/x"),
+        ('device = "cpu"', '[derive.wide]\nfrom = "2d"', "add 'wide' to the configurations"),
+        ('device = "cpu"', "[derive.wide]\nset = {}", "[derive.wide] lacks 'from'"),
+        ('device = "cpu"', "derive.wide = 1", "[derive.wide] must be a table, not 1"),
+        ('device = "cpu"', '[cluster]\ntime = "24:00"', "time must be minutes, or [D-]HH:MM:SS as SLURM writes it"),
+        ('device = "cpu"', '[cluster]\nmemory = "much"', "memory must be as for sbatch --mem, such as 32G, not 'much'"),
+        ('device = "cpu"', "[cluster]\ngpu = 1", "gpu must be a word, not 1"),
+        ('device = "cpu"', "cluster = 1", "cluster must be a table, not 1"),
+    ],
+)
+def test_a_file_with_a_fault_is_answered_in_one_sentence_and_nothing_is_begun(
+    file, folders, capsys, old, new, sentence
+):
+    assert old in STUDY
+    file.write_text(STUDY.replace(old, new))
+    before = all_files(folders)
+    assert sentence in refused(capsys, "run", file)
+    assert all_files(folders) == before
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
+    assert f"there is no file {tmp_path / 'no.toml'}" in refused(capsys, tmp_path / "no.toml")
+
+
+def test_a_misspelt_action_is_no_file(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["study", "statsu", "x.toml"])
+    assert "invalid choice: 'statsu'" in capsys.readouterr().err
+
+
+def test_slurms_times_are_minutes():
+    for text, minutes in {"24:00:00": 1440, "1-00:30:00": 1470, "0:00:30": 1, "90": None}.items():
+        content = {"dataset": 1, "trainers": "T", "cluster": {"time": text}}
+        if minutes is None:
+            with pytest.raises(UserError, match="time must be minutes"):
+                study_file.make_study(content, where="x", name="x")
+        else:
+            assert study_file.make_study(content, where="x", name="x").cluster.time == minutes
+
+
+def test_a_model_of_another_study_is_refused_and_one_of_the_same_is_not(file, folders, capsys):
+    planned_now = plan(folders)
+    fold = fold_of(folders, TRAINERS[1] + "_seed1")
+    finish(fold)
+    (fold.parent / "plans.json").write_text(json.dumps(planned_now))
+    assert len(commands_in(dry_run(capsys, file))) == 25 - 1
+    plan(folders, patch_size=[32, 32])
+    line = refused(capsys, "run", file)
+    assert f"{fold.parent} has results of another study: its plans differ from nnUNetPlans in patch_size" in line
+
+
+def test_the_folder_of_another_study_is_refused_and_one_that_has_grown_is_not(file, folders, capsys):
+    planned = study.Planned(study_file.make_study(study_file.read_toml(file), where="x", name="small"))
+    planned.remember({})
+    assert "16 job(s)" not in dry_run(capsys, file, "--folds", 0, 1, 2)
+    line = refused(capsys, "run", file, "--seeds", 1)
+    assert f"{planned.folder} is of another study (its trainers: {', '.join(NAMES)}, not " in line
+    assert "give this one another name" in refused(capsys, "status", file, "--folds", 0)
+
+
+# A cluster that is not there, or refuses
+
+
+def put_program(folder: Path, name: str, code: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\n{code}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_without_submitit_or_slurm_nothing_is_submitted(file, folders, monkeypatch, capsys):
+    before = all_files(folders)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert "pip install 'nnunet-logvmamba[cluster]'" in refused(capsys, "run", file, "--on", "slurm")
+    monkeypatch.delitem(sys.modules, "submitit")
+    pytest.importorskip("submitit", reason="needs submitit, which is not installed")
+    assert "there is no sbatch here" in refused(capsys, "run", file, "--on", "slurm")
+    assert all_files(folders) == before
+
+
+def test_a_cluster_that_refuses_one_job_gets_none(file, folders, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("submitit", reason="needs submitit, which is not installed")
+    programs = tmp_path / "programs"
+    refusal = "'sbatch: error: Batch job submission failed: Invalid partition'"
+    count = "seen = Path(__file__).with_name('seen')\n"
+    once = f"{count}if seen.exists(): sys.exit({refusal})\nseen.touch(); print('Submitted batch job 7')"
+    put_program(programs, "sbatch", once)
+    put_program(programs, "scancel", f"{count}seen.with_name('cancelled').write_text(' '.join(sys.argv[1:]))")
+    put_program(programs, "squeue", "")
+    put_program(programs, "srun", "")
+    put_program(programs, "scontrol", "Path(__file__).with_name('released').write_text(' '.join(sys.argv[1:]))")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    assert main(["study", "run", str(file), "--on", "slurm"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error == (
+        "logvmamba: the cluster refuses the jobs, and nothing was submitted: sbatch: error: Batch job submission "
+        "failed: Invalid partition"
+    )
+    assert (programs / "cancelled").read_text() == "7"
+    assert not (programs / "released").exists()
+    assert not (folders.results / small_dataset.NAME / "studies" / "small" / study.RECORD).exists()
+
+
+def test_what_waits_for_what_is_told_to_slurm(file, folders, tmp_path, monkeypatch, capsys):
+    """The real sbatch files, and a queue in which two of the jobs are."""
+    pytest.importorskip("submitit", reason="needs submitit, which is not installed")
+    more = (
+        '[cluster]\npartition = "long"\naccount = "us"\ngpu = "a100"\ntime = "2-00:00:00"\nmemory = "32G"\ncpus = 8\n'
+    )
+    file.write_text(
+        STUDY.replace("cpu", "cuda") + more + 'array_limit = 3\nsetup = "module load x"\nsbatch = { qos = "q" }\n'
+    )
+    programs = tmp_path / "programs"
+    code = "seen = Path(__file__).with_name('seen')\n"
+    code += "text = seen.read_text() if seen.exists() else ''\n"
+    code += "seen.write_text(text + Path(sys.argv[1]).read_text() + '\\n---\\n')\n"
+    put_program(programs, "sbatch", code + "print('Submitted batch job', text.count('---') + 7)")
+    put_program(programs, "squeue", "print('8_0 RUNNING\\n8_1 PENDING\\n9 PENDING')")
+    put_program(
+        programs,
+        "scancel",
+        "Path(__file__).with_name('cancelled').write_text(' '.join(sys.argv[1:]))",
+    )
+    put_program(programs, "srun", "")
+    put_program(programs, "scontrol", "Path(__file__).with_name('released').write_text(' '.join(sys.argv[1:]))")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    assert main(["study", "run", str(file), "--on", "slurm"]) == 0
+    prepare, train, compare, _ = (programs / "seen").read_text().split("\n---\n")
+    for text in ("partition=long", "account=us", "time=2880", "mem=32G", "cpus-per-task=8", "qos=q", "signal=USR2@120"):
+        assert f"#SBATCH --{text}\n" in train
+    assert "--gpus-per-node=a100:1\n" in train
+    assert "gpus-per-node" not in prepare + compare
+    assert "--array=0-7%3\n" in train
+    assert "--dependency=afterok:7\n" in train
+    assert "--dependency=afterany:7,afterany:8\n" in compare
+    assert "\nmodule load x\n" in train
+    assert all("#SBATCH --hold\n" in text for text in (prepare, train, compare))
+    assert (programs / "released").read_text() == "release 7 8 9"
+    found = status(capsys, file)
+    assert found[f"{NAMES[0]}__nnUNetPlans__2d fold_0"] == "running: before its first epoch"
+    assert found[f"{NAMES[0]}__nnUNetPlans__2d fold_1"] == "waiting"
+    assert found[f"{NAMES[1]}__nnUNetPlans__2d fold_0"] == "missing"
+    # Those in the queue stay there; the comparison waits for them and for those that are new.
+    (programs / "seen").write_text("---\n" * 3)
+    plan(folders)
+    assert main(["study", "resume", str(file)]) == 0
+    assert "7 submitted to SLURM, 2 there already" in capsys.readouterr().out
+    assert (programs / "cancelled").read_text() == "9"
+    train, compare, _ = (programs / "seen").read_text().removeprefix("---\n" * 3).split("\n---\n")
+    assert "--array=0-5%3\n" in train
+    assert "--dependency=afterany:10,afterany:8\n" in compare
+    assert main(["study", "cancel", str(file)]) == 0
+    assert (programs / "cancelled").read_text() == "8_0 8_1"
+
+
+def test_a_job_can_be_pickled_and_put_back_into_the_queue(file, folders):
+    helpers = pytest.importorskip("submitit.helpers", reason="needs submitit, which is not installed")
+    described = study_file.make_study(study_file.read_toml(file), where="x", name="small")
+    work = cluster.Resumable(cluster.Work(described, study.Job("train", 0, NAMES[0], "0")), {"a": "b"})
+    assert pickle.loads(pickle.dumps(work)) == work
+    again = work.checkpoint()
+    assert isinstance(again, helpers.DelayedSubmission)
+    assert again.function == work
+
+
+# How far it is
+
+
+def test_the_status_is_read_from_nnunets_files(file, folders, capsys):
+    plan(folders)
+    finish(fold_of(folders))
+    by_hand, stopped, old = (fold_of(folders, name, k) for name, k in ((NAMES[0], 1), (NAMES[1], 0), (NAMES[1], 1)))
+    for fold in (by_hand, stopped, old):
+        log_epochs(fold, 4)
+    os.utime(log_epochs(old, 9), (1, 1))
+    planned = study.Planned(study_file.make_study(study_file.read_toml(file), where="x", name="small"))
+    jobs = {planned.key(job): job for job in planned.jobs}
+    planned.remember({f"train {NAMES[1]}__nnUNetPlans__2d fold_0": ""})
+    failed = planned.failure(jobs[f"train {NAMES[2]}__nnUNetPlans__2d fold_0"])
+    failed.parent.mkdir(parents=True)
+    failed.write_text("RuntimeError: no memory\n")
+    found = status(capsys, file)
+    name = "__nnUNetPlans__2d fold_"
+    assert found == {
+        f"{NAMES[0]}{name}0": "done",
+        f"{NAMES[0]}{name}1": "running: epoch 5 of 10, 6 min to go",
+        f"{NAMES[1]}{name}0": "failed: it ended without a word, epoch 5 of 10",
+        f"{NAMES[1]}{name}1": "failed: it ended without a word, epoch 10 of 10",
+        f"{NAMES[2]}{name}0": "failed: RuntimeError: no memory",
+        f"{NAMES[2]}{name}1": "missing",
+        f"{NAMES[3]}{name}0": "missing",
+        f"{NAMES[3]}{name}1": "missing",
+        "compare": "missing",
+    }
+
+
+def python(code: str, title: str = "do it") -> first_run.Step:
+    return first_run.Step(title, (Path(sys.executable).name, "-c", code))
+
+
+def test_one_that_fails_is_reported_and_the_others_are_done(file, folders, monkeypatch, capsys):
+    plan(folders)
+    planned = study.Planned(study_file.make_study(study_file.read_toml(file), where="x", name="small"))
+
+    def steps(self, job, *, dry_run=False):
+        failing = job.trainer == NAMES[1] and job.fold == "0"
+        yield python(
+            "print('working')" + "; raise SystemExit('out of luck')" * failing, f"train {job.trainer} {job.fold}"
+        )
+
+    due = [job for job in planned.jobs if job.stage == "train"]
+    with monkeypatch.context() as patch:
+        patch.setattr(study.Planned, "steps", steps)
+        words = f"1 of 8 job.s. failed, the first is train {NAMES[1]}__nnUNetPlans__2d fold_0"
+        with pytest.raises(UserError, match=words):
+            study.run_here(planned, due)
+    assert capsys.readouterr().out.count("$ python") == 8
+    assert status(capsys, file)[f"{NAMES[1]}__nnUNetPlans__2d fold_0"] == "failed: out of luck"
+    assert study.running_here(planned.folder) is None
+
+
+def test_a_study_runs_here_once_at_a_time_and_says_which_job_it_is_at(file, folders, capsys):
+    planned = study.Planned(study_file.make_study(study_file.read_toml(file), where="x", name="small"))
+    planned.folder.mkdir(parents=True)
+    job = planned.jobs[1]
+    with study._alone(planned.folder) as doing:
+        doing(planned.key(job))
+        assert study.running_here(planned.folder) == study.Running(socket.gethostname(), os.getpid(), planned.key(job))
+        assert status(capsys, file)[f"{NAMES[0]}__nnUNetPlans__2d fold_0"] == "running: before its first epoch"
+        with pytest.raises(UserError, match=f"runs already, as process {os.getpid()} of .*, which is at: train"):
+            study.run_here(planned, [job])
+    assert study.running_here(planned.folder) is None
+
+
+# Shards
+
+
+@pytest.fixture
+def shards(folders, tmp_path) -> Shards:
+    """Five scans in two shards; what predicts them writes the scan's label map."""
+    model = fold_of(folders).parent
+    raw = folders.raw / small_dataset.NAME
+    (model / "dataset.json").write_text((raw / "dataset.json").read_text())
+    (model / "fold_0" / "checkpoint_final.pth").write_bytes(b"weights")
+    return Shards(model, raw / "imagesTr", tmp_path / "out", ("0",), 2, "cpu")
+
+
+class Predicting(Shards):
+    """Writes what is missing, but dies on a case once, or always."""
+
+    dies, deaths = "", 0
+
+    def step(self, shard):
+        stock = super().step(shard)
+        assert stock.command[0] == "nnUNetv2_predict"
+        labels, folder = self.images.with_name("labelsTr"), self.staged / str(shard)
+        code = f"""
+import shutil
+from pathlib import Path
+folder, died = Path({str(folder)!r}), Path({str(self.staged / "died")!r})
+folder.mkdir(exist_ok=True)
+(folder / "plans.json").write_text("{{}}")
+for case in {self.cases[shard :: self.number]!r}:
+    if (folder / f"{{case}}.nii.gz").exists():
+        continue
+    shutil.copy(Path({str(labels)!r}) / f"{{case}}.nii.gz", folder)
+    if case == {self.dies!r} and (not died.exists() or {self.deaths} > 1):
+        died.touch()
+        content = (folder / f"{{case}}.nii.gz").read_bytes()
+        (folder / f"{{case}}.nii.gz").write_bytes(content[:len(content) // 2])
+        raise SystemExit("died")
+"""
+        return python(code, stock.title)
+
+
+def test_shards_are_dealt_out_as_nnunet_does(shards):
+    assert [shards.cases[shard::2] for shard in (0, 1)] == [["ball_0", "ball_2", "ball_4"], ["ball_1", "ball_3"]]
+    step = shards.step(1)
+    assert step.typed.startswith(f"nnUNet_results={shards.model.parent.parent} nnUNetv2_predict -i {shards.images} ")
+    assert (
+        f" -d Dataset998_Balls -tr {NAMES[0]} -p nnUNetPlans -c 2d -f 0 -device cpu -num_parts 2 -part_id 1 "
+        in step.typed
+    )
+    assert "--continue_prediction" in step.typed
+
+
+def test_a_shard_that_died_is_run_again_and_half_a_file_is_not_taken_for_a_whole_one(shards):
+    mine = Predicting(**vars(shards))
+    Predicting.dies, Predicting.deaths = "ball_2", 1
+    mine.begin()
+    with pytest.raises(first_run.StepFailed):
+        mine.predict(0)
+    assert mine.missing(0) == ["ball_2", "ball_4"]
+    assert not mine.is_done
+    mine.gather()
+    assert mine.is_done
+    assert sorted(path.name for path in mine.out.iterdir()) == [
+        *(f"ball_{case}.nii.gz" for case in range(5)),
+        "plans.json",
+        first_run.PREDICTED_BY,
+    ]
+
+
+def test_cases_that_are_missing_are_named_and_nothing_is_there(shards):
+    mine = Predicting(**vars(shards))
+    Predicting.dies, Predicting.deaths = "ball_3", 9
+    mine.begin()
+    with pytest.raises(UserError, match="1 of 5 case.s. are missing: ball_3; .* the same command does the rest"):
+        mine.gather()
+    assert [path.name for path in mine.out.iterdir()] == [".shards"]
+    Predicting.deaths = 1
+    mine.gather()
+    assert mine.is_done
+
+
+def test_a_target_with_something_else_is_refused(shards, tmp_path, capsys):
+    shards.out.mkdir()
+    (shards.out / "x").touch()
+    words = ("predict", shards.model, shards.images, shards.out, "--device", "cpu")
+    line = refused(capsys, *words)
+    assert "plans.json" in line
+    assert f"there is no folder {tmp_path / 'no'}" in refused(capsys, "predict", tmp_path / "no", shards.images, "x")
+
+
+# The pages, and everything for real
+
+
+@pytest.mark.parametrize("page", ["how-to/study.md", "reproduce.md"])
+def test_the_studies_on_the_pages_can_be_read(page, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    blocks = re.findall(r"^```toml\n(.*?)^```", text, re.M | re.S)
+    assert len(blocks) >= 3
+    for block in blocks:
+        (tmp_path / "x.toml").write_text(block)
+        content = {"dataset": 1, "trainers": TRAINERS[0], **study_file.read_toml(tmp_path / "x.toml")}
+        found = study_file.make_study(content, where="x", name="x")
+        for options in found.derive.values():
+            plans.check_knobs(options["set"])
+        assert set(found.derive) <= set(found.configurations)
+
+
+@pytest.mark.slow
+def test_a_study_runs_to_its_comparison_and_its_models_predict_in_shards(planned, tmp_path):
+    own = planned.copied_to(tmp_path / "nnunet")
+    own.configure("2d_narrow", "2d_stock", "--keep-network", num_epochs=1, num_iterations_per_epoch=2)
+    words = (
+        "-d",
+        own.number,
+        "-c",
+        "2d_stock",
+        "--trainers",
+        *TRAINERS,
+        "--folds",
+        0,
+        1,
+        "--seeds",
+        1,
+        "--device",
+        "cpu",
+    )
+    own.run("logvmamba", "study", "run", *words, "--name", "small")
+    folder = own.folders.results / own.dataset / "studies" / "small"
+    page = (folder / "tables" / "comparison.md").read_text()
+    assert all(f"| {name} |" in page for name in ("NoSSM", "StockNetwork"))
+    assert "trainings: 4 done" in own.run("logvmamba", "study", "status", *words, "--name", "small").stdout
+    again = own.run("logvmamba", "study", "resume", *words, "--name", "small").stdout
+    assert "0 of 4 training(s) to do, 0 job(s) in all" in again
+    model, images = own.model("2d_stock", f"{TRAINERS[0]}_seed1"), own.folders.raw / own.dataset / "imagesTr"
+    predict = ("logvmamba", "study", "predict", model, images, tmp_path / "out", "--shards", 4, "--device", "cpu")
+    own.run(*predict)
+    cases = sorted(path.name for path in (own.folders.raw / own.dataset / "labelsTr").iterdir())
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == cases
+    assert f"nothing to do: {len(cases)} case(s) are predicted" in own.run(*predict).stdout
