@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_logvmamba.cli import terminal
@@ -44,6 +45,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help="voxels per axis, instead of those of the plans or the publication",
     )
+    field = parser.add_argument_group("how far it sees", "the network is then run on the CPU, forwards and backwards")
+    field.add_argument(
+        "--receptive-field",
+        type=Path,
+        metavar="PNG",
+        help="say and draw how much each voxel of the image weighs in the logits of the middle one",
+    )
+    field.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="a trained network's weights; default: those it starts with"
+    )
+    field.add_argument(
+        "--noise-images", type=at_least(1, int), default=4, metavar="N", help="average over so many; default: 4"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from nnunet_logvmamba.plugin.recipes import OPTIMIZERS
 
+    _check_field(args)
     if args.preset is not None:
         network, channels, patch_size, batch_size = network_of_preset(args.preset)
         optimizer, title = "adam", f"preset {args.preset}"
@@ -88,24 +103,69 @@ def run(args: argparse.Namespace) -> int:
         f"weights, gradients and {optimizer}; workspaces come on top, and mixed precision about halves the first part"
     )
     terminal.show("\n".join(lines))
+    if args.receptive_field is not None:
+        found = network_of_preset(args.preset, "cpu") if args.preset is not None else network_of_plans(args, "cpu")
+        terminal.show(f"\n{_field(args, found[0], channels, patch_size, title)}")
     return 0
 
 
-def network_of_preset(name: str) -> tuple[nn.Module, int, Sequence[int], int]:
-    """Give a published network on the meta device, its channels, patch and batch size."""
+def _check_field(args: argparse.Namespace) -> None:
+    target = args.receptive_field
+    if target is None:
+        if args.checkpoint is not None:
+            raise UserError("--checkpoint is for --receptive-field: name the picture with it")
+        return
+    if target.suffix.lower() != ".png":
+        raise UserError(f"{target} does not end in .png: name a PNG picture")
+    if not target.parent.is_dir():
+        raise UserError(f"there is no folder {target.parent} for {target.name}: make it, or name another file")
+    if args.checkpoint is not None and not args.checkpoint.is_file():
+        raise UserError(f"there is no checkpoint {args.checkpoint}")
+
+
+def _field(args: argparse.Namespace, network: nn.Module, channels: int, patch_size: Sequence[int], title: str) -> str:
+    """Draw the effective receptive field, and say its radii."""
+    import torch
+
+    from nnunet_logvmamba.networks.receptive_field import SHARES, radii, receptive_field
+    from nnunet_logvmamba.plugin.checkpoints import first_difference, read_checkpoint
+    from nnunet_logvmamba.results.fields import draw
+
+    if args.checkpoint is not None:
+        weights = read_checkpoint(args.checkpoint)["network_weights"]
+        difference = first_difference(network, weights)
+        if difference is not None:
+            raise UserError(f"{args.checkpoint} holds another network than this one ({difference})")
+        network.load_state_dict(weights)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(args.noise_images, channels, *patch_size, generator=generator)
+    field = receptive_field(network, images)
+    draw({title: field}, args.receptive_field)
+    said = [
+        f"{share:.0%} of the field lies within {times(found)} voxels of the middle, axis by axis"
+        for share, found in zip(SHARES, radii(field))
+    ]
+    of = "trained" if args.checkpoint is not None else "at the start"
+    return "\n".join(
+        [f"receptive field, {of}, over {args.noise_images} image(s) of noise: {args.receptive_field}", *said]
+    )
+
+
+def network_of_preset(name: str, device: str = "meta") -> tuple[nn.Module, int, Sequence[int], int]:
+    """Give a published network on a device, its channels, patch and batch size."""
     if name not in catalogue.PRESETS:
         raise UserError(f"there is no preset '{name}'; there are {', '.join(catalogue.PRESETS)}")
     import torch
 
     network_class = catalogue.PRESETS[name].load()
     preset = network_class.preset
-    with torch.device("meta"):
+    with torch.device(device):
         network = network_class(**preset["arguments"])
     return network, preset["arguments"]["input_channels"], preset["patch_size"], 1
 
 
-def network_of_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence[int], int, str]:
-    """Give what a trainer builds from a plan, on the meta device, its channels, patch, batch size and optimizer.
+def network_of_plans(args: argparse.Namespace, device: str = "meta") -> tuple[nn.Module, int, Sequence[int], int, str]:
+    """Give what a trainer builds from a plan, on a device, its channels, patch, batch size and optimizer.
 
     Args:
         args: ``dataset``, ``plans``, ``configuration`` and ``trainer``.
@@ -135,10 +195,10 @@ def network_of_plans(args: argparse.Namespace) -> tuple[nn.Module, int, Sequence
         classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
         arguments = plans_manager, manager, channels, classes, False
         try:
-            with torch.device("meta"):
+            with torch.device(device):
                 network = trainer.build_network_architecture(*arguments)
         except RuntimeError:  # also of a constructor that reads values, which the meta device has not
-            network = trainer.build_network_architecture(*arguments).to("meta")
+            network = trainer.build_network_architecture(*arguments).to(device)
     except (RuntimeError, ValueError) as error:  # our sentence about the plan
         raise UserError(str(error)) from error
     optimizer = "sgd"

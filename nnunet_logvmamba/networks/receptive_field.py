@@ -70,10 +70,3 @@ def radii(field: np.ndarray, shares: Sequence[float] = SHARES) -> list[list[int]
             within.append(int(np.searchsorted(mass, share * mass[-1] - 1e-12)))
         found.append(within)
     return found
-
-
-def sections(field: np.ndarray) -> list[np.ndarray]:
-    """The planes through the middle voxel, last axes first: one in 2D, three in 3D."""
-    if field.ndim == 2:
-        return [field]
-    return [np.take(field, field.shape[axis] // 2, axis) for axis in range(field.ndim)]

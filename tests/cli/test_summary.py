@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 
+import numpy as np
 import pytest
 import small_dataset
 import torch
 from commands import run_command
+from PIL import Image
 from torch import nn
 
-from nnunet_logvmamba.cli import main
+from nnunet_logvmamba.cli import build_parser, main
+from nnunet_logvmamba.cli.summary import network_of_plans
 from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
 from nnunet_logvmamba.networks.catalogue import PRESETS
 from nnunet_logvmamba.networks.costs import summarize
@@ -312,6 +316,10 @@ def test_a_network_that_is_one_module_is_opened(planned, users_trainers, capsys)
         ("-d 998 -tr nnUNetTrainerLogVMamba_sdg", "the nearest is nnUNetTrainerLoGVMamba_sgd: names are"),
         ("-d 998 -tr json", "nnU-Net finds no trainer 'json'"),
         ("-d 1", "one data set Dataset001_* is needed"),
+        ("--preset paper2d --receptive-field field.jpg", "field.jpg does not end in .png: name a PNG picture"),
+        ("--preset paper2d --receptive-field nowhere/field.png", "there is no folder nowhere for field.png"),
+        ("--preset paper2d --receptive-field field.png --checkpoint none.pth", "there is no checkpoint none.pth"),
+        ("--preset paper2d --checkpoint none.pth", "--checkpoint is for --receptive-field"),
     ],
 )
 def test_bad_input_is_answered_in_one_sentence(words, sentence, planned, capsys):
@@ -326,3 +334,33 @@ def test_a_misspelt_preset_ends_the_command_without_a_traceback():
     done = run_command(["logvmamba", "summary", "--preset", "paper4d"], check=False)
     assert done.returncode != 0
     assert done.stderr.splitlines() == [f"logvmamba: there is no preset 'paper4d'; there are {', '.join(PRESETS)}"]
+
+
+def test_the_receptive_field_is_said_and_drawn_before_and_after_training(planned, tmp_path, capsys):
+    words = ["summary", "-d", small_dataset.NUMBER, "-c", "2d", "--patch-size", "32", "48", "--noise-images", "2"]
+    pictures = [tmp_path / f"{name}.png" for name in ("start", "trained")]
+    assert main([*words, "--receptive-field", str(pictures[0])]) == 0
+    start = capsys.readouterr().out
+    assert f"receptive field, at the start, over 2 image(s) of noise: {pictures[0]}" in start
+    radii = [
+        [int(side) for side in re.search(rf"{share}% of the field lies within (\d+)x(\d+) voxels", start).groups()]
+        for share in (50, 90)
+    ]
+    assert all(0 < half <= most <= side // 2 for half, most, side in zip(*radii, (32, 48)))
+
+    args = build_parser().parse_args(words)
+    network = network_of_plans(args, "cpu")[0]
+    nn.init.zeros_(network.encoder.stem[0].conv3.weight)
+    checkpoint = tmp_path / "checkpoint_final.pth"
+    torch.save({"network_weights": network.state_dict()}, checkpoint)
+    assert main([*words, "--receptive-field", str(pictures[1]), "--checkpoint", str(checkpoint)]) == 0
+    trained = capsys.readouterr().out
+    assert "receptive field, trained" in trained
+    drawn = [np.asarray(Image.open(picture).convert("RGB")) for picture in pictures]
+    assert drawn[0].shape == drawn[1].shape
+    assert (drawn[0] != drawn[1]).any()
+
+    torch.save({"network_weights": {"other": torch.ones(1)}}, checkpoint)
+    assert main([*words, "--receptive-field", str(tmp_path / "none.png"), "--checkpoint", str(checkpoint)]) != 0
+    assert "holds another network than this one" in capsys.readouterr().err
+    assert not (tmp_path / "none.png").exists()

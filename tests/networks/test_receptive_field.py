@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_logvmamba.networks.receptive_field import radii, receptive_field, sections
+from nnunet_logvmamba.networks.receptive_field import radii, receptive_field
 
 
 class TwoScales(nn.Module):
@@ -35,7 +35,6 @@ def test_the_field_of_a_window_is_the_window(kernel, size):
     assert all(a <= b <= k // 2 for a, b, k in zip(half, most, kernel))
     assert network.training
     assert network.sum.weight.grad is None
-    assert [plane.ndim for plane in sections(field)] == [2] * (1 if len(size) == 2 else 3)
 
 
 def test_what_the_whole_image_is_divided_by_is_seen_by_every_voxel():
