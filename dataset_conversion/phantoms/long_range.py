@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dataset_conversion.core import staging
 from dataset_conversion.core.cases import ConversionError
@@ -109,6 +108,8 @@ def long_range_case(
 
 
 def _write(voxels: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
     path.parent.mkdir(exist_ok=True)
     if voxels.ndim == 2:
         Image.fromarray(voxels).save(path)

@@ -149,7 +149,7 @@ def examine_dataset(dataset: str, jobs: int | None = None) -> Iterator[Finding]:
         UserError: If there is no such data set.
     """
     from nnunet_logvmamba.evaluation.parallel import default_processes
-    from nnunet_logvmamba.plugin import first_run, preprocessed_cases, raw_dataset
+    from nnunet_logvmamba.plugin import first_run
     from nnunet_logvmamba.plugin.observations import grouped
 
     folder = Path(dataset)
@@ -158,6 +158,8 @@ def examine_dataset(dataset: str, jobs: int | None = None) -> Iterator[Finding]:
         if not os.path.isdir(raw):
             raise UserError(f"{dataset} is not a folder; to name a data set by its number, set nnUNet_raw")
         folder = Path(raw) / first_run.find_dataset(dataset, Path(raw))
+    from nnunet_logvmamba.plugin import preprocessed_cases, raw_dataset  # late, as they bring nnU-Net's readers
+
     preprocessed = preprocessed_cases.folders_of(folder)
     found = (preprocessed_cases if preprocessed else raw_dataset).examine(folder, processes=jobs or default_processes())
     section = str(folder)

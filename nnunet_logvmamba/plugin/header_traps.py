@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nibabel
 import numpy as np
 
 from nnunet_logvmamba.evaluation.cases import DIRECTION_TOLERANCE, same_place
 from nnunet_logvmamba.plugin.observations import Seen
 from nnunet_logvmamba.plugin.reading import Reading, scaling
+
+if TYPE_CHECKING:
+    import nibabel
 
 UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
 """Of ``xyzt_units``, but for mm: name, and mm in one."""
@@ -136,9 +139,11 @@ def _scaling(path: Path, header: nibabel.Nifti1Header, *, label: bool) -> Iterat
 
 
 def _transforms(header: nibabel.Nifti1Header) -> tuple[tuple[np.ndarray | None, int], tuple[np.ndarray | None, int]]:
+    from nibabel.spatialimages import HeaderDataError
+
     try:
         return header.get_qform(coded=True), header.get_sform(coded=True)
-    except (ValueError, nibabel.spatialimages.HeaderDataError):  # a quaternion that is none
+    except (ValueError, HeaderDataError):  # a quaternion that is none
         return (None, 0), header.get_sform(coded=True)
 
 

@@ -116,6 +116,12 @@ CALLS = {
     "export empty out.onnx": "is no trained model",
     f"export {MODEL} nowhere/out.onnx": "there is no folder nowhere",
     f"export {MODEL} out.onnx": "has no checkpoint_final.pth",
+    "study": "required: ACTION",
+    "study rnu": "invalid choice",
+    "study nowhere.toml": "there is no file nowhere.toml",
+    "study run study.toml": "study.toml",
+    "doctor nowhere": "nowhere",
+    "summary --preset paper2d --receptive-field field.jpg": "does not end in .png",
     "completion basch": "invalid choice",
 }
 UNSET = {  # without nnU-Net's variables
@@ -133,6 +139,7 @@ OTHERS = {
     }.items()},
     "phantoms brats": "invalid choice",
     "phantoms cells out --shape 1 2 3": "are for the 3D layouts only",
+    "phantoms acdc out --distance 20": "are for long_range only",
 }  # fmt: skip
 
 
@@ -148,6 +155,7 @@ def here(tmp_path_factory) -> Path:
         (root / f"nnUNet_{part}/Dataset998_Balls/dataset.json").write_text(described)
     (root / "nnUNet_preprocessed/Dataset998_Balls/nnUNetPlans.json").write_text('{"configurations": {"2d": {}}}')
     (root / MODEL / "fold_0").mkdir(parents=True)
+    (root / "study.toml").write_text("trainers = 3\n")
     for file in ("no.pth", "model/plans.json", "predictions/a.nii.gz", "references/b.nii.gz", "pictures/a.png"):
         (root / file).parent.mkdir(exist_ok=True)
         (root / file).write_text("{}")
