@@ -147,7 +147,7 @@ def test_every_option_of_nnunets_programs_exists(run_command):
 
 @every_page
 def test_every_make_target_and_variable_exists(page):
-    targets = set(re.findall(r"^([\w-]+):(?!=)", MAKEFILE, re.M))
+    targets = {name for names in re.findall(r"^([\w -]+):(?!=)", MAKEFILE, re.M) for name in names.split()}
     variables = set(re.findall(r"^(\w+) \?=", MAKEFILE, re.M))
     calls = words_to_type(page, "make")
     calls += [words for program, *words in map(str.split, mentions(page)) if program == "make" and words]

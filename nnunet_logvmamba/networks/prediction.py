@@ -3,7 +3,7 @@
 torch 2.13 sends a convolution in float32 to oneDNN only if the batch is above 1, or it is grouped, or batch times
 channels times the first two spatial axes are above 20,480, or the last two sides of its kernel are above 3 (with one
 thread, none of 1 x 1); all others take loops of its own, up to twelve times slower. nnU-Net predicts with a batch of
-1. ``tests/networks/test_prediction.py`` holds that rule and fails once torch has another one.
+1. ``tests/networks/test_one_patch.py`` holds that rule and fails once torch has another one.
 
 With channels innermost, oneDNN need not rearrange what it reads and writes, and pooling, interpolation and norms are
 three to twelve times faster in torch itself; shapes stay, values differ by rounding.

@@ -153,7 +153,7 @@ def test_expanded_arguments_and_upstream_gradients_are_right():
 
 
 def test_offsets_of_64_bits_give_the_same(launch, monkeypatch):
-    monkeypatch.setattr(launch, "_extent", lambda rows: 2**31)
+    monkeypatch.setattr(launch, "_extent", lambda x, row: 2**31)
     assert_all_match(random_arguments(length=18, extra=2, shuffled=True, **SMALL))
 
 

@@ -29,6 +29,7 @@ from nnunet_logvmamba.plugin.fold_reader import FoldReader
 from nnunet_logvmamba.results import logs
 from nnunet_logvmamba.results.page import page as report
 from nnunet_logvmamba.results.page import pictures
+from nnunet_logvmamba.results.runs import read_run
 
 MODEL_2D = "nnUNetTrainerLoGVMamba__nnUNetPlans__2d"
 NASTY = "<img src=x onerror=\"document.title='caught'\">&\"'"
@@ -611,7 +612,7 @@ def test_the_fixture_is_what_compare_reads(tmp_path):
     """Guards the 2D tests above: their fold is one that nnU-Net could have written."""
     fold = cells(tmp_path)
     assert fold.parents[1].name == DATASET
-    assert len(report.read_run(fold).cases) == 4
+    assert len(read_run(fold).cases) == 4
 
 
 def test_what_the_page_lacks_is_said_on_the_command_line_too(tmp_path, capsys, monkeypatch):
