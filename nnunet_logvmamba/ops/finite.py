@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from nnunet_logvmamba.errors import NotFiniteError
 
@@ -75,9 +76,13 @@ def _below(keyset, logits: Tensor, image: Tensor) -> Tensor:
         return _OP.redispatch(keyset & torch._C._after_autograd_keyset, logits, image)
 
 
-class _Identity(torch.autograd.Function):
+class _Identity(_SingleLevelFunction):
     @staticmethod
-    def forward(ctx, keyset, logits, image):
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def forward(keyset, logits, image):
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # for further levels of torch.func
             return _below(keyset, logits, image)
 
@@ -95,7 +100,7 @@ def _autograd(keyset, logits: Tensor, image: Tensor) -> Tensor:
         return _Identity.apply(keyset, logits, image)
     # As in scan/library.py: a transform of torch.func calls this for each of its levels.
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, _Identity).apply(keyset, logits, image)
+        return _Identity.apply(keyset, logits, image)
 
 
 def _mapped(info, in_dims, logits: Tensor, image: Tensor) -> tuple[Tensor, int | None]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 _NAMESPACE = "nnunet_logvmamba"
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
@@ -57,14 +58,18 @@ def register(
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
-    class Derivative(torch.autograd.Function):
+    class Derivative(_SingleLevelFunction):
         @staticmethod
-        def forward(ctx, keyset, *arguments):
-            tensors, ctx.words = arguments[:-words], arguments[-words:]
-            ctx.save_for_backward(*tensors)
+        def forward(keyset, *arguments):
             # Off in here; but below may be further levels of torch.func, which differentiate too.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
                 return below(keyset, *arguments)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            _, *tensors = inputs[:-words]
+            ctx.words = inputs[-words:]
+            ctx.save_for_backward(*tensors)
 
         @staticmethod
         def backward(ctx, *grads):
@@ -79,9 +84,9 @@ def register(
             return below(keyset, *arguments)
         if not torch._C._are_functorch_transforms_active():
             return Derivative.apply(keyset, *arguments)
-        # A transform of torch.func calls this for each of its levels, which ``Function.apply`` does not know.
+        # A transform of torch.func calls this for each of its levels, as it does with its own functions of one level.
         with enable_single_level_autograd_function():
-            return super(torch.autograd.Function, Derivative).apply(keyset, *arguments)
+            return Derivative.apply(keyset, *arguments)
 
     def mapped(info, in_dims, *arguments):
         outputs = [

@@ -78,6 +78,7 @@ def test_a_misspelt_name_ends_the_stock_command_with_the_nearest_one(run_command
     done = run_command(
         ["nnUNetv2_train", 998, "2d", 0, "-tr", "nnUNetTrainerLogVMamba_seed1_5epoch"],
         check=False,
+        PYTHONWARNINGS="ignore::FutureWarning",  # of torch 2.15, at torchvision
         **folders.environment,
     )
     assert done.returncode == 1

@@ -490,7 +490,8 @@ def test_a_forgotten_device_ends_the_stock_command_with_one_sentence_before_anyt
 ):
     before = {path: path.stat().st_mtime_ns for path in plans_file.parent.rglob("*")}
     command = ["nnUNetv2_train", small_dataset.NUMBER, "3d_fullres", 0, "-tr", "nnUNetTrainerLoGVMamba"]
-    done = run_command(command, check=False, **nnunet_folders.environment)
+    quiet = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of torch 2.15, at torchvision
+    done = run_command(command, check=False, **nnunet_folders.environment, **quiet)
     assert done.returncode == 1
     said, *rest = done.stderr.splitlines()
     assert re.match("CUDA is nnU-Net's default, .* finds no CUDA device here: run the command with -device ", said)
