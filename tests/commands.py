@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -86,3 +87,8 @@ def run_command(
             f"{' '.join([program, *rest])}: exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         )
     return done
+
+
+def commands_in(text: str) -> list[str]:
+    """The commands that a plan of work prints behind a dollar."""
+    return re.findall(r"^\$ (.*)$", text, re.M)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_TIMEOUTS = 1000
 """So often may the time of a job be up before it is given up."""
+_PATHS = {"nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer", "nnUNet_logvmamba_pretrained"}
+"""Variables that name a folder or file, or several, separated like those of ``PATH``."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def submit(
             needed = {f"afterok:{last}"} if stage.waits == "ok" and last else set()
             needed |= {f"afterany:{number}" for number in arrays} if stage.waits == "any" else set()
             executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=MOST_TIMEOUTS)
-            executor.update_parameters(**_parameters(f"{name}-{stage.name}", cluster, stage.gpus, needed))
+            executor.update_parameters(**_parameters(f"{name}-{stage.name}", folder, cluster, stage.gpus, needed))
             with redirect_stderr(io.StringIO()), executor.batch():  # what sbatch says is in the error, too
                 jobs = [executor.submit(Resumable(work, _environment(cluster))) for work in stage.work]
             numbers += [job.job_id for job in jobs]
@@ -151,14 +153,15 @@ def check() -> None:
         raise UserError(f"there is no {missing[0]} here: run this where jobs are submitted to SLURM, or --on local")
 
 
-def _parameters(name: str, cluster: Cluster, gpus: int, needed: Iterable[str]) -> dict[str, Any]:
+def _parameters(name: str, folder: Path, cluster: Cluster, gpus: int, needed: Iterable[str]) -> dict[str, Any]:
     # What not every submitit of this series has an option of its own for.
     more: dict[str, Any] = {
         "account": cluster.account,
+        "chdir": os.path.abspath(folder),  # the folder of the call may be gone, or another one on a node
         "dependency": ",".join(sorted(needed)),
+        "hold": True,  # until all are accepted
         "kill-on-invalid-dep": "yes",
     }
-    more["hold"] = True  # until all are accepted
     wanted = {
         "job_name": name,
         "time": cluster.time,
@@ -177,8 +180,13 @@ def _parameters(name: str, cluster: Cluster, gpus: int, needed: Iterable[str]) -
 
 
 def _environment(cluster: Cluster) -> dict[str, str]:
-    """nnU-Net's variables, as a node may start with none; its workers are as many as the job has cores."""
+    """nnU-Net's variables, as a node may start with none: paths absolute, since a job starts elsewhere, and as many
+    workers as it has cores.
+    """
     found = {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
+    for name in _PATHS & found.keys():
+        parts = filter(None, found[name].split(os.pathsep))
+        found[name] = os.pathsep.join(os.path.abspath(os.path.expanduser(part)) for part in parts)
     return found if cluster.cpus is None else {"nnUNet_n_proc_DA": str(cluster.cpus), **found}
 
 

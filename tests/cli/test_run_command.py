@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 import small_dataset
-from commands import BIN, NnunetFolders
+from commands import BIN, NnunetFolders, commands_in
 from small_project import Project, segmentations
 
 from nnunet_logvmamba.cli import main, terminal
@@ -38,10 +38,6 @@ def folders(nnunet_folders, monkeypatch) -> NnunetFolders:
 def dry_run(capsys, *words: object) -> str:
     assert main(["run", *map(str, words), "--dry-run"]) == 0
     return capsys.readouterr().out
-
-
-def commands_in(text: str) -> list[str]:
-    return re.findall(r"^\$ (.*)$", text, re.M)
 
 
 def refused(capsys, *words: object) -> str:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import small_dataset
-from commands import NnunetFolders
+from commands import NnunetFolders, commands_in
 
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin import cluster, first_run, plans, study, study_file
 from nnunet_logvmamba.plugin.shards import Shards
+from nnunet_logvmamba.plugin.study_file import Cluster
 
 TRAINERS = ("nnUNetTrainerNoSSM", "nnUNetTrainerStockNetwork")
 NAMES = [f"{trainer}_seed{seed}" for trainer in TRAINERS for seed in (1, 2)]
@@ -91,10 +92,6 @@ def log_epochs(fold: Path, done: int, total: int = 10) -> Path:
 def dry_run(capsys, *words: object) -> str:
     assert main(["study", *map(str, words), "--dry-run"]) == 0
     return capsys.readouterr().out
-
-
-def commands_in(text: str) -> list[str]:
-    return re.findall(r"^\$ (.*)$", text, re.M)
 
 
 def refused(capsys, *words: object) -> str:
@@ -319,6 +316,19 @@ def test_a_cluster_that_refuses_one_job_gets_none(file, folders, tmp_path, monke
     assert not (folders.results / small_dataset.NAME / "studies" / "small" / study.RECORD).exists()
 
 
+def test_jobs_find_the_folders_of_variables_wherever_they_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_raw", "raw")
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("nnUNet_extTrainer", f"mine{os.pathsep}~/theirs")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "3")
+    found = cluster._environment(Cluster())
+    assert found["nnUNet_raw"] == str(tmp_path / "raw")
+    assert found["nnUNet_results"] == str(tmp_path / "results")
+    assert found["nnUNet_extTrainer"] == os.pathsep.join((str(tmp_path / "mine"), os.path.expanduser("~/theirs")))
+    assert found["nnUNet_n_proc_DA"] == "3"
+
+
 def test_what_waits_for_what_is_told_to_slurm(file, folders, tmp_path, monkeypatch, capsys):
     """The real sbatch files, and a queue in which two of the jobs are."""
     pytest.importorskip("submitit", reason="needs submitit, which is not installed")
@@ -352,7 +362,8 @@ def test_what_waits_for_what_is_told_to_slurm(file, folders, tmp_path, monkeypat
     assert "--dependency=afterok:7\n" in train
     assert "--dependency=afterany:7,afterany:8\n" in compare
     assert "\nmodule load x\n" in train
-    assert all("#SBATCH --hold\n" in text for text in (prepare, train, compare))
+    jobs = folders.results / small_dataset.NAME / "studies" / file.stem / "jobs"
+    assert all("#SBATCH --hold\n" in text and f"#SBATCH --chdir={jobs}\n" in text for text in (prepare, train, compare))
     assert (programs / "released").read_text() == "release 7 8 9"
     found = status(capsys, file)
     assert found[f"{NAMES[0]}__nnUNetPlans__2d fold_0"] == "running: before its first epoch"
