@@ -134,10 +134,10 @@ def hippocampus(into: Path, scratch: Path, cases: int) -> str:
         (source / part).mkdir(parents=True)
         for path in sorted((HIPPOCAMPUS_SOURCE / part).glob("*.nii*"))[:cases]:
             shutil.copy(path, source / part)
-    folders = {f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed", "results")}
+    folders = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     for folder in folders.values():
         Path(folder).mkdir(parents=True)
-    environment = os.environ | folders | {"nnUNet_def_n_proc": "2"}
+    environment = os.environ | folders | {"nnUNet_def_n_proc": "2", "nnUNet_n_proc_DA": "2"}  # planning refuses 0
     run([sys.executable, "-m", "dataset_conversion.Dataset004_Hippocampus", source], env=environment, cwd=HERE.parent)
     planning = (
         "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as e; e()"

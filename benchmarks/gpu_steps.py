@@ -385,7 +385,7 @@ def hippocampus(setting: Setting) -> Rows:
     """Short trainings of stock nnU-Net on fold 0, all at once; epochs as they end, and at last Dice on the fold."""
     epochs = 1 if setting.tiny else 5
     root = setting.work / "nnunet"
-    folders = {f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed", "results")}
+    folders = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     for folder in folders.values():
         Path(folder).mkdir(parents=True, exist_ok=True)
     environment = os.environ | folders | {"nnUNet_extTrainer": str(ROOT / "nnunet_logvmamba" / "plugin" / "ext")}

@@ -100,6 +100,7 @@ def test_the_other_steps_run_too(tmp_path, request):
     options = ("--folder", str(prepared), "--parts", "hippocampus", "--cases", "5")
     made = run("benchmarks/gpu_prepare.py", *options, timeout=900)
     assert made.returncode == 0, made.stderr
+    assert "hippocampus, 5 cases" in made.stdout, made.stdout
     assert "nnunet.tar" in (prepared / "listing.txt").read_text()
     steps = ["warm", "profile", "network_2d", "amp", "hippocampus", "compile"]
     done = prove(tmp_path, "--steps", ",".join(steps), "--prepared", str(prepared), "--budget-s", "1500", timeout=1600)
