@@ -19,8 +19,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 python="$folder/venv/bin/python"
-"$python" -m pip install --quiet --disable-pip-version-check numpy==2.2.6 torch==2.13.0
-"$python" -m pip install --quiet --disable-pip-version-check nnunetv2==2.8.1
+"$python" -m pip install --quiet --disable-pip-version-check numpy==2.2.6 torch==2.13.0 nnunetv2==2.8.1
 cd "$folder"
 
 nnUNet_raw=raw nnUNet_preprocessed=preprocessed nnUNet_results=results "$python" - <<'PYTHON'
