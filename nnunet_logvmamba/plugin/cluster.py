@@ -7,9 +7,11 @@ import io
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,22 +55,56 @@ class Work:
 
         carry_out(Planned(self.study, on="slurm"), self.job)
 
+    def reached(self) -> str | None:
+        """What it would go on from, as :meth:`Planned.reached`."""
+        from nnunet_logvmamba.plugin.study import Planned
 
-@dataclass(frozen=True)
+        return Planned(self.study, on="slurm").reached(self.job)
+
+
+@dataclass
 class Resumable:
-    """Work as SLURM runs it, from the beginning or again, with these variables of the environment."""
+    """Work as SLURM runs it, from the beginning or again.
+
+    Attributes:
+        work: It may have a method ``reached``, which gives a text that differs once the work has got further.
+        environment: Variables that are set for it.
+        limit_s: Seconds that it may run before it is put back into the queue.
+        before: What it had ``reached`` when its time was up for the last time.
+        in_vain: So often in a row its time was up and it had got no further.
+    """
 
     work: Callable[[], None]
     environment: Mapping[str, str]
+    limit_s: float = inf
+    before: str | None = None
+    in_vain: int = 0
+    begun: float = field(default=0.0, compare=False)
 
     def __call__(self) -> None:
+        self.begun = time.time()
         os.environ.update(self.environment)
         self.work()
 
     def checkpoint(self) -> Any:
-        """Give what is put back into the queue when the time is nearly up: the same, which goes on where it was."""
+        """Give what is put back into the queue when the time is nearly up: the same, which goes on where it was.
+
+        Raises:
+            UserError: If its time was up for the third time and it had got no further; it never would.
+        """
         from submitit.helpers import DelayedSubmission
 
+        reached = self.work.reached() if hasattr(self.work, "reached") else None
+        # One that was sent away to make room for others has not had its time. SLURM may give notice a minute early.
+        if reached is not None and time.time() - self.begun > 0.9 * self.limit_s - 60:
+            self.in_vain = self.in_vain + 1 if reached == self.before else 0
+            self.before = reached
+            if self.in_vain > 1:
+                raise UserError(
+                    f"its time was up {self.in_vain + 1} times, each after {self.limit_s / 60:.0f} min, without a new "
+                    "checkpoint, so it was not put back into the queue: give it more (time in the file), then study "
+                    "resume"
+                )
         return DelayedSubmission(self)
 
 
@@ -123,7 +159,8 @@ def submit(
             executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=MOST_TIMEOUTS)
             executor.update_parameters(**_parameters(f"{name}-{stage.name}", folder, cluster, stage.gpus, needed))
             with redirect_stderr(io.StringIO()), executor.batch():  # what sbatch says is in the error, too
-                jobs = [executor.submit(Resumable(work, _environment(cluster))) for work in stage.work]
+                limit_s = 60 * cluster.time - cluster.signal_s
+                jobs = [executor.submit(Resumable(work, _environment(cluster), limit_s)) for work in stage.work]
             numbers += [job.job_id for job in jobs]
             last = jobs[0].job_id.partition("_")[0]
             arrays.add(last)

@@ -378,6 +378,15 @@ class Planned:
         """Whether a training is finished and validated, by nnU-Net's files."""
         return runs.is_finished(self._fold(job))
 
+    def reached(self, job: Job) -> str | None:
+        """Describe what a training would go on from: the text differs once that is more. None for other jobs."""
+        if job.stage != "train":
+            return None
+        fold = self._fold(job)
+        checkpoints = [path for name in CHECKPOINTS if (path := fold / name).is_file()]
+        validated = len(list((fold / "validation").glob("*")))
+        return f"{[(path.name, path.stat().st_mtime_ns) for path in checkpoints[:1]]}, {validated} validated"
+
     def failure(self, job: Job) -> Path:
         """File with the last words of a job that failed; a job that begins removes it."""
         return self.folder / "failed" / f"{self.key(job).replace(' ', '_')}.txt"

@@ -8,6 +8,7 @@ import pickle
 import re
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -390,6 +391,33 @@ def test_a_job_can_be_pickled_and_put_back_into_the_queue(file, folders):
     again = work.checkpoint()
     assert isinstance(again, helpers.DelayedSubmission)
     assert again.function == work
+
+
+def test_a_job_whose_time_is_up_again_and_again_in_vain_is_given_up(file, folders):
+    pytest.importorskip("submitit.helpers", reason="needs submitit, which is not installed")
+    described = study_file.make_study(study_file.read_toml(file), where="x", name="small")
+    fold = fold_of(folders)
+    work = cluster.Resumable(cluster.Work(described, study.Job("train", 0, NAMES[0], "0")), {}, limit_s=3480)
+
+    def after(seconds: float) -> None:
+        nonlocal work
+        work.begun = time.time() - seconds
+        work = pickle.loads(pickle.dumps(work)).checkpoint().function
+
+    log_epochs(fold, 4)
+    (fold / "checkpoint_latest.pth").write_bytes(b"x")
+    for _ in range(9):
+        after(60)  # preempted, which says nothing
+    for _ in range(2):
+        after(3500)
+    (fold / "validation").mkdir()
+    (fold / "validation" / "a.nii.gz").touch()  # a step further
+    for _ in range(2):
+        after(3500)
+    with pytest.raises(
+        UserError, match=r"its time was up 3 times, each after 58 min, without a new checkpoint, .* give it more"
+    ):
+        after(3500)
 
 
 # How far it is

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
+import time
 from collections.abc import Iterator
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -118,10 +120,14 @@ def test_a_training_that_fails_is_reported_and_the_others_are_done(node, project
 
 @pytest.mark.parametrize("how", ["killed", "out of time"])
 def test_a_training_that_was_broken_off_ends_with_the_curve_of_an_unbroken_one(node, project, tmp_path, how):
+    begin = time.monotonic()
     unbroken = project.copied_to(tmp_path / "unbroken").train("long", 0, trainer=f"{TRAINERS[0]}_seed1")
+    took = time.monotonic() - begin
     fold = project.fold("long", 0, f"{TRAINERS[0]}_seed1")
-    # A limit that no job reaches, or one that is shorter than the training: SLURM counts in minutes.
-    limit = {"minutes": 60} if how == "killed" else {"minutes": 1, "signal_s": 15}
+    # A limit that no job reaches, or about a quarter of the training: SLURM counts in minutes, and its notice may come
+    # half a minute early.
+    short = {"minutes": ceil((took / 4 + 33) / 60), "signal_s": 15}
+    limit = {"minutes": 60} if how == "killed" else short
     file = write(tmp_path / "s.toml", trainers=TRAINERS[:1], configuration="long", folds=[0], **limit)
     ask(project, node, "run", file, "--on", "slurm")
     node.wait_for((fold.path / "checkpoint_latest.pth").is_file, PATIENCE_S, "a checkpoint")
@@ -130,7 +136,7 @@ def test_a_training_that_was_broken_off_ends_with_the_curve_of_an_unbroken_one(n
         assert re.search(r"running +epoch \d+ of 20", ask(project, node, "status", file))
         node.ask("scancel", "--signal=KILL", "--full", job)
         wait(node, 120)
-        # Which of its processes SLURM reaches first is chance: none is left to tell, or the last one tells of the others.
+        # Which of its processes SLURM reaches first is chance: none is left to tell, or one tells of the others.
         told = r"failed +(it ended without a word, epoch \d+ of 20|it was killed by signal (9|15))"
         assert re.search(told, ask(project, node, "status", file))
         assert "1 submitted to SLURM" in ask(project, node, "resume", file)
@@ -138,6 +144,17 @@ def test_a_training_that_was_broken_off_ends_with_the_curve_of_an_unbroken_one(n
     assert len(list(fold.path.glob("training_log_*.txt"))) > 1, "it was never broken off"
     assert losses(fold) == pytest.approx(losses(unbroken), abs=1e-6)
     assert "trainings: 1 done" in ask(project, node, "status", file)
+
+
+def test_a_training_whose_time_never_suffices_is_given_up(node, project, tmp_path):
+    project.configure("2d_narrow", "longer", num_epochs=10, num_iterations_per_epoch=100_000)
+    file = write(tmp_path / "s.toml", trainers=TRAINERS[:1], configuration="longer", folds=[0], minutes=1, signal_s=15)
+    ask(project, node, "run", file, "--on", "slurm")
+    wait(node)
+    told = r"failed +its time was up 3 times, each after 1 min, without a new checkpoint, .*: give it more"
+    assert re.search(told, ask(project, node, "status", file))
+    fold = project.fold("longer", 0, f"{TRAINERS[0]}_seed1")
+    assert len(list(fold.path.glob("training_log_*.txt"))) == 3
 
 
 @pytest.fixture
