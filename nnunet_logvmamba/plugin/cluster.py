@@ -160,7 +160,8 @@ def submit(
             executor.update_parameters(**_parameters(f"{name}-{stage.name}", folder, cluster, stage.gpus, needed))
             with redirect_stderr(io.StringIO()), executor.batch():  # what sbatch says is in the error, too
                 limit_s = 60 * cluster.time - cluster.signal_s
-                jobs = [executor.submit(Resumable(work, _environment(cluster), limit_s)) for work in stage.work]
+                environment = _environment(cluster, stage.gpus)
+                jobs = [executor.submit(Resumable(work, environment, limit_s)) for work in stage.work]
             numbers += [job.job_id for job in jobs]
             last = jobs[0].job_id.partition("_")[0]
             arrays.add(last)
@@ -216,15 +217,17 @@ def _parameters(name: str, folder: Path, cluster: Cluster, gpus: int, needed: It
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _environment(cluster: Cluster) -> dict[str, str]:
+def _environment(cluster: Cluster, gpus: int) -> dict[str, str]:
     """nnU-Net's variables, as a node may start with none: paths absolute, since a job starts elsewhere, and as many
-    workers as it has cores.
+    workers as it has cores, of which each GPU has its own.
     """
     found = {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
     for name in _PATHS & found.keys():
         parts = filter(None, found[name].split(os.pathsep))
         found[name] = os.pathsep.join(os.path.abspath(os.path.expanduser(part)) for part in parts)
-    return found if cluster.cpus is None else {"nnUNet_n_proc_DA": str(cluster.cpus), **found}
+    if cluster.cpus is None:
+        return found
+    return {"nnUNet_n_proc_DA": str(max(1, cluster.cpus // max(1, gpus))), **found}
 
 
 def queue() -> dict[str, str]:

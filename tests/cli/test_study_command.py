@@ -323,11 +323,18 @@ def test_jobs_find_the_folders_of_variables_wherever_they_start(tmp_path, monkey
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setenv("nnUNet_extTrainer", f"mine{os.pathsep}~/theirs")
     monkeypatch.setenv("nnUNet_n_proc_DA", "3")
-    found = cluster._environment(Cluster())
+    found = cluster._environment(Cluster(), 1)
     assert found["nnUNet_raw"] == str(tmp_path / "raw")
     assert found["nnUNet_results"] == str(tmp_path / "results")
     assert found["nnUNet_extTrainer"] == os.pathsep.join((str(tmp_path / "mine"), os.path.expanduser("~/theirs")))
     assert found["nnUNet_n_proc_DA"] == "3"
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(0, "12"), (1, "12"), (2, "6"), (24, "1")])
+def test_the_gpus_of_a_job_share_its_cores(gpus, workers, monkeypatch):
+    """nnU-Net starts so many workers for each of them."""
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    assert cluster._environment(Cluster(cpus=12), gpus)["nnUNet_n_proc_DA"] == workers
 
 
 def test_what_waits_for_what_is_told_to_slurm(file, folders, tmp_path, monkeypatch, capsys):

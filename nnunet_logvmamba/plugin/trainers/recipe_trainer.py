@@ -16,6 +16,7 @@ import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import distributed
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.networks import catalogue
@@ -125,6 +126,7 @@ class RecipeTrainer(FiniteTrainer):
             manager = plans_manager.get_configuration(configuration)
         except RuntimeError as error:  # nnU-Net's sentence; it lists those that there are
             raise Refused(str(error)) from error
+        _refuse_unequal_shares(configuration, manager.batch_size)
         channels = determine_num_input_channels(plans_manager, manager, dataset_json)
         classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
         try:
@@ -327,6 +329,17 @@ def _refuse_absent_device(device: torch.device) -> None:
         return
     options = ["-device cpu", *["-device mps"] * (best_device() == "mps")]
     raise Refused(f"{missing}: run the command with {' or '.join(options)} (in Python, device=torch.device('cpu')).")
+
+
+def _refuse_unequal_shares(configuration: str, batch_size: int) -> None:
+    # nnU-Net would weigh patches unequally, and gather the parts of a batch's Dice as if they had one shape.
+    ranks = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if batch_size % ranks:
+        raise Refused(
+            f"Configuration '{configuration}' has {batch_size} patches in a batch, which {ranks} GPUs cannot share "
+            f"equally: write one with logvmamba plans --batch-size {-(-batch_size // ranks) * ranks}, or train with "
+            f"another -num_gpus."
+        )
 
 
 def _has_several_outputs(configuration_manager: ConfigurationManager) -> bool:
