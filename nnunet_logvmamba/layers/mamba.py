@@ -180,7 +180,9 @@ class MambaLayer(nn.Module):
 
 
 def single_precision(device_type: str):
-    """Switch autocast off for a device, where it is on; shapes alone (``meta``) know none."""
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+    """Switch autocast off for a device, where it is on; for shapes alone (``meta``), what may stand in for it."""
+    if device_type == "meta":
+        return torch._C.DisableTorchFunction()
+    if not torch.is_autocast_enabled(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
