@@ -21,6 +21,7 @@ SUB_COMMANDS = (
     "doctor",
     "run",
     "study",
+    "plan",
     "plans",
     "summary",
     "peers",

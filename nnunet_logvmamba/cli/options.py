@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.metrics import metric_name
 
 DOCS = "docs"
@@ -69,6 +71,26 @@ def share(text: str) -> float:
     if value > 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
     return value
+
+
+def assignments(option: str, words: Sequence[str]) -> dict:
+    """Read ``NAME=VALUE`` from the words of an option; values are JSON or else plain words.
+
+    Raises:
+        UserError: If a word is not so, or names what another one has named.
+    """
+    values = {}
+    for word in words:
+        name, sign, text = word.partition("=")
+        if not sign or not name:
+            raise UserError(f"{option} takes NAME=VALUE, not '{word}'")
+        if name in values:
+            raise UserError(f"{option} names '{name}' twice")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text  # a word such as head
+    return values
 
 
 def add_scoring(parser: argparse._ActionsContainer) -> None:

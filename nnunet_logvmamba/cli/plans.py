@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from nnunet_logvmamba.cli import terminal
-from nnunet_logvmamba.cli.options import examples
+from nnunet_logvmamba.cli.options import assignments, examples
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.environment import device_option
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from nnunet_logvmamba.plugin import plans as library
 
-    knobs, training = _assignments("--set", args.knobs), _assignments("--train", args.training)
+    knobs, training = assignments("--set", args.knobs), assignments("--train", args.training)
     if "pretrained" in training:
         training["pretrained"] = _checkpoint(training["pretrained"])
     path, plans, dataset_json = library.read_plans(args.dataset, args.plans)
@@ -131,18 +130,3 @@ def _checkpoint(value: object) -> str:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: name a file, or pretrained=none for no weights")
     return str(path)
-
-
-def _assignments(option: str, words: list[str]) -> dict:
-    values = {}
-    for word in words:
-        name, sign, text = word.partition("=")
-        if not sign or not name:
-            raise UserError(f"{option} takes NAME=VALUE, not '{word}'")
-        if name in values:
-            raise UserError(f"{option} names '{name}' twice")
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            values[name] = text  # a word such as head
-    return values

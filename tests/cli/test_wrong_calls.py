@@ -43,6 +43,7 @@ for module, words in calls:
 
 MODEL = "nnUNetTrainerLoGVMamba__nnUNetPlans__2d"
 NEW = "plans -d 998 -c 2d --name new"
+CARD = "plan -d 998 --gpu-memory 16"
 TYPO = "nnUNetTrainerLoGVMabma"
 
 # The call, and what is said; files and folders are those of `here`.
@@ -57,6 +58,15 @@ CALLS = {
     "run 998 2d --predict nowhere out": "nowhere is not a folder",
     "run 998 2d --predict model out --references nowhere": "nowhere is not a folder",
     "run 998 2d": "has no folder imagesTr",
+    "plan -d 998": "required: --gpu-memory",
+    "plan -d 997 --gpu-memory 16": "has no data set 997",
+    "plan -d 998 --gpu-memory 1": "must be a number of at least 2",
+    f"{CARD} --network UNet": "invalid choice",
+    f"{CARD} --set checkpointing": "--set takes NAME=VALUE",
+    f"{CARD} --name nnUNetPlans": "are nnU-Net's own",
+    f"{CARD} --name a__b": "cannot name plans",
+    f"{CARD} --name Mine": "Mine.json exists already",
+    CARD: "has no folder imagesTr",
     "plans -d 997 -c 2d --name new": "one data set Dataset997_* is needed",
     "plans -d 998 -c 4d --name new": "there is no configuration '4d' in these plans; there are 2d",
     "plans -d 998 -c 2d --name 2d": "cannot be derived from itself",
@@ -126,6 +136,7 @@ CALLS = {
 }
 UNSET = {  # without nnU-Net's variables
     "run 998 2d": "are not set",
+    CARD: "are not set",
     NEW: "nnUNet_preprocessed is not set",
     "summary -d 998": "nnUNet_preprocessed is not set",
     "peers -d 998": "nnUNet_preprocessed is not set",
@@ -154,6 +165,7 @@ def here(tmp_path_factory) -> Path:
     for part in ("raw", "preprocessed"):
         (root / f"nnUNet_{part}/Dataset998_Balls/dataset.json").write_text(described)
     (root / "nnUNet_preprocessed/Dataset998_Balls/nnUNetPlans.json").write_text('{"configurations": {"2d": {}}}')
+    (root / "nnUNet_preprocessed/Dataset998_Balls/Mine.json").write_text("{}")
     (root / MODEL / "fold_0").mkdir(parents=True)
     (root / "study.toml").write_text("trainers = 3\n")
     for file in ("no.pth", "model/plans.json", "predictions/a.nii.gz", "references/b.nii.gz", "pictures/a.png"):

@@ -87,7 +87,7 @@ def add_configuration(
         parent = manager.get_configuration(old)
         entry: dict = {"inherits_from": old}
         if not keep_network:
-            entry["architecture"] = _complete(
+            entry["architecture"] = complete_architecture(
                 parent.configuration["architecture"], patch_size or parent.patch_size, network, arguments or {}
             )
         if batch_size is not None:
@@ -164,7 +164,8 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
         raise UserError(f"the network takes no patch of {patch_size}: {reason}") from error
 
 
-def _complete(architecture: dict, patch_size: Sequence[int], network: str | None, values: dict) -> dict:
+def complete_architecture(architecture: dict, patch_size: Sequence[int], network: str | None, values: dict) -> dict:
+    """Give an architecture of ours with all its knobs, those that nobody named at their defaults."""
     complete = to_our_architecture(architecture, patch_size, network, **values)
     arguments = complete["arch_kwargs"]
     if "patch_size" in arguments:  # of a base that is ours, it was that of the base's patch
