@@ -34,7 +34,7 @@ from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, LOSSES, PUBLISHED, P
 from nnunet_logvmamba.plugin.trust import data_only
 from nnunet_logvmamba.results.runs import SUMMARY
 
-from . import pretraining, saving
+from . import gpu_memory, pretraining, saving
 from .finite import FiniteTrainer
 from .scores import write_instance_scores, write_surface_scores
 from .weights import bare_network, refuse_foreign_checkpoint
@@ -261,9 +261,11 @@ class RecipeTrainer(FiniteTrainer):
         torch.manual_seed(word)
 
     def on_train_start(self):
-        """Start as nnU-Net does, once all weights are loaded."""
+        """Start as nnU-Net does, once all weights are loaded; on a GPU say what a step needs in memory."""
         super().on_train_start()
         self._reading.close()
+        if self.local_rank == 0:
+            gpu_memory.announce(self)
 
     def run_training(self):
         """Train as nnU-Net does.
@@ -273,6 +275,24 @@ class RecipeTrainer(FiniteTrainer):
         """
         with saving.disk_in_words(Path(self.output_folder)):
             super().run_training()
+
+    def train_step(self, batch: dict) -> dict:
+        """Train on a batch as nnU-Net does.
+
+        Raises:
+            Refused: If the GPU is out of memory, with what would fit.
+        """
+        with gpu_memory.in_words(self):
+            return super().train_step(batch)
+
+    def validation_step(self, batch: dict) -> dict:
+        """Validate on a batch as nnU-Net does.
+
+        Raises:
+            Refused: If the GPU is out of memory, with what would fit.
+        """
+        with gpu_memory.in_words(self):
+            return super().validation_step(batch)
 
     def get_dataloaders(self):
         """Give nnU-Net's data loaders; with a seed they augment in this process, so that the order is fixed."""

@@ -1,0 +1,120 @@
+"""What a training says of the memory of a GPU; the GPU is made up, all else is the real training."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import small_dataset
+import torch
+
+from nnunet_logvmamba.errors import Refused
+from nnunet_logvmamba.plugin import memory, plans, trainers
+from nnunet_logvmamba.plugin.trainers import gpu_memory
+
+MIB = 2**20
+
+
+@pytest.fixture
+def trainer(nnunet_folders):
+    """A training of one step an epoch, on a small configuration."""
+    file = small_dataset.copy_into(nnunet_folders)
+    content = json.loads(file.read_text())
+    small = content["configurations"]["small"] = dict(content["configurations"]["3d_fullres"])
+    small |= {"patch_size": [16, 16, 16], "batch_size": 4}
+    small["architecture"]["arch_kwargs"]["features_per_stage"] = [16, 16, 32]
+    small["logvmamba"] = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
+    dataset = json.loads((file.parent / "dataset.json").read_text())
+
+    def make(name: str = "nnUNetTrainerLoGVMamba", **changes):
+        small.update(changes)
+        content["continue_training"] = False
+        return getattr(trainers, name)(content, "small", 0, dataset, torch.device("cpu"))
+
+    return make
+
+
+def log_of(trainer) -> str:
+    return Path(trainer.log_file).read_text()
+
+
+def fails(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_nothing_is_said_without_a_gpu(trainer):
+    made = trainer()
+    made.run_training()
+    assert "GPU memory" not in log_of(made)
+
+
+def test_before_the_first_epoch_the_log_says_what_a_step_needs_and_what_there_is(trainer, monkeypatch):
+    monkeypatch.setattr(gpu_memory, "available", lambda device: (15 * 2**30, 16 * 2**30))
+    made = trainer()
+    made.run_training()
+    log = log_of(made)
+    found = re.search(r"GPU memory: a step is estimated at (\d\.\d\d) GiB \(.*\); 15\.00 of 16\.00 GiB can be had", log)
+    assert found
+    assert log.index("GPU memory") < log.index("Epoch 0")
+    assert float(found[1]) == pytest.approx(gpu_memory.of_step(made).peak / 2**30, abs=0.006)
+    assert "may not fit" not in log
+
+
+@pytest.mark.parametrize("step", ["train", "validation"])
+def test_out_of_memory_ends_the_training_with_what_would_fit(trainer, monkeypatch, step):
+    made = trainer()
+    made.initialize()
+    whole = gpu_memory.of_step(made)
+    less, fewer = gpu_memory.of_step(made, checkpointing=True), gpu_memory.of_step(made, 2)
+    usable = int(max(less.peak, fewer.peak) * (1 + memory.ERROR)) + MIB
+    assert usable < whole.peak
+    monkeypatch.setattr(gpu_memory, "available", lambda device: (usable, 16 * 2**30))
+    made.on_train_start()
+    assert "ATTENTION: that may not fit; what would fit: " in log_of(made)
+    made.network.register_forward_hook(fails)
+    with pytest.raises(Refused) as raised:
+        getattr(made, f"{step}_step")(next(made.dataloader_train))
+    said = str(raised.value)
+    assert said in log_of(made)
+    assert re.match(r"Training ended in epoch 0: the GPU is out of memory, where a step is estimated at .* GiB", said)
+    assert f"checkpointing, {less.peak / 2**30:.2f} GiB (logvmamba plans -d 998 -p nnUNetPlans -c small" in said
+    assert "a batch of 2" in said or "a batch of 3" in said
+    assert "--gpu-memory" not in said  # no card is that small
+    assert said.count(". ") == 0
+    assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
+
+
+def test_a_larger_gpu_gets_plans_for_what_it_has(trainer, monkeypatch):
+    made = trainer(patch_size=[160, 160, 160])
+    made.initialize()
+    whole = gpu_memory.of_step(made)
+    assert whole.peak > 5 * 2**30
+    usable = whole.peak - 2**30
+    said = gpu_memory._ways(made, whole, usable)
+    card = int(re.search(r"plans for (\d+) GiB \(logvmamba plan -d 998 --gpu-memory \1\)", said)[1])
+    assert memory.budget(card) < usable / (1 + memory.ERROR) < memory.budget(card + 1)
+
+
+def test_what_ought_to_have_fitted_is_not_named_again(trainer):
+    made = trainer(patch_size=[160, 160, 160])
+    made.initialize()
+    whole = gpu_memory.of_step(made)
+    said = gpu_memory._ways(made, whole, 100 * 2**30)
+    card = int(re.search(r"--gpu-memory (\d+)", said)[1])
+    assert memory.budget(card) < whole.peak
+    assert f"a batch of {made.batch_size} " not in said
+
+
+def test_nnunets_own_network_has_no_switch(trainer):
+    made = trainer("nnUNetTrainerStockNetwork")
+    made.initialize()
+    whole = gpu_memory.of_step(made)
+    said = gpu_memory._ways(made, whole, whole.peak)
+    assert "checkpointing" not in said
+    assert "a batch of" in said
+    nothing = gpu_memory._ways(made, whole, 0)
+    assert nothing.startswith("neither a smaller batch nor checkpointing would fit")
+
+
+def test_the_switch_is_a_knob_that_plans_take(trainer):
+    assert "checkpointing" in plans.knobs()
