@@ -21,8 +21,9 @@ SHARES = {
     "network": 100,
     "profile": 25,
     "network_2d": 40,
+    "memory": 20,
     "amp": 40,
-    "hippocampus": 170,
+    "hippocampus": 155,
     "compile": 60,
 }
 

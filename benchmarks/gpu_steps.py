@@ -290,6 +290,39 @@ def training_steps(setting: Setting, case: NetworkPlan) -> Rows:
             yield {"network": name, "turn": turn, "seconds": time.perf_counter() - begin}
 
 
+def memory(setting: Setting) -> Rows:
+    """Peak memory of two small steps of each network, estimated without computing anything, and measured on a GPU."""
+    import bench_network
+
+    from nnunet_logvmamba.plugin.memory import count_step
+
+    cases = (TINY_VOLUMES, TINY_SLICES) if setting.tiny else (replace(VOLUMES, patch_size=(96,) * 3), SLICES)
+    cuda = setting.device == "cuda"
+    for case in cases:
+        shape = (case.batch_size, case.input_channels, *case.patch_size)
+        checkpointed = {"LoG-VMamba, checkpointing": bench_network.log_vmamba_checkpointed}
+        for name, build in {**networks_of(case), **checkpointed}.items():
+            with torch.device("meta"):
+                network = build(case)
+            # The loss and the optimizer of the step below: squares, and SGD with one running mean.
+            found = count_step(network, shape, bench_network.mean_square, copies=3)
+            row: dict[str, object] = {"case": case.name, "patch": case.patch_size, "batch": case.batch_size}
+            row |= {"network": name, "estimated_bytes": found.peak, "kept_bytes": found.kept, "peak_bytes": None}
+            if cuda:
+                torch.cuda.empty_cache()
+                before = torch.cuda.memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
+            step, _ = bench_network.step(build, case, setting.device)
+            for _ in range(2):
+                step()
+            if cuda:
+                torch.cuda.synchronize()
+                row["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+                row["reserved_bytes"] = torch.cuda.memory_reserved()
+            del step
+            yield row
+
+
 def profile(setting: Setting) -> Rows:
     """Where a training step of LoG-VMamba spends its time."""
     import bench_network
@@ -473,6 +506,7 @@ STEPS = {
     "network": Step(network, _NETWORKS, figures=True),
     "profile": Step(profile, _NETWORKS, figures=True),
     "network_2d": Step(network_2d, _NETWORKS, figures=True),
+    "memory": Step(memory, _NETWORKS),
     "amp": Step(amp, _NETWORKS),
     "hippocampus": Step(hippocampus, (*_NETWORKS, "nnunetv2", "SimpleITK")),
     "compile": Step(compiled, _NETWORKS),

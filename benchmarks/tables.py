@@ -315,6 +315,14 @@ def gpu_checks_section(steps: dict[str, dict]) -> str:
             lines.append(f"{row['steps']} training steps in {row['dtype']}: {losses}.")
         else:
             lines.append(f"The losses are never further apart than {row['largest_difference']:.3f} of the first one.")
+    for row in rows.get("memory", ()):
+        patch = "×".join(map(str, row["patch"]))
+        estimated, peak = row["estimated_bytes"] / 2**20, row["peak_bytes"]
+        measured = "not measured" if peak is None else f"measured {peak / 2**20:,.0f}"
+        lines.append(
+            f"Memory of a training step of {row['network']}, {patch}, batch {row['batch']}: estimated {estimated:,.0f} "
+            f"MiB, {measured}."
+        )
     for row in rows.get("hippocampus", ()):
         if row["epoch_seconds"]:
             epoch = sorted(row["epoch_seconds"])[len(row["epoch_seconds"]) // 2]

@@ -90,7 +90,24 @@ def test_the_proof_on_a_gpu_runs_at_a_tiny_size_and_goes_on_where_it_was(tmp_pat
     again = prove(tmp_path, "--steps", "checks,scan")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / gpu_journal.NAME).read_text() == before
-    assert "left: warm, profile, network_2d, amp, hippocampus, compile;" in again.stdout
+    assert "left: warm, profile, network_2d, memory, amp, hippocampus, compile;" in again.stdout
+
+
+@pytest.mark.slow
+def test_estimated_and_measured_memory_are_written_side_by_side(tmp_path):
+    """Without a GPU nothing is measured; with one the peak stands beside the estimate."""
+    gpu_steps.run("memory", gpu_steps.Setting("cpu", True, tmp_path, "a1"))
+    step = gpu_journal.read(tmp_path)["memory"]
+    assert (step["state"], step["wrong"]) == ("end", [])
+    assert {len(row["patch"]) for row in step["rows"]} == {2, 3}
+    names = {row["network"] for row in step["rows"]}
+    assert {"LoG-VMamba", "LoG-VMamba, checkpointing", "NoSSM", "PlainConvUNet"} <= names
+    for row in step["rows"]:
+        assert row["estimated_bytes"] > row["kept_bytes"] > 0
+        assert row["peak_bytes"] is None
+    page = page_of(tmp_path)
+    assert "Memory of a training step" in page
+    assert "LoG-VMamba, checkpointing" in page
 
 
 @pytest.mark.slow
@@ -102,7 +119,7 @@ def test_the_other_steps_run_too(tmp_path, request):
     assert made.returncode == 0, made.stderr
     assert "hippocampus, 5 cases" in made.stdout, made.stdout
     assert "nnunet.tar" in (prepared / "listing.txt").read_text()
-    steps = ["warm", "profile", "network_2d", "amp", "hippocampus", "compile"]
+    steps = ["warm", "profile", "network_2d", "memory", "amp", "hippocampus", "compile"]
     done = prove(tmp_path, "--steps", ",".join(steps), "--prepared", str(prepared), "--budget-s", "1500", timeout=1600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     found = gpu_journal.read(tmp_path)
