@@ -96,6 +96,7 @@ def test_checkpointing_makes_room_for_larger_patches(folders):
     assert again.configuration("3d_fullres").network_arch_init_kwargs["checkpointing"] is True
 
 
+@pytest.mark.slow
 def test_what_is_left_over_goes_into_the_batch(folders):
     fingerprint([40, 50, 40], folders)
     found = made(6)
@@ -131,6 +132,7 @@ def test_a_card_that_is_too_small_is_refused_in_a_sentence(folders):
     assert not file_of(folders).exists()
 
 
+@pytest.mark.slow
 def test_configurations_of_the_user_stay(folders):
     fingerprint([40, 50, 40], folders)
     made(6)

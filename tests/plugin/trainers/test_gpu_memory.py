@@ -60,7 +60,7 @@ def test_before_the_first_epoch_the_log_says_what_a_step_needs_and_what_there_is
     assert "may not fit" not in log
 
 
-@pytest.mark.parametrize("step", ["train", "validation"])
+@pytest.mark.parametrize("step", ["train", pytest.param("validation", marks=pytest.mark.slow)])
 def test_out_of_memory_ends_the_training_with_what_would_fit(trainer, monkeypatch, step):
     made = trainer()
     made.initialize()

@@ -210,6 +210,7 @@ def test_processes_place_the_patches_on_foreground_that_one_would(batch, forced,
     assert sum(found, []) == [nnUNetDataLoader._oversample_last_XX_percent(alone, i) for i in range(batch)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "batch"), [(3, 6), (8, 8)])
 def test_a_batch_that_cannot_be_shared_equally_is_refused(count, batch, ranks, folders):
     """nnU-Net gathers the parts of the batch's Dice as if they had one shape, and else weighs patches unequally."""
