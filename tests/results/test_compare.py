@@ -801,6 +801,7 @@ def test_tables_of_an_older_comparison_do_not_stay_beside_new_ones(results, tmp_
 
 @pytest.mark.slow
 def test_real_trainings_are_compared(own_trained, capsys):
+    shutil.rmtree(own_trained.model("2d_tiny"), ignore_errors=True)  # other tests may have trained it
     own_trained.train("3d_tiny", 0, trainer="nnUNetTrainerNoSSM_1epochs")
     results = own_trained.folders.results
     assert main(["compare", str(results)]) == 0
