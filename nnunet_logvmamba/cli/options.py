@@ -73,6 +73,11 @@ def share(text: str) -> float:
     return value
 
 
+def add_assignments(parser: argparse._ActionsContainer, option: str, dest: str, what: str, text: str) -> None:
+    """Add an option that takes ``NAME=VALUE`` words, also several times; :func:`assignments` reads them."""
+    parser.add_argument(option, dest=dest, nargs="+", action="extend", default=[], metavar=f"{what}=VALUE", help=text)
+
+
 def assignments(option: str, words: Sequence[str]) -> dict:
     """Read ``NAME=VALUE`` from the words of an option; values are JSON or else plain words.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.cli import terminal
-from nnunet_logvmamba.cli.options import assignments, at_least, examples
+from nnunet_logvmamba.cli.options import add_assignments, assignments, at_least, examples
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
 
@@ -49,14 +49,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="NETWORK",
         help="default: %(default)s; there are " + ", ".join(catalogue.NAMES),
     )
-    parser.add_argument(
+    add_assignments(
+        parser,
         "--set",
-        dest="knobs",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KNOB=VALUE",
-        help="argument of the network, e.g. checkpointing=true family=no_ssm",
+        "knobs",
+        "KNOB",
+        "argument of the network, e.g. checkpointing=true family=no_ssm",
     )
     parser.add_argument("--name", metavar="PLANS", help="of the plans (default: nnUNetLoGVMambaPlans_16G and the like)")
     parser.add_argument("--overwrite", action="store_true", help="replace plans of this name")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_logvmamba.cli import terminal
-from nnunet_logvmamba.cli.options import assignments, examples
+from nnunet_logvmamba.cli.options import add_assignments, assignments, examples
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.environment import device_option
@@ -30,23 +30,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("-c", "--configuration", required=True, help="configuration to derive from, e.g. 3d_fullres")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
     parser.add_argument("--name", required=True, help="name of the new configuration, e.g. 3d_fullres_head")
-    parser.add_argument(
+    add_assignments(
+        parser,
         "--set",
-        dest="knobs",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KNOB=VALUE",
-        help="argument of the network, e.g. placement=head state_size=8 local_token_stages=[0,1]",
+        "knobs",
+        "KNOB",
+        "argument of the network, e.g. placement=head state_size=8 local_token_stages=[0,1]",
     )
-    parser.add_argument(
+    add_assignments(
+        parser,
         "--train",
-        dest="training",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="SETTING=VALUE",
-        help="setting that only our trainers read, e.g. num_epochs=3 initial_lr=0.001 optimizer=adam seed=1",
+        "training",
+        "SETTING",
+        "setting that only our trainers read, e.g. num_epochs=3 initial_lr=0.001 optimizer=adam seed=1",
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="patches per step")
     parser.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, in nnU-Net's order")

@@ -25,16 +25,6 @@ from nnunet_logvmamba.plugin import first_run
 TRAINER = "nnUNetTrainerLoGVMamba"
 
 
-@pytest.fixture
-def folders(nnunet_folders, monkeypatch) -> NnunetFolders:
-    """A data set of balls in ``nnUNet_raw``, and nothing else."""
-    monkeypatch.delenv("nnUNet_n_proc_DA")
-    if hasattr(os, "sched_getaffinity"):  # starting processes takes longer than what they would do here
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    small_dataset.write_raw(nnunet_folders.raw)
-    return nnunet_folders
-
-
 def dry_run(capsys, *words: object) -> str:
     assert main(["run", *map(str, words), "--dry-run"]) == 0
     return capsys.readouterr().out

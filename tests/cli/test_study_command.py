@@ -35,16 +35,6 @@ ARCHITECTURE = {"network_class_name": "a.network", "arch_kwargs": {"features_per
 
 
 @pytest.fixture
-def folders(nnunet_folders, monkeypatch) -> NnunetFolders:
-    """A data set of balls in ``nnUNet_raw``, and nothing else."""
-    monkeypatch.delenv("nnUNet_n_proc_DA")
-    if hasattr(os, "sched_getaffinity"):  # starting processes takes longer than what they would do here
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    small_dataset.write_raw(nnunet_folders.raw)
-    return nnunet_folders
-
-
-@pytest.fixture
 def file(folders, tmp_path) -> Path:
     path = tmp_path / "small.toml"
     path.write_text(STUDY)
