@@ -61,11 +61,14 @@ def in_words(trainer: RecipeTrainer) -> Iterator[None]:
         if found is None:
             raise
         usable, total = found
-        memory = of_step(trainer)
+        try:
+            memory = of_step(trainer)
+            needed, ways = f"is estimated at {_gib(memory.peak)} GiB", _ways(trainer, memory, usable)
+        except Exception as failure:  # which must not hide that memory is what is missing
+            needed, ways = f"cannot be estimated ({failure})", "take a smaller batch or patch, or a larger GPU."
         sentence = (
-            f"Training ended in epoch {trainer.current_epoch}: the GPU is out of memory, where a step is estimated at "
-            f"{_gib(memory.peak)} GiB and {_gib(usable)} of {_gib(total)} GiB could be had; "
-            f"{_ways(trainer, memory, usable)}"
+            f"Training ended in epoch {trainer.current_epoch}: the GPU is out of memory, where a step {needed} and "
+            f"{_gib(usable)} of {_gib(total)} GiB could be had; {ways}"
         )
         trainer.print_to_log_file(sentence, also_print_to_console=False)
         raise Refused(sentence) from error

@@ -84,6 +84,18 @@ def test_out_of_memory_ends_the_training_with_what_would_fit(trainer, monkeypatc
     assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
 
 
+def test_an_estimate_that_fails_does_not_hide_that_memory_is_missing(trainer, monkeypatch):
+    def no_estimate(*_: object) -> None:
+        raise RuntimeError("no kernel for meta")
+
+    made = trainer()
+    monkeypatch.setattr(gpu_memory, "available", lambda device: (2**30, 16 * 2**30))
+    monkeypatch.setattr(gpu_memory, "of_step", no_estimate)
+    told = r"out of memory, where a step cannot be estimated \(no kernel for meta\) and 1.00 of"
+    with pytest.raises(Refused, match=told), gpu_memory.in_words(made):
+        raise torch.OutOfMemoryError
+
+
 def test_a_larger_gpu_gets_plans_for_what_it_has(trainer, monkeypatch):
     made = trainer(patch_size=[160, 160, 160])
     made.initialize()
