@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 
@@ -157,7 +157,8 @@ class Workplace:
         self.args, self.data = args, data
         self.folder = args.folder.resolve() / args.data
         narrow = f"_narrow{args.narrow}" if args.narrow > 1 else ""
-        budget = f"{args.epochs}x{args.iterations}{narrow}{'_unmirrored' * args.no_mirroring}"
+        patch = f"_patch{_times(args.patch_size)}" if args.patch_size else ""
+        budget = f"{args.epochs}x{args.iterations}{narrow}{patch}{'_unmirrored' * args.no_mirroring}"
         self.results = self.folder / f"results_{budget}"
         self.planned = f"{data.configuration}{narrow}"
         set_aside = [name for name in os.environ if name.startswith("nnUNet_") or name == "OMP_THREAD_LIMIT"]
@@ -283,6 +284,9 @@ def _arguments() -> argparse.Namespace:
         "--narrow", type=int, default=1, metavar="N", help="divide the channels of every stage by N; default: 1"
     )
     parser.add_argument(
+        "--patch-size", type=int, nargs="+", metavar="N", help="of all rows but those of input, in voxels"
+    )
+    parser.add_argument(
         "--no-mirroring", action="store_true", help="neither training nor validation mirrors: 4 or 8 times faster there"
     )
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: %(default)s")
@@ -296,6 +300,9 @@ def _arguments() -> argparse.Namespace:
         parser.error(f"there is no table '{strangers[0]}'; there are {', '.join(TABLES)}, 6, 7, 8 and all")
     if min(args.epochs, args.iterations, args.narrow) < 1 or min([*args.seeds, *args.folds]) < 0:
         parser.error("--epochs, --iterations and --narrow take numbers from 1 on, --seeds and --folds from 0 on")
+    axes = len(DATA[args.data].patch_size)
+    if args.patch_size and (len(args.patch_size) != axes or min(args.patch_size) < 1):
+        parser.error(f"--patch-size takes {axes} numbers from 1 on for {args.data}")
     args.source = args.source or ROOT.parent / "shared" / "data" / args.data
     if not args.source.is_dir():
         parser.error(f"there is no folder {args.source}: name the data with --source")
@@ -309,6 +316,7 @@ def main() -> int:
     """Prepare, train what is missing, compare."""
     args = _arguments()
     data = DATA[args.data]
+    data = replace(data, patch_size=tuple(args.patch_size or data.patch_size))
     workplace = Workplace(args, data)
     workplace.prepare()
     workplace.narrow()
