@@ -18,7 +18,8 @@ import numpy as np
 import SimpleITK as sitk
 from measure import side_by_side
 
-from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
+from nnunet_logvmamba.cores import usable_cores
+from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.plugin import raw_dataset
 
 SHAPE = (155, 240, 240)
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=12)
     parser.add_argument("--channels", type=int, default=4)
     parser.add_argument("--plain", action="store_true", help="files that are not compressed")
-    parser.add_argument("--jobs", type=int, default=default_processes())
+    parser.add_argument("--jobs", type=int, default=usable_cores())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the data set goes; by default a temporary folder")
     args = parser.parse_args()

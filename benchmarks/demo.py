@@ -75,11 +75,8 @@ def make_anew(folder: Path) -> None:
 
 
 def demo_environment(folder: Path) -> dict[str, str]:
-    """The user's environment without its nnU-Net settings, with folders below ``folder`` and few worker processes.
-
-    A limit on OpenMP's threads goes as well: below the number of cores, training on a CPU would hang.
-    """
-    set_aside = [name for name in os.environ if name.startswith("nnUNet_") or name == "OMP_THREAD_LIMIT"]
+    """The user's environment without its nnU-Net settings, with folders below ``folder`` and few worker processes."""
+    set_aside = [name for name in os.environ if name.startswith("nnUNet_")]
     if set_aside:
         print(f"demo: your {', '.join(sorted(set_aside))} do not count here")
     ours = {f"nnUNet_{name}": str(folder / f"nnUNet_{name}") for name in ("raw", "preprocessed", "results")}

@@ -161,7 +161,7 @@ class Workplace:
         budget = f"{args.epochs}x{args.iterations}{narrow}{patch}{'_unmirrored' * args.no_mirroring}"
         self.results = self.folder / f"results_{budget}"
         self.planned = f"{data.configuration}{narrow}"
-        set_aside = [name for name in os.environ if name.startswith("nnUNet_") or name == "OMP_THREAD_LIMIT"]
+        set_aside = [name for name in os.environ if name.startswith("nnUNet_")]
         ours = {
             "nnUNet_raw": str(self.folder / "raw"),
             "nnUNet_preprocessed": str(self.folder / "preprocessed"),

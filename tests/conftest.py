@@ -26,6 +26,7 @@ import commands  # noqa: E402
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import small_dataset  # noqa: E402
 import torch  # noqa: E402
 
 pytest_plugins = ["trained_projects"]
@@ -41,6 +42,10 @@ hypothesis.settings.load_profile("repeatable")
 
 def pytest_addoption(parser):
     parser.addoption("--golden", metavar="DIR", help="folder of golden files to compare with (in layers, networks)")
+
+
+def pytest_sessionfinish():
+    small_dataset.tidy()
 
 
 def pytest_runtest_setup(item):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import shutil
@@ -35,11 +34,20 @@ def write_raw(raw: Path, num_cases: int = 5, size: tuple[int, int, int] = (16, 2
     (folder / "dataset.json").write_text(json.dumps(dataset))
 
 
+_made: list[Path] = []
+
+
+def tidy() -> None:
+    """Remove what was prepared, at the end of all tests: pytest-xdist ends its processes without the interpreter's exit."""
+    while _made:
+        shutil.rmtree(_made.pop(), ignore_errors=True)
+
+
 @functools.cache
 def prepared() -> NnunetFolders:
     """Folders with the planned and preprocessed data set, made once; for reading only."""
     root = Path(tempfile.mkdtemp(prefix="balls"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    _made.append(root)
     folders = NnunetFolders.below(root)
     write_raw(folders.raw)
     # The planner takes this variable for a number of threads; the 0 of the training, it refuses.

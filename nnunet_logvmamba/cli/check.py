@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If it is not.
     """
-    from nnunet_logvmamba.evaluation.parallel import default_processes
+    from nnunet_logvmamba.cores import usable_cores
 
-    processes = args.jobs or default_processes()
+    processes = args.jobs or usable_cores()
     if args.model is not None:
         said = _check_images(args.folder, args.model, processes)
     elif (args.folder / "dataset.json").is_file() and not (args.folder / "plans.json").is_file():

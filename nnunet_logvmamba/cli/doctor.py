@@ -148,7 +148,7 @@ def examine_dataset(dataset: str, jobs: int | None = None) -> Iterator[Finding]:
     Raises:
         UserError: If there is no such data set.
     """
-    from nnunet_logvmamba.evaluation.parallel import default_processes
+    from nnunet_logvmamba.cores import usable_cores
     from nnunet_logvmamba.plugin import first_run
     from nnunet_logvmamba.plugin.observations import grouped
 
@@ -161,7 +161,7 @@ def examine_dataset(dataset: str, jobs: int | None = None) -> Iterator[Finding]:
     from nnunet_logvmamba.plugin import preprocessed_cases, raw_dataset  # late, as they bring nnU-Net's readers
 
     preprocessed = preprocessed_cases.folders_of(folder)
-    found = (preprocessed_cases if preprocessed else raw_dataset).examine(folder, processes=jobs or default_processes())
+    found = (preprocessed_cases if preprocessed else raw_dataset).examine(folder, processes=jobs or usable_cores())
     section = str(folder)
     yield Finding(section, "cases", OK, found.about)
     for name, text in found.facts.items():
@@ -199,7 +199,8 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _devices(torch) -> list[tuple]:
-    devices = [(torch.device("cpu"), f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")]
+    cores = f"{usable_cores()} of {os.cpu_count()} cores may be used here, our trainers take {usable_threads()} threads"
+    devices = [(torch.device("cpu"), cores)]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         text = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
@@ -211,15 +212,15 @@ def _devices(torch) -> list[tuple]:
 
 
 def _thread_limit() -> Iterator[Finding]:
-    """Find the one setting under which training on a CPU hangs for ever instead of failing.
+    """Find the one setting under which training of nnU-Net's own trainers on a CPU hangs for ever.
 
-    nnU-Net asks torch for one thread per core. Under a lower ``OMP_THREAD_LIMIT`` OpenMP grants fewer, and oneDNN's
-    backward of a convolution waits for the missing ones.
+    They have torch ask for one thread per core. Under a lower ``OMP_THREAD_LIMIT`` OpenMP grants fewer, and oneDNN's
+    backward of a convolution waits for the missing ones. Ours ask for fewer.
     """
     limit = os.environ.get("OMP_THREAD_LIMIT", "")
     if limit.isdecimal() and int(limit) < (os.cpu_count() or 1):
-        remedy = f"training on the CPU would hang, since nnU-Net uses {os.cpu_count()} threads: unset OMP_THREAD_LIMIT"
-        yield Finding("devices", "OMP_THREAD_LIMIT", FAILS, f"{limit}; {remedy}")
+        remedy = f"nnU-Net's own trainers would hang on the CPU, with {os.cpu_count()} threads: unset OMP_THREAD_LIMIT"
+        yield Finding("devices", "OMP_THREAD_LIMIT", NOTE, f"{limit}; {remedy}")
 
 
 def _scan_backends(device) -> Iterator[Finding]:

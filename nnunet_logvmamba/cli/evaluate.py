@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: If anything does not fit; nothing is written then.
     """
     from nnunet_logvmamba.evaluation import folders
-    from nnunet_logvmamba.evaluation.parallel import default_processes
+    from nnunet_logvmamba.cores import usable_cores
     from nnunet_logvmamba.evaluation.scoring import DEFAULT_INSTANCE_METRICS, DEFAULT_METRICS, Settings
 
     metrics = tuple(dict.fromkeys(args.metrics or (DEFAULT_INSTANCE_METRICS if args.instances else DEFAULT_METRICS)))
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     tolerances = _tolerances(args.tolerance)
     if args.output is not None:
         check_target(args.output, overwrite=args.overwrite)
-    processes = args.jobs or default_processes()
+    processes = args.jobs or usable_cores()
     if not args.instances:
         _refuse_instance_maps(args.predictions, args.references)
     pairs, unscored = folders.find_pairs(

@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_pairs, find_cases
     from nnunet_logvmamba.evaluation.cells import LABEL_SUFFIXES, CellFiles, CellSettings, recover_and_score
-    from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
+    from nnunet_logvmamba.cores import usable_cores
+    from nnunet_logvmamba.evaluation.parallel import map_cases
 
     if args.gallery is not None and args.images is None:
         raise UserError("--gallery needs the images: name their folder with --images")
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         targets = {case: staged / f"{case}_label.tiff" for case in predictions}
         cases = [CellFiles(case, path, references.get(case), targets[case]) for case, path in predictions.items()]
         do_case = partial(recover_and_score, settings)
-        rows = map_cases(do_case, cases, processes=args.jobs or default_processes(), text="instances")
+        rows = map_cases(do_case, cases, processes=args.jobs or usable_cores(), text="instances")
         if references:
             terminal.show(_write_scores(settings, rows, unscored, staged))
         if shown:

@@ -82,13 +82,13 @@ def run(args: argparse.Namespace) -> int:
     if file.exists() and not args.overwrite:
         raise UserError(f"{file} exists already: choose another --name, or replace it with --overwrite")
     first_run.read_raw(raw / dataset)
-    from nnunet_logvmamba.evaluation.parallel import default_processes
+    from nnunet_logvmamba.cores import usable_cores
     from nnunet_logvmamba.plugin.plans import planner
 
     if not (preprocessed / dataset / "dataset_fingerprint.json").is_file():
         terminal.show("no fingerprint yet: nnU-Net reads every case once")
         sys.stdout.flush()
-    made = planner.plan(dataset, args.gpu_memory, name, row, knobs, processes=default_processes())
+    made = planner.plan(dataset, args.gpu_memory, name, row, knobs, processes=usable_cores())
     terminal.show(f"{file}: wrote {', '.join(made.memory)} for {row.name} on a card of {args.gpu_memory:g} GiB\n")
     print(_table(made))
     terminal.show(_legend(made))

@@ -17,11 +17,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def default_processes() -> int:
-    """Give the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def map_cases(
     function: Callable[[Item], Result], items: Sequence[Item], *, processes: int = 1, text: str = "cases"
 ) -> list[Result]:

@@ -219,7 +219,7 @@ def _parameters(name: str, folder: Path, cluster: Cluster, gpus: int, needed: It
 
 def _environment(cluster: Cluster, gpus: int) -> dict[str, str]:
     """nnU-Net's variables, as a node may start with none: paths absolute, since a job starts elsewhere, and as many
-    workers as it has cores, of which each GPU has its own.
+    workers and threads as it has cores, of which each GPU has its own.
     """
     found = {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
     for name in _PATHS & found.keys():
@@ -227,7 +227,8 @@ def _environment(cluster: Cluster, gpus: int) -> dict[str, str]:
         found[name] = os.pathsep.join(os.path.abspath(os.path.expanduser(part)) for part in parts)
     if cluster.cpus is None:
         return found
-    return {"nnUNet_n_proc_DA": str(max(1, cluster.cpus // max(1, gpus))), **found}
+    cores = str(max(1, cluster.cpus // max(1, gpus)))
+    return {"nnUNet_n_proc_DA": cores, "OMP_NUM_THREADS": cores, **found}
 
 
 def queue() -> dict[str, str]:

@@ -28,7 +28,8 @@ from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import check_same_grid, find_cases, image_of, read_grid, read_labels, turned_like
 from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
 from nnunet_logvmamba.evaluation.folders import check_values
-from nnunet_logvmamba.evaluation.parallel import default_processes, map_cases
+from nnunet_logvmamba.cores import usable_cores
+from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.interrupts import kept_to_ourselves
 from nnunet_logvmamba.plugin.acceptance import Model, check_folder, check_images
@@ -231,7 +232,7 @@ class FirstRun:
                 "first, then that to write to"
             )
         count, _, odd = check_images(
-            new.images, Model(channels, ending, reader, self._labels), processes=default_processes()
+            new.images, Model(channels, ending, reader, self._labels), processes=usable_cores()
         )
         for sentence in odd:
             print(f"ATTENTION: {sentence}.", file=sys.stderr)
@@ -270,7 +271,7 @@ class FirstRun:
             )
         work = partial(_check_reference, self._labels)
         pairs = [(images / f"{case}_0000{ending}", references[case]) for case in map(str, cases)]
-        map_cases(work, pairs, processes=default_processes(), text="references")
+        map_cases(work, pairs, processes=usable_cores(), text="references")
 
     # Where things are
 
@@ -367,7 +368,7 @@ class FirstRun:
 
     def _preprocessing(self, bases: Sequence[str]) -> Step:
         """Plan, or preprocess those of the planned configurations that are not."""
-        title, plans, cores = "plan and preprocess", self._plans(), os.cpu_count() or 1
+        title, plans, cores = "plan and preprocess", self._plans(), usable_cores()
         processes = ["-np", str(cores)] if cores < 4 else []
         if plans is None:
             command = ["nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", *bases, "--verify_dataset_integrity"]
@@ -429,7 +430,7 @@ class FirstRun:
             command = ["nnUNetv2_predict", "-i", new.images, "-o", target, "-d", self.number]
             command += ["-c", self.configuration, "-f", *request.folds, "-tr", trainer, *self._plans_option]
             command += ["-device", self.device]
-            command += ["-npp", "1", "-nps", "1"] if (os.cpu_count() or 1) < 4 else []
+            command += ["-npp", "1", "-nps", "1"] if usable_cores() < 4 else []
             if not dry_run:
                 target.mkdir(parents=True, exist_ok=True)
                 replace_text(record, json.dumps({**wanted, "finished": False}, indent=1) + "\n")

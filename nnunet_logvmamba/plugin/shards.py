@@ -13,7 +13,7 @@ from typing import Any
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import read_labels
-from nnunet_logvmamba.evaluation.parallel import default_processes
+from nnunet_logvmamba.cores import usable_cores
 from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.plugin.first_run import PREDICTED_BY, Step, StepFailed, digest_of, run_steps
 from nnunet_logvmamba.results import runs
@@ -95,7 +95,7 @@ class Shards:
                 "or name other folds"
             )
         check_model(self.model, classes=False)
-        check_images(self.images, model, processes=default_processes())
+        check_images(self.images, model, processes=usable_cores())
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"{self.out} is a file; name a folder to write to")
         there = self._there()
@@ -153,7 +153,7 @@ class Shards:
         words = ["nnUNetv2_predict", "-i", str(self.images), "-o", str(self.staged / str(shard))]
         words += ["-d", self.model.parent.name, "-tr", trainer, "-p", plans, "-c", configuration, "-f", *self.folds]
         words += ["-device", self.device, "-num_parts", str(self.number), "-part_id", str(shard)]
-        words += ["--continue_prediction", *(["-npp", "1", "-nps", "1"] if (os.cpu_count() or 1) < 4 else [])]
+        words += ["--continue_prediction", *(["-npp", "1", "-nps", "1"] if usable_cores() < 4 else [])]
         environment = {"nnUNet_results": str(self.model.parent.parent)}
         return Step(f"shard {shard} of {self.number}", tuple(words), environment=environment)
 

@@ -322,9 +322,10 @@ def test_jobs_find_the_folders_of_variables_wherever_they_start(tmp_path, monkey
 
 @pytest.mark.parametrize(("gpus", "workers"), [(0, "12"), (1, "12"), (2, "6"), (24, "1")])
 def test_the_gpus_of_a_job_share_its_cores(gpus, workers, monkeypatch):
-    """nnU-Net starts so many workers for each of them."""
+    """nnU-Net starts so many workers for each of them, and our trainers so many threads."""
     monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
-    assert cluster._environment(Cluster(cpus=12), gpus)["nnUNet_n_proc_DA"] == workers
+    expected = {"nnUNet_n_proc_DA": workers, "OMP_NUM_THREADS": workers}
+    assert expected.items() <= cluster._environment(Cluster(cpus=12), gpus).items()
 
 
 def test_what_waits_for_what_is_told_to_slurm(file, folders, tmp_path, monkeypatch, capsys):

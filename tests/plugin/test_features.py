@@ -240,14 +240,13 @@ def test_plans_for_large_residual_encoders_are_trained_and_predicted(size, own_p
 
 
 @pytest.mark.slow
-def test_weights_and_biases_is_off_unless_asked_for_and_runs_offline(own_planned):
+def test_weights_and_biases_is_off_unless_asked_for_and_runs_offline(own_planned, tmp_path):
     pytest.importorskip("wandb", reason="needs wandb (pip install wandb)")
     own_planned.configure("3d_fullres_narrow", "3d_short", **SHORT)
     fold = own_planned.train("3d_short")
     assert not (fold.path / "wandb").exists()
-    fold = own_planned.train(
-        "3d_short", trainer="nnUNetTrainerNoSSM", nnUNet_wandb_enabled="1", nnUNet_wandb_mode="offline"
-    )
+    asked = {"nnUNet_wandb_enabled": "1", "nnUNet_wandb_mode": "offline"}
+    fold = own_planned.train("3d_short", trainer="nnUNetTrainerNoSSM", **asked, TMPDIR=str(tmp_path))
     assert list((fold.path / "wandb").glob("offline-run-*"))
 
 

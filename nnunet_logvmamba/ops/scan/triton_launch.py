@@ -154,7 +154,7 @@ def _compile(launches: Sequence[_Launch], device: torch.device) -> list:
     before = os.environ.get("TRITON_CACHE_DIR")
     os.environ["TRITON_CACHE_DIR"] = folder
     try:
-        with ThreadPoolExecutor(min(len(new), os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(len(new), usable_cores())) as pool:
             made = list(pool.map(compiled, sorted(new.values(), key=lambda launch: -len(launch.kernel.src))))
         _compiled.update((device, kind) for kind in new)
         return made

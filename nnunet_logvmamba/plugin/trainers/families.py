@@ -9,6 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_logvmamba.cores import keep_to_usable_threads
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.networks.finite import watch
 from nnunet_logvmamba.plugin.plans import build_network, is_ours
@@ -35,6 +36,7 @@ def _builder(block_family: str | None, network_name: str | None = None, stock: b
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
+        keep_to_usable_threads()  # after nnU-Net's commands, predictions too, have asked for all cores
         sizes = num_input_channels, num_output_channels, enable_deep_supervision
         if stock and is_ours(configuration_manager.configuration["architecture"]):
             raise Refused(

@@ -173,6 +173,8 @@ class RecipeTrainer(FiniteTrainer):
         )
         if any(name.endswith("A_log") for name, _ in self.network.named_parameters()):
             self._compile_scans()
+        if self.device.type == "cpu":
+            self.print_to_log_file(f"Threads: {torch.get_num_threads()} of {os.cpu_count()} cores.")
         words, lacking = self._foreground
         self.print_to_log_file(f"{'ATTENTION: ' if lacking else 'Foreground: '}{words}")
 

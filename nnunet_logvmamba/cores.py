@@ -1,0 +1,34 @@
+"""How many cores this process may use, which on shared machines is fewer than there are."""
+
+from __future__ import annotations
+
+import os
+import re
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT")
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use: those of its affinity, at most what its container has time for."""
+    import joblib
+
+    return joblib.cpu_count()
+
+
+def usable_threads() -> int:
+    """Count the threads that this process should compute with: its cores, fewer if OpenMP's variables say so."""
+    limits = (re.match(r"\d+", os.environ.get(name, "")) for name in THREAD_VARIABLES)
+    return min([usable_cores(), *(max(1, int(limit[0])) for limit in limits if limit)])
+
+
+def keep_to_usable_threads() -> None:
+    """Take from torch the threads that have no core.
+
+    nnU-Net's commands ask for as many as the machine has cores, whatever the job may use. Threads that share a core wait
+    for each other busily, which on two cores made a training step six times slower; and where OpenMP grants fewer
+    threads than torch asks for, the backward of oneDNN's convolutions waits for the missing ones for ever.
+    """
+    import torch
+
+    if torch.get_num_threads() > usable_threads():
+        torch.set_num_threads(usable_threads())

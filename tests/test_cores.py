@@ -1,0 +1,84 @@
+"""No more threads than a job may use: nnU-Net's commands ask for one per core of the machine."""
+
+import json
+import os
+import sys
+
+import pytest
+import small_dataset
+import torch
+from small_project import Project
+
+from nnunet_logvmamba import cores
+
+PREDICT = """
+import torch
+from nnunetv2.inference.predict_from_raw_data import predict_entry_point
+
+predict_entry_point()
+print("predicted in threads:", torch.get_num_threads())
+"""
+
+
+@pytest.fixture
+def _sixteen_cores(monkeypatch):
+    monkeypatch.setattr(cores, "usable_cores", lambda: 16)
+    for name in cores.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({}, 16),
+        ({"OMP_NUM_THREADS": "4"}, 4),
+        ({"OMP_NUM_THREADS": "4,2"}, 4),
+        ({"OMP_NUM_THREADS": "64"}, 16),
+        ({"OMP_NUM_THREADS": "4", "OMP_THREAD_LIMIT": "2"}, 2),
+        ({"OMP_NUM_THREADS": "0"}, 1),
+        ({"OMP_NUM_THREADS": "", "OMP_THREAD_LIMIT": "many"}, 16),
+    ],
+)
+def test_threads_follow_the_cores_and_openmps_variables(_sixteen_cores, variables, threads, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cores.usable_threads() == threads
+
+
+def test_threads_are_taken_away_and_never_added(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(cores, "usable_threads", lambda: 2)
+    try:
+        for asked, given in ((1, 1), (3, 2)):
+            torch.set_num_threads(asked)
+            cores.keep_to_usable_threads()
+            assert torch.get_num_threads() == given
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where a process can be kept to some cores")
+def test_a_process_that_is_kept_to_one_core_counts_one(run_command):
+    first = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, {{{first}}}); from nnunet_logvmamba import cores; "
+    assert run_command(["python", "-c", code + "print(cores.usable_cores())"]).stdout == "1\n"
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="needs a second core, which nnU-Net would use")
+def test_training_and_prediction_take_the_threads_they_are_given(nnunet_folders, tmp_path, run_command):
+    """Under this limit oneDNN's backward would wait for a second thread, without an end."""
+    small_dataset.write_raw(nnunet_folders.raw)
+    small_dataset.copy_into(nnunet_folders)
+    project = Project(nnunet_folders, small_dataset.NAME)
+    project.configure("3d_fullres", "short", "--keep-network", num_epochs=1, num_iterations_per_epoch=1)
+    fold = project.train("short", OMP_THREAD_LIMIT="1", timeout=600)
+    assert json.loads((fold.path / "logvmamba.json").read_text())["device"]["threads"] == 1
+    (log,) = fold.path.glob("training_log*.txt")
+    assert f"Threads: 1 of {os.cpu_count()} cores." in log.read_text()
+
+    images = nnunet_folders.raw / small_dataset.NAME / "imagesTr"
+    options = ["-i", images, "-o", tmp_path / "out", "-d", project.number, "-c", "short", "-f", 0, "-device", "cpu"]
+    options += ["-tr", "nnUNetTrainerLoGVMamba", "-npp", 1, "-nps", 1]
+    done = run_command(["python", "-c", PREDICT, *options], **nnunet_folders.environment, OMP_THREAD_LIMIT="1", timeout=600)
+    assert "predicted in threads: 1\n" in done.stdout
+    assert len(list((tmp_path / "out").glob("ball_*.nii.gz"))) == 5
