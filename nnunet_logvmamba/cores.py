@@ -24,9 +24,9 @@ def usable_threads() -> int:
 def keep_to_usable_threads() -> None:
     """Take from torch the threads that have no core.
 
-    nnU-Net's commands ask for as many as the machine has cores, whatever the job may use. Threads that share a core wait
-    for each other busily, which on two cores made a training step six times slower; and where OpenMP grants fewer
-    threads than torch asks for, the backward of oneDNN's convolutions waits for the missing ones for ever.
+    nnU-Net's commands ask for as many as the machine has cores, whatever the job may use. Threads that share a core
+    wait for each other busily, which made a training step beside another one six times slower; and where OpenMP grants
+    fewer threads than torch asks for, the backward of oneDNN's convolutions waits for the missing ones for ever.
     """
     import torch
 

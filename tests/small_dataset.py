@@ -38,7 +38,7 @@ _made: list[Path] = []
 
 
 def tidy() -> None:
-    """Remove what was prepared, at the end of all tests: pytest-xdist ends its processes without the interpreter's exit."""
+    """Remove what was prepared, at the end of all tests; in processes of pytest-xdist, ``atexit`` would not."""
     while _made:
         shutil.rmtree(_made.pop(), ignore_errors=True)
 

@@ -20,13 +20,6 @@ print("predicted in threads:", torch.get_num_threads())
 """
 
 
-@pytest.fixture
-def _sixteen_cores(monkeypatch):
-    monkeypatch.setattr(cores, "usable_cores", lambda: 16)
-    for name in cores.THREAD_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.mark.parametrize(
     ("variables", "threads"),
     [
@@ -39,7 +32,10 @@ def _sixteen_cores(monkeypatch):
         ({"OMP_NUM_THREADS": "", "OMP_THREAD_LIMIT": "many"}, 16),
     ],
 )
-def test_threads_follow_the_cores_and_openmps_variables(_sixteen_cores, variables, threads, monkeypatch):
+def test_threads_follow_the_cores_and_openmps_variables(variables, threads, monkeypatch):
+    monkeypatch.setattr(cores, "usable_cores", lambda: 16)
+    for name in cores.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cores.usable_threads() == threads
@@ -79,6 +75,7 @@ def test_training_and_prediction_take_the_threads_they_are_given(nnunet_folders,
     images = nnunet_folders.raw / small_dataset.NAME / "imagesTr"
     options = ["-i", images, "-o", tmp_path / "out", "-d", project.number, "-c", "short", "-f", 0, "-device", "cpu"]
     options += ["-tr", "nnUNetTrainerLoGVMamba", "-npp", 1, "-nps", 1]
-    done = run_command(["python", "-c", PREDICT, *options], **nnunet_folders.environment, OMP_THREAD_LIMIT="1", timeout=600)
+    variables = {**nnunet_folders.environment, "OMP_THREAD_LIMIT": "1"}
+    done = run_command(["python", "-c", PREDICT, *options], timeout=600, **variables)
     assert "predicted in threads: 1\n" in done.stdout
     assert len(list((tmp_path / "out").glob("ball_*.nii.gz"))) == 5

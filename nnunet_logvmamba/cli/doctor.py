@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import at_least, examples
+from nnunet_logvmamba.cores import usable_cores, usable_threads
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin import startup
 from nnunet_logvmamba.plugin.environment import (
@@ -148,7 +149,6 @@ def examine_dataset(dataset: str, jobs: int | None = None) -> Iterator[Finding]:
     Raises:
         UserError: If there is no such data set.
     """
-    from nnunet_logvmamba.cores import usable_cores
     from nnunet_logvmamba.plugin import first_run
     from nnunet_logvmamba.plugin.observations import grouped
 

@@ -94,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If anything does not fit; nothing is written then.
     """
-    from nnunet_logvmamba.evaluation import folders
     from nnunet_logvmamba.cores import usable_cores
+    from nnunet_logvmamba.evaluation import folders
     from nnunet_logvmamba.evaluation.scoring import DEFAULT_INSTANCE_METRICS, DEFAULT_METRICS, Settings
 
     metrics = tuple(dict.fromkeys(args.metrics or (DEFAULT_INSTANCE_METRICS if args.instances else DEFAULT_METRICS)))

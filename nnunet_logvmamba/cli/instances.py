@@ -81,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If any file does not fit; nothing is written then.
     """
+    from nnunet_logvmamba.cores import usable_cores
     from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_pairs, find_cases
     from nnunet_logvmamba.evaluation.cells import LABEL_SUFFIXES, CellFiles, CellSettings, recover_and_score
-    from nnunet_logvmamba.cores import usable_cores
     from nnunet_logvmamba.evaluation.parallel import map_cases
 
     if args.gallery is not None and args.images is None:

@@ -24,11 +24,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from nnunet_logvmamba.cores import usable_cores
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import check_same_grid, find_cases, image_of, read_grid, read_labels, turned_like
 from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
 from nnunet_logvmamba.evaluation.folders import check_values
-from nnunet_logvmamba.cores import usable_cores
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.interrupts import kept_to_ourselves

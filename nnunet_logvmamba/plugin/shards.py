@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nnunet_logvmamba.cores import usable_cores
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import read_labels
-from nnunet_logvmamba.cores import usable_cores
 from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.plugin.first_run import PREDICTED_BY, Step, StepFailed, digest_of, run_steps
 from nnunet_logvmamba.results import runs

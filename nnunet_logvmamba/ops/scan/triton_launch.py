@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nnunet_logvmamba.cores import usable_cores
 from nnunet_logvmamba.ops.backends import compute_dtype, triton_cache_folder
 
 from . import triton_kernels
