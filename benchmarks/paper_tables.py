@@ -1,7 +1,8 @@
 """Ablations of the paper, and all its rivals, at reduced size on open data; ``tables.sh`` calls it.
 
-``python benchmarks/paper_tables.py TABLE... [--data hippocampus|cells] [--dry-run]``. Everything lies below
-``--folder``, results of each budget in a folder of their own. Every command is printed, so that each can be repeated.
+``python benchmarks/paper_tables.py TABLE... [--data hippocampus|cells] [--dry-run]``. Each table is a study, whose file
+is written below ``--folder`` as everything is; configurations have their budget in their names. Every command is
+printed, so that each can be repeated.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean
+from typing import Any
 
 from nnunet_logvmamba.networks import catalogue
 
@@ -90,6 +92,14 @@ def rows_of(table: str, data: Data) -> list[Row]:
             "nnU-Net's network": "StockNetwork",
         }
         return [Row(name, family) for name, family in families.items()]
+    if table == "fair":
+        families = {"LoG-VMamba": LOG, "NoSSM": "NoSSM", "VSS": VSS, "nnU-Net's network": "StockNetwork"}
+        recipes = {"Adam 1e-3": "adam", "SGD 1e-2": COMMON}
+        return [
+            Row(f"{title}, {words}", f"{family}_{recipe}")
+            for title, family in families.items()
+            for words, recipe in recipes.items()
+        ]
     if table == "peers":
         return rivals(len(data.patch_size))
     if table == "placement":
@@ -142,7 +152,7 @@ def _sweep(knob: str, letter: str, value: int, default: int) -> Row:
     return Row(f"{letter} = {value}", configuration=f"{knob}_{value}", knobs={knob: value})
 
 
-TABLES = ("components", "placement", "directions", "window", "squeeze", "input", "peers")
+TABLES = ("components", "placement", "directions", "window", "squeeze", "input", "fair", "peers")
 IN_THE_PAPER = {"6": "components", "7": "placement", "8": "directions"}
 
 
@@ -158,27 +168,31 @@ class Workplace:
         self.folder = args.folder.resolve() / args.data
         narrow = f"_narrow{args.narrow}" if args.narrow > 1 else ""
         patch = f"_patch{_times(args.patch_size)}" if args.patch_size else ""
-        budget = f"{args.epochs}x{args.iterations}{narrow}{patch}{'_unmirrored' * args.no_mirroring}"
-        self.results = self.folder / f"results_{budget}"
+        self.budget = f"{args.epochs}x{args.iterations}{narrow}{patch}{'_unmirrored' * args.no_mirroring}"
         self.planned = f"{data.configuration}{narrow}"
-        set_aside = [name for name in os.environ if name.startswith("nnUNet_")]
-        ours = {
-            "nnUNet_raw": str(self.folder / "raw"),
-            "nnUNet_preprocessed": str(self.folder / "preprocessed"),
-            "nnUNet_results": str(self.results),
-            "nnUNet_def_n_proc": "2",
-            "nnUNet_n_proc_DA": "2",
-        }
-        self.environment = {name: value for name, value in os.environ.items() if name not in set_aside} | ours
+        ours = {f"nnUNet_{name}": str(self.folder / name) for name in ("raw", "preprocessed", "results")}
+        self.environment = {"nnUNet_def_n_proc": "2", "nnUNet_n_proc_DA": "2", **os.environ, **ours}
 
     @property
     def plans_file(self) -> Path:
         return self.folder / "preprocessed" / self.data.name / f"{PLANS}.json"
 
-    def run(self, command: Sequence[str]) -> None:
+    @property
+    def is_ready(self) -> bool:
+        """Whether a study can be planned: the data are there, and the configuration where nnU-Net would not plan it."""
+        raw = (self.folder / "raw" / self.data.name / "dataset.json").is_file()
+        return raw and (self.args.narrow == 1 or self.planned in self.configurations)
+
+    @property
+    def configurations(self) -> Mapping[str, dict]:
+        if not self.plans_file.is_file():
+            return {}
+        return json.loads(self.plans_file.read_text())["configurations"]
+
+    def run(self, *command: str, dry: bool | None = None) -> None:
         """Print a command and run it from the checkout; if it fails, everything ends with its exit code."""
         print(f"\n$ {shlex.join(command)}", flush=True)
-        if self.args.dry_run:
+        if self.args.dry_run if dry is None else dry:
             return
         program = Path(sys.executable).with_name(command[0])
         words = [sys.executable if command[0] == "python" else str(program if program.exists() else command[0])]
@@ -192,23 +206,20 @@ class Workplace:
             sys.exit(done.returncode)
 
     def prepare(self) -> None:
-        """Convert, plan and preprocess, unless that is done."""
+        """Convert the data, and plan where the plan is to be changed, unless that is done; a study does the rest."""
         if not (self.folder / "raw" / self.data.name / "dataset.json").is_file():
-            for name in ("raw", "preprocessed"):
-                if not self.args.dry_run:
-                    (self.folder / name).mkdir(parents=True, exist_ok=True)
-            self.run(["python", "-m", self.data.converter, str(self.args.source), "-d", self.data.number])
-        done = self.folder / "preprocessed" / self.data.name / "made_by_tables"
-        if not done.is_file():
-            plan = ["nnUNetv2_plan_and_preprocess", "-d", self.data.number, "-c", self.data.configuration]
-            self.run([*plan, "-np", "2", "-npfp", "2", "--verify_dataset_integrity"])
             if not self.args.dry_run:
-                done.touch()
+                for name in ("raw", "preprocessed", "results"):
+                    (self.folder / name).mkdir(parents=True, exist_ok=True)
+            self.run("python", "-m", self.data.converter, str(self.args.source), "-d", self.data.number)
+        if self.args.narrow > 1 and not self.configurations:
+            plan = ["nnUNetv2_plan_and_preprocess", "-d", self.data.number, "-c", self.data.configuration]
+            self.run(*plan, "-np", "2", "-npfp", "2", "--verify_dataset_integrity")
+        if self.args.narrow > 1 and not self.args.dry_run:
+            self.narrow()
 
     def narrow(self) -> None:
         """Add a configuration with fewer channels to the plans, in nnU-Net's own format, for its network and ours."""
-        if self.planned == self.data.configuration or self.args.dry_run:
-            return
         plans = json.loads(self.plans_file.read_text())
         if self.planned in plans["configurations"]:
             return
@@ -225,49 +236,81 @@ class Workplace:
         staged.replace(self.plans_file)
         print(f"\ntables: configuration {self.planned} has {after} channels where nnU-Net planned {before}", flush=True)
 
-    def configure(self, row: Row) -> None:
-        """Write the row's configuration with this budget."""
-        args, size = self.args, row.patch_size or self.data.patch_size
-        schedule = {
+    def study(self, table: str, rows: Sequence[Row]) -> dict[str, Any]:
+        """Give a table as ``logvmamba study`` understands it."""
+        args = self.args
+        families = list(dict.fromkeys(row.family for row in rows))
+        configurations = {self._named(row): self._derived(row) for row in rows}
+        differing = len(families) > 1, len(configurations) > 1
+        names = {
+            " ".join(word for word, differs in zip((row.family, self._named(row)), differing) if differs): row.name
+            for row in rows
+        }
+        found: dict[str, Any] = {
+            "name": f"{table}_{self.budget}",
+            "dataset": int(self.data.number),
+            "trainers": [f"nnUNetTrainer{family}" for family in families],
+            "seeds": args.seeds,
+            "folds": args.folds,
+            "configurations": list(configurations),
+            "device": args.device,
+            "derive": configurations,
+            "compare": {"names": names},
+        }
+        if args.holdout:
+            found["predict"] = dict(zip(("images", "references"), map(os.path.abspath, args.holdout)))
+        return found
+
+    def _named(self, row: Row) -> str:
+        return f"{row.configuration}_{self.budget}"
+
+    def _derived(self, row: Row) -> dict[str, Any]:
+        args = self.args
+        schedule: dict[str, Any] = {
             "num_epochs": args.epochs,
             "num_iterations_per_epoch": args.iterations,
             "num_val_iterations_per_epoch": max(1, args.iterations // 10),
         }
-        schedule |= {"mirroring": "false"} if args.no_mirroring else {}
-        command = ["logvmamba", "plans", "-d", self.data.number, "-c", self.planned]
-        command += ["--name", row.configuration, "--overwrite", "--batch-size", str(self.data.batch_size)]
-        command += ["--patch-size", *map(str, size)]
-        knobs = [
-            f"{name}={json.dumps(value) if not isinstance(value, str) else value}" for name, value in row.knobs.items()
-        ]
-        command += ["--set", *knobs] if knobs else ["--keep-network"]
-        self.run([*command, "--train", *(f"{name}={value}" for name, value in schedule.items())])
+        schedule |= {"mirroring": False} if args.no_mirroring else {}
+        network = {"set": row.knobs} if row.knobs else {"keep_network": True}
+        patch_size = list(row.patch_size or self.data.patch_size)
+        sizes = {"batch_size": self.data.batch_size, "patch_size": patch_size}
+        return {"from": self.planned, **sizes, **network, "train": schedule}
 
-    def model(self, row: Row, seed: int) -> Path:
-        return self.results / self.data.name / f"nnUNetTrainer{row.family}_seed{seed}__{PLANS}__{row.configuration}"
+    def make(self, table: str, rows: Sequence[Row]) -> None:
+        """Train what is missing and make the table."""
+        study = self.study(table, rows)
+        text = "\n".join(toml(study)) + "\n" + (self.args.cluster.read_text() if self.args.cluster else "")
+        on = ["--on", self.args.on] if self.args.on != "local" else []
+        file = self.folder / "studies" / f"{study['name']}.toml"
+        if not self.args.dry_run:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+            self.run("logvmamba", "study", "run", str(file), *on)
+            return
+        print(f"\n# {file}\n{text}")
+        self.run("logvmamba", "study", "run", str(file), *on)
+        if self.is_ready:
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder, file.name)
+                copy.write_text(text)
+                self.run("logvmamba", "study", "run", str(copy), "--dry-run", dry=False)
 
-    def is_done(self, row: Row, seed: int, fold: int) -> bool:
-        return (self.model(row, seed) / f"fold_{fold}" / "validation" / "summary.json").is_file()
 
-    def train(self, row: Row, seed: int, fold: int) -> None:
-        """Train, or go on where an interrupted training was."""
-        folder = self.model(row, seed) / f"fold_{fold}"
-        begun = any((folder / f"checkpoint_{which}.pth").is_file() for which in ("final", "latest", "best"))
-        command = ["nnUNetv2_train", self.data.number, row.configuration, str(fold)]
-        command += ["-tr", f"nnUNetTrainer{row.family}_seed{seed}", "-device", self.args.device]
-        self.run([*command, *(["--c"] if begun else [])])
+def toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Give the lines of a TOML file; a value that is no table is written as in JSON."""
+    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    if values and path:
+        yield f"\n[{'.'.join(map(_key, path))}]"
+    for key, value in values.items():
+        yield f"{_key(key)} = {json.dumps(value)}"
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from toml(value, (*path, key))
 
-    def compare(self, table: str, rows: Sequence[Row]) -> None:
-        """Make the table."""
-        differing = {row.family for row in rows}, {row.configuration for row in rows}
-        names = []
-        for row in rows:
-            words = [word for word, values in zip((row.family, row.configuration), differing) if len(values) > 1]
-            names.append(f"{' '.join(words)}={row.name}")
-        models = [str(self.model(row, seed)) for row in rows for seed in self.args.seeds]
-        target = self.results / "tables" / table
-        folds = ["--folds", *map(str, self.args.folds)]
-        self.run(["logvmamba", "compare", *models, *folds, "--names", *names, "--output", str(target)])
+
+def _key(word: str) -> str:
+    return word if re.fullmatch(r"[\w-]+", word, re.ASCII) else json.dumps(word)
 
 
 def _arguments() -> argparse.Namespace:
@@ -290,6 +333,11 @@ def _arguments() -> argparse.Namespace:
         "--no-mirroring", action="store_true", help="neither training nor validation mirrors: 4 or 8 times faster there"
     )
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--holdout", nargs=2, metavar=("IMAGES", "REFERENCES"), help="folders of cases to predict and score as well"
+    )
+    parser.add_argument("--on", choices=("local", "slurm"), default="local", help="default: %(default)s")
+    parser.add_argument("--cluster", type=Path, metavar="FILE.toml", help="file with a table [cluster], for --on slurm")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     args = parser.parse_args()
     args.tables = [IN_THE_PAPER.get(name, name) for name in args.tables]
@@ -301,6 +349,10 @@ def _arguments() -> argparse.Namespace:
     if min(args.epochs, args.iterations, args.narrow) < 1 or min([*args.seeds, *args.folds]) < 0:
         parser.error("--epochs, --iterations and --narrow take numbers from 1 on, --seeds and --folds from 0 on")
     axes = len(DATA[args.data].patch_size)
+    if args.on == "slurm" and len(args.tables) > 1:
+        parser.error("--on slurm takes one table at a time: what two of them share would be trained twice at once")
+    if args.cluster and not args.cluster.is_file():
+        parser.error(f"there is no file {args.cluster}: name one with a table [cluster]")
     if args.patch_size and (len(args.patch_size) != axes or min(args.patch_size) < 1):
         parser.error(f"--patch-size takes {axes} numbers from 1 on for {args.data}")
     args.source = args.source or ROOT.parent / "shared" / "data" / args.data
@@ -319,30 +371,8 @@ def main() -> int:
     data = replace(data, patch_size=tuple(args.patch_size or data.patch_size))
     workplace = Workplace(args, data)
     workplace.prepare()
-    workplace.narrow()
-    tables = {name: rows_of(name, data) for name in args.tables}
-    for table, rows in tables.items():
-        missing = [
-            (row, seed, fold)
-            for seed in args.seeds
-            for fold in args.folds
-            for row in rows
-            if not workplace.is_done(row, seed, fold)
-        ]
-        wanted = len(rows) * len(args.seeds) * len(args.folds)
-        print(f"\ntables: {table}: {len(missing)} of {wanted} trainings to do", flush=True)
-        for row in {row.configuration: row for row, _, _ in missing}.values():
-            workplace.configure(row)
-        took: list[float] = []
-        for number, (row, seed, fold) in enumerate(missing):
-            begin = time.perf_counter()
-            workplace.train(row, seed, fold)
-            took.append(time.perf_counter() - begin)
-            left = mean(took) * (len(missing) - number - 1)
-            if args.dry_run:
-                continue
-            print(f"\ntables: {row.name}, seed {seed}, fold {fold}: {took[-1]:.0f} s, about {left / 60:.0f} min to go")
-        workplace.compare(table, rows)
+    for table in args.tables:
+        workplace.make(table, rows_of(table, data))
     return 0
 
 

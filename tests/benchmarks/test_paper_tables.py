@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,12 @@ import pytest
 from nnunet_logvmamba.cli import build_parser
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin import plans, trainers
+from nnunet_logvmamba.plugin.study_file import Study, make_study
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    tomllib = pytest.importorskip("tomli", reason="needs tomli, which reads TOML files before Python 3.11")
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "tables.sh"
@@ -72,7 +79,7 @@ def source(tmp_path) -> Path:
 
 def test_the_tables_of_the_paper_and_the_sweeps_have_their_rows():
     data = paper_tables.DATA["hippocampus"]
-    tables = [table for table in paper_tables.TABLES if table != "peers"]
+    tables = [table for table in paper_tables.TABLES if table not in ("fair", "peers")]
     names = {table: [row.name for row in paper_tables.rows_of(table, data)] for table in tables}
     assert names == {
         "components": [
@@ -111,21 +118,61 @@ def test_what_equals_the_default_is_one_training_for_all_tables(name):
             assert hasattr(trainers, f"nnUNetTrainer{row.family}_seed1")
 
 
+def studies(output: str) -> list[Study]:
+    """What a dry run shows of its studies' files."""
+    files = re.findall(r"^# (\S+)\.toml\n(.*?)\n\n\$ logvmamba study run", output, re.M | re.S)
+    found = [make_study(tomllib.loads(text), where=name, name="unnamed") for name, text in files]
+    assert [study.name for study in found] == [Path(name).name for name, _ in files]
+    return found
+
+
 @pytest.mark.parametrize("table", [*paper_tables.TABLES, "6", "7", "8", "all"])
-def test_a_dry_run_prints_commands_that_exist_and_touches_nothing(table, source, tmp_path):
+def test_a_dry_run_shows_studies_of_all_rows_and_touches_nothing(table, source, tmp_path):
     folder = tmp_path / "tables"
     done = run(table, "--source", source, "--folder", folder, "--dry-run", "--seeds", "3", "4", "--epochs", "2")
     assert not folder.exists()
-    found = commands(done.stdout)
-    for program, *words in found:
+    for program, *words in commands(done.stdout):
         if program == "logvmamba":
             build_parser().parse_args(words)
-    trained = [words for program, *words in found if program == "nnUNetv2_train"]
-    rows = paper_tables.TABLES if table == "all" else [paper_tables.IN_THE_PAPER.get(table, table)]
-    data = paper_tables.DATA["hippocampus"]
-    assert len(trained) == 2 * sum(len(paper_tables.rows_of(name, data)) for name in rows)
-    assert {words[words.index("-tr") + 1][-6:] for words in trained} == {"_seed3", "_seed4"}
-    assert [words[0] for program, *words in found if program == "logvmamba"].count("compare") == len(rows)
+    tables = paper_tables.TABLES if table == "all" else [paper_tables.IN_THE_PAPER.get(table, table)]
+    found = studies(done.stdout)
+    assert [study.name for study in found] == [f"{name}_2x25" for name in tables]
+    for name, study in zip(tables, found):
+        rows = paper_tables.rows_of(name, paper_tables.DATA["hippocampus"])
+        wanted = {
+            (f"nnUNetTrainer{row.family}_seed{seed}", f"{row.configuration}_2x25") for row in rows for seed in (3, 4)
+        }
+        assert set(itertools.product(study.trainers, study.configurations)) == wanted
+        assert list(study.compare["names"].values()) == [row.name for row in rows]
+        for row in rows:
+            derived = study.derive[f"{row.configuration}_2x25"]
+            assert derived["train"]["num_epochs"] == 2
+            assert derived.get("set", {}) == row.knobs
+            assert tuple(derived["patch_size"]) == (row.patch_size or (40, 56, 40))
+
+
+def test_all_have_the_same_recipes_in_the_fair_table():
+    recipes = {}
+    for row in paper_tables.rows_of("fair", paper_tables.DATA["hippocampus"]):
+        family, _, recipe = row.family.rpartition("_")
+        recipes.setdefault(family, set()).add(recipe)
+    assert recipes == dict.fromkeys(("LoGVMamba", "NoSSM", "VMamba", "StockNetwork"), {"adam", "sgd"})
+
+
+def test_another_budget_has_configurations_of_its_own_and_held_out_cases_are_predicted(source, tmp_path):
+    words = ("window", "--source", source, "--folder", tmp_path / "tables", "--dry-run", "--seeds", "1")
+    names = []
+    for more in ((), ("--epochs", "20"), ("--no-mirroring",), ("--patch-size", "24", "40", "24"), ("--narrow", "2")):
+        (study,) = studies(run(*words, *more).stdout)
+        names += study.configurations
+        assert all(
+            options["train"].get("mirroring", True) == ("--no-mirroring" not in more)
+            for options in study.derive.values()
+        )
+        assert study.predict == {}
+    assert len(set(names)) == 5 * 3
+    (study,) = studies(run(*words, "--holdout", source, tmp_path).stdout)
+    assert study.predict == {"images": str(source), "references": str(tmp_path)}
 
 
 @pytest.mark.parametrize(
@@ -133,10 +180,13 @@ def test_a_dry_run_prints_commands_that_exist_and_touches_nothing(table, source,
     [
         (
             ("9",),
-            "there is no table '9'; there are components, placement, directions, window, squeeze, input, peers, 6, 7",
+            "there is no table '9'; there are components, placement, directions, window, squeeze, input, fair, peers, 6",
         ),
         (("6", "--epochs", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
         (("6", "--narrow", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
+        (("6", "7", "--on", "slurm"), "--on slurm takes one table at a time"),
+        (("6", "--cluster", "/nowhere.toml"), "there is no file /nowhere.toml: name one with a table [cluster]"),
+        (("6", "--patch-size", "24", "24"), "--patch-size takes 3 numbers from 1 on for hippocampus"),
         (("6", "--source", "/nowhere/at/all"), "there is no folder /nowhere/at/all: name the data with --source"),
     ],
 )
@@ -144,29 +194,6 @@ def test_wrong_words_are_refused(words, sentence):
     done = run(*words, "--dry-run", check=False)
     assert done.returncode == 2
     assert sentence in done.stderr
-
-
-def test_finished_trainings_are_skipped_and_interrupted_ones_continued(source, tmp_path):
-    folder = tmp_path / "tables"
-    results = folder / "hippocampus" / "results_10x25" / "Dataset004_Hippocampus"
-    finished = results / "nnUNetTrainerLoGVMamba_seed1__nnUNetPlans__window_1" / "fold_0" / "validation"
-    finished.mkdir(parents=True)
-    (finished / "summary.json").touch()
-    interrupted = results / "nnUNetTrainerLoGVMamba_seed1__nnUNetPlans__window_5" / "fold_0"
-    interrupted.mkdir(parents=True)
-    (interrupted / "checkpoint_latest.pth").touch()
-    done = run("window", "--source", source, "--folder", folder, "--dry-run", "--seeds", "1")
-    assert "window: 2 of 3 trainings to do" in done.stdout
-    trained = {words[1]: words for program, *words in commands(done.stdout) if program == "nnUNetv2_train"}
-    assert list(trained) == ["base", "window_5"]
-    assert ["--c" in words for words in trained.values()] == [False, True]
-    other = run("window", "--source", source, "--folder", folder, "--dry-run", "--seeds", "1", "--epochs", "20")
-    assert "window: 3 of 3 trainings to do" in other.stdout, "another budget has results of its own"
-    other = run("window", "--source", source, "--folder", folder, "--dry-run", "--seeds", "1", "--no-mirroring")
-    assert "window: 3 of 3 trainings to do" in other.stdout
-    plans = [words for program, *words in commands(other.stdout) if program == "logvmamba" and words[0] == "plans"]
-    assert len(plans) == 3
-    assert all("mirroring=false" in words for words in plans)
 
 
 @pytest.mark.slow
@@ -180,9 +207,11 @@ def test_a_table_is_made_for_real_and_a_second_call_trains_nothing(shared, tmp_p
     words = ("placement", "--source", source, "--folder", folder, "--seeds", "1", "--epochs", "1", "--iterations", "2")
     words += ("--narrow", "4")
     first = run(*words)
-    tables = folder / "hippocampus" / "results_1x2_narrow4" / "tables" / "placement"
-    plan = json.loads(next((tables.parents[1]).rglob("plans.json")).read_text())["configurations"]
-    assert plan["base"]["inherits_from"] == "3d_fullres_narrow4"
+    tables = (
+        folder / "hippocampus" / "results" / "Dataset004_Hippocampus" / "studies" / "placement_1x2_narrow4" / "tables"
+    )
+    plan = json.loads(next((folder / "hippocampus" / "results").rglob("plans.json")).read_text())["configurations"]
+    assert plan["base_1x2_narrow4"]["inherits_from"] == "3d_fullres_narrow4"
     planned, used = (plan[name]["architecture"]["arch_kwargs"] for name in ("3d_fullres", "3d_fullres_narrow4"))
     assert used["features_per_stage"] == [channels // 4 for channels in planned["features_per_stage"]]
     page = (tables / "comparison.md").read_text()
@@ -191,7 +220,12 @@ def test_a_table_is_made_for_real_and_a_second_call_trains_nothing(shared, tmp_p
     assert all("| - |" not in row for row in rows), "costs of every row"
     assert "one training" in page or "within noise" in page
     second = run(*words)
-    assert "placement: 0 of 4 trainings to do" in second.stdout
-    assert [words[0] for words in commands(second.stdout)] == ["logvmamba"]
+    assert "0 of 4 training(s) to do" in second.stdout
+    assert [words[:3] for words in commands(second.stdout)] == [["logvmamba", "study", "run"]]
     assert (tables / "comparison.md").read_text() == page
-    assert "4 of 4 trainings to do" in first.stdout
+    assert "4 of 4 training(s) to do" in first.stdout
+    planned = run(*words, "--dry-run", "--iterations", "3").stdout
+    trained = [words for words in commands(planned) if words[0] == "nnUNetv2_train"]
+    assert [words[2] for words in trained] == [
+        f"{name}_1x3_narrow4" for name in ("placement_head", "placement_middle", "placement_split", "base")
+    ]
