@@ -189,14 +189,14 @@ class Workplace:
             return {}
         return json.loads(self.plans_file.read_text())["configurations"]
 
-    def run(self, *command: str, dry: bool | None = None) -> None:
+    def run(self, *command: str, dry: bool | None = None, **environment: str) -> None:
         """Print a command and run it from the checkout; if it fails, everything ends with its exit code."""
         print(f"\n$ {shlex.join(command)}", flush=True)
         if self.args.dry_run if dry is None else dry:
             return
         program = Path(sys.executable).with_name(command[0])
         words = [sys.executable if command[0] == "python" else str(program if program.exists() else command[0])]
-        done = subprocess.run([*words, *command[1:]], cwd=ROOT, env=self.environment)
+        done = subprocess.run([*words, *command[1:]], cwd=ROOT, env=self.environment | environment)
         if done.returncode:
             print(
                 f"tables: stopped, since the command above ended with exit code {done.returncode}; what is finished "
@@ -214,7 +214,8 @@ class Workplace:
             self.run("python", "-m", self.data.converter, str(self.args.source), "-d", self.data.number)
         if self.args.narrow > 1 and not self.configurations:
             plan = ["nnUNetv2_plan_and_preprocess", "-d", self.data.number, "-c", self.data.configuration]
-            self.run(*plan, "-np", "2", "-npfp", "2", "--verify_dataset_integrity")
+            # The planner takes the variable for a number of threads, and torch refuses 0.
+            self.run(*plan, "-np", "2", "-npfp", "2", "--verify_dataset_integrity", nnUNet_n_proc_DA="2")
         if self.args.narrow > 1 and not self.args.dry_run:
             self.narrow()
 

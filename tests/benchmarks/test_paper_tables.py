@@ -180,7 +180,7 @@ def test_another_budget_has_configurations_of_its_own_and_held_out_cases_are_pre
     [
         (
             ("9",),
-            "there is no table '9'; there are components, placement, directions, window, squeeze, input, fair, peers, 6",
+            "there is no table '9'; there are components, placement, directions, window, squeeze, input, fair, peers",
         ),
         (("6", "--epochs", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
         (("6", "--narrow", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
