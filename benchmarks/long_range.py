@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -140,14 +140,49 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--along", choices=("fast", "slow"), default="fast", help="default: %(default)s")
     parser.add_argument("--control", action="store_true", help="the class stands in the target itself")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw what was measured, and train nothing")
     parser.add_argument("--results", type=Path, help="file; default: benchmarks/results/long_range_<device>.json")
     return parser.parse_args()
+
+
+def plot(rows: Sequence[dict], target: Path) -> None:
+    """Draw accuracy against distance, a line for each network: mean over the seeds, and their spread."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name in NETWORKS:
+        found: dict[int, list[float]] = {}
+        for row in rows:
+            if row["network"] == name:
+                found.setdefault(row["distance"], []).append(row["accuracy"])
+        if found:
+            distances = sorted(found)
+            means = np.array([np.mean(found[distance]) for distance in distances])
+            ends = np.array([(min(found[distance]), max(found[distance])) for distance in distances])
+            axes.errorbar(distances, means, np.abs(ends.T - means), marker="o", capsize=3, label=name)
+    axes.axhline(GUESS, color="grey", linestyle="--", label="guessing by the majority")
+    axes.set(xlabel="distance of the cue, voxels", ylabel="targets named rightly", ylim=(0.4, 1.02))
+    axes.legend()
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
 
 
 def main() -> int:
     """Run what is missing."""
     args = arguments()
     file = args.results or RESULTS / f"long_range_{args.device}.json"
+    if args.plot:
+        wanted = {"along": args.along, "control": args.control, "iterations": args.iterations}
+        rows = json.loads(file.read_text())["trainings"]
+        rows = [row for row in rows if wanted.items() <= row.items()]
+        if not rows:
+            words = ", ".join(f"{name}={value}" for name, value in wanted.items())
+            sys.exit(f"long_range: {file} has no trainings with {words}: run them first")
+        plot(rows, args.plot)
+        return 0
     print(f"Guessing by the majority names {GUESS:.0%}.", flush=True)
     for seed, distance, name in product(args.seeds, args.distances, args.networks):
         task = {"distance": distance, "along": args.along, "control": args.control}
@@ -155,10 +190,10 @@ def main() -> int:
         rows = json.loads(file.read_text())["trainings"] if file.is_file() else []
         if any(key(row) == key(wanted) for row in rows):
             continue
-        row = train(name, seed, task, args.iterations, args.device) | {"circumstances": circumstances(None)}
+        row = train(name, seed, task, args.iterations, args.device)
         # Read anew, since another process may have written meanwhile.
         rows = json.loads(file.read_text())["trainings"] if file.is_file() else []
-        content = json.dumps({"trainings": [*rows, row]}, indent=1)
+        content = json.dumps({"circumstances": circumstances(None), "trainings": [*rows, row]}, indent=1)
         staged = file.with_suffix(".new")
         staged.write_text(content + "\n")
         staged.replace(file)

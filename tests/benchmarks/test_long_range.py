@@ -73,3 +73,15 @@ def test_trainings_are_written_one_by_one_and_not_run_again(tmp_path):
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "NoSSM" not in second.stdout
     assert file.read_bytes() == before
+    assert json.loads(before)["circumstances"]["cores"] >= 1
+
+    picture = tmp_path / "accuracy.png"
+    done = subprocess.run(
+        [*command, "--plot", str(picture)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, picture.exists()) == (0, True), done.stderr
+    other = [*command, "--plot", str(tmp_path / "other.png"), "--along", "slow"]
+    done = subprocess.run(other, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "has no trainings with along=slow, control=True, iterations=2" in done.stderr
+    assert not (tmp_path / "other.png").exists()
