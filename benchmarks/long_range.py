@@ -5,7 +5,7 @@ trains each network for ``--iterations`` on images of ``dataset_conversion.phant
 needed, and names the targets of 64 others. All have the same images, loss and recipe (Adam 1e-3, nnU-Net's loss and
 schedule) and, within a tenth, the same number of parameters; there is no augmentation, since turned or scaled images
 have other distances. Every training goes into ``benchmarks/results/long_range_<device>.json`` once it has ended, and
-one that is there is not run again.
+one that is there is not run again; ``--plot PNG`` draws them.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ def main() -> int:
     file = args.results or RESULTS / f"long_range_{args.device}.json"
     if args.plot:
         wanted = {"along": args.along, "control": args.control, "iterations": args.iterations}
-        rows = json.loads(file.read_text())["trainings"]
+        rows = json.loads(file.read_text())["trainings"] if file.is_file() else []
+        chosen = {"network": args.networks, "distance": args.distances, "seed": args.seeds}
+        rows = [row for row in rows if all(row[name] in values for name, values in chosen.items())]
         rows = [row for row in rows if wanted.items() <= row.items()]
         if not rows:
             words = ", ".join(f"{name}={value}" for name, value in wanted.items())
@@ -190,10 +192,10 @@ def main() -> int:
         rows = json.loads(file.read_text())["trainings"] if file.is_file() else []
         if any(key(row) == key(wanted) for row in rows):
             continue
-        row = train(name, seed, task, args.iterations, args.device)
+        row = train(name, seed, task, args.iterations, args.device) | {"circumstances": circumstances(None)}
         # Read anew, since another process may have written meanwhile.
         rows = json.loads(file.read_text())["trainings"] if file.is_file() else []
-        content = json.dumps({"circumstances": circumstances(None), "trainings": [*rows, row]}, indent=1)
+        content = json.dumps({"circumstances": row["circumstances"], "trainings": [*rows, row]}, indent=1)
         staged = file.with_suffix(".new")
         staged.write_text(content + "\n")
         staged.replace(file)

@@ -1,8 +1,7 @@
 """Ablations of the paper, and all its rivals, at reduced size on open data; ``tables.sh`` calls it.
 
-``python benchmarks/paper_tables.py TABLE... [--data hippocampus|cells] [--dry-run]``. Each table is a study, whose file
-is written below ``--folder`` as everything is; configurations have their budget in their names. Every command is
-printed, so that each can be repeated.
+``python benchmarks/paper_tables.py TABLE... [--data hippocampus|cells] [--dry-run]``. Each table is a study.
+Everything, the study's file included, is written below ``--folder``; configurations have their budget in their names.
 """
 
 from __future__ import annotations
@@ -20,11 +19,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.plugin.study_file import DEVICES, read_cluster, read_toml
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANS = "nnUNetPlans"
 BASE = "base"
+PROCESSES = "nnUNet_def_n_proc", "nnUNet_n_proc_DA"
 LOG, VSS = "LoGVMamba", "VMamba"
 PUBLISHED = "published"
 COMMON = "sgd"
@@ -94,9 +96,9 @@ def rows_of(table: str, data: Data) -> list[Row]:
         return [Row(name, family) for name, family in families.items()]
     if table == "fair":
         families = {"LoG-VMamba": LOG, "NoSSM": "NoSSM", "VSS": VSS, "nnU-Net's network": "StockNetwork"}
-        recipes = {"Adam 1e-3": "adam", "SGD 1e-2": COMMON}
+        recipes = {"Adam 1e-3": "", "SGD 1e-2": f"_{COMMON}"}  # the first is the default
         return [
-            Row(f"{title}, {words}", f"{family}_{recipe}")
+            Row(f"{title}, {words}", f"{family}{recipe}")
             for title, family in families.items()
             for words, recipe in recipes.items()
         ]
@@ -171,7 +173,9 @@ class Workplace:
         self.budget = f"{args.epochs}x{args.iterations}{narrow}{patch}{'_unmirrored' * args.no_mirroring}"
         self.planned = f"{data.configuration}{narrow}"
         ours = {f"nnUNet_{name}": str(self.folder / name) for name in ("raw", "preprocessed", "results")}
-        self.environment = {"nnUNet_def_n_proc": "2", "nnUNet_n_proc_DA": "2", **os.environ, **ours}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_") or name in PROCESSES}
+        # On a cluster a study gives each training as many as it has cores.
+        self.environment = {**dict.fromkeys(PROCESSES if args.on == "local" else (), "2"), **own, **ours}
 
     @property
     def plans_file(self) -> Path:
@@ -196,14 +200,18 @@ class Workplace:
             return
         program = Path(sys.executable).with_name(command[0])
         words = [sys.executable if command[0] == "python" else str(program if program.exists() else command[0])]
-        done = subprocess.run([*words, *command[1:]], cwd=ROOT, env=self.environment | environment)
-        if done.returncode:
+        with subprocess.Popen([*words, *command[1:]], cwd=ROOT, env=self.environment | environment) as process:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # it got the same, and ends what it runs
+                code = process.wait()
+        if code:
             print(
-                f"tables: stopped, since the command above ended with exit code {done.returncode}; what is finished "
-                f"stays, and the same call goes on from there",
+                f"tables: stopped, since the command above ended with exit code {code}; what is finished stays, and "
+                f"the same call goes on from there",
                 file=sys.stderr,
             )
-            sys.exit(done.returncode)
+            sys.exit(code)
 
     def prepare(self) -> None:
         """Convert the data, and plan where the plan is to be changed, unless that is done; a study does the rest."""
@@ -248,7 +256,7 @@ class Workplace:
             for row in rows
         }
         found: dict[str, Any] = {
-            "name": f"{table}_{self.budget}",
+            "name": f"{table}_{self.budget}{'_holdout' * bool(args.holdout)}",
             "dataset": int(self.data.number),
             "trainers": [f"nnUNetTrainer{family}" for family in families],
             "seeds": args.seeds,
@@ -259,7 +267,9 @@ class Workplace:
             "compare": {"names": names},
         }
         if args.holdout:
-            found["predict"] = dict(zip(("images", "references"), map(os.path.abspath, args.holdout)))
+            found["predict"] = dict(zip(("images", "references"), map(str, args.holdout)))
+        if args.cluster:
+            found["cluster"] = read_toml(args.cluster)["cluster"]
         return found
 
     def _named(self, row: Row) -> str:
@@ -281,7 +291,7 @@ class Workplace:
     def make(self, table: str, rows: Sequence[Row]) -> None:
         """Train what is missing and make the table."""
         study = self.study(table, rows)
-        text = "\n".join(toml(study)) + "\n" + (self.args.cluster.read_text() if self.args.cluster else "")
+        text = "\n".join(toml(study)) + "\n"
         on = ["--on", self.args.on] if self.args.on != "local" else []
         file = self.folder / "studies" / f"{study['name']}.toml"
         if not self.args.dry_run:
@@ -295,7 +305,7 @@ class Workplace:
             with tempfile.TemporaryDirectory() as folder:
                 copy = Path(folder, file.name)
                 copy.write_text(text)
-                self.run("logvmamba", "study", "run", str(copy), "--dry-run", dry=False)
+                self.run("logvmamba", "study", "run", str(copy), *on, "--dry-run", dry=False)
 
 
 def toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[str]:
@@ -327,15 +337,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--narrow", type=int, default=1, metavar="N", help="divide the channels of every stage by N; default: 1"
     )
-    parser.add_argument(
-        "--patch-size", type=int, nargs="+", metavar="N", help="of all rows but those of input, in voxels"
-    )
+    parser.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="in voxels; not for input")
     parser.add_argument(
         "--no-mirroring", action="store_true", help="neither training nor validation mirrors: 4 or 8 times faster there"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
     parser.add_argument(
-        "--holdout", nargs=2, metavar=("IMAGES", "REFERENCES"), help="folders of cases to predict and score as well"
+        "--holdout",
+        nargs=2,
+        type=lambda word: Path(word).resolve(),
+        metavar=("IMAGES", "REFERENCES"),
+        help="folders of cases to predict and score as well",
     )
     parser.add_argument("--on", choices=("local", "slurm"), default="local", help="default: %(default)s")
     parser.add_argument("--cluster", type=Path, metavar="FILE.toml", help="file with a table [cluster], for --on slurm")
@@ -352,8 +364,17 @@ def _arguments() -> argparse.Namespace:
     axes = len(DATA[args.data].patch_size)
     if args.on == "slurm" and len(args.tables) > 1:
         parser.error("--on slurm takes one table at a time: what two of them share would be trained twice at once")
-    if args.cluster and not args.cluster.is_file():
-        parser.error(f"there is no file {args.cluster}: name one with a table [cluster]")
+    try:
+        if args.cluster and "cluster" not in read_toml(args.cluster):
+            parser.error(f"{args.cluster} has no table [cluster]")
+        read_cluster(args.cluster)
+    except UserError as error:
+        parser.error(str(error))
+    for folder in args.holdout or ():
+        if not folder.is_dir():
+            parser.error(f"there is no folder {folder}: --holdout takes those of images and of their references")
+    if args.patch_size and "input" in args.tables:
+        parser.error("--patch-size is none of the table input, which has patch sizes of its own")
     if args.patch_size and (len(args.patch_size) != axes or min(args.patch_size) < 1):
         parser.error(f"--patch-size takes {axes} numbers from 1 on for {args.data}")
     args.source = args.source or ROOT.parent / "shared" / "data" / args.data

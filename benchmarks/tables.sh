@@ -4,8 +4,8 @@
 # Tables: components (6 in the paper), placement (7), directions (8), window, squeeze, input, fair (the same recipes for
 # all), peers (every network with its published recipe and with nnU-Net's), or all. Each is run by `logvmamba study`, here
 # or with --on slurm, so an interrupted table goes on where it was. Options are those of benchmarks/paper_tables.py,
-# among them --data hippocampus|cells, --seeds, --folds, --epochs, --iterations, --holdout, --device, --folder and
-# --dry-run. PYTHON names the interpreter.
+# among them --data hippocampus|cells, --seeds, --folds, --epochs, --iterations, --patch-size, --holdout, --device,
+# --folder and --dry-run. PYTHON names the interpreter.
 #
 # `bash benchmarks/tables.sh long_range [options]` is another task, on generated images: who sees how far. Its options are
 # those of benchmarks/long_range.py.

@@ -9,7 +9,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT")
 
 
 def usable_cores() -> int:
-    """Count the cores that this process may use: those of its affinity, at most what its container has time for."""
+    """Count the cores that this process may use: those of its affinity, at most the quota of its container."""
     import joblib
 
     return joblib.cpu_count()
@@ -17,16 +17,17 @@ def usable_cores() -> int:
 
 def usable_threads() -> int:
     """Count the threads that this process should compute with: its cores, fewer if OpenMP's variables say so."""
-    limits = (re.match(r"\d+", os.environ.get(name, "")) for name in THREAD_VARIABLES)
-    return min([usable_cores(), *(max(1, int(limit[0])) for limit in limits if limit)])
+    limits = (re.match(r"\s*0*([1-9]\d*)", os.environ.get(name, "")) for name in THREAD_VARIABLES)
+    return min([usable_cores(), *(int(limit[1]) for limit in limits if limit)])
 
 
 def keep_to_usable_threads() -> None:
     """Take from torch the threads that have no core.
 
-    nnU-Net's commands ask for as many as the machine has cores, whatever the job may use. Threads that share a core
-    wait for each other busily, which made a training step beside another one six times slower; and where OpenMP grants
-    fewer threads than torch asks for, the backward of oneDNN's convolutions waits for the missing ones for ever.
+    nnU-Net's commands ask for as many as the machine has cores, whatever the job may use, and take no notice of
+    ``OMP_NUM_THREADS``. Threads that share a core wait for each other busily, which made a training beside another one
+    six times slower; and where OpenMP grants fewer threads than torch asks for, the backward of oneDNN's convolutions
+    waits for the missing ones for ever.
     """
     import torch
 

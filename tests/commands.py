@@ -13,8 +13,7 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 
 # What a test must not inherit: the user's data, a search path that only a running Python has set, what only tests of
-# kernels need, and a limit on OpenMP below the number of threads that nnU-Net asks for on a CPU (oneDNN's backward then
-# waits forever for the missing one).
+# kernels need, and a limit on OpenMP, under which nnU-Net's own trainers wait forever for a thread on a CPU.
 _NOT_INHERITED = (
     "nnUNet_raw",
     "nnUNet_preprocessed",

@@ -212,15 +212,15 @@ def _devices(torch) -> list[tuple]:
 
 
 def _thread_limit() -> Iterator[Finding]:
-    """Find the one setting under which training of nnU-Net's own trainers on a CPU hangs for ever.
+    """Find the one setting under which nnU-Net's own trainers hang for ever on a CPU, instead of failing.
 
-    They have torch ask for one thread per core. Under a lower ``OMP_THREAD_LIMIT`` OpenMP grants fewer, and oneDNN's
+    nnU-Net has torch ask for one thread per core. Under a lower ``OMP_THREAD_LIMIT`` OpenMP grants fewer, and oneDNN's
     backward of a convolution waits for the missing ones. Ours ask for fewer.
     """
     limit = os.environ.get("OMP_THREAD_LIMIT", "")
     if limit.isdecimal() and int(limit) < (os.cpu_count() or 1):
         remedy = f"nnU-Net's own trainers would hang on the CPU, with {os.cpu_count()} threads: unset OMP_THREAD_LIMIT"
-        yield Finding("devices", "OMP_THREAD_LIMIT", NOTE, f"{limit}; {remedy}")
+        yield Finding("devices", "OMP_THREAD_LIMIT", FAILS, f"{limit}; {remedy}")
 
 
 def _scan_backends(device) -> Iterator[Finding]:

@@ -83,7 +83,9 @@ class Resumable:
 
     def __call__(self) -> None:
         self.begun = time.time()
-        os.environ.update(self.environment)
+        for name, value in self.environment.items():
+            if name.startswith("nnUNet_") or name not in os.environ:  # what a node says about threads, stays
+                os.environ[name] = value
         self.work()
 
     def checkpoint(self) -> Any:

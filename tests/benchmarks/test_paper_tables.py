@@ -18,6 +18,7 @@ import pytest
 from nnunet_logvmamba.cli import build_parser
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin import plans, trainers
+from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, RECIPES
 from nnunet_logvmamba.plugin.study_file import Study, make_study
 
 try:
@@ -154,9 +155,10 @@ def test_a_dry_run_shows_studies_of_all_rows_and_touches_nothing(table, source, 
 def test_all_have_the_same_recipes_in_the_fair_table():
     recipes = {}
     for row in paper_tables.rows_of("fair", paper_tables.DATA["hippocampus"]):
-        family, _, recipe = row.family.rpartition("_")
+        family, _, recipe = row.family.partition("_")
         recipes.setdefault(family, set()).add(recipe)
-    assert recipes == dict.fromkeys(("LoGVMamba", "NoSSM", "VMamba", "StockNetwork"), {"adam", "sgd"})
+    assert recipes == dict.fromkeys(("LoGVMamba", "NoSSM", "VMamba", "StockNetwork"), {"", "sgd"})
+    assert RECIPES["adam"] == DEFAULT_RECIPE
 
 
 def test_another_budget_has_configurations_of_its_own_and_held_out_cases_are_predicted(source, tmp_path):
@@ -173,6 +175,19 @@ def test_another_budget_has_configurations_of_its_own_and_held_out_cases_are_pre
     assert len(set(names)) == 5 * 3
     (study,) = studies(run(*words, "--holdout", source, tmp_path).stdout)
     assert study.predict == {"images": str(source), "references": str(tmp_path)}
+    assert (study.name, set(study.configurations)) == ("window_10x25_holdout", set(names[:3]))
+
+
+def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('dataset = 7\n[cluster]\ncpus = 8\nsbatch = { qos = "long" }\n')
+    words = ("6", "--source", source, "--folder", tmp_path / "tables", "--dry-run", "--cluster", file)
+    (study,) = studies(run(*words, "--on", "slurm").stdout)
+    assert (study.dataset, study.cluster.cpus, study.cluster.sbatch) == ("4", 8, {"qos": "long"})
+    file.write_text("[cluster]\ncpu = 8\n")
+    done = run(*words, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has no key 'cpu': did you mean cpus?" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -185,7 +200,9 @@ def test_another_budget_has_configurations_of_its_own_and_held_out_cases_are_pre
         (("6", "--epochs", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
         (("6", "--narrow", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
         (("6", "7", "--on", "slurm"), "--on slurm takes one table at a time"),
-        (("6", "--cluster", "/nowhere.toml"), "there is no file /nowhere.toml: name one with a table [cluster]"),
+        (("6", "--cluster", "/nowhere.toml"), "there is no file /nowhere.toml"),
+        (("6", "--holdout", "/nowhere", "/either"), "there is no folder /nowhere: --holdout takes those of images"),
+        (("input", "--patch-size", "24", "40", "24"), "--patch-size is none of the table input"),
         (("6", "--patch-size", "24", "24"), "--patch-size takes 3 numbers from 1 on for hippocampus"),
         (("6", "--source", "/nowhere/at/all"), "there is no folder /nowhere/at/all: name the data with --source"),
     ],

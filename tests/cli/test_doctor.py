@@ -100,7 +100,7 @@ def test_a_user_without_a_name_does_not_end_the_examination(monkeypatch):
     assert "set TORCHINDUCTOR_CACHE_DIR" in next(doctor._caches()).text
 
 
-def test_a_thread_limit_under_which_stock_training_would_hang_is_noted(monkeypatch):
+def test_a_thread_limit_under_which_stock_training_would_hang_is_found(monkeypatch):
     cores = os.cpu_count()
     monkeypatch.delenv("OMP_THREAD_LIMIT", raising=False)
     assert not list(doctor._thread_limit())
@@ -108,7 +108,7 @@ def test_a_thread_limit_under_which_stock_training_would_hang_is_noted(monkeypat
     assert not list(doctor._thread_limit())
     monkeypatch.setattr(os, "cpu_count", lambda: cores + 1)
     (finding,) = doctor._thread_limit()
-    assert finding.state == doctor.NOTE
+    assert finding.state == doctor.FAILS
     assert "unset OMP_THREAD_LIMIT" in finding.text
 
 

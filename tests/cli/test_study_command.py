@@ -328,6 +328,19 @@ def test_the_gpus_of_a_job_share_its_cores(gpus, workers, monkeypatch):
     assert expected.items() <= cluster._environment(Cluster(cpus=12), gpus).items()
 
 
+def test_threads_that_a_node_has_set_stay(monkeypatch):
+    """By a line of ``setup``, say; nnU-Net's variables are those of the submission."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "5")
+    seen: dict[str, str] = {}
+    given = {"OMP_NUM_THREADS": "12", "nnUNet_n_proc_DA": "12"}
+    cluster.Resumable(lambda: seen.update(os.environ), given)()
+    assert (seen["OMP_NUM_THREADS"], seen["nnUNet_n_proc_DA"]) == ("3", "12")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    cluster.Resumable(lambda: seen.update(os.environ), given)()
+    assert seen["OMP_NUM_THREADS"] == "12"
+
+
 def test_what_waits_for_what_is_told_to_slurm(file, folders, tmp_path, monkeypatch, capsys):
     """The real sbatch files, and a queue in which two of the jobs are."""
     pytest.importorskip("submitit", reason="needs submitit, which is not installed")

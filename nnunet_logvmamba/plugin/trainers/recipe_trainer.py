@@ -18,6 +18,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import distributed
 
+from nnunet_logvmamba.cores import THREAD_VARIABLES, usable_cores
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.ops import ahead, backends
@@ -174,7 +175,9 @@ class RecipeTrainer(FiniteTrainer):
         if any(name.endswith("A_log") for name, _ in self.network.named_parameters()):
             self._compile_scans()
         if self.device.type == "cpu":
-            self.print_to_log_file(f"Threads: {torch.get_num_threads()} of {os.cpu_count()} cores.")
+            limits = [f"{name}={os.environ[name]}" for name in THREAD_VARIABLES if name in os.environ]
+            words = ", ".join([f"{usable_cores()} of {os.cpu_count()} cores may be used", *limits])
+            self.print_to_log_file(f"Threads: {torch.get_num_threads()} ({words}).")
         words, lacking = self._foreground
         self.print_to_log_file(f"{'ATTENTION: ' if lacking else 'Foreground: '}{words}")
 
