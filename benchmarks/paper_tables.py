@@ -140,12 +140,12 @@ def rivals(dims: int) -> list[Row]:
     if dims == 2:
         families.append((f"{catalogue.row('SwinUMamba').trainer}D", PUBLISHED))
     rows = [
-        Row(f"{family}, {words} recipe", f"{family}_{recipe}")
+        Row(f"{family} ({words})", f"{family}_{recipe}")
         for family, published in families
         for recipe, words in ((PUBLISHED, "published"), (COMMON, "common"))
         if published != COMMON or recipe == COMMON
     ]
-    return [*rows, Row("nnU-Net's network, which has the common recipe", f"StockNetwork_{COMMON}")]
+    return [*rows, Row("nnU-Net's network (common)", f"StockNetwork_{COMMON}")]
 
 
 def _sweep(knob: str, letter: str, value: int, default: int) -> Row:

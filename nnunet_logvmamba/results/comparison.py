@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -489,9 +490,7 @@ def conclusion(comparison: Comparison, metric: str) -> str:
         return f"{title_of(metric)}: no case has a value."
     pairs = [pair for pair in comparison.pairs if (pair.metric, pair.label) == (metric, AVERAGE)]
     if not comparison.same_cases[metric][AVERAGE]:
-        counts = ", ".join(
-            f"{name} {score.scored} of {score.scored + score.left_out}" for name, score in scores.items()
-        )
+        counts = _counted(scores)
         verdicts = _verdicts(pairs)
         parts = [f"{better} is {_in_words(found)}" for better, found in verdicts.items() if _in_words(found)]
         return (
@@ -510,6 +509,15 @@ def conclusion(comparison: Comparison, metric: str) -> str:
         counted = "classes" if len(comparison.labels[metric]) > 1 else "runs"
         parts.append(f"worse than {_and(worse)} case by case, since the average counts {counted} and not cases")
     return f"{title_of(metric)}: {best} has the best average" + (f"; it is {'; '.join(parts)}." if parts else ".")
+
+
+def _counted(scores: Mapping[str, Score]) -> str:
+    """Say how many values each method has, at once for those that have as many, where these are three or more."""
+    counts = {name: f"{score.scored} of {score.scored + score.left_out}" for name, score in scores.items()}
+    usual, times = Counter(counts.values()).most_common(1)[0]
+    if times < 3:
+        return ", ".join(f"{name} {count}" for name, count in counts.items())
+    return ", ".join([*(f"{name} {count}" for name, count in counts.items() if count != usual), f"all others {usual}"])
 
 
 def _verdicts(pairs: Iterable[Pair]) -> dict[str, dict[str, list[str]]]:

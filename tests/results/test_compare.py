@@ -402,6 +402,14 @@ def test_a_method_that_misses_the_hardest_cases_is_not_the_best(results):
     assert r"\textbf" not in tables.as_latex(found)
 
 
+def test_of_many_methods_those_are_counted_that_have_other_values(results):
+    for trainer in "ABCD":
+        surface = {f"case_{k}": [{"HD95": None if trainer == "C" and k < 4 else 2.0 + k}] * 2 for k in range(20)}
+        write_run(results, model(f"nnUNetTrainer{trainer}"), 0, {case: [0.9, 0.8] for case in surface}, surface=surface)
+    found = comparison.compare([results], metrics=["HD95"])
+    assert "(values: C 32 of 40, all others 40 of 40)" in comparison.conclusion(found, "hd95")
+
+
 def test_a_class_that_a_method_never_finds_does_not_make_it_the_best(results):
     for trainer, far in ((LOG, 40.0), (VSS, None)):
         surface = {case: [{"HD95": 2.0}, {"HD95": far}] for case in "abcdefgh"}
