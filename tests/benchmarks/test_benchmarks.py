@@ -1,6 +1,7 @@
 """The benchmark scripts run, and the page they make is the one in the documentation."""
 
 import copy
+import csv
 import json
 import os
 import re
@@ -36,6 +37,27 @@ def run(*arguments: str, timeout: int = 60) -> subprocess.CompletedProcess:
 def test_the_page_is_what_the_stored_results_give():
     done = run("benchmarks/tables.py", "--check")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("data", ["hippocampus", "cells"])
+def test_the_tables_of_every_system_are_what_was_measured_and_all_had_both_recipes(data):
+    file = BENCHMARKS / "results" / f"peers_{data}.csv"
+    with file.open(encoding="utf-8") as lines:
+        stored = {(row["metric"], row["method"]): row for row in csv.DictReader(lines) if row["class"] == "average"}
+    page = (BENCHMARKS.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    part = page.split("## Every system, at one small budget")[1].split(f"### {data.capitalize()}, ")[1]
+    table = [line.strip("| ").split(" | ") for line in part.split("\n\n")[1].splitlines()]
+    columns = [tuple(title.split(", ")) for title in table[0][3:]]
+    assert {recipe for _, recipe in columns} == {"published", "common"}
+    shown = set()
+    for name, _, _, *cells in table[2:]:
+        for (metric, recipe), cell in zip(columns, cells):
+            row = stored.get((metric, f"{name} ({recipe})"))
+            assert cell == ("–" if row is None else f"{float(row['mean']):.3f} ± {float(row['standard_error']):.3f}")
+            assert row is None or int(row["runs"]) == 2
+            shown |= {f"{name} ({recipe})"} if row is not None else set()
+    assert shown == {method for _, method in stored}
+    assert {name for name, *_ in table[2:]} == {method.rpartition(" (")[0] for method in shown}
 
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
