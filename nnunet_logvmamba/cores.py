@@ -31,5 +31,6 @@ def keep_to_usable_threads() -> None:
     """
     import torch
 
-    if torch.get_num_threads() > usable_threads():
-        torch.set_num_threads(usable_threads())
+    threads = usable_threads()
+    if torch.get_num_threads() > threads:
+        torch.set_num_threads(threads)
