@@ -2,10 +2,13 @@
 
 ``python benchmarks/long_range.py [--networks ...] [--distances ...] [--seeds ...] [--control] [--along fast|slow]``
 trains each network for ``--iterations`` on images of ``dataset_conversion.phantoms.long_range``, made as they are
-needed, and names the targets of 64 others. All have the same images, loss and recipe (Adam 1e-3, nnU-Net's loss and
+needed, and names the targets of others. All have the same images, loss and recipe (Adam 1e-3, nnU-Net's loss and
 schedule) and, within a tenth, the same number of parameters; there is no augmentation, since turned or scaled images
-have other distances. Every training goes into ``benchmarks/results/long_range_<device>.json`` once it has ended, and
-one that is there is not run again; ``--plot PNG`` draws them.
+have other distances. ``--settings`` trains LoG-VMamba with one knob turned each time instead.
+
+Every training goes into ``benchmarks/results/long_range_<device>.json`` once it has ended, and one that is there is not
+run again. ``--table`` and ``--plot PNG`` show them, ``--look`` says what the scans of those do whose weights
+``--weights FOLDER`` has kept. All three train nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +17,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from bench_network import plain
 from measure import RESULTS, circumstances
+from scan_at_work import scanning, watched, without_global_tokens, without_states
 from scipy import ndimage
 from torch import Tensor, nn
 from workloads import NetworkPlan
@@ -37,65 +40,90 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from dataset_conversion.phantoms.long_range import GUESS, long_range_case
 from nnunet_logvmamba.networks import catalogue
 
-BATCH, TESTS, FIRST_TEST = 4, 64, 1_000_000
-WIDE, NARROW = (20, 40, 60), (16, 32, 48)
-PLAN = NetworkPlan("pairs", 1, 3, NARROW, (96, 96), BATCH, True)
-
-
-def ours(family: str, widths: tuple[int, ...]) -> nn.Module:
-    """Our network with blocks of a family."""
-    plan = replace(PLAN, features=widths).plan
-    return catalogue.row("LoGVMambaUNet").load()(**plan, deep_supervision=False, family=family)
-
-
-def stock() -> nn.Module:
-    """nnU-Net's network."""
-    network = plain(replace(PLAN, features=(17, 34, 51)))
-    network.decoder.deep_supervision = False
-    return network
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "LoG-VMamba": partial(ours, "log", NARROW),
-    "local tokens": partial(ours, "l", WIDE),
-    "global tokens": partial(ours, "g", NARROW),
-    "VSS": partial(ours, "vss", WIDE),
-    "NoSSM": partial(ours, "no_ssm", WIDE),
-    "nnU-Net's network": stock,
+FIRST_TEST = 1_000_000
+IMAGES = {2: (4, 64), 3: (2, 32)}
+"""By axes: images in a step, and images of the test."""
+PATCHES = {2: (96, 96), 3: (32, 32, 96)}
+LOG, STOCK = "LoG-VMamba", "nnU-Net's network"
+NETWORKS = {
+    LOG: ("log", {2: 16, 3: 16}),
+    "local tokens": ("l", {2: 20}),
+    "global tokens": ("g", {2: 16, 3: 16}),
+    "VSS": ("vss", {2: 20, 3: 17}),
+    "NoSSM": ("no_ssm", {2: 20, 3: 17}),
+    STOCK: (None, {2: 17, 3: 15}),
 }
-"""Widths differ so that parameters do not, by more than a tenth."""
+"""Family of the blocks and, by axes, width of the first of three stages. It differs so that parameters do not."""
+SETTINGS: dict[str, dict[str, object]] = {
+    "placement head": {"placement": "head"},
+    "placement middle": {"placement": "middle"},
+    "placement split": {"placement": "split"},
+    "2 directions": {"directions": 2},
+    "4 directions": {"directions": 4},
+    "window 1": {"window": 1},
+    "window 5": {"window": 5},
+    "upper stage alone": {"mixer_stages": [0]},
+    "lower stage alone": {"mixer_stages": [1]},
+    "global tokens in both": {"global_token_stages": [0, 1]},
+}
+"""LoG-VMamba with a knob turned; parameters differ with them."""
+
+
+def network_of(name: str, dims: int) -> nn.Module:
+    """Build a network by its name here."""
+    family, widths = NETWORKS[LOG if name in SETTINGS else name]
+    features = tuple(widths[dims] * times for times in (1, 2, 3))
+    plan = NetworkPlan("pairs", 1, 3, features, PATCHES[dims], IMAGES[dims][0], True)
+    if family is None:
+        network = plain(plan)
+        network.decoder.deep_supervision = False
+        return network
+    make = catalogue.row("LoGVMambaUNet").load()
+    return make(**plan.plan, deep_supervision=False, family=family, **SETTINGS.get(name, {}))
 
 
 def images(numbers: range, seed: int, task: dict) -> tuple[Tensor, Tensor]:
-    """Images (batch, 1, 96, 96), float32, and their labels, of the numbered cases of a seed."""
+    """Images (batch, 1, *patch), float32, and their labels, of the numbered cases of a seed."""
     pairs = [
-        long_range_case(np.random.default_rng([seed, number]), task["distance"], 2, task["control"])
+        long_range_case(np.random.default_rng([seed, number]), task["distance"], task["dims"], task["control"])
         for number in numbers
     ]
     if task["along"] == "slow":
-        pairs = [(image.T, labels.T) for image, labels in pairs]
+        pairs = [(image.swapaxes(0, -1), labels.swapaxes(0, -1)) for image, labels in pairs]
     x, y = (torch.from_numpy(np.stack(part))[:, None] for part in zip(*pairs))
     return (x.float() - 128) / 32, y
 
 
-def named(network: nn.Module, x: Tensor, y: Tensor) -> float:
+def tests(task: dict, device: str) -> list[tuple[Tensor, Tensor]]:
+    """Images that no network has seen, in batches."""
+    numbers = range(FIRST_TEST, FIRST_TEST + IMAGES[task["dims"]][1])
+    x, y = images(numbers, 0, task)
+    return list(zip(x.to(device).split(8), y.to(device).split(8)))
+
+
+def named(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Share of targets most of whose voxels get the larger logit from their own class of the two."""
-    with torch.inference_mode():
-        second = (network(x)[:, 2] > network(x)[:, 1]).cpu().numpy()
     right = total = 0
-    for labels, says_dark in zip(y[:, 0].cpu().numpy(), second):
-        targets, count = ndimage.label(labels)
-        for target in range(1, count + 1):
-            inside = targets == target
-            right += (says_dark[inside].mean() > 0.5) == (labels[inside][0] == 2)
-        total += count
+    for x, y in batches:
+        with torch.inference_mode():
+            logits = network(x)
+        second = (logits[:, 2] > logits[:, 1]).cpu().numpy()
+        for labels, says_dark in zip(y[:, 0].cpu().numpy(), second):
+            targets, count = ndimage.label(labels)
+            for target in range(1, count + 1):
+                inside = targets == target
+                right += (says_dark[inside].mean() > 0.5) == (labels[inside][0] == 2)
+            total += count
     return right / total
 
 
-def train(name: str, seed: int, task: dict, iterations: int, device: str) -> dict[str, object]:
-    """Train a network, and name the targets of images that it has not seen."""
+def train(
+    name: str, seed: int, task: dict, iterations: int, device: str, weights: Path | None = None
+) -> dict[str, object]:
+    """Train a network, name the targets of images that it has not seen, and keep its weights in a folder."""
     torch.manual_seed(seed)
-    network = NETWORKS[name]().to(device)
+    network = network_of(name, task["dims"]).to(device)
+    batch = IMAGES[task["dims"]][0]
     loss = DC_and_CE_loss(
         {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, dice_class=MemoryEfficientSoftDiceLoss
     )
@@ -104,7 +132,7 @@ def train(name: str, seed: int, task: dict, iterations: int, device: str) -> dic
     begin, losses = time.perf_counter(), []
     for step in range(iterations):
         schedule.step(step)
-        x, y = images(range(BATCH * step, BATCH * (step + 1)), seed, task)
+        x, y = images(range(batch * step, batch * (step + 1)), seed, task)
         found = loss(network(x.to(device)), y.to(device))
         optimizer.zero_grad(set_to_none=True)
         found.backward()
@@ -112,37 +140,124 @@ def train(name: str, seed: int, task: dict, iterations: int, device: str) -> dic
         optimizer.step()
         losses.append(float(found.detach()))
     network.eval()
-    tests = images(range(FIRST_TEST, FIRST_TEST + TESTS), 0, task)
+    row = {"network": name, "seed": seed, **task, "iterations": iterations}
+    if weights is not None:
+        weights.mkdir(parents=True, exist_ok=True)
+        torch.save(network.state_dict(), weights / file_of(row))
     return {
-        "network": name,
-        "seed": seed,
-        **task,
-        "iterations": iterations,
-        "accuracy": named(network, *(part.to(device) for part in tests)),
+        **row,
+        "accuracy": named(network, tests(task, device)),
         "loss": float(np.mean(losses[-max(1, iterations // 20) :])),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "seconds": time.perf_counter() - begin,
     }
 
 
+def look(row: dict, weights: Path, device: str) -> dict[str, object]:
+    """What the scans of a trained network do, and its accuracy without them and without global tokens."""
+    network = network_of(row["network"], row["dims"]).to(device).eval()
+    network.load_state_dict(torch.load(weights / file_of(row), map_location=device, weights_only=True))
+    blocks, batches = scanning(network), tests(row, device)
+    found: dict[str, list[dict]] = {name: [] for name in blocks}
+    with watched(blocks, found):
+        named(network, batches)
+    dropped = {}
+    with without_states(blocks):
+        dropped["scan"] = named(network, batches)
+    if any(block.global_tokens is not None for block in blocks.values()):
+        with without_global_tokens(blocks):
+            dropped["global tokens"] = named(network, batches)
+    means = {
+        name: {what: np.mean([one[what] for one in seen], 0).tolist() for what in seen[0]}
+        for name, seen in found.items()
+    }
+    return {"dropped": dropped, "blocks": means}
+
+
+def file_of(row: dict) -> str:
+    """The name of the file of a training's weights."""
+    words = [row["network"].lower().replace(" ", "_").replace("'", ""), f"seed{row['seed']}", row["distance"]]
+    words += [row["along"], *["control"] * row["control"], *["3d"] * (row["dims"] == 3), row["iterations"]]
+    return "-".join(map(str, words)) + ".pt"
+
+
 def key(row: dict) -> tuple:
     """What makes two trainings the same."""
-    return tuple(row[name] for name in ("network", "seed", "distance", "along", "control", "iterations"))
+    return tuple(row[name] for name in ("network", "seed", "dims", "distance", "along", "control", "iterations"))
+
+
+def read(file: Path) -> list[dict]:
+    """All trainings of a file; none if there is no file."""
+    return json.loads(file.read_text())["trainings"] if file.is_file() else []
+
+
+def write(file: Path, rows: list[dict]) -> None:
+    """Write all trainings, whole or not at all."""
+    staged = file.with_suffix(".new")
+    staged.write_text(json.dumps({"circumstances": rows[-1]["circumstances"], "trainings": rows}, indent=1) + "\n")
+    staged.replace(file)
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
+    every = [*NETWORKS, *SETTINGS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
+    parser.add_argument("--networks", nargs="+", choices=every, metavar="NAME", help=f"default: {', '.join(NETWORKS)}")
+    parser.add_argument("--settings", action="store_true", help=f"in place of these: {', '.join([LOG, *SETTINGS])}")
     parser.add_argument("--distances", type=int, nargs="+", default=[14, 28, 44, 80], help="default: 14 28 44 80")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
     parser.add_argument("--iterations", type=int, default=1500, help="default: %(default)s")
+    parser.add_argument("--dims", type=int, choices=(2, 3), default=2, help="axes; default: %(default)s")
     parser.add_argument("--along", choices=("fast", "slow"), default="fast", help="default: %(default)s")
     parser.add_argument("--control", action="store_true", help="the class stands in the target itself")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw what was measured, and train nothing")
+    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="keep the weights of every training there")
+    show = parser.add_mutually_exclusive_group()
+    show.add_argument("--plot", type=Path, metavar="PNG", help="draw what was measured")
+    show.add_argument("--table", action="store_true", help="print what was measured")
+    show.add_argument("--look", action="store_true", help="add what the scans do, from the kept --weights")
     parser.add_argument("--results", type=Path, help="file; default: benchmarks/results/long_range_<device>.json")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.networks and args.settings:
+        parser.error("--settings names the networks itself; leave --networks out")
+    args.networks = args.networks or ([LOG, *SETTINGS] if args.settings else list(NETWORKS))
+    if args.dims == 3 and not args.table:
+        small = [name for name in args.networks if name in NETWORKS and 3 not in NETWORKS[name][1]]
+        if small:
+            parser.error(f"in 3D there is no {small[0]!r} with as many parameters as the others; name --networks")
+    if args.look and not args.weights:
+        parser.error("--look needs the folder of --weights")
+    args.results = args.results or RESULTS / f"long_range_{args.device}.json"
+    return args
+
+
+def by_distance(rows: Sequence[dict], name: str) -> dict[int, list[float]]:
+    """The accuracies of a network, one for each seed."""
+    found: dict[int, list[float]] = {}
+    for row in sorted(rows, key=lambda row: (row["distance"], row["seed"])):
+        if row["network"] == name:
+            found.setdefault(row["distance"], []).append(row["accuracy"])
+    return found
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Accuracies in percent as Markdown, a line for each network: mean and standard error over the seeds."""
+    distances = sorted({row["distance"] for row in rows})
+    lines = [["Network", "Parameters", *(f"{distance} voxels" for distance in distances)]]
+    lines.append(["---"] * len(lines[0]))
+    for name in [*NETWORKS, *SETTINGS]:
+        found = by_distance(rows, name)
+        if found:
+            parameters = next(row["parameters"] for row in rows if row["network"] == name)
+            cells = [percent(found[distance]) if distance in found else "–" for distance in distances]
+            lines.append([name, f"{parameters:,}", *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def percent(shares: Sequence[float]) -> str:
+    """Mean and, of several, standard error."""
+    mean = f"{100 * np.mean(shares):.1f}"
+    return mean if len(shares) == 1 else f"{mean} ± {100 * np.std(shares, ddof=1) / len(shares) ** 0.5:.1f}"
 
 
 def plot(rows: Sequence[dict], target: Path) -> None:
@@ -153,11 +268,8 @@ def plot(rows: Sequence[dict], target: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name in NETWORKS:
-        found: dict[int, list[float]] = {}
-        for row in rows:
-            if row["network"] == name:
-                found.setdefault(row["distance"], []).append(row["accuracy"])
+    for name in [*NETWORKS, *SETTINGS]:
+        found = by_distance(rows, name)
         if found:
             distances = sorted(found)
             means = np.array([np.mean(found[distance]) for distance in distances])
@@ -170,35 +282,47 @@ def plot(rows: Sequence[dict], target: Path) -> None:
     plt.close(figure)
 
 
+def show(args: argparse.Namespace) -> None:
+    """Print or draw the trainings that the arguments name, or look at their scans."""
+    wanted = {name: getattr(args, name) for name in ("dims", "along", "control", "iterations")}
+    chosen = {"network": args.networks, "distance": args.distances, "seed": args.seeds}
+    everything = read(args.results)
+    rows = [row for row in everything if all(row[name] in values for name, values in chosen.items())]
+    rows = [row for row in rows if wanted.items() <= row.items()]
+    if not rows:
+        words = ", ".join(f"{name}={value}" for name, value in wanted.items())
+        sys.exit(f"long_range: {args.results} has no trainings with {words}: run them first")
+    if args.plot:
+        plot(rows, args.plot)
+    elif args.table:
+        print(table(rows))
+    else:
+        for row in rows:
+            if (args.weights / file_of(row)).is_file() and scanning(network_of(row["network"], row["dims"])):
+                row |= look(row, args.weights, args.device)
+                words = ", ".join(f"{share:.1%} without {what}" for what, share in row["dropped"].items())
+                print(
+                    f"{row['network']}, distance {row['distance']}, seed {row['seed']}: {row['accuracy']:.1%}, {words}"
+                )
+        write(args.results, everything)
+
+
 def main() -> int:
     """Run what is missing."""
     args = arguments()
-    file = args.results or RESULTS / f"long_range_{args.device}.json"
-    if args.plot:
-        wanted = {"along": args.along, "control": args.control, "iterations": args.iterations}
-        rows = json.loads(file.read_text())["trainings"] if file.is_file() else []
-        chosen = {"network": args.networks, "distance": args.distances, "seed": args.seeds}
-        rows = [row for row in rows if all(row[name] in values for name, values in chosen.items())]
-        rows = [row for row in rows if wanted.items() <= row.items()]
-        if not rows:
-            words = ", ".join(f"{name}={value}" for name, value in wanted.items())
-            sys.exit(f"long_range: {file} has no trainings with {words}: run them first")
-        plot(rows, args.plot)
+    if args.plot or args.table or args.look:
+        show(args)
         return 0
     print(f"Guessing by the majority names {GUESS:.0%}.", flush=True)
     for seed, distance, name in product(args.seeds, args.distances, args.networks):
-        task = {"distance": distance, "along": args.along, "control": args.control}
+        task = {"dims": args.dims, "distance": distance, "along": args.along, "control": args.control}
         wanted = {"network": name, "seed": seed, "iterations": args.iterations, **task}
-        rows = json.loads(file.read_text())["trainings"] if file.is_file() else []
-        if any(key(row) == key(wanted) for row in rows):
+        if any(key(row) == key(wanted) for row in read(args.results)):
             continue
-        row = train(name, seed, task, args.iterations, args.device) | {"circumstances": circumstances(None)}
+        row = train(name, seed, task, args.iterations, args.device, args.weights)
+        row["circumstances"] = circumstances(None)
         # Read anew, since another process may have written meanwhile.
-        rows = json.loads(file.read_text())["trainings"] if file.is_file() else []
-        content = json.dumps({"circumstances": row["circumstances"], "trainings": [*rows, row]}, indent=1)
-        staged = file.with_suffix(".new")
-        staged.write_text(content + "\n")
-        staged.replace(file)
+        write(args.results, [*read(args.results), row])
         print(f"{name}, distance {distance}, seed {seed}: {row['accuracy']:.1%} in {row['seconds']:.0f} s", flush=True)
     return 0
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from measure import RESULTS, save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_logvmamba.layers.log_vmamba import LoGVMambaBlock
@@ -32,6 +32,12 @@ PERCENTS = (5, 50, 95)
 def skip_of(ssm: SelectiveSSM, tokens: Tensor) -> Tensor:
     """The part of its output that passes the states by: (batch, length, channels), float32."""
     return tokens.float() * ssm.D.unflatten(0, (ssm.directions, -1)).sum(0)
+
+
+def scanning(network: nn.Module) -> dict[str, LoGVMambaBlock]:
+    """Find the blocks that have a scan, by their names."""
+    blocks = {name: module for name, module in network.named_modules() if isinstance(module, LoGVMambaBlock)}
+    return {name: block for name, block in blocks.items() if isinstance(block.ssm, SelectiveSSM)}
 
 
 @contextmanager
@@ -122,9 +128,7 @@ def look_at(model: Path, fold: int, most: int | None, device: str) -> dict[str, 
     predictor.initialize_from_trained_model_folder(str(model), (fold,), "checkpoint_final.pth")
     predictor.network.load_state_dict(predictor.list_of_parameters[0])
     predictor.network.to(device).eval()
-    modules = predictor.network.named_modules()
-    blocks = {name: module for name, module in modules if isinstance(module, LoGVMambaBlock)}
-    blocks = {name: block for name, block in blocks.items() if isinstance(block.ssm, SelectiveSSM)}
+    blocks = scanning(predictor.network)
     if not blocks:
         raise SystemExit(f"scan_at_work: {model} has no block with a scan")
     home = Path(nnUNet_preprocessed) / predictor.plans_manager.dataset_name

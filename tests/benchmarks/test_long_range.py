@@ -27,61 +27,114 @@ def long_range():
         sys.path.remove(str(BENCHMARKS))
 
 
-def test_networks_have_the_same_number_of_parameters_within_a_tenth(long_range):
-    sizes = {name: sum(p.numel() for p in make().parameters()) for name, make in long_range.NETWORKS.items()}
-    assert len(sizes) == 6
+TASK = {"dims": 2, "distance": 28, "along": "fast", "control": False}
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_networks_have_the_same_number_of_parameters_within_a_tenth(long_range, dims):
+    names = [name for name, (_, widths) in long_range.NETWORKS.items() if dims in widths]
+    sizes = {name: sum(p.numel() for p in long_range.network_of(name, dims).parameters()) for name in names}
+    assert len(sizes) == {2: 6, 3: 5}[dims]
     for name, size in sizes.items():
         assert size == pytest.approx(sizes["LoG-VMamba"], rel=0.1), name
 
 
+def test_every_setting_is_another_network_than_the_default(long_range):
+    x, _ = long_range.images(range(1), 1, TASK)
+    found = []
+    for name in ["LoG-VMamba", *long_range.SETTINGS]:
+        long_range.torch.manual_seed(0)
+        found.append(long_range.network_of(name, 2).eval()(x).detach())
+    for index, one in enumerate(found):
+        assert not any(long_range.torch.equal(one, other) for other in found[:index])
+
+
 def test_all_networks_of_a_seed_see_the_same_images_and_tests_are_others(long_range):
-    task = {"distance": 28, "along": "fast", "control": False}
-    first, again = (long_range.images(range(4), 1, task) for _ in range(2))
+    first, again = (long_range.images(range(4), 1, TASK) for _ in range(2))
     assert all((one == two).all() for one, two in zip(first, again))
     assert first[0].shape == first[1].shape == (4, 1, 96, 96)
     assert set(first[1].unique().tolist()) == {0, 1, 2}
-    other = long_range.images(range(long_range.FIRST_TEST, long_range.FIRST_TEST + 4), 0, task)
-    assert not (other[0] == first[0]).all()
-    across = long_range.images(range(4), 1, task | {"along": "slow"})
+    other = long_range.tests(TASK, "cpu")
+    assert sum(len(x) for x, _ in other) == 64
+    assert not any((one == two).all() for one in other[0][0] for two in first[0])
+    across = long_range.images(range(4), 1, TASK | {"along": "slow"})
     assert (across[1] == first[1].transpose(2, 3)).all()
+    solid = long_range.images(range(2), 1, TASK | {"dims": 3})
+    assert solid[0].shape == (2, 1, 32, 32, 96)
 
 
 def test_accuracy_counts_the_targets_that_get_their_own_class(long_range):
-    x, y = long_range.images(range(3), 1, {"distance": 28, "along": "fast", "control": False})
+    x, y = long_range.images(range(3), 1, TASK)
     logits = long_range.torch.nn.functional.one_hot(y[:, 0].long(), 3).movedim(-1, 1).float()
-    assert long_range.named(lambda _: logits, x, y) == 1
-    assert long_range.named(lambda _: logits[:, [0, 2, 1]], x, y) == 0
+    assert long_range.named(lambda _: logits, [(x, y)]) == 1
+    assert long_range.named(lambda _: logits[:, [0, 2, 1]], [(x, y)]) == 0
     half = logits.clone()
     half[:, :, :48] = half[:, [0, 2, 1], :48]  # the upper two of four targets
-    assert long_range.named(lambda _: half, x, y) == 0.5
+    assert long_range.named(lambda _: half, [(x, y)]) == 0.5
 
 
-def test_trainings_are_written_one_by_one_and_not_run_again(tmp_path):
-    file = tmp_path / "rows.json"
-    words = ("long_range", "--networks", "VSS", "NoSSM", "--distances", "14", "--seeds", "1", "--iterations", "2")
-    command = ["bash", str(BENCHMARKS / "tables.sh"), *words, "--control", "--results", str(file)]
-    environment = {**os.environ, "PYTHON": sys.executable}
-    first = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+def tables(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", str(BENCHMARKS / "tables.sh"), "long_range", *map(str, words)],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_trainings_are_written_one_by_one_not_run_again_and_shown(long_range, tmp_path):
+    file, weights = tmp_path / "rows.json", tmp_path / "weights"
+    words = ["--networks", "LoG-VMamba", "NoSSM", "--distances", 14, "--seeds", 1, "--iterations", 2, "--control"]
+    words += ["--results", file, "--weights", weights]
+    first = tables(*words)
+    assert first.returncode == 0, first.stderr
     assert "Guessing by the majority names 69%" in first.stdout
     rows = json.loads(file.read_text())["trainings"]
-    assert [(row["network"], row["distance"], row["control"], row["iterations"]) for row in rows] == [
-        ("VSS", 14, True, 2),
-        ("NoSSM", 14, True, 2),
+    assert [(row["network"], row["dims"], row["distance"], row["control"], row["iterations"]) for row in rows] == [
+        ("LoG-VMamba", 2, 14, True, 2),
+        ("NoSSM", 2, 14, True, 2),
     ]
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert sorted(path.name for path in weights.iterdir()) == sorted(map(long_range.file_of, rows))
     before = file.read_bytes()
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    second = tables(*words)
+    assert second.returncode == 0, second.stderr
     assert "NoSSM" not in second.stdout
     assert file.read_bytes() == before
     assert json.loads(before)["circumstances"]["cores"] >= 1
 
+    printed = tables(*words, "--table").stdout.splitlines()
+    assert printed[0] == "| Network | Parameters | 14 voxels |"
+    assert printed[2] == f"| LoG-VMamba | 112,164 | {100 * rows[0]['accuracy']:.1f} |"
+    assert len(printed) == 4
     picture = tmp_path / "accuracy.png"
-    done = subprocess.run(
-        [*command, "--plot", str(picture)], env=environment, capture_output=True, text=True, check=False
-    )
+    done = tables(*words, "--plot", picture)
     assert (done.returncode, picture.exists()) == (0, True), done.stderr
-    other = [*command, "--plot", str(tmp_path / "other.png"), "--along", "slow"]
-    done = subprocess.run(other, env=environment, capture_output=True, text=True, check=False)
+    done = tables(*words, "--plot", tmp_path / "other.png", "--along", "slow")
     assert done.returncode == 1
-    assert "has no trainings with along=slow, control=True, iterations=2" in done.stderr
+    assert "has no trainings with dims=2, along=slow, control=True, iterations=2" in done.stderr
     assert not (tmp_path / "other.png").exists()
+
+    done = tables(*words, "--look")
+    assert done.returncode == 0, done.stderr
+    log, control = json.loads(file.read_text())["trainings"]
+    assert log.items() >= rows[0].items()
+    assert control == rows[1]
+    assert set(log["dropped"]) == {"scan", "global tokens"}
+    assert [round(block["tokens"]) for block in log["blocks"].values()] == [48 * 48, 24 * 24]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--dims", "3"), "in 3D there is no 'local tokens' with as many parameters"),
+        (("--settings", "--networks", "VSS"), "leave --networks out"),
+        (("--look",), "needs the folder of --weights"),
+    ],
+)
+def test_a_wrong_call_trains_nothing(tmp_path, words, sentence):
+    done = tables(*words, "--results", tmp_path / "rows.json")
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert not list(tmp_path.iterdir())
