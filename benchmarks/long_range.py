@@ -7,7 +7,7 @@ schedule) and, within a tenth, the same number of parameters; there is no augmen
 have other distances. ``--settings`` trains LoG-VMamba with one knob turned each time instead.
 
 Every training goes into ``benchmarks/results/long_range_<device>.json`` once it has ended, and one that is there is not
-run again. ``--table`` and ``--plot PNG`` show them, ``--look`` says what the scans of those do whose weights
+run again. ``--table`` and ``--plot PNG`` show them, ``--look`` says what the blocks of those do whose weights
 ``--weights FOLDER`` has kept. All three train nothing.
 """
 
@@ -18,7 +18,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from bench_network import plain
 from measure import RESULTS, circumstances
-from scan_at_work import scanning, watched, without_global_tokens, without_states
+from scan_at_work import means, mixers, watched, ways, without
 from scipy import ndimage
 from torch import Tensor, nn
 from workloads import NetworkPlan
@@ -154,24 +153,18 @@ def train(
 
 
 def look(row: dict, weights: Path, device: str) -> dict[str, object]:
-    """What the scans of a trained network do, and its accuracy without them and without global tokens."""
+    """What the blocks of a trained network do, and its accuracy without them or parts of them."""
     network = network_of(row["network"], row["dims"]).to(device).eval()
     network.load_state_dict(torch.load(weights / file_of(row), map_location=device, weights_only=True))
-    blocks, batches = scanning(network), tests(row, device)
+    blocks, batches = mixers(network), tests(row, device)
     found: dict[str, list[dict]] = {name: [] for name in blocks}
     with watched(blocks, found):
         named(network, batches)
     dropped = {}
-    with without_states(blocks):
-        dropped["scan"] = named(network, batches)
-    if any(block.global_tokens is not None for block in blocks.values()):
-        with without_global_tokens(blocks):
-            dropped["global tokens"] = named(network, batches)
-    means = {
-        name: {what: np.mean([one[what] for one in seen], 0).tolist() for what in seen[0]}
-        for name, seen in found.items()
-    }
-    return {"dropped": dropped, "blocks": means}
+    for way in ways(blocks):
+        with without(way, blocks):
+            dropped[way] = named(network, batches)
+    return {"dropped": dropped, "blocks": means(found)}
 
 
 def file_of(row: dict) -> str:
@@ -215,7 +208,7 @@ def arguments() -> argparse.Namespace:
     show = parser.add_mutually_exclusive_group()
     show.add_argument("--plot", type=Path, metavar="PNG", help="draw what was measured")
     show.add_argument("--table", action="store_true", help="print what was measured")
-    show.add_argument("--look", action="store_true", help="add what the scans do, from the kept --weights")
+    show.add_argument("--look", action="store_true", help="add what the blocks do, from the kept --weights")
     parser.add_argument("--results", type=Path, help="file; default: benchmarks/results/long_range_<device>.json")
     args = parser.parse_args()
     if args.networks and args.settings:
@@ -283,7 +276,7 @@ def plot(rows: Sequence[dict], target: Path) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    """Print or draw the trainings that the arguments name, or look at their scans."""
+    """Print or draw the trainings that the arguments name, or look at their blocks."""
     wanted = {name: getattr(args, name) for name in ("dims", "along", "control", "iterations")}
     chosen = {"network": args.networks, "distance": args.distances, "seed": args.seeds}
     everything = read(args.results)
@@ -298,7 +291,7 @@ def show(args: argparse.Namespace) -> None:
         print(table(rows))
     else:
         for row in rows:
-            if (args.weights / file_of(row)).is_file() and scanning(network_of(row["network"], row["dims"])):
+            if row["network"] != STOCK and (args.weights / file_of(row)).is_file():
                 row |= look(row, args.weights, args.device)
                 words = ", ".join(f"{share:.1%} without {what}" for what, share in row["dropped"].items())
                 print(

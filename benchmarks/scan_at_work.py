@@ -1,9 +1,10 @@
 """What the scan of a trained network does: ``python benchmarks/scan_at_work.py MODEL... [--fold 0] [--cases N]``.
 
 For trained models of ours (folders of stock nnU-Net's results), on preprocessed cases of the fold's validation split:
-how large the scan's output is beside the skip term ``D * x`` in every block, the steps it has learned and over how many
-tokens its states fade, and Dice as trained, with the scan's output dropped (the skip stays), and without global tokens.
-Nothing is trained again, so a drop says what this network leans on, not what one without a scan could do.
+how large the branch of every block is beside its input, and the scan's output beside the skip term ``D * x``, the steps
+it has learned and over how many tokens its states fade; and Dice as trained, with the scan's output dropped (the skip
+stays), without global tokens, and without the blocks. Nothing is trained again, so a drop says what this network leans
+on, not what one without a scan could do.
 
 ``nnUNet_preprocessed`` names the data. Writes ``benchmarks/results/scan_at_work.json``, a row per model.
 """
@@ -34,10 +35,9 @@ def skip_of(ssm: SelectiveSSM, tokens: Tensor) -> Tensor:
     return tokens.float() * ssm.D.unflatten(0, (ssm.directions, -1)).sum(0)
 
 
-def scanning(network: nn.Module) -> dict[str, LoGVMambaBlock]:
-    """Find the blocks that have a scan, by their names."""
-    blocks = {name: module for name, module in network.named_modules() if isinstance(module, LoGVMambaBlock)}
-    return {name: block for name, block in blocks.items() if isinstance(block.ssm, SelectiveSSM)}
+def mixers(network: nn.Module) -> dict[str, LoGVMambaBlock]:
+    """Find the blocks, by their names."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, LoGVMambaBlock)}
 
 
 @contextmanager
@@ -53,7 +53,19 @@ def replaced(owner: object, name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def watched(blocks: dict[str, LoGVMambaBlock], found: dict[str, list[dict]]) -> Iterator[None]:
-    """Collect what every scan does while the network predicts."""
+    """Collect what every block, and its scan if it has one, does while the network predicts."""
+
+    def begin(name: str):
+        def hook(_: LoGVMambaBlock, inputs: tuple) -> None:
+            found[name].append({"tokens": inputs[0][0, 0].numel()})
+
+        return hook
+
+    def end(name: str):
+        def hook(_: LoGVMambaBlock, inputs: tuple, output: Tensor) -> None:
+            found[name][-1]["branch_to_input"] = float((output.float() - inputs[0]).norm() / inputs[0].norm())
+
+        return hook
 
     def look(name: str):
         def hook(ssm: SelectiveSSM, inputs: tuple, output: Tensor) -> None:
@@ -67,18 +79,19 @@ def watched(blocks: dict[str, LoGVMambaBlock], found: dict[str, list[dict]]) -> 
                 steps.append(np.percentile(step, PERCENTS))
                 # Tokens until a state is e times smaller, at the channel's mean step.
                 fades.append(np.percentile(1 / (step.mean((0, 1))[:, None] * rate), PERCENTS))
-            found[name].append(
-                {
-                    "tokens": tokens.shape[1],
-                    "states_to_skip": float(states.norm() / skip.norm()),
-                    "steps": np.mean(steps, 0).tolist(),
-                    "fade_tokens": np.mean(fades, 0).tolist(),
-                }
-            )
+            found[name][-1] |= {
+                "states_to_skip": float(states.norm() / skip.norm()),
+                "steps": np.mean(steps, 0).tolist(),
+                "fade_tokens": np.mean(fades, 0).tolist(),
+            }
 
         return hook
 
-    handles = [block.ssm.register_forward_hook(look(name)) for name, block in blocks.items()]
+    handles = []
+    for name, block in blocks.items():
+        handles += [block.register_forward_pre_hook(begin(name)), block.register_forward_hook(end(name))]
+        if isinstance(block.ssm, SelectiveSSM):
+            handles.append(block.ssm.register_forward_hook(look(name)))
     try:
         yield
     finally:
@@ -86,26 +99,37 @@ def watched(blocks: dict[str, LoGVMambaBlock], found: dict[str, list[dict]]) -> 
             handle.remove()
 
 
+def ways(blocks: dict[str, LoGVMambaBlock]) -> dict[str, list[tuple[object, str, object]]]:
+    """What can be dropped, and the attributes of which objects to replace for it by what."""
+
+    def skip_alone(ssm: SelectiveSSM):
+        return lambda tokens, *_: skip_of(ssm, tokens).to(tokens.dtype)
+
+    scans = [block.ssm for block in blocks.values() if isinstance(block.ssm, SelectiveSSM)]
+    readers = [block for block in blocks.values() if block.global_tokens is not None]
+    found = {
+        "scan": [(ssm, "forward", skip_alone(ssm)) for ssm in scans],
+        "global tokens": [(block, "global_tokens", None) for block in readers],
+        "blocks": [(block, "forward", lambda x: x) for block in blocks.values()],
+    }
+    return {way: changes for way, changes in found.items() if changes}
+
+
 @contextmanager
-def without_states(blocks: dict[str, LoGVMambaBlock]) -> Iterator[None]:
-    """Drop what the scans compute; their skip term stays."""
+def without(way: str, blocks: dict[str, LoGVMambaBlock]) -> Iterator[None]:
+    """Predict without the scans' outputs (their skip stays), the global tokens or the blocks."""
     with ExitStack() as stack:
-        for block in blocks.values():
-
-            def forward(tokens: Tensor, *_, ssm: SelectiveSSM = block.ssm) -> Tensor:
-                return skip_of(ssm, tokens).to(tokens.dtype)
-
-            stack.enter_context(replaced(block.ssm, "forward", forward))
+        for change in ways(blocks)[way]:
+            stack.enter_context(replaced(*change))
         yield
 
 
-@contextmanager
-def without_global_tokens(blocks: dict[str, LoGVMambaBlock]) -> Iterator[None]:
-    """Scan the local tokens alone."""
-    with ExitStack() as stack:
-        for block in blocks.values():
-            stack.enter_context(replaced(block, "global_tokens", None))
-        yield
+def means(found: dict[str, list[dict]]) -> dict[str, dict[str, object]]:
+    """What was collected, averaged over the calls."""
+    return {
+        name: {what: np.mean([one[what] for one in seen], 0).tolist() for what in seen[0]}
+        for name, seen in found.items()
+    }
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray, labels: list[int]) -> list[float]:
@@ -128,35 +152,29 @@ def look_at(model: Path, fold: int, most: int | None, device: str) -> dict[str, 
     predictor.initialize_from_trained_model_folder(str(model), (fold,), "checkpoint_final.pth")
     predictor.network.load_state_dict(predictor.list_of_parameters[0])
     predictor.network.to(device).eval()
-    blocks = scanning(predictor.network)
+    blocks = mixers(predictor.network)
     if not blocks:
-        raise SystemExit(f"scan_at_work: {model} has no block with a scan")
+        raise SystemExit(f"scan_at_work: {model} has no block of LoG-VMamba's family")
     home = Path(nnUNet_preprocessed) / predictor.plans_manager.dataset_name
     folder = str(home / predictor.configuration_manager.data_identifier)
     keys = json.loads((home / "splits_final.json").read_text())[fold]["val"][:most]
     cases = infer_dataset_class(folder)(folder, keys)
-    ways = {"as trained": ExitStack, "scan dropped": lambda: without_states(blocks)}
-    if any(block.global_tokens is not None for block in blocks.values()):
-        ways["global tokens dropped"] = lambda: without_global_tokens(blocks)
     manager, rows = predictor.label_manager, defaultdict(list)
     did: dict[str, list[dict]] = {name: [] for name in blocks}
     for key in keys:
         data, segmentation, *_ = cases.load_case(key)
         image, truth = torch.from_numpy(np.array(data)), np.array(segmentation)[0]
-        for way, change in ways.items():
-            with change(), watched(blocks, did) if way == "as trained" else ExitStack():
+        for way in (None, *ways(blocks)):
+            with without(way, blocks) if way else watched(blocks, did):
                 logits = predictor.predict_sliding_window_return_logits(image)
             predicted = np.asarray(manager.convert_logits_to_segmentation(logits))
-            rows[way].append(dice(predicted, truth, manager.foreground_labels))
+            rows[f"without {way}" if way else "as trained"].append(dice(predicted, truth, manager.foreground_labels))
     return {
         "model": model.name,
         "fold": fold,
         "cases": len(keys),
         "dice": {way: float(np.nanmean(values)) for way, values in rows.items()},
-        "blocks": {
-            name: {what: np.mean([one[what] for one in seen], 0).tolist() for what in seen[0]}
-            for name, seen in did.items()
-        },
+        "blocks": means(did),
     }
 
 
@@ -175,12 +193,14 @@ def main() -> None:
         rows.append(row)
         print(f"\n{row['model']}, {row['cases']} cases")
         for way, value in row["dice"].items():
-            print(f"  Dice {value:.3f} {way}")
-        print("  block: tokens, states to skip, median step, tokens to fade (5, 50, 95 %)")
+            print(f"  Dice {value:.4f} {way}")
+        print("  block: tokens, branch to input, states to skip, median step, tokens to fade (5, 50, 95 %)")
         for name, did in row["blocks"].items():
-            fades = ", ".join(f"{value:.0f}" for value in did["fade_tokens"])
-            size, step = did["states_to_skip"], did["steps"][1]
-            print(f"  {name}: {did['tokens']:.0f}, {size:.2f}, {step:.3f}, {fades}", flush=True)
+            words = [f"{did['tokens']:.0f}", f"{did['branch_to_input']:.3f}"]
+            if "steps" in did:
+                words += [f"{did['states_to_skip']:.3f}", f"{did['steps'][1]:.3f}"]
+                words += [f"{value:.0f}" for value in did["fade_tokens"]]
+            print(f"  {name}: {', '.join(words)}", flush=True)
     save("scan_at_work", {"models": rows}, None, folder=args.folder)
 
 

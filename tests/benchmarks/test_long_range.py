@@ -120,8 +120,9 @@ def test_trainings_are_written_one_by_one_not_run_again_and_shown(long_range, tm
     assert done.returncode == 0, done.stderr
     log, control = json.loads(file.read_text())["trainings"]
     assert log.items() >= rows[0].items()
-    assert control == rows[1]
-    assert set(log["dropped"]) == {"scan", "global tokens"}
+    assert control.items() >= rows[1].items()
+    assert set(log["dropped"]) == {"scan", "global tokens", "blocks"}
+    assert set(control["dropped"]) == {"blocks"}
     assert [round(block["tokens"]) for block in log["blocks"].values()] == [48 * 48, 24 * 24]
 
 

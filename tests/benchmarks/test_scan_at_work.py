@@ -33,7 +33,7 @@ X = torch.randn(2, 16, 6, 8, generator=torch.Generator().manual_seed(0))
 @torch.no_grad()
 def test_without_states_is_what_no_readout_gives(scan_at_work, block):
     before = block(X)
-    with scan_at_work.without_states({"block": block}):
+    with scan_at_work.without("scan", {"block": block}):
         dropped = block(X)
     assert torch.equal(block(X), before)
     block.ssm.x_proj_weight[:, -block.ssm.state_size :] = 0  # C
@@ -46,9 +46,23 @@ def test_without_global_tokens_is_the_block_of_local_tokens(scan_at_work, block)
     local = LoGVMambaBlock(16, 2, squeeze=8, global_tokens=False, directions=block.directions).eval()
     local.load_state_dict({name: value for name, value in block.state_dict().items() if name in local.state_dict()})
     before = block(X)
-    with scan_at_work.without_global_tokens({"block": block}):
+    with scan_at_work.without("global tokens", {"block": block}):
         torch.testing.assert_close(block(X), local(X))
     assert torch.equal(block(X), before)
+
+
+@torch.no_grad()
+def test_without_blocks_nothing_is_mixed_and_a_control_has_nothing_else_to_drop(scan_at_work, block):
+    assert set(scan_at_work.ways({"block": block})) == {"scan", "global tokens", "blocks"}
+    with scan_at_work.without("blocks", {"block": block}):
+        assert torch.equal(block(X), X)
+    assert not torch.equal(block(X), X)
+    control = LoGVMambaBlock(16, 2, squeeze=8, states=False).eval()
+    assert set(scan_at_work.ways({"control": control})) == {"blocks"}
+    found = {"control": []}
+    with scan_at_work.watched({"control": control}, found):
+        y = control(X)
+    assert found["control"] == [{"tokens": 48, "branch_to_input": pytest.approx(float((y - X).norm() / X.norm()))}]
 
 
 @torch.no_grad()
