@@ -227,11 +227,11 @@ def scan_workspace(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, *, backwards:
 
     Both weights of every step side by side, and a state for every chunk of four tiles, of which long sequences have
     fewer. Backwards three for every chunk, the state at the start of every tile with how far it has faded, and for
-    every 32 channels the gradients of the weights.
+    every 64 channels the gradients of the weights.
     """
     (batch, rows, channels), (groups, states) = delta.shape, B.shape[2:]
-    tiles, blocks = -(-rows // (16 if backwards else 8)), -(-(channels // groups) // 32)
-    packed = batch * groups * rows * 2 * states * B.element_size()
+    tiles, blocks = -(-rows // 8), -(-(channels // groups) // 64)
+    packed = 4 * batch * groups * rows * 2 * states
     per_state = 4 * batch * channels * states
     chunks = -(-tiles // 4) * per_state
     if not backwards:

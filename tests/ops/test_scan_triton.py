@@ -67,7 +67,7 @@ def test_other_dtypes_with_context_and_order(dtype):
 @pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_more_chunks_than_are_carried_at_once(shuffled):
-    # 19 chunks of 8 steps forward, 10 of 16 backward.
+    # 19 chunks of 8 steps.
     assert_all_match(random_arguments(length=147, extra=2, shuffled=shuffled, **SMALL))
 
 
@@ -311,22 +311,26 @@ def test_kernels_compile_for_a_gpu(capability, channels, tmp_path, launch):
     compiled = [line.split() for line in done.stdout.splitlines()]
     # Once, however wide the network's stages are; what carries runs in both directions.
     assert len(compiled) == 6
-    # How often values move between threads: 31 times to sum 32 values over 32 channels, and else seldom.
-    most_moves = {
-        "sum_chunks": 8,
+    # Values move between threads only to be summed over channels: 16 of them, with one exchange for each.
+    moving = {"finish_chunks_backward": 16}
+    # Of a thread, for each step of a state; a GPU can begin eight others in the time that it takes for an exponential.
+    most_instructions = {
+        "sum_chunks": 7.8,
         "carry": 0,
-        "finish_chunks": 32,
-        "sum_chunks_backward": 0,
-        "finish_chunks_backward": 31,
+        "finish_chunks": 9.2,
+        "sum_chunks_backward": 12.0,
+        "finish_chunks_backward": 27.5,
     }
-    assert {name for name, *_ in compiled} == set(most_moves)
+    assert {name for name, *_ in compiled} == set(most_instructions)
     # Side by side on a multiprocessor: as many as the launch counts on, else a few would wait for all others.
     programs = dict.fromkeys(("sum_chunks", "finish_chunks"), launch.FORWARD_TILES[0][1].programs)
     programs |= {f"{name}_backward": launch.BACKWARD_TILES[0][1].programs for name in programs}
-    for name, size, shared, moves, registers, spilled, beside in compiled:
+    for name, size, shared, moves, registers, spilled, beside, instructions in compiled:
         assert int(size) > 1000, f"{name} has no machine code"
         assert int(shared) == 0, f"{name} goes through shared memory"
-        assert int(moves) <= most_moves[name], f"{name} moves values between threads {moves} times"
+        assert int(moves) == moving.get(name, 0), f"{name} moves values between threads {moves} times"
         assert int(registers) <= 255
-        assert int(spilled) <= 64, f"{name} spills {spilled} bytes a thread"
+        assert int(spilled) == 0, f"{name} spills {spilled} bytes a thread"
         assert int(beside) >= programs.get(name, 12), f"{name} takes {registers} registers, for {beside} programs"
+        if "27" not in channels:
+            assert float(instructions) <= most_instructions[name], f"{name} has {instructions} instructions for a step"

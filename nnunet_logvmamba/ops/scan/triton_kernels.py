@@ -6,8 +6,8 @@ within a tile over the states, ``STATES`` at a time. So each thread goes through
 nothing is summed across threads but the gradients of B and C, and the exponentials of a tile do not wait for one
 another.
 
-The weights B and C come packed, (batch, group, step, 2, WIDTH), in the order of the sequence, with zeros beyond the
-last state and the last step.
+The weights B and C come packed, (batch, group, tile, 2, WIDTH, STEPS), in the order of the sequence, with zeros beyond
+the last state and the last step, and are loaded 64 bits at a time.
 
 A chunk does not know what enters it. So all chunks first run from zero (``sum_chunks``), then what leaves one enters
 the next (``carry``), then they run for good (``finish_chunks``). From one tile to the next a state lies in global
@@ -15,13 +15,23 @@ memory.
 
 Tensors have two axes, (state, channel); one of them has size 1 where it does not matter. Loads give the type ``ACC``,
 float32 or float64, and stores round. Offsets within a batch entry are 64-bit if WIDE, all others always. Numbers are
-compared in full shape, hence ``c * 0 + ...``: Triton's interpreter cannot spread a single truth value.
+compared in full shape, hence ``owned * 0 + ...``: Triton's interpreter cannot spread a single truth value.
 """
 
+import numpy as np
 import triton
 import triton.language as tl
 
+
+def _log1p_over(degree: int) -> tl.constexpr:
+    """Coefficients of a polynomial in z for log(1 + z) / z on [0, 1], the constant first."""
+    series = np.polynomial.Chebyshev.interpolate(lambda z: np.log1p(z) / z, degree, domain=[0, 1])
+    return tl.constexpr(tuple(series.convert(kind=np.polynomial.Polynomial).coef.tolist()))
+
+
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+LOG1P_8, LOG1P_18 = _log1p_over(8), _log1p_over(18)
 SOFTPLUS_THRESHOLD = tl.constexpr(20.0)
 # Chunks whose values are loaded before the first is used.
 CARRY_UNROLL = tl.constexpr(16)
@@ -45,27 +55,31 @@ def _finite(x, ACC: tl.constexpr):
 
 @triton.jit
 def _step(raw, SOFTPLUS: tl.constexpr, ACC: tl.constexpr):
-    """The step: softplus(x) = max(x, 0) + log(1 + exp(-|x|)), with log(1 + z) = 2 artanh(z / (2 + z)) as a series."""
+    """The step: softplus(x) = max(x, 0) + log(1 + z) with z = exp(-|x|), and log(1 + z) / z as a polynomial."""
     if not SOFTPLUS:
         return raw
-    TERMS: tl.constexpr = 17 if ACC == tl.float64 else 8  # noqa: SIM300 - a dtype cannot compare itself
-    small = tl.exp(-tl.abs(raw))
-    ratio = small / (2.0 + small)
-    square = ratio * ratio
-    series = square * 0.0
-    for i in tl.static_range(TERMS):
-        series = series * square + 1.0 / (2 * (TERMS - i) - 1)
-    return tl.where(raw > SOFTPLUS_THRESHOLD, raw, tl.maximum(raw, 0.0) + 2.0 * ratio * series)
+    DEGREE: tl.constexpr = 18 if ACC == tl.float64 else 8  # noqa: SIM300 - a dtype cannot compare itself
+    LOG1P: tl.constexpr = LOG1P_18 if DEGREE == 18 else LOG1P_8
+    small = tl.exp2(tl.abs(raw) * -LOG2_E)
+    series = small * 0.0 + LOG1P[DEGREE]
+    for i in tl.static_range(DEGREE - 1, -1, -1):
+        series = series * small + LOG1P[i]
+    step = tl.maximum(raw, 0.0) + small * series
+    if DEGREE == 18:  # in single precision nothing is left of the logarithm there
+        step = tl.where(raw > SOFTPLUS_THRESHOLD, raw, step)
+    return step
 
 
 @triton.jit
-def _slope(raw, SOFTPLUS: tl.constexpr):
+def _slope(raw, SOFTPLUS: tl.constexpr, ACC: tl.constexpr):
     """Derivative of the step: 1 above the threshold, else the sigmoid."""
     if not SOFTPLUS:
         return raw * 0.0 + 1.0
-    small = tl.exp(-tl.abs(raw))
+    small = tl.exp2(tl.abs(raw) * -LOG2_E)
     sigmoid = tl.where(raw >= 0.0, 1.0, small) / (1.0 + small)
-    return tl.where(raw > SOFTPLUS_THRESHOLD, 1.0, sigmoid)
+    if ACC == tl.float64:  # noqa: SIM300 - in single precision it is 1 there
+        sigmoid = tl.where(raw > SOFTPLUS_THRESHOLD, 1.0, sigmoid)
+    return sigmoid
 
 
 @triton.jit
@@ -78,14 +92,14 @@ def _program(batch, channels, groups, BLOCK: tl.constexpr):
     group = (program // blocks) % groups
     entry = (program // (blocks * groups)) % batch
     chunk = program // (blocks * groups * batch)
-    within = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    within = (block * BLOCK).to(tl.int64) + tl.arange(0, BLOCK).to(tl.int64)[None, :]
     return chunk, entry.to(tl.int64), group.to(tl.int64), block, group * per_group + within, within < per_group
 
 
 @triton.jit
-def _offset(row, stride, c, WIDE: tl.constexpr):
-    """Offset of channels within a batch entry; 32 bits take half the registers."""
-    return row.to(tl.int64) * stride + c if WIDE else row * stride + c
+def _offset(row, stride, WIDE: tl.constexpr):
+    """Offset of a row within a batch entry."""
+    return row.to(tl.int64) * stride if WIDE else row * stride
 
 
 @triton.jit
@@ -94,45 +108,77 @@ def _tile(
     bias, order, entry, c, owned,
     STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Row, step and input for every step of a tile. Beyond the end it is the last row, and the step is zero, so that a
-    state stays.
+    """Row, step and input for every step of a tile. Beyond the end the step is zero, so that a state stays, and the row
+    is one of the context, which has no output, or the last one.
     """
     inputs = u + entry * u_batch
-    raws = delta + entry * delta_batch
+    raws = delta + entry * delta_batch + c
     places = ()
     dts = ()
     values = ()
     for i in tl.static_range(STEPS):
         row = tl.minimum(start + i, rows - 1)
         if order is not None:
-            row = tl.load(order + row).to(tl.int32)
-        raw = tl.load(raws + _offset(row, delta_row, c, WIDE), mask=owned, other=0.0).to(ACC)
+            row = tl.load(order + start + i)
+        there = owned & (owned * 0 + start + i < rows)
+        raw = tl.load(raws + _offset(row, delta_row, WIDE), mask=there, other=float("-inf")).to(ACC)
         if bias is not None:
             raw += tl.load(bias + c, mask=owned, other=0.0)
-        if context is None:
-            value = tl.load(inputs + _offset(row, u_row, c, WIDE), mask=owned, other=0.0).to(ACC)
-        else:
-            inner = owned & (c * 0 + row < length)
-            value = tl.load(inputs + _offset(row, u_row, c, WIDE), mask=inner, other=0.0).to(ACC)
-            place = context + entry * context_batch + _offset(row - length, context_row, c, WIDE)
-            value += tl.load(place, mask=owned & (c * 0 + row >= length), other=0.0).to(ACC)
+        if not SOFTPLUS:
+            raw = tl.where(there, raw, 0.0)
+        line = inputs + _offset(row, u_row, WIDE)
+        if context is not None:
+            outer = context + entry * context_batch + _offset(row - length, context_row, WIDE)
+            line = tl.where(row < length, line, outer)
+        value = tl.load(line + c, mask=owned, other=0.0).to(ACC)
         places = places + (row,)
-        dts = dts + (tl.where(c * 0 + start + i < rows, _step(raw, SOFTPLUS, ACC), 0.0),)
+        dts = dts + (_step(raw, SOFTPLUS, ACC),)
         values = values + (value,)
     return places, dts, values
 
 
 @triton.jit
+def _of_states(place, some, STATES: tl.constexpr):
+    """What lies at ``place`` for the channels of a program, anything for those it has not: there is memory behind."""
+    if STATES == 1:
+        return tl.load(place)
+    return tl.load(place, mask=some, other=0.0)
+
+
+@triton.jit
+def _weights(place, STEPS: tl.constexpr, ACC: tl.constexpr):
+    """What lies at ``place``, (state, 1), for every step of a tile; two numbers of single precision are one load."""
+    words = place.to(tl.pointer_type(tl.int64))
+    found = ()
+    if ACC == tl.float64:  # noqa: SIM300 - a dtype cannot compare itself
+        for i in tl.static_range(STEPS):
+            found = found + (tl.load(place + i),)
+    else:
+        for i in tl.static_range(STEPS // 2):
+            both = tl.load(words + i)
+            found = found + (both.to(tl.int32).to(ACC, bitcast=True), (both >> 32).to(tl.int32).to(ACC, bitcast=True))
+    return found
+
+
+@triton.jit
+def _has_output(owned, step, row, length, rows, context):
+    """Whether there is an output for this step; with a context, steps beyond the end have a row of it."""
+    if context is None:
+        return owned & (owned * 0 + step < rows)
+    return owned & (owned * 0 + row < length)
+
+
+@triton.jit
 def _upstream(
-    start, places, length, rows, grad_y, grad_y_row, grad_y_batch, entry, c, owned,
+    start, places, length, rows, context, grad_y, grad_y_row, grad_y_batch, entry, c, owned,
     STEPS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the output for every step of a tile; zero for rows that have none, and beyond the end."""
-    base = grad_y + entry * grad_y_batch
+    base = grad_y + entry * grad_y_batch + c
     upstream = ()
     for i in tl.static_range(STEPS):
-        kept = owned & (c * 0 + start + i < rows) & (c * 0 + places[i] < length)
-        place = base + _offset(places[i], grad_y_row, c, WIDE)
+        kept = _has_output(owned, start + i, places[i], length, rows, context)
+        place = base + _offset(places[i], grad_y_row, WIDE)
         upstream = upstream + (tl.load(place, mask=kept, other=0.0).to(ACC),)
     return upstream
 
@@ -140,34 +186,38 @@ def _upstream(
 @triton.jit
 def _merge(parts, lane, BIT: tl.constexpr, COUNT: tl.constexpr):
     """Half as many values: where two channels differ in one bit only, the first of them adds up what both have of every
-    first value, the other what both have of every second one.
+    value in the first half, the other what both have of those in the second half.
     """
     first = (lane & BIT) == 0
     merged = ()
     for i in tl.static_range(COUNT // 2):
-        kept = tl.where(first, parts[2 * i], parts[2 * i + 1])
-        given = tl.where(first, parts[2 * i + 1], parts[2 * i])
+        kept = tl.where(first, parts[i], parts[COUNT // 2 + i])
+        given = tl.where(first, parts[COUNT // 2 + i], parts[i])
         merged = merged + (kept + tl.gather(given, lane ^ BIT, 1),)
     return merged
 
 
 @triton.jit
-def _over_channels(parts, lane):
-    """Sums over 32 channels of 32 values: the n-th channel gets the sum of the n-th value.
+def _over_channels(parts, n):
+    """Sums over 64 channels of 16 values for every state: the m-th of 32 threads gets the sum of the m-th value, and so
+    does the one 16 behind it. A thread has channels that are 32 apart.
 
-    One exchange between channels for a value, where ``tl.sum`` takes five.
+    One exchange between threads for a value, where ``tl.sum`` takes five.
     """
-    pairs = _merge(parts, lane, 1, 32)
-    fours = _merge(pairs, lane, 2, 16)
-    eights = _merge(fours, lane, 4, 8)
-    sixteens = _merge(eights, lane, 8, 4)
-    all_of_them = _merge(sixteens, lane, 16, 2)
-    return all_of_them[0]
+    lane = tl.arange(0, 32)[None, :] + n * 0
+    mine = ()
+    for i in tl.static_range(16):
+        mine = mine + (tl.sum(tl.reshape(parts[i], [parts[i].shape[0], 2, 32]), axis=1),)
+    eights = _merge(mine, lane, 8, 16)
+    fours = _merge(eights, lane, 4, 8)
+    pairs = _merge(fours, lane, 2, 4)
+    half = _merge(pairs, lane, 1, 2)[0]
+    return half + tl.gather(half, lane ^ 16, 1), lane
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def sum_chunks(
-    u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch, bias, A, weights, order,
+    u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch, bias, decays, weights, order,
     ends, spans,
     batch, channels, groups, state_size, length, rows, tiles, padded,
     STEPS: tl.constexpr, STATES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -182,6 +232,7 @@ def sum_chunks(
     lines = weights + (entry * groups + group) * padded * (2 * WIDTH)
     ends += (chunk.to(tl.int64) * batch + entry) * state_size * channels
     spans += (chunk.to(tl.int64) * batch + entry) * channels
+    n = tl.arange(0, STATES)[:, None]
     span = tl.zeros([1, BLOCK], ACC)
     for tile in range(tiles):
         number = chunk * tiles + tile
@@ -193,23 +244,27 @@ def sum_chunks(
         )  # fmt: skip
         for i in tl.static_range(STEPS):
             span += dts[i]
+        weight = lines + start.to(tl.int64) * (2 * WIDTH) + n * STEPS
+        fading = decays + n * channels + c
+        place = ends + n * channels + c
         for first in range(0, state_size, STATES):
-            n = first + tl.arange(0, STATES)[:, None]
-            some = owned & (n < state_size)
-            weight = lines + start.to(tl.int64) * (2 * WIDTH) + n
-            decay = tl.load(A + n * channels + c, mask=some, other=0.0) * LOG2_E
-            place = ends + n * channels + c
-            h = tl.load(place, mask=some & (c * 0 + number > chunk * tiles), other=0.0)
+            some = owned & (first + n < state_size)
+            inflow = _weights(weight, STEPS, ACC)
+            decay = _of_states(fading, some, STATES)
+            h = tl.load(place, mask=some & (owned * 0 + number > chunk * tiles), other=0.0)
             for i in tl.static_range(STEPS):
-                h = tl.exp2(dts[i] * decay) * h + dts[i] * values[i] * tl.load(weight + i * 2 * WIDTH).to(ACC)
+                h = tl.exp2(dts[i] * decay) * h + dts[i] * values[i] * inflow[i]
             tl.store(place, h, mask=some)
+            weight += STATES * STEPS
+            fading += STATES * channels
+            place += STATES * channels
         tl.debug_barrier()
     tl.store(spans + c, span, mask=owned)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def carry(
-    states, spans, A, first,
+    states, spans, decays, first,
     batch, channels, state_size, chunks,
     BLOCK: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
@@ -222,7 +277,7 @@ def carry(
     owned = each < per_chunk
     c = each % channels
     entry = each // (state_size * channels)
-    decay = tl.load(A + each % (state_size * channels), mask=owned, other=0.0) * LOG2_E
+    decay = tl.load(decays + each % (state_size * channels), mask=owned, other=0.0)
     carried = tl.load(first + each, mask=owned, other=0.0)
     for begin in range(0, chunks, CARRY_UNROLL):
         yields = ()
@@ -242,7 +297,8 @@ def carry(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def finish_chunks(
-    u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch, bias, A, weights, D, order,
+    u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch,
+    bias, decays, weights, D, order,
     states, y,
     batch, channels, groups, state_size, length, rows, tiles, padded,
     STEPS: tl.constexpr, STATES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -255,7 +311,8 @@ def finish_chunks(
     chunk, entry, group, _, c, owned = _program(batch, channels, groups, BLOCK)
     lines = weights + (entry * groups + group) * padded * (2 * WIDTH)
     states += (chunk.to(tl.int64) * batch + entry) * state_size * channels
-    y += entry * length * channels
+    y += entry * length * channels + c
+    n = tl.arange(0, STATES)[:, None]
     direct = tl.zeros([1, BLOCK], ACC)
     if D is not None:
         direct = tl.load(D + c, mask=owned, other=0.0)
@@ -269,24 +326,27 @@ def finish_chunks(
         outputs = ()
         for i in tl.static_range(STEPS):
             outputs = outputs + (values[i] * direct,)
+        weight = lines + start.to(tl.int64) * (2 * WIDTH) + n * STEPS
+        fading = decays + n * channels + c
+        place = states + n * channels + c
         for first in range(0, state_size, STATES):
-            n = first + tl.arange(0, STATES)[:, None]
-            some = owned & (n < state_size)
-            weight = lines + start.to(tl.int64) * (2 * WIDTH) + n
-            decay = tl.load(A + n * channels + c, mask=some, other=0.0) * LOG2_E
-            place = states + n * channels + c
-            h = tl.load(place, mask=some, other=0.0)
+            some = owned & (first + n < state_size)
+            inflow = _weights(weight, STEPS, ACC)
+            decay = _of_states(fading, some, STATES)
+            h = _of_states(place, some, STATES)
+            outflow = _weights(weight + WIDTH * STEPS, STEPS, ACC)
             sums = ()
             for i in tl.static_range(STEPS):
-                h = tl.exp2(dts[i] * decay) * h + dts[i] * values[i] * tl.load(weight + i * 2 * WIDTH).to(ACC)
-                sums = sums + (
-                    outputs[i] + tl.sum(tl.load(weight + i * 2 * WIDTH + WIDTH).to(ACC) * h, axis=0, keep_dims=True),
-                )
+                h = tl.exp2(dts[i] * decay) * h + dts[i] * values[i] * inflow[i]
+                sums = sums + (outputs[i] + tl.sum(outflow[i] * h, axis=0, keep_dims=True),)
             outputs = sums
             tl.store(place, h, mask=some)
+            weight += STATES * STEPS
+            fading += STATES * channels
+            place += STATES * channels
         for i in tl.static_range(STEPS):
-            kept = owned & (c * 0 + start + i < rows) & (c * 0 + places[i] < length)
-            place = y + places[i].to(tl.int64) * channels + c
+            kept = _has_output(owned, start + i, places[i], length, rows, context)
+            place = y + _offset(places[i], channels, WIDE)
             tl.store(place, outputs[i].to(y.dtype.element_ty), mask=kept)
         tl.debug_barrier()
 
@@ -295,7 +355,7 @@ def finish_chunks(
 def sum_chunks_backward(
     grad_y, grad_y_row, grad_y_batch,
     u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch,
-    bias, A, weights, order,
+    bias, decays, weights, order,
     starts, prefixes, ends, handed, spans,
     batch, channels, groups, state_size, length, rows, tiles, padded,
     STEPS: tl.constexpr, STATES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -329,25 +389,28 @@ def sum_chunks_backward(
             STEPS, SOFTPLUS, WIDE, ACC,
         )  # fmt: skip
         upstream = _upstream(
-            start, places, length, rows, grad_y, grad_y_row, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC
+            start, places, length, rows, context, grad_y, grad_y_row, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC
         )
         for first in range(0, state_size, STATES):
             n = first + tl.arange(0, STATES)[:, None]
             some = owned & (n < state_size)
-            weight = lines + start.to(tl.int64) * (2 * WIDTH) + n
-            begun = some & (c * 0 + number > chunk * tiles)
-            decay = tl.load(A + n * channels + c, mask=some, other=0.0) * LOG2_E
+            weight = lines + start.to(tl.int64) * (2 * WIDTH) + n * STEPS
+            inflow = _weights(weight, STEPS, ACC)
+            begun = some & (owned * 0 + number > chunk * tiles)
+            decay = tl.load(decays + n * channels + c, mask=some, other=0.0)
             h = tl.load(this_start + n * channels + c, mask=begun, other=0.0)
             place = handed + n * channels + c
-            gradient = tl.load(place, mask=begun, other=0.0)
-            fade = _finite(tl.exp2(span * decay), ACC)
+            before = tl.load(place, mask=begun, other=0.0)
+            outflow = _weights(weight + WIDTH * STEPS, STEPS, ACC)
+            fades = ()
             for i in tl.static_range(STEPS):
-                a = tl.exp2(dts[i] * decay)
-                h = a * h + dts[i] * values[i] * tl.load(weight + i * 2 * WIDTH).to(ACC)
-                fade = _finite(fade * a, ACC)
-                gradient += fade * (tl.load(weight + i * 2 * WIDTH + WIDTH).to(ACC) * upstream[i])
+                fades = fades + (tl.exp2(dts[i] * decay),)
+                h = fades[i] * h + dts[i] * values[i] * inflow[i]
+            gradient = tl.zeros([STATES, BLOCK], ACC)
+            for i in tl.static_range(STEPS - 1, -1, -1):
+                gradient = fades[i] * (outflow[i] * upstream[i] + gradient)
             tl.store(next_start + n * channels + c, h, mask=some)
-            tl.store(place, gradient, mask=some)
+            tl.store(place, before + _finite(tl.exp2(span * decay), ACC) * gradient, mask=some)
         for i in tl.static_range(STEPS):
             span += dts[i]
         tl.debug_barrier()
@@ -358,7 +421,7 @@ def sum_chunks_backward(
 def finish_chunks_backward(
     grad_y, grad_y_row, grad_y_batch,
     u, u_row, u_batch, context, context_row, context_batch, delta, delta_row, delta_batch,
-    bias, A, weights, D, order,
+    bias, decays, weights, D, order,
     starts, prefixes, entering, leaving,
     grad_u, grad_context, grad_delta, grad_A, grad_weights, grad_D, grad_bias,
     batch, channels, groups, state_size, length, rows, tiles, padded,
@@ -369,8 +432,8 @@ def finish_chunks_backward(
 
     ``entering`` and ``leaving`` are (chunk, batch, state, channel); the latter ends as the gradient of what enters.
     ``grad_A`` has these axes too, ``grad_D`` and ``grad_bias`` are (chunk, batch, channel): sums over a chunk.
-    ``grad_weights`` are sums over a block, in the order of the sequence: (block, batch, group, 2, state, padded). Two
-    weights a step and 32 channels: ``STEPS`` is 16 and ``BLOCK`` 32.
+    ``grad_weights`` are sums over a block, in the order of the sequence: (block, batch, group, 2, state, padded). As
+    16 of them are summed at a time, ``STEPS`` is 8, and ``BLOCK`` 64.
     """
     chunk, entry, group, block, c, owned = _program(batch, channels, groups, BLOCK)
     lines = weights + (entry * groups + group) * padded * (2 * WIDTH)
@@ -379,6 +442,10 @@ def finish_chunks_backward(
     entering += ends * state_size
     leaving += ends * state_size
     grad_A += ends * state_size
+    grad_delta += entry * rows * channels + c
+    grad_u += entry * length * channels
+    if grad_context is not None:  # where its first row would be row 0
+        grad_context += (entry * (rows - length) - length) * channels
     strip = ((block.to(tl.int64) * batch + entry) * groups + group) * 2 * state_size * padded
     sum_D = tl.zeros([1, BLOCK], ACC)
     sum_bias = tl.zeros([1, BLOCK], ACC)
@@ -397,7 +464,7 @@ def finish_chunks_backward(
             STEPS, SOFTPLUS, WIDE, ACC,
         )  # fmt: skip
         upstream = _upstream(
-            start, places, length, rows, grad_y, grad_y_row, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC
+            start, places, length, rows, context, grad_y, grad_y_row, grad_y_batch, entry, c, owned, STEPS, WIDE, ACC
         )
         grad_x = ()
         grad_dt = ()
@@ -407,25 +474,24 @@ def finish_chunks_backward(
         for first in range(0, state_size, STATES):
             n = first + tl.arange(0, STATES)[:, None]
             some = owned & (n < state_size)
-            weight = lines + start.to(tl.int64) * (2 * WIDTH) + n
-            begun = some & (c * 0 + number > chunk * tiles)
-            continued = some & (c * 0 + number < chunk * tiles + tiles - 1)
+            weight = lines + start.to(tl.int64) * (2 * WIDTH) + n * STEPS
+            inflow = _weights(weight, STEPS, ACC)
+            begun = some & (owned * 0 + number > chunk * tiles)
+            continued = some & (owned * 0 + number < chunk * tiles + tiles - 1)
             of_state = n * channels + c
-            rate = tl.load(A + of_state, mask=some, other=0.0)
-            decay = rate * LOG2_E
+            decay = tl.load(decays + of_state, mask=some, other=0.0)
             h = tl.load(starts + place_of_tile * state_size + of_state, mask=begun, other=0.0)
             h += _finite(tl.exp2(prefix * decay), ACC) * tl.load(entering + of_state, mask=some, other=0.0)
-            # For every step: the decay, what it leaves of the state before, and the weight of the input.
+            # For every step: the decay, and what it leaves of the state before.
             fades = ()
             left = ()
-            entries = ()
             for i in tl.static_range(STEPS):
                 fades = fades + (tl.exp2(dts[i] * decay),)
                 left = left + (fades[i] * h,)
-                entries = entries + (tl.load(weight + i * 2 * WIDTH).to(ACC),)
-                h = left[i] + dts[i] * values[i] * entries[i]
+                h = left[i] + dts[i] * values[i] * inflow[i]
             handed = tl.load(leaving + of_state, mask=some, other=0.0)
             sum_A = tl.load(grad_A + of_state, mask=continued, other=0.0)
+            outflow = _weights(weight + WIDTH * STEPS, STEPS, ACC)
             # From the last step to the first; what is new comes in front.
             new_x = ()
             new_dt = ()
@@ -433,41 +499,36 @@ def finish_chunks_backward(
             of_exits = ()
             for i in tl.static_range(STEPS - 1, -1, -1):
                 x = dts[i] * values[i]
-                gradient = handed + tl.load(weight + i * 2 * WIDTH + WIDTH).to(ACC) * upstream[i]
+                gradient = handed + outflow[i] * upstream[i]
                 of_entries = (gradient * x,) + of_entries
-                of_exits = (upstream[i] * (left[i] + x * entries[i]),) + of_exits
+                of_exits = (upstream[i] * (left[i] + x * inflow[i]),) + of_exits
                 of_exponent = gradient * left[i]
                 sum_A += of_exponent * dts[i]
-                new_x = (grad_x[i] + tl.sum(gradient * entries[i], axis=0, keep_dims=True),) + new_x
-                new_dt = (grad_dt[i] + tl.sum(of_exponent * rate, axis=0, keep_dims=True),) + new_dt
+                new_x = (grad_x[i] + tl.sum(gradient * inflow[i], axis=0, keep_dims=True),) + new_x
+                new_dt = (grad_dt[i] + tl.sum(of_exponent * decay, axis=0, keep_dims=True),) + new_dt
                 handed = gradient * fades[i]
             grad_x = new_x
             grad_dt = new_dt
             tl.store(leaving + of_state, handed, mask=some)
             tl.store(grad_A + of_state, sum_A, mask=some)
-            lane = tl.arange(0, BLOCK)[None, :] + n * 0
-            sums = _over_channels(of_entries + of_exits, lane)
+            sums, lane = _over_channels(of_entries + of_exits, n)
             line = strip + ((lane // STEPS) * state_size + n) * padded.to(tl.int64) + start + lane % STEPS
-            tl.store(grad_weights + line, sums, mask=lane * 0 + n < state_size)
+            tl.store(grad_weights + line, sums, mask=(lane < 2 * STEPS) & (lane * 0 + n < state_size))
         for i in tl.static_range(STEPS):
-            far = places[i].to(tl.int64)
-            present = owned & (c * 0 + start + i < rows)
-            raw = tl.load(raws + _offset(places[i], delta_row, c, WIDE), mask=owned, other=0.0).to(ACC)
+            present = owned & (owned * 0 + start + i < rows)
+            raw = tl.load(raws + _offset(places[i], delta_row, WIDE) + c, mask=owned, other=0.0).to(ACC)
             if bias is not None:
-                raw += tl.load(bias + c, mask=present, other=0.0)
-            total = (grad_x[i] * values[i] + grad_dt[i]) * _slope(raw, SOFTPLUS)
+                raw += tl.load(bias + c, mask=owned, other=0.0)
+            total = (grad_x[i] * values[i] + grad_dt[i] * LN_2) * _slope(raw, SOFTPLUS, ACC)
             sum_bias += tl.where(present, total, 0.0)
             sum_D += upstream[i] * values[i]
-            of_delta = grad_delta + (entry * rows + far) * channels + c
-            tl.store(of_delta, total.to(grad_delta.dtype.element_ty), mask=present)
+            offset = _offset(places[i], channels, WIDE)
+            tl.store(grad_delta + offset, total.to(grad_delta.dtype.element_ty), mask=present)
             of_input = grad_x[i] * dts[i] + direct * upstream[i]
-            inner = present & (c * 0 + places[i] < length)
-            of_u = grad_u + (entry * length + far) * channels + c
-            tl.store(of_u, of_input.to(grad_u.dtype.element_ty), mask=inner)
+            line = grad_u
             if grad_context is not None:
-                outer = present & (c * 0 + places[i] >= length)
-                of_context = grad_context + (entry * (rows - length) + far - length) * channels + c
-                tl.store(of_context, of_input.to(grad_context.dtype.element_ty), mask=outer)
+                line = tl.where(places[i] < length, grad_u, grad_context)
+            tl.store(line + offset + c, of_input.to(grad_u.dtype.element_ty), mask=present)
         tl.debug_barrier()
     tl.store(grad_D + ends + c, sum_D, mask=owned)
     tl.store(grad_bias + ends + c, sum_bias, mask=owned)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from nnunet_logvmamba.cores import usable_cores
 from nnunet_logvmamba.ops.backends import compute_dtype, triton_cache_folder
@@ -40,11 +42,10 @@ class Tile(NamedTuple):
         return min(255, 16384 // (32 * -(-self.programs // 4)))
 
 
-# By the most channels of a group for which it is meant. Forward a thread can have two channels, which share the loads
-# of B and C; backward it needs its registers for one, and the kernel says how many steps. With more than one state the
-# compiler moves values between threads.
+# By the most channels of a group for which it is meant. Two channels of a thread share the loads of B and C, and
+# backward the sums over channels. With more than one state the compiler moves values between threads.
 FORWARD_TILES = ((32, Tile(16, 1, 32, 16)), (None, Tile(8, 1, 64, 16)))
-BACKWARD_TILES = ((None, Tile(16, 1, 32, 8)),)
+BACKWARD_TILES = ((None, Tile(8, 1, 64, 8)),)
 # The interpreter takes as long for an operation on one number as on a thousand.
 INTERPRETED_STATES: int | None = 16
 # A chunk is at least so long that carrying its state costs little beside scanning it.
@@ -184,12 +185,14 @@ class _Problem:
         self.batch, self.length, self.channels = u.shape
         self.rows, (self.groups, self.states) = delta.shape[1], B.shape[2:]
         self.nothing = self.batch * self.channels == 0
+        if context is not None and context.dtype != u.dtype:
+            u, context = u.to(self.dtype), context.to(self.dtype)
         self.u, self.context, self.delta = u, context, delta
         self.inputs = (*_rows(u), *_rows(None if context is None or context.shape[1] == 0 else context), *_rows(delta))
-        self.wide = any(_extent(*rows) >= 2**31 for rows in (self.inputs[:2], self.inputs[3:5], self.inputs[6:8]))
-        self.A = A.to(self.dtype).T.contiguous()
+        extents = (_extent(*rows) for rows in (self.inputs[:2], self.inputs[3:5], self.inputs[6:8]))
+        self.wide = max(self.rows * self.channels, *extents) >= 2**31
         self.D, self.bias = (None if x is None else _aligned(x.to(self.dtype)) for x in (D, delta_bias))
-        self.order = None if order is None else order.contiguous()
+        self.order = order
         shape = (self.batch, self.states, self.channels)
         if initial_state is None:
             self.first_state = torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -199,11 +202,15 @@ class _Problem:
         self.tile = next(tile for most, tile in tiles_by_channels if most is None or per_group <= most)
         if self.launched_on.type == "cpu" and INTERPRETED_STATES is not None:
             self.tile = self.tile._replace(states=INTERPRETED_STATES)
+        self.decays = self.with_slack(self.states, self.channels).copy_((A.to(self.dtype) * math.log2(math.e)).T)
         self.blocks = -(-per_group // self.tile.channels)
         self.tiles, self.chunks = self._cut()
         self.padded = self.chunks * self.tiles * self.tile.steps
         self.width = max(self.tile.states, triton.next_power_of_2(self.states))
         self.weights = self._packed(B, C)
+        if order is not None:  # for steps beyond the end a row without output, if there is one
+            order = F.pad(order, (0, self.padded - self.rows), value=self.rows - 1).int()
+        self.row_of_step = order
 
     def _cut(self) -> tuple[int, int]:
         """Tiles of a chunk, and chunks: as many as fill the device once, for a few more would take as long again."""
@@ -214,14 +221,18 @@ class _Problem:
         return per_chunk, -(-tiles // per_chunk)
 
     def _packed(self, B: Tensor, C: Tensor) -> Tensor:
-        """Both weights of every step, (batch, group, padded, 2, width), in the order of the sequence."""
-        shape = (self.batch, self.groups, self.padded, 2, self.width)
-        dtype = B.dtype if B.dtype == C.dtype else self.dtype
-        packed = torch.zeros(shape, dtype=dtype, device=self.device)
+        """Both weights of every step, (batch, group, tile, 2, width, step), in the order of the sequence."""
+        shape = (self.batch, self.groups, self.padded // self.tile.steps, 2, self.width, self.tile.steps)
+        packed = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        by_step = packed.permute(3, 0, 2, 5, 1, 4)  # 2, batch, tile, step, group, width
         for i, weights in enumerate((B, C)):
             if self.order is not None:
                 weights = weights.index_select(1, self.order)
-            packed[:, :, : self.rows, i, : self.states] = weights.transpose(1, 2)
+            whole = self.rows // self.tile.steps
+            tiled, rest = weights.split((whole * self.tile.steps, self.rows - whole * self.tile.steps), 1)
+            by_step[i, :, :whole, ..., : self.states] = tiled.unflatten(1, (whole, self.tile.steps))
+            if rest.shape[1]:
+                by_step[i, :, whole, : rest.shape[1], :, : self.states] = rest
         return packed
 
     def unpacked(self, strips: Tensor, which: int, dtype: torch.dtype) -> Tensor:
@@ -244,13 +255,13 @@ class _Problem:
             self.plan(
                 triton_kernels.sum_chunks,
                 self.chunks - 1,
-                *(*self.inputs, self.bias, self.A, self.weights, self.order, states, spans),
+                *(*self.inputs, self.bias, self.decays, self.weights, self.row_of_step, states, spans),
             )
             self.plan_carry(states, spans, self.first_state, reverse=False)
         self.plan(
             triton_kernels.finish_chunks,
             self.chunks,
-            *(*self.inputs, self.bias, self.A, self.weights, self.D, self.order, states, y),
+            *(*self.inputs, self.bias, self.decays, self.weights, self.D, self.row_of_step, states, y),
         )
         return y, states
 
@@ -279,7 +290,7 @@ class _Problem:
             self.plan(
                 triton_kernels.sum_chunks_backward,
                 self.chunks,
-                *(*upstream, *self.inputs, self.bias, self.A, self.weights, self.order),
+                *(*upstream, *self.inputs, self.bias, self.decays, self.weights, self.row_of_step),
                 *(starts, prefixes, entering, leaving, spans),
             )
             self.plan_carry(entering, spans, self.first_state, reverse=False)
@@ -287,7 +298,7 @@ class _Problem:
             self.plan(
                 triton_kernels.finish_chunks_backward,
                 self.chunks,
-                *(*upstream, *self.inputs, self.bias, self.A, self.weights, self.D, self.order),
+                *(*upstream, *self.inputs, self.bias, self.decays, self.weights, self.D, self.row_of_step),
                 *(starts, prefixes, entering, leaving),
                 *(grad_u, grad_context, grad_delta, grad_A, grad_weights, grad_D, grad_bias),
             )
@@ -321,7 +332,7 @@ class _Problem:
         programs = -(-first.numel() // CARRY_BLOCK)
         if programs == 0:  # no states
             return
-        arguments = (states, spans, self.A, first, self.batch, self.channels, self.states, self.chunks)
+        arguments = (states, spans, self.decays, first, self.batch, self.channels, self.states, self.chunks)
         options = OPTIONS | {"BLOCK": CARRY_BLOCK, "REVERSE": reverse}
         self.launches.append(_Launch(triton_kernels.carry, programs, arguments, options))
 
@@ -342,7 +353,12 @@ class _Problem:
 
     def per_chunk(self) -> Tensor:
         """Memory for a state per chunk, (chunk, batch, state, channel)."""
-        return torch.empty(self.chunks, self.batch, self.states, self.channels, dtype=self.dtype, device=self.device)
+        return self.with_slack(self.chunks, self.batch, self.states, self.channels)
+
+    def with_slack(self, *shape: int) -> Tensor:
+        """Memory of a shape, behind which a program may read for channels that it has and the group has not."""
+        size = math.prod(shape)
+        return torch.empty(size + self.tile.channels, dtype=self.dtype, device=self.device)[:size].view(shape)
 
     def spans(self) -> Tensor:
         """Memory for a number per chunk and channel, (chunk, batch, channel)."""
