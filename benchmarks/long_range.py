@@ -154,17 +154,23 @@ def train(
 
 def look(row: dict, weights: Path, device: str) -> dict[str, object]:
     """What the blocks of a trained network do, and its accuracy without them or parts of them."""
+    torch.manual_seed(row["seed"])  # as it was when its training began
     network = network_of(row["network"], row["dims"]).to(device).eval()
-    network.load_state_dict(torch.load(weights / file_of(row), map_location=device, weights_only=True))
     blocks, batches = mixers(network), tests(row, device)
-    found: dict[str, list[dict]] = {name: [] for name in blocks}
-    with watched(blocks, found):
-        named(network, batches)
+
+    def seen() -> dict[str, dict[str, object]]:
+        found: dict[str, list[dict]] = {name: [] for name in blocks}
+        with watched(blocks, found):
+            named(network, batches)
+        return means(found)
+
+    start = seen()
+    network.load_state_dict(torch.load(weights / file_of(row), map_location=device, weights_only=True))
     dropped = {}
     for way in ways(blocks):
         with without(way, blocks):
             dropped[way] = named(network, batches)
-    return {"dropped": dropped, "blocks": means(found)}
+    return {"dropped": dropped, "blocks_before": start, "blocks": seen()}
 
 
 def file_of(row: dict) -> str:

@@ -124,6 +124,9 @@ def test_trainings_are_written_one_by_one_not_run_again_and_shown(long_range, tm
     assert set(log["dropped"]) == {"scan", "global tokens", "blocks"}
     assert set(control["dropped"]) == {"blocks"}
     assert [round(block["tokens"]) for block in log["blocks"].values()] == [48 * 48, 24 * 24]
+    for name, block in log["blocks_before"].items():  # two steps of training do not change much
+        assert block != log["blocks"][name]
+        assert block["branch_to_input"] == pytest.approx(log["blocks"][name]["branch_to_input"], rel=0.3)
 
 
 @pytest.mark.parametrize(
