@@ -14,7 +14,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_logvmamba import __version__
 from nnunet_logvmamba.errors import Refused
@@ -41,13 +43,21 @@ class RecordedTrainer(nnUNetTrainer):
     def do_split(self):
         """Give nnU-Net's training and validation cases, and keep them for the record.
 
+        Where there is no file of the folds yet, nnU-Net's own are written in one step, so that trainings that begin at
+        the same time, as on a cluster, never read half of them.
+
         Raises:
             Refused: If the file of the folds is damaged, as a training leaves it that was killed while it wrote it.
         """
+        file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        if self.fold != "all" and not file.is_file():
+            dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
+            cases = sorted(dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+            folds = generate_crossval_split(cases, seed=12345, n_splits=5)
+            replace_text(file, json.dumps(folds, indent=4, sort_keys=True))
         try:
             self._split = super().do_split()
         except json.JSONDecodeError as error:
-            file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
             raise Refused(
                 f"{file} is not valid JSON ({error}): copy it anew, or remove it if the folds were nnU-Net's own."
             ) from error

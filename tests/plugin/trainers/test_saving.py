@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there, and ``--c`` takes the first that is whole."""
 
+import contextlib
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ import small_dataset
 import torch
 from commands import NnunetFolders
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint, run_training
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from small_model import flip
 
 from nnunet_logvmamba.errors import Refused
@@ -300,6 +302,49 @@ def test_half_a_file_of_folds_is_named(make, nnunet_folders):
     file.write_text('[{"train": ["ba')
     with pytest.raises(Refused, match=f"{file} is not valid JSON .*: copy it anew, or remove it"):
         trainer.run_training()
+
+
+def test_folds_are_those_of_nnunet_to_the_byte(make, nnunet_folders):
+    trainer = make()
+    trainer.initialize()
+    file = nnunet_folders.preprocessed / small_dataset.NAME / "splits_final.json"
+    file.unlink(missing_ok=True)
+    cases = nnUNetTrainer.do_split(trainer)
+    stock = file.read_bytes()
+    file.unlink()
+    assert trainer.do_split() == cases
+    assert file.read_bytes() == stock
+
+
+def save_slowly(content: object, file: str) -> None:
+    """Write JSON as to a file system that is slow: half of it is there for a while."""
+    text = json.dumps(content)
+    with open(file, "w") as stream:
+        for part in (text[: len(text) // 2], text[len(text) // 2 :]):
+            stream.write(part)
+            stream.flush()
+            time.sleep(0.2)
+
+
+def test_trainings_that_begin_one_after_another_read_whole_folds(make, nnunet_folders, monkeypatch):
+    trainer = make()
+    trainer.initialize()
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.save_json", save_slowly)
+    file = nnunet_folders.preprocessed / small_dataset.NAME / "splits_final.json"
+    file.unlink(missing_ok=True)
+    children = []
+    for delay in (0, 0.05, 0.1, 0.15, 0.2, 0.3):
+        child = os.fork()
+        if not child:
+            code = 1
+            with contextlib.suppress(BaseException):
+                time.sleep(delay)
+                trainer.do_split()
+                code = 0
+            os._exit(code)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
+    assert [path.name for path in file.parent.iterdir() if "splits" in path.name] == [file.name]
 
 
 # Killed at any moment
