@@ -37,6 +37,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from dataset_conversion.phantoms.long_range import GUESS, long_range_case
+from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.networks import catalogue
 
 FIRST_TEST = 1_000_000
@@ -190,11 +191,11 @@ def read(file: Path) -> list[dict]:
     return json.loads(file.read_text())["trainings"] if file.is_file() else []
 
 
-def write(file: Path, rows: list[dict]) -> None:
-    """Write all trainings, whole or not at all."""
-    staged = file.with_suffix(".new")
-    staged.write_text(json.dumps({"circumstances": rows[-1]["circumstances"], "trainings": rows}, indent=1) + "\n")
-    staged.replace(file)
+def put(file: Path, row: dict) -> None:
+    """Write a training to the file, in place of what is there of it; another process may have written meanwhile."""
+    rows = {key(one): one for one in read(file)} | {key(row): row}
+    content = {"circumstances": row["circumstances"], "trainings": list(rows.values())}
+    replace_text(file, json.dumps(content, indent=1) + "\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -211,16 +212,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--control", action="store_true", help="the class stands in the target itself")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="keep the weights of every training there")
-    show = parser.add_mutually_exclusive_group()
-    show.add_argument("--plot", type=Path, metavar="PNG", help="draw what was measured")
-    show.add_argument("--table", action="store_true", help="print what was measured")
-    show.add_argument("--look", action="store_true", help="add what the blocks do, from the kept --weights")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--plot", type=Path, metavar="PNG", help="draw what was measured")
+    instead.add_argument("--table", action="store_true", help="print what was measured")
+    instead.add_argument("--look", action="store_true", help="add what the blocks do, from the kept --weights")
     parser.add_argument("--results", type=Path, help="file; default: benchmarks/results/long_range_<device>.json")
     args = parser.parse_args()
     if args.networks and args.settings:
         parser.error("--settings names the networks itself; leave --networks out")
     args.networks = args.networks or ([LOG, *SETTINGS] if args.settings else list(NETWORKS))
-    if args.dims == 3 and not args.table:
+    if args.dims == 3 and not (args.plot or args.table or args.look):
         small = [name for name in args.networks if name in NETWORKS and 3 not in NETWORKS[name][1]]
         if small:
             parser.error(f"in 3D there is no {small[0]!r} with as many parameters as the others; name --networks")
@@ -231,7 +232,7 @@ def arguments() -> argparse.Namespace:
 
 
 def by_distance(rows: Sequence[dict], name: str) -> dict[int, list[float]]:
-    """The accuracies of a network, one for each seed."""
+    """The accuracies of a network by distance, one for each seed."""
     found: dict[int, list[float]] = {}
     for row in sorted(rows, key=lambda row: (row["distance"], row["seed"])):
         if row["network"] == name:
@@ -271,9 +272,9 @@ def plot(rows: Sequence[dict], target: Path) -> None:
         found = by_distance(rows, name)
         if found:
             distances = sorted(found)
-            means = np.array([np.mean(found[distance]) for distance in distances])
+            middle = np.array([np.mean(found[distance]) for distance in distances])
             ends = np.array([(min(found[distance]), max(found[distance])) for distance in distances])
-            axes.errorbar(distances, means, np.abs(ends.T - means), marker="o", capsize=3, label=name)
+            axes.errorbar(distances, middle, np.abs(ends.T - middle), marker="o", capsize=3, label=name)
     axes.axhline(GUESS, color="grey", linestyle="--", label="guessing by the majority")
     axes.set(xlabel="distance of the cue, voxels", ylabel="targets named rightly", ylim=(0.4, 1.02))
     axes.legend()
@@ -285,8 +286,7 @@ def show(args: argparse.Namespace) -> None:
     """Print or draw the trainings that the arguments name, or look at their blocks."""
     wanted = {name: getattr(args, name) for name in ("dims", "along", "control", "iterations")}
     chosen = {"network": args.networks, "distance": args.distances, "seed": args.seeds}
-    everything = read(args.results)
-    rows = [row for row in everything if all(row[name] in values for name, values in chosen.items())]
+    rows = [row for row in read(args.results) if all(row[name] in values for name, values in chosen.items())]
     rows = [row for row in rows if wanted.items() <= row.items()]
     if not rows:
         words = ", ".join(f"{name}={value}" for name, value in wanted.items())
@@ -296,14 +296,14 @@ def show(args: argparse.Namespace) -> None:
     elif args.table:
         print(table(rows))
     else:
+        rows = [row for row in rows if row["network"] != STOCK and (args.weights / file_of(row)).is_file()]
+        if not rows:
+            sys.exit(f"long_range: {args.weights} has no weights of these trainings: run them with --weights")
         for row in rows:
-            if row["network"] != STOCK and (args.weights / file_of(row)).is_file():
-                row |= look(row, args.weights, args.device)
-                words = ", ".join(f"{share:.1%} without {what}" for what, share in row["dropped"].items())
-                print(
-                    f"{row['network']}, distance {row['distance']}, seed {row['seed']}: {row['accuracy']:.1%}, {words}"
-                )
-        write(args.results, everything)
+            row |= look(row, args.weights, args.device)
+            put(args.results, row)
+            words = ", ".join(f"{share:.1%} without {what}" for what, share in row["dropped"].items())
+            print(f"{row['network']}, distance {row['distance']}, seed {row['seed']}: {row['accuracy']:.1%}, {words}")
 
 
 def main() -> int:
@@ -320,8 +320,7 @@ def main() -> int:
             continue
         row = train(name, seed, task, args.iterations, args.device, args.weights)
         row["circumstances"] = circumstances(None)
-        # Read anew, since another process may have written meanwhile.
-        write(args.results, [*read(args.results), row])
+        put(args.results, row)
         print(f"{name}, distance {distance}, seed {seed}: {row['accuracy']:.1%} in {row['seconds']:.0f} s", flush=True)
     return 0
 

@@ -1,4 +1,4 @@
-"""What the scan of a trained network does: ``python benchmarks/scan_at_work.py MODEL... [--fold 0] [--cases N]``.
+"""What the blocks of a trained network do: ``python benchmarks/scan_at_work.py MODEL... [--fold 0] [--cases N]``.
 
 For trained models of ours (folders of stock nnU-Net's results), on preprocessed cases of the fold's validation split:
 how large the branch of every block is beside its input, and the scan's output beside the skip term ``D * x``, the steps
@@ -63,7 +63,9 @@ def watched(blocks: dict[str, LoGVMambaBlock], found: dict[str, list[dict]]) -> 
 
     def end(name: str):
         def hook(_: LoGVMambaBlock, inputs: tuple, output: Tensor) -> None:
-            found[name][-1]["branch_to_input"] = float((output.float() - inputs[0]).norm() / inputs[0].norm())
+            found[name][-1]["branch_to_input"] = float(
+                (output.float() - inputs[0].float()).norm() / inputs[0].float().norm()
+            )
 
         return hook
 
@@ -76,9 +78,9 @@ def watched(blocks: dict[str, LoGVMambaBlock], found: dict[str, list[dict]]) -> 
             steps, fades = [], []
             for (delta, _, _), bias, rate in zip(ssm.project(tokens, context), ssm.dt_bias, rates, strict=True):
                 step = F.softplus(delta.float() + bias)
-                steps.append(np.percentile(step, PERCENTS))
+                steps.append(np.percentile(step.cpu(), PERCENTS))
                 # Tokens until a state is e times smaller, at the channel's mean step.
-                fades.append(np.percentile(1 / (step.mean((0, 1))[:, None] * rate), PERCENTS))
+                fades.append(np.percentile(1 / (step.mean((0, 1))[:, None] * rate).cpu(), PERCENTS))
             found[name][-1] |= {
                 "states_to_skip": float(states.norm() / skip.norm()),
                 "steps": np.mean(steps, 0).tolist(),
@@ -143,7 +145,7 @@ def dice(predicted: np.ndarray, truth: np.ndarray, labels: list[int]) -> list[fl
 
 
 def look_at(model: Path, fold: int, most: int | None, device: str) -> dict[str, object]:
-    """Predict the cases of a model's validation split in all ways, and say what the scans did in the first."""
+    """Predict the cases of a model's validation split in all ways, and say what the blocks did in the first."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.paths import nnUNet_preprocessed
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,13 +22,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give another path in the same folder to write to; it becomes ``path``, or is removed if anything goes wrong.
 
     A file that is replaced hands its permissions on. The content is on the disk before it gets the name, and what a
-    process left that was killed while it wrote the same file is removed.
+    process of this machine left that was killed while it wrote the same file is removed. What a process of another
+    machine or container writes is not touched: nobody here knows whether that still runs.
 
     Raises:
         OSError: If it cannot be written, with the name that was asked for; what was there stays as it was.
     """
     path = path.resolve()  # a link stays a link
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}")
     try:
         _remove_leftovers(path)
         yield temporary
@@ -53,10 +57,19 @@ def _to_disk(path: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        number = left.name[len(path.name) + 2 :]
+    ours = f".{path.name}.{_machine()}."
+    for left in path.parent.glob(f"{glob.escape(ours)}*"):
+        number = left.name[len(ours) :]
         if os.name == "posix" and number.isdecimal() and not _is_running(int(number)):
             left.unlink(missing_ok=True)
+
+
+@functools.cache
+def _machine() -> str:
+    """A short name for whatever numbers its processes by itself: the machine, or the container on it."""
+    with suppress(OSError):
+        return hashlib.sha256(f"{platform.node()} {os.stat('/proc/self/ns/pid').st_ino}".encode()).hexdigest()[:8]
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def _is_running(process: int) -> bool:

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from nnunet_logvmamba import files
 from nnunet_logvmamba.files import replace_text, replacing
 
 
@@ -31,6 +32,28 @@ def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         write_half()
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["page.html"]
+
+
+def test_only_what_a_killed_process_of_this_machine_left_is_removed(tmp_path, monkeypatch):
+    target = tmp_path / "splits.json"
+    child = os.fork()
+    if not child:
+        with replacing(target) as temporary:
+            temporary.write_text("half")
+            os._exit(0)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(f".{child}")
+    elsewhere = left.with_name(left.name.replace(files._machine(), "0" * 8))
+    elsewhere.write_text("half, and another machine is at it")
+    replace_text(target, "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([elsewhere, target])
+
+
+def test_a_container_has_a_name_of_its_own(monkeypatch):
+    here = files._machine()
+    monkeypatch.setattr(os, "stat", lambda path: os.stat_result([0, int(str(path) == "/proc/self/ns/pid"), *[0] * 8]))
+    assert files._machine.__wrapped__() != here
 
 
 def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):

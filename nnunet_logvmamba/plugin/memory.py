@@ -225,7 +225,7 @@ def _tensors(values: object) -> Iterator[Tensor]:
 def scan_workspace(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, *, backwards: bool) -> int:
     """Bytes that the kernels for GPUs hold beside arguments and results of a scan: see ``triton_launch``.
 
-    Both weights of every step side by side, and a state for every chunk of four tiles, of which long sequences have
+    Both weights of every step in float32, and a state for every chunk of four tiles, of which long sequences have
     fewer. Backwards three for every chunk, the state at the start of every tile with how far it has faded, and for
     every 64 channels the gradients of the weights.
     """

@@ -91,7 +91,7 @@ def instructions(machine_code: bytes, states: int = 16) -> float:
     if len(loops) < 2:
         return 0.0
     (inner, first, last), *around = [loop for loop in loops if any("MUFU.EX2" in x for x in found[loop[1] : loop[2]])]
-    outer = next(size for size, begin, end in around if begin < first and last < end)
+    (outer,) = (size for size, begin, end in around if begin < first and last < end)
     return (outer + (states - 1) * inner) / (STEPS_OF_A_TILE * states)
 
 

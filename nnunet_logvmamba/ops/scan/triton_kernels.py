@@ -14,25 +14,31 @@ the next (``carry``), then they run for good (``finish_chunks``). From one tile 
 memory.
 
 Tensors have two axes, (state, channel); one of them has size 1 where it does not matter. Loads give the type ``ACC``,
-float32 or float64, and stores round. Offsets within a batch entry are 64-bit if WIDE, all others always. Numbers are
-compared in full shape, hence ``owned * 0 + ...``: Triton's interpreter cannot spread a single truth value.
+float32 or float64, and stores round. Offsets of rows within a batch entry are 64-bit if WIDE, all others of tensors
+with channels always. Numbers are compared in full shape, hence ``owned * 0 + ...``: Triton's interpreter cannot spread
+a single truth value.
 """
 
-import numpy as np
 import triton
 import triton.language as tl
 
-
-def _log1p_over(degree: int) -> tl.constexpr:
-    """Coefficients of a polynomial in z for log(1 + z) / z on [0, 1], the constant first."""
-    series = np.polynomial.Chebyshev.interpolate(lambda z: np.log1p(z) / z, degree, domain=[0, 1])
-    return tl.constexpr(tuple(series.convert(kind=np.polynomial.Polynomial).coef.tolist()))
-
-
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-LOG1P_8, LOG1P_18 = _log1p_over(8), _log1p_over(18)
 SOFTPLUS_THRESHOLD = tl.constexpr(20.0)
+# Coefficients of polynomials in z for log(1 + z) / z on [0, 1], the constant first: Chebyshev's interpolation. They are
+# part of the key under which a kernel is kept, so they must not be computed anew on every machine.
+# fmt: off
+LOG1P_8 = tl.constexpr((
+    0.999999966, -0.49999445, 0.333181217, -0.24835399, 0.190768807, -0.136022476, 0.0775160866, -0.0290740646,
+    0.00512610212,
+))
+LOG1P_18 = tl.constexpr((
+    1.0000000000000018, -0.5000000000007087, 0.33333333337876375, -0.250000001069909, 0.20000000906278886,
+    -0.1666666117873879, 0.14285507472415976, -0.12497631902397187, 0.11094629079678654, -0.09920009984795655,
+    0.08803493768822304, -0.07541499702921628, 0.05977616914989134, -0.04160648692203196, 0.024017235166148135,
+    -0.010796615951939635, 0.003491451865748356, -0.0007155568976151314, 6.936725817228619e-05,
+))
+# fmt: on
 # Chunks whose values are loaded before the first is used.
 CARRY_UNROLL = tl.constexpr(16)
 
@@ -185,8 +191,8 @@ def _upstream(
 
 @triton.jit
 def _merge(parts, lane, BIT: tl.constexpr, COUNT: tl.constexpr):
-    """Half as many values: where two channels differ in one bit only, the first of them adds up what both have of every
-    value in the first half, the other what both have of those in the second half.
+    """Half as many values: where the numbers of two threads differ in one bit only, the first of them adds up what both
+    have of every value in the first half, the other what both have of those in the second half.
     """
     first = (lane & BIT) == 0
     merged = ()

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,9 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_logvmamba import __version__
 from nnunet_logvmamba.errors import Refused
@@ -43,18 +42,22 @@ class RecordedTrainer(nnUNetTrainer):
     def do_split(self):
         """Give nnU-Net's training and validation cases, and keep them for the record.
 
-        Where there is no file of the folds yet, nnU-Net's own are written in one step, so that trainings that begin at
-        the same time, as on a cluster, never read half of them.
+        Where there is no file of the folds yet, nnU-Net's own appears in one step, so that trainings that begin at the
+        same time, as on a cluster, never read half of it.
 
         Raises:
-            Refused: If the file of the folds is damaged, as a training leaves it that was killed while it wrote it.
+            Refused: If the file of the folds is damaged, as nnU-Net leaves it when it is killed while it writes it.
         """
         file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
         if self.fold != "all" and not file.is_file():
-            dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
-            cases = sorted(dataset_class.get_identifiers(self.preprocessed_dataset_folder))
-            folds = generate_crossval_split(cases, seed=12345, n_splits=5)
-            replace_text(file, json.dumps(folds, indent=4, sort_keys=True))
+            home = self.preprocessed_dataset_folder_base
+            with tempfile.TemporaryDirectory() as folder:
+                self.preprocessed_dataset_folder_base = folder
+                try:
+                    super().do_split()
+                finally:
+                    self.preprocessed_dataset_folder_base = home
+                replace_text(file, (Path(folder) / file.name).read_text())
         try:
             self._split = super().do_split()
         except json.JSONDecodeError as error:

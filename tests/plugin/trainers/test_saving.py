@@ -1,6 +1,5 @@
 """A checkpoint is whole or not there, and ``--c`` takes the first that is whole."""
 
-import contextlib
 import errno
 import json
 import os
@@ -337,11 +336,14 @@ def test_trainings_that_begin_one_after_another_read_whole_folds(make, nnunet_fo
         child = os.fork()
         if not child:
             code = 1
-            with contextlib.suppress(BaseException):
+            try:
                 time.sleep(delay)
                 trainer.do_split()
                 code = 0
-            os._exit(code)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
     assert [path.name for path in file.parent.iterdir() if "splits" in path.name] == [file.name]
