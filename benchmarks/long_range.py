@@ -267,17 +267,18 @@ def plot(rows: Sequence[dict], target: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name in [*NETWORKS, *SETTINGS]:
+    figure, axes = plt.subplots(figsize=(8.5, 4), layout="constrained")
+    for number, name in enumerate([*NETWORKS, *SETTINGS]):
         found = by_distance(rows, name)
         if found:
-            distances = sorted(found)
+            distances = np.array(sorted(found))
             middle = np.array([np.mean(found[distance]) for distance in distances])
             ends = np.array([(min(found[distance]), max(found[distance])) for distance in distances])
-            axes.errorbar(distances, middle, np.abs(ends.T - middle), marker="o", capsize=3, label=name)
+            beside = distances + 0.8 * (number - 2.5)  # so that none hides another
+            axes.errorbar(beside, middle, np.abs(ends.T - middle), marker="o", capsize=3, label=name)
     axes.axhline(GUESS, color="grey", linestyle="--", label="guessing by the majority")
     axes.set(xlabel="distance of the cue, voxels", ylabel="targets named rightly", ylim=(0.4, 1.02))
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(target, dpi=120)
     plt.close(figure)
 

@@ -31,7 +31,9 @@ def draw_losses(axes: Axes, rows: list[dict]) -> None:
                 shares[row["distance"]].append(row["accuracy"] if what == "as trained" else row["dropped"][what])
         distances = sorted(shares)
         label = what if what == "as trained" else f"without {what}"
-        axes.plot(distances, [np.mean(shares[distance]) for distance in distances], color=colour, label=label)
+        width = 5 if what == "as trained" else 1.5
+        means = [np.mean(shares[distance]) for distance in distances]
+        axes.plot(distances, means, color=colour, linewidth=width, alpha=0.3 if width == 5 else 1, label=label)
         every = [(distance, share) for distance in distances for share in shares[distance]]
         axes.plot(*np.transpose(every), "o", color=colour, markersize=3 + 1.5 * (3 - place), fillstyle="none")
     axes.axhline(GUESS, color="grey", linestyle="--", label="guessing by the majority")
@@ -53,11 +55,12 @@ def draw_reach(axes: Axes, rows: list[dict]) -> None:
                 axes.plot((x, x), (low, high), style, color=colour, label=label)
                 axes.plot(x, middle, "o", color=colour, markersize=4)
         apart = [distance / pixels for distance in distances]
-        axes.plot(distances, apart, ":", color=colour, label=f"tokens between cue and target, {name}")
+        axes.plot(distances, apart, ":", color=colour, label=f"from cue to target, {name}")
     axes.set(
         xlabel="distance of the cue, pixels", ylabel="tokens", yscale="log", title="until a state is e times smaller"
     )
-    axes.legend(fontsize=7, loc="lower right")
+    axes.set_ylim(0.08, None)
+    axes.legend(fontsize=6, loc="lower center", ncols=2)
 
 
 def main() -> None:
@@ -69,7 +72,7 @@ def main() -> None:
         and "dropped" in row
         and (row["dims"], row["along"], row["control"]) == (2, "fast", False)
     ]
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     draw_losses(axes[0], rows)
     draw_reach(axes[1], rows)
     figure.savefig(TARGET, dpi=110)

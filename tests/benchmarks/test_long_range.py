@@ -73,6 +73,42 @@ def test_accuracy_counts_the_targets_that_get_their_own_class(long_range):
     assert long_range.named(lambda _: half, [(x, y)]) == 0.5
 
 
+def stored(long_range, **wanted) -> list[dict]:
+    rows = long_range.read(BENCHMARKS / "results" / "long_range_cpu.json")
+    return [row for row in rows if {"dims": 2, "control": False, **wanted}.items() <= row.items()]
+
+
+@pytest.mark.parametrize("along", ["fast", "slow"])
+def test_the_tables_of_the_results_are_what_was_measured_with_equal_terms(long_range, along):
+    rows = stored(long_range, along=along)
+    assert long_range.table(rows) in (BENCHMARKS.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    assert {row["iterations"] for row in rows} == {1500}
+    assert len({long_range.key(row) for row in rows}) == len(rows)
+    for distance in {row["distance"] for row in rows}:
+        of_network = {}
+        for row in rows:
+            if row["distance"] == distance and row["network"] in long_range.NETWORKS:
+                of_network.setdefault(row["network"], set()).add(row["seed"])
+        assert set(of_network) == set(long_range.NETWORKS), "a network is missing"
+        assert len(set(map(frozenset, of_network.values()))) == 1, "networks have other seeds"
+
+
+def test_what_the_page_says_of_trainings_without_parts_of_their_blocks_was_measured(long_range):
+    page = (BENCHMARKS.parent / "docs" / "explanation" / "what-the-scan-does.md").read_text(encoding="utf-8")
+    models = json.loads((BENCHMARKS / "results" / "scan_at_work.json").read_text())["models"]
+    log, control = (model["dice"] for model in models)
+    for way, dice in log.items():
+        other = f"{control[way]:.4f}" if way in control else "–"
+        assert f"| {way} | {dice:.4f} | {other} |" in page
+    ways = ("scan", "global tokens", "blocks")
+    far = [row for row in stored(long_range, along="fast") if row["distance"] >= 44 and "dropped" in row]
+    for name in ("LoG-VMamba", "local tokens", "global tokens", "VSS"):
+        rows = [row for row in far if row["network"] == name]
+        shares = [[row["dropped"].get(way) for row in rows] for way in ways]
+        cells = [f"{100 * min(of):.0f} – {100 * max(of):.0f}" if None not in of else "–" for of in shares]
+        assert f"| {name} | {' | '.join(cells)} |" in page
+
+
 def tables(*words: object) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", str(BENCHMARKS / "tables.sh"), "long_range", *map(str, words)],
