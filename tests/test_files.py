@@ -34,7 +34,7 @@ def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     assert os.listdir(tmp_path) == ["page.html"]
 
 
-def test_only_what_a_killed_process_of_this_machine_left_is_removed(tmp_path, monkeypatch):
+def test_only_what_a_killed_process_of_this_machine_left_is_removed(tmp_path):
     target = tmp_path / "splits.json"
     child = os.fork()
     if not child:

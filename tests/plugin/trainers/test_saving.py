@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,21 @@ def make_in(folders, name: str = "nnUNetTrainerStockNetwork", *, resumes: bool =
     content["continue_training"] = resumes
     dataset = json.loads((preprocessed / "dataset.json").read_text())
     return getattr(trainers, name)(content, "small", 0, dataset, torch.device("cpu"))
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Do something in a process of its own, which ends with 0 unless it fails, and give its number."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 @pytest.fixture
@@ -331,20 +347,12 @@ def test_trainings_that_begin_one_after_another_read_whole_folds(make, nnunet_fo
     monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.save_json", save_slowly)
     file = nnunet_folders.preprocessed / small_dataset.NAME / "splits_final.json"
     file.unlink(missing_ok=True)
-    children = []
-    for delay in (0, 0.05, 0.1, 0.15, 0.2, 0.3):
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                time.sleep(delay)
-                trainer.do_split()
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
+
+    def begin_after(seconds: float) -> None:
+        time.sleep(seconds)
+        trainer.do_split()
+
+    children = [in_a_child(partial(begin_after, seconds)) for seconds in (0, 0.05, 0.1, 0.15, 0.2, 0.3)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
     assert [path.name for path in file.parent.iterdir() if "splits" in path.name] == [file.name]
 
@@ -354,11 +362,8 @@ def test_trainings_that_begin_one_after_another_read_whole_folds(make, nnunet_fo
 
 def train_in_a_child(continues: bool, validates: bool, log: Path) -> int:
     """Do what ``nnUNetv2_train`` does, in a process group of its own, and give its number."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
+
+    def train() -> None:
         os.setsid()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
@@ -370,11 +375,8 @@ def train_in_a_child(continues: bool, validates: bool, log: Path) -> int:
             trainer = get_trainer_from_args(*words, device=torch.device("cpu"))
             maybe_load_checkpoint(trainer, continues, False)
             trainer.run_training()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+
+    return in_a_child(train)
 
 
 def kill(process: int) -> None:
