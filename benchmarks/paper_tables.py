@@ -14,10 +14,13 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import kept
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
@@ -99,8 +102,8 @@ def rows_of(table: str, data: Data) -> list[Row]:
         recipes = {"Adam 1e-3": "", "SGD 1e-2": f"_{COMMON}"}  # the first is the default
         return [
             Row(f"{title}, {words}", f"{family}{recipe}")
-            for title, family in families.items()
             for words, recipe in recipes.items()
+            for title, family in families.items()
         ]
     if table == "peers":
         return rivals(len(data.patch_size))
@@ -146,6 +149,18 @@ def rivals(dims: int) -> list[Row]:
         if published != COMMON or recipe == COMMON
     ]
     return [*rows, Row("nnU-Net's network (common)", f"StockNetwork_{COMMON}")]
+
+
+def chosen(rows: list[Row], names: Sequence[str] | None) -> list[Row]:
+    """Give the rows with these names, or all; a name that is none ends everything with exit code 2."""
+    strangers = [name for name in names or () if name not in {row.name for row in rows}]
+    if strangers:
+        print(
+            f"tables: there is no row '{strangers[0]}'; there are {'; '.join(row.name for row in rows)}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    return [row for row in rows if not names or row.name in names]
 
 
 def _sweep(knob: str, letter: str, value: int, default: int) -> Row:
@@ -256,7 +271,7 @@ class Workplace:
             for row in rows
         }
         found: dict[str, Any] = {
-            "name": f"{table}_{self.budget}{'_holdout' * bool(args.holdout)}",
+            "name": f"{table}_{self.budget}{'_holdout' * bool(args.holdout)}{'_part' * bool(args.rows)}",
             "dataset": int(self.data.number),
             "trainers": [f"nnUNetTrainer{family}" for family in families],
             "seeds": args.seeds,
@@ -293,11 +308,17 @@ class Workplace:
         study = self.study(table, rows)
         text = "\n".join(toml(study)) + "\n"
         on = ["--on", self.args.on] if self.args.on != "local" else []
+        models = {
+            f"nnUNetTrainer{row.family}_seed{seed}__{PLANS}__{self._named(row)}"
+            for row in rows
+            for seed in self.args.seeds
+        }
         file = self.folder / "studies" / f"{study['name']}.toml"
         if not self.args.dry_run:
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
-            self.run("logvmamba", "study", "run", str(file), *on)
+            with kept_in(self.args.keep, self.folder / "results", models):
+                self.run("logvmamba", "study", "run", str(file), *on)
             return
         print(f"\n# {file}\n{text}")
         self.run("logvmamba", "study", "run", str(file), *on)
@@ -306,6 +327,20 @@ class Workplace:
                 copy = Path(folder, file.name)
                 copy.write_text(text)
                 self.run("logvmamba", "study", "run", str(copy), *on, "--dry-run", dry=False)
+
+
+@contextmanager
+def kept_in(file: Path | None, results: Path, models: Container[str]) -> Iterator[None]:
+    """Take trainings from a file before, and write into it those that have ended, however that ends; None: neither."""
+    if file is None:
+        yield
+        return
+    say = "tables: {} training(s) {} {}"
+    print("\n" + say.format(len(kept.restore(file, results, models)), "taken from", file), flush=True)
+    try:
+        yield
+    finally:
+        print("\n" + say.format(len(kept.keep(file, results, models)), "added to", file), flush=True)
 
 
 def toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[str]:
@@ -334,6 +369,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--iterations", type=int, default=25, help="per epoch, default: %(default)s")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="names of those to train and compare; default: all")
     parser.add_argument(
         "--narrow", type=int, default=1, metavar="N", help="divide the channels of every stage by N; default: 1"
     )
@@ -348,6 +384,12 @@ def _arguments() -> argparse.Namespace:
         type=lambda word: Path(word).resolve(),
         metavar=("IMAGES", "REFERENCES"),
         help="folders of cases to predict and score as well",
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE.json",
+        help="trainings in this file are not run again, and those that end are added, without weights and segmentations",
     )
     parser.add_argument("--on", choices=("local", "slurm"), default="local", help="default: %(default)s")
     parser.add_argument("--cluster", type=Path, metavar="FILE.toml", help="file with a table [cluster], for --on slurm")
@@ -364,7 +406,13 @@ def _arguments() -> argparse.Namespace:
     axes = len(DATA[args.data].patch_size)
     if args.on == "slurm" and len(args.tables) > 1:
         parser.error("--on slurm takes one table at a time: what two of them share would be trained twice at once")
+    if args.keep and args.holdout:
+        parser.error("--keep has no weights, which --holdout predicts with: take one of them")
+    if args.keep and args.on == "slurm":
+        parser.error("--keep waits for trainings to end, --on slurm does not: take one of them")
     try:
+        if args.keep:
+            kept.read(args.keep)
         if args.cluster and "cluster" not in read_toml(args.cluster):
             parser.error(f"{args.cluster} has no table [cluster]")
         read_cluster(args.cluster)
@@ -391,10 +439,11 @@ def main() -> int:
     args = _arguments()
     data = DATA[args.data]
     data = replace(data, patch_size=tuple(args.patch_size or data.patch_size))
+    tables = {table: chosen(rows_of(table, data), args.rows) for table in args.tables}
     workplace = Workplace(args, data)
     workplace.prepare()
-    for table in args.tables:
-        workplace.make(table, rows_of(table, data))
+    for table, rows in tables.items():
+        workplace.make(table, rows)
     return 0
 
 

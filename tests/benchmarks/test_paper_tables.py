@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
@@ -29,16 +28,9 @@ except ImportError:  # Python 3.10
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "tables.sh"
 
+sys.path.append(str(SCRIPT.parent))  # the scripts import each other by their names, as when they are run
 
-def load():
-    specification = importlib.util.spec_from_file_location("paper_tables", SCRIPT.with_name("paper_tables.py"))
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["paper_tables"] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-paper_tables = load()
+import paper_tables  # noqa: E402
 
 
 def run(*words: object, check: bool = True) -> subprocess.CompletedProcess:
@@ -178,6 +170,14 @@ def test_another_budget_has_configurations_of_its_own_and_held_out_cases_are_pre
     assert (study.name, set(study.configurations)) == ("window_10x25_holdout", set(names[:3]))
 
 
+def test_some_rows_of_a_table_are_a_study_of_their_own(source, tmp_path):
+    words = ("8", "--source", source, "--folder", tmp_path / "tables", "--dry-run", "--seeds", "1")
+    rows = ["LoG-VMamba, 1 direction", "LoG-VMamba, 2 directions"]
+    (study,) = studies(run(*words, "--rows", *reversed(rows)).stdout)
+    assert (study.name, list(study.compare["names"].values())) == ("directions_10x25_part", rows)
+    assert study.trainers == ["nnUNetTrainerLoGVMamba_seed1"]
+
+
 def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('dataset = 7\n[cluster]\ncpus = 8\nsbatch = { qos = "long" }\n')
@@ -202,6 +202,10 @@ def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
         (("6", "7", "--on", "slurm"), "--on slurm takes one table at a time"),
         (("6", "--cluster", "/nowhere.toml"), "there is no file /nowhere.toml"),
         (("6", "--holdout", "/nowhere", "/either"), "there is no folder /nowhere: --holdout takes those of images"),
+        (("8", "--rows", "VSS, 3 directions"), "there is no row 'VSS, 3 directions'; there are VSS, 1 direction; VSS, 2 d"),
+        (("6", "--keep", "/nowhere.json", "--holdout", "/", "/"), "--keep has no weights, which --holdout predicts with"),
+        (("6", "--keep", "/nowhere.json", "--on", "slurm"), "--keep waits for trainings to end, --on slurm does not"),
+        (("6", "--keep", ROOT / "benchmarks" / "results" / "scan_cpu.json"), "does not hold what --keep writes"),
         (("input", "--patch-size", "24", "40", "24"), "--patch-size is none of the table input"),
         (("6", "--patch-size", "24", "24"), "--patch-size takes 3 numbers from 1 on for hippocampus"),
         (("6", "--source", "/nowhere/at/all"), "there is no folder /nowhere/at/all: name the data with --source"),
@@ -214,7 +218,7 @@ def test_wrong_words_are_refused(words, sentence):
 
 
 @pytest.mark.slow
-def test_a_table_is_made_for_real_and_a_second_call_trains_nothing(shared, tmp_path):
+def test_a_table_is_made_for_real_and_neither_a_second_call_nor_another_machine_trains_again(shared, tmp_path):
     source = tmp_path / "source"
     for part in ("imagesTr", "labelsTr"):
         (source / part).mkdir(parents=True)
@@ -222,7 +226,7 @@ def test_a_table_is_made_for_real_and_a_second_call_trains_nothing(shared, tmp_p
             shutil.copy(path, source / part / path.name)
     folder = tmp_path / "tables"
     words = ("placement", "--source", source, "--folder", folder, "--seeds", "1", "--epochs", "1", "--iterations", "2")
-    words += ("--narrow", "4")
+    words += ("--narrow", "4", "--keep", tmp_path / "kept.json")
     first = run(*words)
     tables = (
         folder / "hippocampus" / "results" / "Dataset004_Hippocampus" / "studies" / "placement_1x2_narrow4" / "tables"
@@ -241,6 +245,17 @@ def test_a_table_is_made_for_real_and_a_second_call_trains_nothing(shared, tmp_p
     assert [words[:3] for words in commands(second.stdout)] == [["logvmamba", "study", "run"]]
     assert (tables / "comparison.md").read_text() == page
     assert "4 of 4 training(s) to do" in first.stdout
+    assert "4 training(s) added to" in first.stdout
+    content = (tmp_path / "kept.json").read_text()
+    assert str(tmp_path) not in content, "folders of this machine"
+    assert "train_losses" in content
+    elsewhere = tmp_path / "elsewhere"
+    third = run(*words, "--folder", elsewhere)
+    assert "4 training(s) taken from" in third.stdout
+    assert "0 of 4 training(s) to do" in third.stdout
+    assert not list(elsewhere.rglob("*.pth"))
+    assert (elsewhere / tables.relative_to(folder) / "comparison.md").read_text() == page
+    assert (tmp_path / "kept.json").read_text() == content
     planned = run(*words, "--dry-run", "--iterations", "3").stdout
     trained = [words for words in commands(planned) if words[0] == "nnUNetv2_train"]
     assert [words[2] for words in trained] == [
