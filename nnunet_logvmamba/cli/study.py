@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,7 +135,9 @@ def run(args: argparse.Namespace) -> int:
         cluster.check()
     planned = library.Planned(study, on=on, elsewhere=on == "slurm")
     planned.check()
-    due = planned.due()
+    due, theirs = planned.split(planned.due())
+    for job in theirs:
+        _say(f"left out, since nnU-Net's log says that somebody is at it: {planned.key(job)}")
     if args.dry_run:
         _show_steps(planned, due)
         return 0
@@ -180,11 +183,19 @@ def _counted(planned: Planned, due: Sequence[Job]) -> str:
 
 def _run_here(planned: Planned, due: Sequence[Job]) -> int:
     from nnunet_logvmamba.cli import doctor
+    from nnunet_logvmamba.plugin import cluster
     from nnunet_logvmamba.plugin.study import run_here
 
     failure = next((finding for finding in doctor.examine() if finding.state == doctor.FAILS), None)
     if failure is not None:
         raise UserError(f"training would fail: {failure.name}: {failure.text} (logvmamba doctor shows all)")
+    queue = cluster.queue() if planned.ran_on == "slurm" else {}
+    there = [number for number in planned.jobs_begun.values() if number in queue]
+    if there:
+        raise UserError(
+            f"{len(there)} job(s) of this study are in SLURM's queue, the first is {there[0]}: give --on slurm again, "
+            "or logvmamba study cancel first"
+        )
     _say(_counted(planned, due))
     run_here(planned, due, **_how())
     _say(f"\ndone: {planned.table if planned.table.is_file() else planned.folder}")
@@ -193,20 +204,30 @@ def _run_here(planned: Planned, due: Sequence[Job]) -> int:
 
 def _hand_over(planned: Planned, due: Sequence[Job]) -> int:
     from nnunet_logvmamba.plugin import cluster
+    from nnunet_logvmamba.plugin.study import running_here
 
+    here = running_here(planned.folder)
+    if here is not None:
+        raise UserError(
+            f"the study runs already, as process {here.process} of {here.host}, which is at: {here.key}; logvmamba "
+            "study cancel ends that"
+        )
     queue, begun = cluster.queue(), planned.jobs_begun
     there = {job: begun[planned.key(job)] for job in due if begun.get(planned.key(job)) in queue}
     # What waits for trainings is to wait for those that are handed over now, too.
     late = [job for job in there if job.stage in ("predict", "compare") and queue[there[job]] != "RUNNING"]
     new = [job for job in due if job not in there]
+    preparing = next((there[job] for job in there if job.stage == "prepare"), None)
+    if preparing and planned.prepares_more:  # it knows nothing of what was added
+        new = [job for job in due if job.stage == "prepare" or job not in there]
     if not new:
         _say(f"nothing to submit: {len(there)} job(s) are in the queue, and all else is done")
         return 0
     replaced = [there.pop(job) for job in late]
-    new = [job for job in due if job not in there]
+    new = [job for job in due if job in new or job in late]
     study = planned.study
     stages = cluster.stages_of(planned, new)
-    numbers = cluster.submit(study.name, planned.folder / "jobs", stages, study.cluster, there.values())
+    numbers = cluster.submit(study.name, planned.folder / "jobs", stages, study.cluster, there.values(), preparing)
     cluster.cancel(replaced)
     planned.remember(dict(zip(map(planned.key, new), numbers)))
     _say(f"{_counted(planned, due)}: {len(new)} submitted to SLURM, {len(there)} there already")
@@ -234,7 +255,6 @@ def _status(planned: Planned) -> int:
 
 
 def _cancel(planned: Planned) -> int:
-    import os
     import signal
     import socket
 
@@ -271,7 +291,8 @@ def _predict(args: argparse.Namespace) -> int:
         device = args.device if args.device != "auto" else "cuda" if asked.gpus else "cpu"
     else:
         device = first_run.device_here(args.device)
-    model, images, out = (path.resolve() for path in (args.model, args.images, args.out))
+    # A model may be a link to a folder that is not called like one.
+    model, images, out = (Path(os.path.abspath(path)) for path in (args.model, args.images, args.out))
     folds = args.folds or [fold.name.removeprefix("fold_") for fold in folds_of(model)]
     shards = Shards(model, images, out, tuple(folds), args.shards, device)
     shards.check()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_TIMEOUTS = 1000
 """So often may the time of a job be up before it is given up."""
 _PATHS = {"nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer", "nnUNet_logvmamba_pretrained"}
-"""Variables that name a folder or file, or several, separated like those of ``PATH``."""
+"""Variables that name a folder or file, or several, separated like those of ``PATH``; the last one may say none."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Stage:
     Attributes:
         work: What each does, called without arguments; it can be pickled, and called again where it was interrupted.
         gpus: For each.
-        waits: ``ok`` if the stage before must have succeeded, ``any`` if all before must have ended somehow.
+        waits: ``ok`` if the stage before must have succeeded, ``one`` if it must have ended somehow, ``any`` if all
+            before must.
     """
 
     name: str
@@ -121,14 +122,19 @@ def stages_of(planned: Planned, due: Sequence[Job]) -> list[Stage]:
             [Work(planned.study, job) for job in due if job.stage == stage],
             gpus if stage in ("train", "predict") else 0,
             # A training needs what is prepared; what comes later says itself what is missing.
-            "ok" if stage == "train" else "any",
+            {"prepare": "one", "train": "ok"}.get(stage, "any"),
         )
         for stage in STAGES
     ]
 
 
 def submit(
-    name: str, folder: Path, stages: Sequence[Stage], cluster: Cluster, waited_for: Iterable[str] = ()
+    name: str,
+    folder: Path,
+    stages: Sequence[Stage],
+    cluster: Cluster,
+    waited_for: Iterable[str] = (),
+    behind: str | None = None,
 ) -> list[str]:
     """Hand jobs over.
 
@@ -137,6 +143,7 @@ def submit(
         folder: Where submitit and SLURM write to.
         stages: One after the other; those without work are left out.
         waited_for: Numbers of jobs in the queue for which stages that wait for ``any`` wait, too.
+        behind: Number of a job in the queue that is taken for the stage before the first.
 
     Returns:
         Numbers in the queue, in the order of the work.
@@ -151,13 +158,14 @@ def submit(
     numbers: list[str] = []
     arrays = {number.partition("_")[0] for number in waited_for}
     submitted: list[str] = []
-    last: str | None = None
+    last = behind
     try:
         for stage in stages:
             if not stage.work:
                 continue
-            needed = {f"afterok:{last}"} if stage.waits == "ok" and last else set()
-            needed |= {f"afterany:{number}" for number in arrays} if stage.waits == "any" else set()
+            needed = {f"afterany:{number}" for number in arrays} if stage.waits == "any" else set()
+            if stage.waits != "any" and last:
+                needed.add(f"{'afterok' if stage.waits == 'ok' else 'afterany'}:{last}")
             executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=MOST_TIMEOUTS)
             executor.update_parameters(**_parameters(f"{name}-{stage.name}", folder, cluster, stage.gpus, needed))
             with redirect_stderr(io.StringIO()), executor.batch():  # what sbatch says is in the error, too
@@ -226,7 +234,9 @@ def _environment(cluster: Cluster, gpus: int) -> dict[str, str]:
     found = {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
     for name in _PATHS & found.keys():
         parts = filter(None, found[name].split(os.pathsep))
-        found[name] = os.pathsep.join(os.path.abspath(os.path.expanduser(part)) for part in parts)
+        found[name] = os.pathsep.join(
+            part if part == "none" else os.path.abspath(os.path.expanduser(part)) for part in parts
+        )
     if cluster.cpus is None:
         return found
     cores = str(max(1, cluster.cpus // max(1, gpus)))

@@ -27,15 +27,19 @@ from nnunet_logvmamba.plugin import first_run
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS
 from nnunet_logvmamba.plugin.first_run import Derived, FirstRun, NewScans, Request, Step
 from nnunet_logvmamba.plugin.study_file import Study
-from nnunet_logvmamba.plugin.trainer_names import find_trainer
+from nnunet_logvmamba.plugin.trainer_families import FAMILIES
+from nnunet_logvmamba.plugin.trainer_names import find_trainer, parts_of
 from nnunet_logvmamba.results import runs
+from nnunet_logvmamba.results.comparison import names_of, rename
 from nnunet_logvmamba.results.logs import read_text_logs
 from nnunet_logvmamba.results.record import read_record
+from nnunet_logvmamba.results.runs import method_of
 
 STAGES = ("prepare", "train", "predict", "compare")
 """What waits for what: each stage for the one before it."""
 
 RECORD = "study.json"
+COMPARED = "compared.json"
 FRESH_S = 300
 """A training that was begun by hand counts as running while its log is younger than this, or than three epochs."""
 
@@ -73,6 +77,7 @@ class Trainings(FirstRun):
             UserError: Naming the folder, and in what it differs.
         """
         plans = self._plans()
+        self._check_networks(plans)
         if plans is None:
             return
         self._check_derived(plans)
@@ -87,6 +92,23 @@ class Trainings(FirstRun):
                 raise UserError(
                     f"{model} has results of another study: {other}; move it away, or give the configuration another "
                     "name"
+                )
+
+    def _check_networks(self, plans: dict | None) -> None:
+        """Refuse a configuration that names another network than one of the trainers can train."""
+        ours = self.request.derived is not None and not self.request.derived.content.get("keep_network", False)
+        if not ours and plans is not None and self.configuration in plans["configurations"]:
+            from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+            from nnunet_logvmamba.plugin.plans import is_ours
+
+            ours = is_ours(PlansManager(plans).get_configuration(self.configuration).configuration["architecture"])
+        for trainer in self.request.trainers:
+            family, _ = parts_of(trainer) or (None, {})
+            if ours and FAMILIES.get(family, {}).get("stock", False):
+                raise UserError(
+                    f"{trainer} trains the network that nnU-Net planned, but {self.configuration} names another: derive "
+                    "it with keep_network = true, or make two studies and compare their results"
                 )
 
     def _what_is_other(self, trainer: str, plans: dict, there: dict) -> str | None:
@@ -126,7 +148,7 @@ class Trainings(FirstRun):
             overwrite=True,
         )
         there = plans["configurations"].get(derived.name)
-        if there is not None and there != written["configurations"][derived.name]:
+        if there is not None and there != json.loads(json.dumps(written["configurations"][derived.name])):
             raise UserError(
                 f"the plans have a configuration {derived.name} that differs from what the study derives: give the "
                 "study's another name, or write it with logvmamba plans --overwrite"
@@ -226,9 +248,16 @@ class Planned:
         """
         for number in range(len(self._requests)):
             self.part(number).check_results()
+        self._check_compared()
         if self.study.predict:
             self._predicting(0)  # reads all scans
         self._read_record()
+
+    def _check_compared(self) -> None:
+        """Refuse names that the comparison, which comes last, would not know."""
+        models = [self.model(job) for job in self.jobs if job.stage == "train"]
+        names = names_of(method_of(*model.name.split("__")) for model in models)
+        rename(names, self.study.compare.get("names", {}), self.study.compare.get("against"))
 
     def _predicting(self, number: int) -> Trainings:
         """One of the parts, which also predicts."""
@@ -242,7 +271,9 @@ class Planned:
 
     def _predictions(self, number: int) -> Path:
         plans, configuration = divmod(number, len(self.study.configurations))
-        return self.folder / "predictions" / f"{self.study.plans[plans]}__{self.study.configurations[configuration]}"
+        folds = "_".join(("folds", *self.study.folds))  # with more of them it is another prediction
+        names = self.study.plans[plans], self.study.configurations[configuration], folds
+        return self.folder / "predictions" / "__".join(names)
 
     # What there is to do
 
@@ -253,7 +284,7 @@ class Planned:
         models = [(number, trainer) for trainer in self.study.trainers for number in parts]
         found = [Job("prepare"), *(Job("train", *model, fold) for model in models for fold in self.study.folds)]
         found += [Job("predict", *model) for model in models if self.study.predict]
-        methods = {(number, re.sub(r"_seed\d+$", "", trainer)) for number, trainer in models}
+        methods = {(number, method_of(trainer, "", "")) for number, trainer in models}
         return found + [Job("compare")] * (len(methods) > 1)
 
     def key(self, job: Job) -> str:
@@ -316,9 +347,19 @@ class Planned:
         words += ["--metrics", *options["metrics"]] if "metrics" in options else []
         words += ["--against", options["against"]] if "against" in options else []
         words += ["--names", *(f"{old}={new}" for old, new in options["names"].items())] if "names" in options else []
-        if first_run.is_newer(self.table, summaries):
+        options_now = json.loads(json.dumps(options))
+        if first_run.is_newer(self.table, summaries) and self._compared() in (None, options_now):
             return Step("compare", finished=f"it is written: {self.table}")
         return Step("compare", (*words, "--output", str(self.table.parent)))
+
+    def _compared(self) -> dict[str, Any] | None:
+        """The options with which the table was made, if it was written down."""
+        file = self.folder / COMPARED
+        return read_json(file, "remove it, and the table is made anew") if file.is_file() else None
+
+    def remember_compared(self) -> None:
+        """Write down with which options the table was made."""
+        replace_text(self.folder / COMPARED, json.dumps(self.study.compare) + "\n")
 
     @property
     def table(self) -> Path:
@@ -328,6 +369,33 @@ class Planned:
     def due(self) -> list[Job]:
         """All jobs of which a step is due, whoever may be at them."""
         return [job for job in self.jobs if any(step.finished is None for step in self.steps(job, dry_run=True))]
+
+    def split(self, due: Sequence[Job]) -> tuple[list[Job], list[Job]]:
+        """Give the jobs that may begin, and trainings that somebody else is at: nnU-Net writes to their logs now.
+
+        What needs these is in neither.
+        """
+        begun = self.jobs_begun
+        theirs = [
+            job
+            for job in due
+            if job.stage == "train"
+            and self.key(job) not in begun
+            and not self.is_trained(job)
+            and _is_begun(self._fold(job))
+            and self._is_fresh(job)
+        ]
+
+        def needs_theirs(job: Job) -> bool:
+            return bool(theirs) and job.stage == "compare" or any(self._same(job, other) for other in theirs)
+
+        return [job for job in due if job.stage == "train" and job not in theirs or not needs_theirs(job)], theirs
+
+    @property
+    def prepares_more(self) -> bool:
+        """Whether more is to be preprocessed or derived than when jobs were begun the last time."""
+        there = self._read_record().get("study", {})
+        return any(there.get(key) != self.study.definition[key] for key in ("plans", "configurations", "derive"))
 
     # What was done
 
@@ -343,10 +411,14 @@ class Planned:
         record = read_json(file, "remove it, if no job of the study is in the queue")
         there = record.get("study", {}) if isinstance(record, dict) else {}
         for key, value in mine.items():
-            grows = key in ("trainers", "configurations", "plans", "folds")
-            if set(there.get(key, ())) - set(value) if grows else there.get(key) != value:
+            was, grows = there.get(key), key in ("trainers", "configurations", "plans", "folds")
+            if key == "derive":
+                differs = {name: value.get(name) for name in was or {}} != (was or {})
+            else:
+                differs = bool(set(was or ()) - set(value)) if grows else was != value
+            if differs:
                 raise UserError(
-                    f"{self.folder} is of another study (its {key}: {_in_words(there.get(key))}, not "
+                    f"{self.folder} is of another study (its {key}: {_in_words(was)}, not "
                     f"{_in_words(value)}): give this one another name, or remove the folder"
                 )
         return record
@@ -363,11 +435,8 @@ class Planned:
 
     def remember(self, begun: Mapping[str, str]) -> None:
         """Write down which jobs begin."""
-        record = self._read_record()
-        if self.study.compare != record.get("compare", self.study.compare):
-            self.table.unlink(missing_ok=True)  # it is to be made anew
-        jobs = {**record["jobs"], **begun}
-        content = {"study": self.study.definition, "compare": self.study.compare, "on": self.on, "jobs": jobs}
+        jobs = {**self._read_record()["jobs"], **begun}
+        content = {"study": self.study.definition, "on": self.on, "jobs": jobs}
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_text(self.folder / RECORD, json.dumps(content, indent=1) + "\n")
 
@@ -385,7 +454,7 @@ class Planned:
         fold = self._fold(job)
         checkpoints = [path for name in CHECKPOINTS if (path := fold / name).is_file()]
         validated = len(list((fold / "validation").glob("*")))
-        return f"{[(path.name, path.stat().st_mtime_ns) for path in checkpoints[:1]]}, {validated} validated"
+        return f"{[(path.name, path.stat().st_mtime_ns) for path in checkpoints]}, {validated} validated"
 
     def failure(self, job: Job) -> Path:
         """File with the last words of a job that failed; a job that begins removes it."""
@@ -496,6 +565,8 @@ def carry_out(planned: Planned, job: Job, **shown: Any) -> None:
         failure.parent.mkdir(parents=True, exist_ok=True)
         replace_text(failure, f"{words}\n")
         raise
+    if job.stage == "compare":
+        planned.remember_compared()
 
 
 def run_here(planned: Planned, due: Sequence[Job], **shown: Any) -> None:
@@ -505,8 +576,9 @@ def run_here(planned: Planned, due: Sequence[Job], **shown: Any) -> None:
         UserError: If one failed, or the study runs here already.
     """
     failed: list[Job] = []
-    planned.remember({planned.key(job): "" for job in due})
+    planned.folder.mkdir(parents=True, exist_ok=True)
     with _alone(planned.folder) as doing:
+        planned.remember({planned.key(job): "" for job in due})
         for job in due:
             doing(planned.key(job))
             try:

@@ -263,6 +263,9 @@ def make_study(content: Mapping[str, Any], *, where: str, name: str) -> Study:
     for key, options in found["derive"].items():
         if "from" not in options:
             raise UserError(f"{where}: [derive.{key}] lacks 'from', the configuration that it is derived from")
+        weights = options.get("train", {}).get("pretrained", "none")
+        if isinstance(weights, str) and weights != "none":  # as logvmamba plans writes it
+            options["train"] = {**options["train"], "pretrained": str(Path(weights).expanduser().absolute())}
     found["predict"] = _read(found.get("predict", {}), _PREDICT, f"{where}: [predict]")
     if found["predict"] and "images" not in found["predict"]:
         raise UserError(f"{where}: [predict] lacks 'images', the folder of the scans")

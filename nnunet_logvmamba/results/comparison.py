@@ -130,7 +130,7 @@ def compare(
             differs.
     """
     runs, notes = _read(paths, folds)
-    names = _renamed(_names(runs), renamed or {})
+    names = rename(names_of(run.method for run in runs), renamed or {}, against)
     methods = tuple(
         Method(name, members := tuple(run for run in runs if run.method == key), _costs(members))
         for key, name in names.items()
@@ -139,8 +139,6 @@ def compare(
         raise UserError(f"there is only one method, {methods[0].name}: a comparison needs two")
     chosen, more = _metrics(runs, metrics)
     _refuse_what_cannot_be_compared(methods, chosen)
-    if against is not None and against not in names.values():
-        raise UserError(f"there is no method '{against}' to compare with; there are {', '.join(names.values())}")
     labels = {metric: runs[0].labels_of(metric) for metric in chosen}
     scores = {metric: {method.name: _scores(method, metric, labels[metric]) for method in methods} for metric in chosen}
     pairs = [pair for metric in chosen for pair in _pairs(methods, metric, labels[metric], against)]
@@ -194,9 +192,12 @@ def _read(paths: Sequence[Path], wanted: Sequence[str] | None) -> tuple[list[Run
     return runs, notes
 
 
-def _names(runs: Sequence[Run]) -> dict[tuple[str, str, str], str]:
-    """The parts of each method's key in which they differ."""
-    keys = list(dict.fromkeys(run.method for run in runs))
+Key = tuple[str, str, str]
+
+
+def names_of(methods: Iterable[Key]) -> dict[Key, str]:
+    """Name methods (trainer without seed, plans, configuration) by the parts in which they differ."""
+    keys = list(dict.fromkeys(methods))
     differing = [part for part in range(3) if len({key[part] for key in keys}) > 1] or [0]
     names = {}
     for key in keys:
@@ -209,7 +210,16 @@ def _names(runs: Sequence[Run]) -> dict[tuple[str, str, str], str]:
     return names
 
 
-def _renamed(names: dict[tuple, str], wished: Mapping[str, str]) -> dict[tuple, str]:
+def rename(names: Mapping[Key, str], wished: Mapping[str, str], against: str | None = None) -> dict[Key, str]:
+    """Give methods other names.
+
+    Args:
+        wished: New names by those that :func:`names_of` gives.
+        against: New name of a method that must be among them.
+
+    Raises:
+        UserError: If a method is not there, or two would have one name.
+    """
     for old in wished:
         if old not in names.values():
             raise UserError(f"there is no method '{old}' to rename; there are {', '.join(names.values())}")
@@ -217,6 +227,8 @@ def _renamed(names: dict[tuple, str], wished: Mapping[str, str]) -> dict[tuple, 
     for name in given.values():
         if list(given.values()).count(name) > 1:
             raise UserError(f"two methods would be called '{name}': choose another name")
+    if against is not None and against not in given.values():
+        raise UserError(f"there is no method '{against}' to compare with; there are {', '.join(given.values())}")
     return given
 
 

@@ -93,8 +93,13 @@ class Run(Training):
 
     @property
     def method(self) -> tuple[str, str, str]:
-        """Trainer without its seed, plans, configuration: what is compared."""
-        return re.sub(r"_seed\d+$", "", self.trainer), self.plans, self.configuration
+        """What is compared, see :func:`method_of`."""
+        return method_of(self.trainer, self.plans, self.configuration)
+
+
+def method_of(trainer: str, plans: str, configuration: str) -> tuple[str, str, str]:
+    """Trainer without its seed, plans, configuration."""
+    return re.sub(r"_seed\d+$", "", trainer), plans, configuration
 
 
 def find_folds(paths: Sequence[Path]) -> list[Path]:

@@ -17,6 +17,7 @@ from commands import NnunetFolders, commands_in
 
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin import cluster, first_run, plans, study, study_file
 from nnunet_logvmamba.plugin.shards import Shards
 from nnunet_logvmamba.plugin.study_file import Cluster
@@ -149,14 +150,16 @@ images = "{scans}"
 metrics = ["Dice"]
 names = {{ "NoSSM wide" = "no scan" }}
 """
-    file.write_text(STUDY.replace('["2d"]', '["2d", "wide"]') + more)
+    text = STUDY.replace('["2d"]', '["2d", "wide"]').replace("StockNetwork", "LVMamba")
+    file.write_text(text + more)
     found = commands_in(dry_run(capsys, file))
     assert "logvmamba plans -d 998 -c 2d --name wide --set placement=head window=5 --batch-size 4" in found
     assert sum(command.startswith("nnUNetv2_plan") for command in found) == 1
     predicted = [command for command in found if command.startswith("nnUNetv2_predict")]
     assert len(predicted) == 8
     assert f"-i {scans} " in predicted[-1]
-    assert f" -c wide -f 0 1 -tr {NAMES[-1]} -device cpu" in predicted[-1]
+    assert " -c wide -f 0 1 -tr nnUNetTrainerLVMamba_seed2 -device cpu" in predicted[-1]
+    assert len(commands_in(dry_run(capsys, file, "--folds", 0))) < len(found)
     assert " --metrics Dice --names 'NoSSM wide=no scan' " in found[-1]
 
 
@@ -207,6 +210,18 @@ def test_on_a_cluster_the_device_is_that_of_its_nodes(file, capsys):
         ('device = "cpu"', '[predict]\nimages = "nowhere/x"', "nowhere/x"),
         ('device = "cpu"', '[derive.wide]\nfrom = "2d"', "add 'wide' to the configurations"),
         ('device = "cpu"', "[derive.wide]\nset = {}", "[derive.wide] lacks 'from'"),
+        (
+            '["2d"]',
+            '["2d", "wide"]\nderive.wide = { from = "2d", set = { window = 5 } }',
+            "nnUNetTrainerStockNetwork_seed1 trains the network that nnU-Net planned, but wide names another: derive it "
+            "with keep_network = true",
+        ),
+        (
+            'device = "cpu"',
+            '[compare]\nnames = { "NoSSM 2d" = "no scan" }',
+            "there is no method 'NoSSM 2d' to rename; there are NoSSM, StockNetwork",
+        ),
+        ('device = "cpu"', '[compare]\nagainst = "nnU-Net"', "there is no method 'nnU-Net' to compare with; there are"),
         ('device = "cpu"', "derive.wide = 1", "[derive.wide] must be a table, not 1"),
         ('device = "cpu"', '[cluster]\ntime = "24:00"', "time must be minutes, or [D-]HH:MM:SS as SLURM writes it"),
         ('device = "cpu"', '[cluster]\nmemory = "much"', "memory must be as for sbatch --mem, such as 32G, not 'much'"),
@@ -262,6 +277,92 @@ def test_the_folder_of_another_study_is_refused_and_one_that_has_grown_is_not(fi
     line = refused(capsys, "run", file, "--seeds", 1)
     assert f"{planned.folder} is of another study (its trainers: {', '.join(NAMES)}, not " in line
     assert "give this one another name" in refused(capsys, "status", file, "--folds", 0)
+    text = STUDY.replace("StockNetwork", "LVMamba").replace("[0, 1]", "[0]")
+    for number, (old, new) in enumerate([("x", "x"), ("[0]", "[0, 1]"), ('["2d"]', '["2d", "wide"]')]):
+        text = text.replace(old, new)
+        derived = '[derive.wide]\nfrom = "2d"\nset = { window = 5 }\n' * (number == 2)
+        file.write_text(f'name = "growing"\n{text}{derived}')
+        dry_run(capsys, file)
+        study.Planned(study_file.make_study(study_file.read_toml(file), where="x", name="small")).remember({})
+    file.write_text(file.read_text().replace("window = 5", "window = 1"))
+    assert "is of another study (its derive: " in refused(capsys, "run", file)
+
+
+def test_other_options_of_the_comparison_make_the_table_anew_and_no_training(file, folders, monkeypatch, capsys):
+    plan(folders)
+    for name in NAMES:
+        for fold in (0, 1):
+            finish(fold_of(folders, name, fold))
+    described = study_file.read_toml(file)
+
+    def planned(**compare: object) -> study.Planned:
+        return study.Planned(study_file.make_study({**described, "compare": compare}, where="x", name="small"))
+
+    first = planned()
+    first.table.parent.mkdir(parents=True)
+    first.table.write_text("the table")
+    compare = study.Job("compare")
+    assert compare not in first.due()  # made before it was written down with which options
+    first.remember_compared()
+    assert compare not in first.due()
+    other = planned(metrics=["Dice"])
+    assert compare in other.due()
+    other.remember({other.key(compare): ""})  # begun, and broken off
+    assert compare in other.due()
+    assert other.table.read_text() == "the table"
+    other.remember_compared()
+    assert compare not in other.due()
+    assert compare in first.due()
+
+
+def test_what_somebody_else_trains_is_left_to_them_and_the_rest_is_done(file, folders, monkeypatch, capsys):
+    plan(folders)
+    (fold_of(folders) / "checkpoint_latest.pth").touch()
+    log = log_epochs(fold_of(folders), 4)
+    text = dry_run(capsys, "run", file)
+    assert f"somebody is at it: train {NAMES[0]}__nnUNetPlans__2d fold_0" in text
+    found = commands_in(text)
+    trained = [command for command in found if command.startswith("nnUNetv2_train")]
+    assert len(trained) == 7
+    assert f"nnUNetv2_train 998 2d 0 -tr {NAMES[0]} -device cpu" not in text
+    assert not [command for command in found if command.startswith("logvmamba compare")]
+    os.utime(log, (0, 0))
+    assert f"nnUNetv2_train 998 2d 0 -tr {NAMES[0]} -device cpu --c" in dry_run(capsys, "run", file)
+
+
+@pytest.mark.parametrize("network", [row.name for row in catalogue.NETWORKS])
+def test_a_configuration_that_a_study_has_derived_is_its_own_the_next_time(network, file, folders, tmp_path, monkeypatch):
+    """Also where a network has defaults that JSON has no type for, and where weights are named by a relative path."""
+    dims = min(catalogue.row(network).dims)
+    content = plan(folders)
+    entry = content["configurations"].pop("2d")
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": 4,
+            "features_per_stage": [8, 16, 32, 64],
+            "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+            "kernel_sizes": [[3] * dims] * 4,
+            "strides": [[1] * dims, *[[2] * dims] * 3],
+            "n_conv_per_stage": [2] * 4,
+            "n_conv_per_stage_decoder": [2] * 3,
+        },
+        "_kw_requires_import": ["conv_op"],
+    }
+    entry |= {"architecture": architecture, "patch_size": [64] * dims, "spacing": [1.0] * dims}
+    content["configurations"]["base"] = entry
+    path = folders.preprocessed / small_dataset.NAME / "nnUNetPlans.json"
+    path.write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    Path("w.pth").touch()
+    derived = {"from": "base", "network": network, "train": {"pretrained": "w.pth"}}
+    described = {"dataset": 998, "trainers": TRAINERS[0], "configurations": "mine", "derive": {"mine": derived}}
+    made = study_file.make_study({**described, "device": "cpu"}, where="x", name="small")
+    planned = study.Planned(made)
+    (step,) = planned.part(0).configure()
+    assert main(list(step.command[1:])) == 0
+    assert "mine" in json.loads(path.read_text())["configurations"]
+    study.Planned(made).check()
 
 
 # A cluster that is not there, or refuses
@@ -318,6 +419,8 @@ def test_jobs_find_the_folders_of_variables_wherever_they_start(tmp_path, monkey
     assert found["nnUNet_results"] == str(tmp_path / "results")
     assert found["nnUNet_extTrainer"] == os.pathsep.join((str(tmp_path / "mine"), os.path.expanduser("~/theirs")))
     assert found["nnUNet_n_proc_DA"] == "3"
+    monkeypatch.setenv("nnUNet_logvmamba_pretrained", "none")
+    assert cluster._environment(Cluster(), 1)["nnUNet_logvmamba_pretrained"] == "none"
 
 
 @pytest.mark.parametrize(("gpus", "workers"), [(0, "12"), (1, "12"), (2, "6"), (24, "1")])
@@ -390,8 +493,39 @@ def test_what_waits_for_what_is_told_to_slurm(file, folders, tmp_path, monkeypat
     train, compare, _ = (programs / "seen").read_text().removeprefix("---\n" * 3).split("\n---\n")
     assert "--array=0-5%3\n" in train
     assert "--dependency=afterany:10,afterany:8\n" in compare
+    # Nothing runs here what the queue has, and no number is lost.
+    assert "2 job(s) of this study are in SLURM's queue, the first is 8_0: give --on slurm again" in refused(
+        capsys, "run", file, "--device", "cpu"
+    )
     assert main(["study", "cancel", str(file)]) == 0
     assert (programs / "cancelled").read_text() == "8_0 8_1"
+
+
+@pytest.mark.parametrize("more", ["a trainer", "a configuration"])
+def test_what_is_added_while_slurm_still_prepares_waits_for_that(more, file, folders, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("submitit", reason="needs submitit, which is not installed")
+    programs = tmp_path / "programs"
+    code = "seen = Path(__file__).with_name('seen')\ntext = seen.read_text() if seen.exists() else ''\n"
+    code += "seen.write_text(text + Path(sys.argv[1]).read_text() + '\\n---\\n')\n"
+    put_program(programs, "sbatch", code + "print('Submitted batch job', text.count('---') + 7)")
+    put_program(programs, "squeue", "print('7 RUNNING\\n8_0 PENDING\\n8_1 PENDING')")
+    for name in ("srun", "scontrol", "scancel"):
+        put_program(programs, name, "")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    words = ("study", "run", str(file), "--on", "slurm", "--seeds", "1", "--folds", "0")
+    assert main([*words]) == 0
+    (programs / "seen").write_text("---\n" * 3)
+    added = {"a trainer": ("--trainers", *TRAINERS, "nnUNetTrainerLVMamba"), "a configuration": ("-c", "2d", "3d_fullres")}
+    assert main([*words, *added[more]]) == 0
+    jobs = (programs / "seen").read_text().removeprefix("---\n" * 3).split("\n---\n")[:-1]
+    waits = [re.findall("--dependency=(.*)", job) for job in jobs]
+    if more == "a trainer":
+        assert waits[0] == ["afterok:7"]
+        assert len(waits) == 2
+    else:
+        assert waits[:2] == [["afterany:7"], ["afterok:10"]]
+        assert len(waits) == 3
+    assert {"afterany:7", "afterany:8"} <= set(waits[-1][0].split(","))
 
 
 def test_a_job_can_be_pickled_and_put_back_into_the_queue(file, folders):
@@ -423,6 +557,12 @@ def test_a_job_whose_time_is_up_again_and_again_in_vain_is_given_up(file, folder
         after(3500)
     (fold / "validation").mkdir()
     (fold / "validation" / "a.nii.gz").touch()  # a step further
+    for _ in range(2):
+        after(3500)
+    # A training that is begun anew beside what an earlier one left makes progress by its own checkpoint.
+    (fold / "checkpoint_final.pth").touch()
+    after(3500)
+    os.utime(fold / "checkpoint_latest.pth", ns=(1, 1))
     for _ in range(2):
         after(3500)
     with pytest.raises(

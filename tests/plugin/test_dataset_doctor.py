@@ -17,6 +17,8 @@ from PIL import Image
 from tifffile import imwrite
 
 from nnunet_logvmamba.cli import main
+from nnunet_logvmamba.plugin import acceptance, raw_dataset
+from nnunet_logvmamba.plugin.reading import read_once
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,20 @@ def test_a_sound_data_set_is_ready_and_described(balls, capsys):
     assert "4 case(s), 1 channel(s) (MR), read by nnU-Net's SimpleITKIO" in lines[1]
     assert not [line for line in lines if line.startswith(("  note", "  FAILS"))]
     assert lines[-1] == "doctor: ready to train"
+
+
+def test_voxels_of_a_sound_data_set_are_read_once(balls, monkeypatch):
+    """On large data sets reading is nearly all of its time."""
+    asked = []
+
+    def watched(reader, file, **options):
+        asked.append(file)
+        return read_once(reader, file, **options)
+
+    for module in (acceptance, raw_dataset):
+        monkeypatch.setattr(module, "read_once", watched)
+    assert main(["doctor", str(balls), "--jobs", "1"]) == 0
+    assert sorted(asked) == sorted((*balls.glob("imagesTr/*"), *balls.glob("labelsTr/*")))
 
 
 def test_a_data_set_is_found_by_its_number(balls, ask, monkeypatch):
