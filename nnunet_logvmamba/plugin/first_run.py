@@ -82,7 +82,7 @@ class Derived:
         for key, value in self.content.items():
             option = f"--{key.replace('_', '-')}"
             if isinstance(value, Mapping):
-                words += [option, *(f"{name}={_json_or_word(each)}" for name, each in value.items())]
+                words += [option, *(f"{name}={_json_or_word(each)}" for name, each in value.items())] if value else []
             elif isinstance(value, list):
                 words += [option, *map(str, value)]
             elif value is not False:
@@ -331,8 +331,8 @@ class FirstRun:
         if not file.is_file():
             if self.request.plans != PLANS:
                 raise UserError(
-                    f"there are no plans {self.request.plans}: {file} does not exist; nnUNetv2_plan_experiment "
-                    "-overwrite_plans_name makes them"
+                    f"there are no plans {self.request.plans}: {file} does not exist; nnUNetv2_plan_experiment makes "
+                    "them, with -pl for another planner or -overwrite_plans_name for another name"
                 )
             return None
         plans = read_json(file, "remove it, and the data set is planned anew")

@@ -202,8 +202,14 @@ def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
         (("6", "7", "--on", "slurm"), "--on slurm takes one table at a time"),
         (("6", "--cluster", "/nowhere.toml"), "there is no file /nowhere.toml"),
         (("6", "--holdout", "/nowhere", "/either"), "there is no folder /nowhere: --holdout takes those of images"),
-        (("8", "--rows", "VSS, 3 directions"), "there is no row 'VSS, 3 directions'; there are VSS, 1 direction; VSS, 2 d"),
-        (("6", "--keep", "/nowhere.json", "--holdout", "/", "/"), "--keep has no weights, which --holdout predicts with"),
+        (
+            ("8", "--rows", "VSS, 3 directions"),
+            "there is no row 'VSS, 3 directions'; there are VSS, 1 direction; VSS, 2 d",
+        ),
+        (
+            ("6", "--keep", "/nowhere.json", "--holdout", "/", "/"),
+            "--keep has no weights, which --holdout predicts with",
+        ),
         (("6", "--keep", "/nowhere.json", "--on", "slurm"), "--keep waits for trainings to end, --on slurm does not"),
         (("6", "--keep", ROOT / "benchmarks" / "results" / "scan_cpu.json"), "does not hold what --keep writes"),
         (("input", "--patch-size", "24", "40", "24"), "--patch-size is none of the table input"),
