@@ -389,7 +389,7 @@ def _arguments() -> argparse.Namespace:
         "--keep",
         type=Path,
         metavar="FILE.json",
-        help="trainings in this file are not run again, and those that end are added, without weights and segmentations",
+        help="trainings in this file are not run again; those that end are added, without weights and segmentations",
     )
     parser.add_argument("--on", choices=("local", "slurm"), default="local", help="default: %(default)s")
     parser.add_argument("--cluster", type=Path, metavar="FILE.toml", help="file with a table [cluster], for --on slurm")

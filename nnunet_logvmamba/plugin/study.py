@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -107,8 +106,8 @@ class Trainings(FirstRun):
             family, _ = parts_of(trainer) or (None, {})
             if ours and FAMILIES.get(family, {}).get("stock", False):
                 raise UserError(
-                    f"{trainer} trains the network that nnU-Net planned, but {self.configuration} names another: derive "
-                    "it with keep_network = true, or make two studies and compare their results"
+                    f"{trainer} trains the network that nnU-Net planned, but {self.configuration} names another: "
+                    "derive it with keep_network = true, or make two studies and compare their results"
                 )
 
     def _what_is_other(self, trainer: str, plans: dict, there: dict) -> str | None:

@@ -213,8 +213,7 @@ def test_on_a_cluster_the_device_is_that_of_its_nodes(file, capsys):
         (
             '["2d"]',
             '["2d", "wide"]\nderive.wide = { from = "2d", set = { window = 5 } }',
-            "nnUNetTrainerStockNetwork_seed1 trains the network that nnU-Net planned, but wide names another: derive it "
-            "with keep_network = true",
+            "nnU-Net planned, but wide names another: derive it with keep_network = true",
         ),
         (
             'device = "cpu"',
