@@ -103,7 +103,7 @@ class Trainings(FirstRun):
 
             ours = is_ours(PlansManager(plans).get_configuration(self.configuration).configuration["architecture"])
         for trainer in self.request.trainers:
-            family, _ = parts_of(trainer) or (None, {})
+            family, _ = parts_of(trainer) or ("", {})
             if ours and FAMILIES.get(family, {}).get("stock", False):
                 raise UserError(
                     f"{trainer} trains the network that nnU-Net planned, but {self.configuration} names another: "
