@@ -235,8 +235,8 @@ def measured_twice(stored: dict[str, dict]) -> str:
         return ""
     return (
         "[Whole networks](benchmarks.md#whole-networks-cpu) were timed apart, at other commits and other times, and "
-        f"figures differ: a step of {catalogue.DEFAULT.trainer} takes, times PlainConvUNet, {', and '.join(said)}. Differences "
-        "between two networks that are no larger than this say nothing."
+        f"figures differ: a step of {catalogue.DEFAULT.trainer} takes, times PlainConvUNet, {', and '.join(said)}. "
+        "Differences between two networks that are no larger than this say nothing."
     )
 
 
