@@ -19,7 +19,7 @@ prepare | run)
 	exec "${PYTHON:-python3}" "benchmarks/gpu_$script.py" "$@"
 	;;
 *)
-	sed -n '3,4s/^# *//p' "benchmarks/gpu_proof.sh" >&2
+	sed -n '4,5s/^# *//p' "benchmarks/gpu_proof.sh" >&2
 	exit 2
 	;;
 esac

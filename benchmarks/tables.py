@@ -20,8 +20,9 @@ REFERENCE = "reference"
 INTRODUCTION = """# Benchmarks
 
 Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; nothing here is typed by hand. All
-candidates of a table ran in turns in one process, and a figure is the median of its turns. The files keep every turn,
+candidates of a table ran in turns in one process, and a figure is the median of its turns. Newer files keep every turn,
 the quartiles, and whether the commit was found to be right before it was timed; if it was not, there is no table.
+Tables marked "medians only; not known to be checked" are older.
 """
 
 PEERS_INTRODUCTION = """# Every network, side by side
@@ -31,11 +32,12 @@ network is, who published it and under which licence stands in [trainers](refere
 `logvmamba peers -d ID` gives sizes for a plan of your own.
 
 All networks of a table were built as their trainers build them from one plan, with random weights, and ran in turns in
-one process: three training steps (forward, backward, SGD step, all heads) and three predictions of a patch (one head).
-So this says what a step costs, not what it teaches. Peak memory is that of two training steps in a process of its own,
-beyond what an idle one has. "Sequential scan" is the algorithm that mamba-ssm publishes as its reference, one step
-after the other with gradients by autograd. Multiply-adds (GMAC) are those of one patch forwards; scans are not among
-them. Some networks have widths of their own and do not follow the plan's.
+one process: three training steps (forward, backward, SGD step, all heads) and three predictions (one head) of a batch.
+So this says what a step costs, not what it teaches. With batch 2 the prediction is of two patches at once, where
+nnU-Net predicts one at a time: [one patch](benchmarks.md#one-patch-cpu) is measured apart. Peak memory is that of two
+training steps in a process of its own, beyond what an idle one has. "Sequential scan" is the algorithm that mamba-ssm
+publishes as its reference, one step after the other with gradients by autograd. Multiply-adds (GMAC) are those of one
+patch forwards; scans are not among them. Some networks have widths of their own and do not follow the plan's.
 """
 
 LEGEND = """`reference` is the sequential algorithm that mamba-ssm publishes, with autograd, and the better of one and
@@ -214,7 +216,28 @@ def peers_page(stored: dict[str, dict]) -> str:
                 for name, row in case["networks"].items()
             ]
             parts += [circumstances(case), table(head, rows), *in_words(case["networks"])]
+        if device == "cpu" and (spread := measured_twice(stored)):
+            parts.append(spread)
     return "\n\n".join(parts) + "\n"
+
+
+def measured_twice(stored: dict[str, dict]) -> str:
+    """How far a step of LoG-VMamba against nnU-Net's network lies apart in the two files that have it; "" without."""
+    steps = [case for case in stored.get("network_cpu", {}).get("networks", ()) if case["what"] == "training step"]
+    ratios = {(*case["patch"], case["batch"]): case["networks"]["LoG-VMamba"]["ratio"] for case in steps}
+    said = [
+        f"{row['step']['ratio']:.2f} here and {ratios[size]:.2f} there at {' × '.join(map(str, case['patch']))}"
+        for case in stored["peers_cpu"]["networks"]
+        if (size := (*case["patch"], case["batch"])) in ratios
+        and (row := case["networks"].get(catalogue.DEFAULT.trainer)) is not None
+    ]
+    if not said:
+        return ""
+    return (
+        "[Whole networks](benchmarks.md#whole-networks-cpu) were timed apart, at other commits and other times, and "
+        f"figures differ: a step of {catalogue.DEFAULT.trainer} takes, times PlainConvUNet, {', and '.join(said)}. "
+        "Differences between two networks that are no larger than this say nothing."
+    )
 
 
 def in_words(networks: dict[str, dict]) -> list[str]:
@@ -388,7 +411,7 @@ def page(stored: dict[str, dict]) -> str:
     if "conversion_cpu" in stored:
         parts += ["## Data set converters, CPU", "`python benchmarks/bench_conversion.py`; generated sources."]
         parts.append(conversion_section(stored["conversion_cpu"]))
-    parts += ["## GPU", "`bash benchmarks/gpu_proof.sh`"]
+    parts += ["## GPU", "`bash benchmarks/gpu_proof.sh prepare`, then `bash benchmarks/gpu_proof.sh run`"]
     steps = {name.removeprefix("gpu_"): step for name, step in stored.items() if name.startswith("gpu_")}
     if not steps:
         parts.append(NO_GPU)

@@ -17,7 +17,10 @@ import pytest
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_logvmamba.cli import SUB_COMMANDS, build_parser
+from nnunet_logvmamba.evaluation.metrics import titles
+from nnunet_logvmamba.evaluation.scoring import DEFAULT_INSTANCE_METRICS, DEFAULT_METRICS
 from nnunet_logvmamba.networks.catalogue import NAMES, PRESETS
+from nnunet_logvmamba.ops.backends import BACKEND_NAMES
 from nnunet_logvmamba.plugin import plans, recipes, trainers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,6 +226,38 @@ def test_every_knob_and_every_setting_is_listed_with_its_default():
         if plain and default != plans.knobs().get(name, ""):
             assert f"| `{name}` | `{json.dumps(default)}` |" in PAGES[page], f"{name} = {default}"
     assert set(plans.knobs(plans.SWIN_CLASS_NAME)) <= first_column(page)
+
+
+def in_words(names: list[str]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+
+
+def test_the_knobs_of_the_networks_of_others_are_listed_as_they_are():
+    page = PAGES["docs/how-to/knobs.md"]
+    knobs = {n.name: plans.knobs(n.path) for n in NAMES.values() if n.home.startswith("peers.")}
+    for network, defaults in knobs.items():
+        values = {
+            name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            for name, value in defaults.items()
+        }
+        cells = ", ".join(f"`{name}={value}`" for name, value in values.items())
+        assert f"| `{network}` | {cells} |" in page.splitlines()
+    without = in_words([name for name, defaults in knobs.items() if "checkpointing" not in defaults])
+    for name in ("docs/how-to/knobs.md", "docs/how-to/gpu-memory.md"):
+        assert f"{without} have no `checkpointing`" in " ".join(PAGES[name].split())
+
+
+def test_every_backend_of_the_scan_is_listed():
+    words = ", ".join(f"`{name}`" for name in BACKEND_NAMES)
+    assert f"| `backend` | `auto` | {words} |" in PAGES["docs/how-to/knobs.md"]
+
+
+def test_the_default_metrics_are_listed():
+    for metrics in (DEFAULT_METRICS, DEFAULT_INSTANCE_METRICS):
+        words = titles(metrics).replace(",", "")
+        assert f"`{words}`" in PAGES["docs/how-to/evaluate.md"]
+        assert words in " ".join(sub_parsers()["evaluate"].format_help().split())
 
 
 def in_a_table(words: str) -> str:

@@ -44,7 +44,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=metric(METRICS + INSTANCE_METRICS),
         metavar="METRIC",
         help=f"out of {titles(METRICS)} (default: Dice IoU HD95 NSD), and with --instances also "
-        f"{titles(INSTANCE_METRICS)}; in any capitalisation",
+        f"{titles(INSTANCE_METRICS)} (default then: F1 object_iou average_precision Dice IoU NSD); in any "
+        "capitalisation",
     )
     parser.add_argument(
         "--policy",
