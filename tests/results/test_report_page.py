@@ -537,6 +537,16 @@ def test_a_folder_with_one_run_is_that_run(tmp_path, capsys, monkeypatch):
         (fold / "report.html").unlink()
 
 
+def test_a_run_behind_a_link_has_the_page_of_its_name(tmp_path, capsys):
+    fold = cells(tmp_path)
+    fold.parent.rename(tmp_path / "run_17")
+    fold.parent.symlink_to(tmp_path / "run_17")
+    for path in (fold, fold.parent, tmp_path / "results"):
+        assert main(["report", str(path), "--cases", "0"]) == 0
+        assert capsys.readouterr().out.startswith(f"{fold / 'report.html'}: ")
+    assert fold.parent.name.partition("__")[0] in (fold / "report.html").read_text()
+
+
 def test_the_page_opens_in_the_browser_of_the_user(tmp_path):
     fold, seen = cells(tmp_path / "a b"), tmp_path / "seen"
     program = tmp_path / "browser"
