@@ -351,6 +351,18 @@ def test_epochs_of_an_earlier_training_are_not_taken_for_those_of_this_one(tmp_p
     assert logs.read_logging(tmp_path, logging_of_checkpoints(tmp_path))["train_losses"] == [0.4]
 
 
+def test_logs_are_in_the_order_of_their_names_whatever_was_copied_last(tmp_path):
+    names = [
+        f"training_log_2026_{when}.txt" for when in ("9_30_08_00_05", "11_9_9_00_05", "11_9_10_00_05", "11_10_8_3_5")
+    ]
+    for number, name in enumerate(names):
+        epochs = range(2 * number, 2 * number + 2)
+        (tmp_path / name).write_text("".join(f"x: Epoch {epoch}\nx: train_loss 0.{epoch}\n" for epoch in epochs))
+        os.utime(tmp_path / name, (9 - number, 9 - number))
+    losses = logs.read_text_logs(tmp_path)["train_losses"]
+    assert losses == pytest.approx([epoch / 10 for epoch in range(8)])
+
+
 def test_the_configuration_tells_no_folder_of_the_machine(tmp_path):
     fold = cells(tmp_path)
     plans = json.loads((fold.parent / "plans.json").read_text())
