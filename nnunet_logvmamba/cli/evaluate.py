@@ -84,6 +84,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="compare voxels as they are stored though origin or direction differ",
     )
+    parser.add_argument(
+        "--reorient",
+        action="store_true",
+        help="with --ignore-position, still turn predictions that lie on the reference's grid in another orientation, "
+        "as nnU-Net's reorienting readers do",
+    )
     add_scoring(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to; new or empty")
     add_working(parser, "--output")
@@ -136,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
         tolerances=tolerances,
         spacing=args.spacing,
         position=not args.ignore_position,
+        turn=args.reorient,
         average=args.average,
         processes=processes,
     )

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _folds(path: Path) -> list[Path]:
     """The folders of the runs that a path leads to; itself where there is none, for the report to say what it lacks."""
-    from nnunet_logvmamba.results.runs import find_folds
+    from nnunet_logvmamba.results.runs import absolute, find_folds
 
     if not path.is_dir():
         return [path]
@@ -105,7 +105,7 @@ def _folds(path: Path) -> list[Path]:
         below = find_folds([path])
     except UserError:
         return [path]
-    return [path / fold.relative_to(path.resolve()) for fold in below]
+    return [path / fold.relative_to(absolute(path)) for fold in below]
 
 
 def _show(page: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -144,6 +144,7 @@ def evaluate(
     tolerances: Mapping[str, float] | float | None = None,
     spacing: Sequence[float] | None = None,
     position: bool = True,
+    turn: bool = False,
     average: str = "class-first",
     processes: int = 1,
 ) -> Evaluation:
@@ -158,7 +159,9 @@ def evaluate(
         tolerances: Of NSD, one for all or by label; for the others the published one of the structure, or 2.
         spacing: Voxel size to use in place of the files', one value or one per axis of the array (slices, rows,
             columns), in mm; ones count voxels. Of three values, a slice takes those of its two axes.
-        position: Refuse files whose origin or direction differ; otherwise voxels are compared as they are stored.
+        position: Refuse files whose origin or direction differ, but for predictions on the reference's grid in another
+            orientation, which are turned; otherwise voxels are compared as they are stored.
+        turn: Turn such predictions also where positions are not compared, as nnU-Net's reorienting readers do.
         average: ``class-first`` or ``frame-first``, see ``AVERAGES``.
         processes: How many cases to score at a time.
 
@@ -168,12 +171,13 @@ def evaluate(
     """
     if average not in AVERAGES:
         raise ValueError(f"average must be one of {', '.join(AVERAGES)}, not {average!r}")
-    first, _ = _read_pair(pairs[0], spacing, position)
+    read = partial(_read_pair, spacing=spacing, position=position, turn=turn)
+    first, _ = read(pairs[0])
     names = [INSTANCES] if labels is None else list(labels.values)
     chosen = _tolerances(names, tolerances, first.unit) if "nsd" in settings.metrics else {}
     settings = replace(settings, tolerances={name: tolerance.value for name, tolerance in chosen.items()})
     kind = first.unit, first.values.ndim
-    work = partial(_score_case, labels=labels, settings=settings, spacing=spacing, position=position, kind=kind)
+    work = partial(_score_case, labels=labels, settings=settings, read=read, kind=kind)
     results = map_cases(work, pairs, processes=processes, text="cases")
     rows = [row for case in results for row in case]
     columns = settings.columns()
@@ -192,7 +196,7 @@ def evaluate(
         "tolerances": {name: vars(tolerance) for name, tolerance in chosen.items()},
         "unit": first.unit,
         "spacing": "of each file" if spacing is None else list(spacing),
-        "position": "the same in truth and prediction" if position else "not compared",
+        "position": "the same in truth and prediction" if position else "not compared" + ", but turned" * turn,
         "average": {"name": average, "definition": AVERAGES[average]},
         **_means(rows, columns, names, average),
     }
@@ -276,10 +280,11 @@ def _with_spacing(read: LabelMap, spacing: Sequence[float] | None, path: Path) -
     return replace(read, spacing=wide, thickness=thickness, unit="px" if set(spacing) == {1.0} else "mm")
 
 
-def _read_pair(pair: Pair, spacing: Sequence[float] | None, position: bool) -> tuple[LabelMap, LabelMap]:
+def _read_pair(pair: Pair, *, spacing: Sequence[float] | None, position: bool, turn: bool) -> tuple[LabelMap, LabelMap]:
     """Read truth and prediction; the truth has the spacing to score with."""
-    truth = read_labels(pair.reference)
-    prediction = turned_like(read_labels(pair.prediction), truth)
+    truth, prediction = read_labels(pair.reference), read_labels(pair.prediction)
+    if position or turn:
+        prediction = turned_like(prediction, truth)
     check_same_grid(truth, prediction, pair.reference, pair.prediction, position=position)
     if truth.unit == "px" and prediction.unit == "mm":
         truth = replace(truth, spacing=prediction.spacing, thickness=prediction.thickness, unit="mm")
@@ -291,11 +296,10 @@ def _score_case(
     *,
     labels: Labels | None,
     settings: Settings,
-    spacing: Sequence[float] | None,
-    position: bool,
+    read: Callable[[Pair], tuple[LabelMap, LabelMap]],
     kind: tuple[str, int],
 ) -> list[dict]:
-    truth, prediction = _read_pair(pair, spacing, position)
+    truth, prediction = read(pair)
     if truth.unit != kind[0]:
         raise UserError(
             f"{pair.reference} has {truth.values.ndim} axes in {truth.unit}, the first case {kind[1]} in {kind[0]}; "

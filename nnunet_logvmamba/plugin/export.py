@@ -19,7 +19,7 @@ from nnunet_logvmamba.files import replacing
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, first_difference, read_checkpoint
 from nnunet_logvmamba.plugin.environment import version_of
 from nnunet_logvmamba.plugin.trainer_names import find_trainer
-from nnunet_logvmamba.results.runs import folds_of, is_fold, read_dataset_json, read_json
+from nnunet_logvmamba.results.runs import absolute, folds_of, is_fold, read_dataset_json, read_json
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -66,7 +66,7 @@ def find_fold(run: Path, fold: str | None) -> Path:
     """
     if not run.is_dir():
         raise UserError(f"{run} is not a folder: name TRAINER__PLANS__CONFIGURATION or a fold in it")
-    run = run.resolve()
+    run = absolute(run)
     if is_fold(run):
         if fold is not None and run.name != f"fold_{fold}":
             raise UserError(f"{run} is fold {run.name[5:]} and --fold says {fold}: leave --fold out")

@@ -460,14 +460,21 @@ class FirstRun:
         validation = folder / "validation"
         truths = self.preprocessed / self.dataset / "gt_segmentations"
         # Positions are nnU-Net's own, which writes predictions with the header of the image.
-        words = ("logvmamba", "evaluate", str(validation), str(truths), "--predicted-only", "--ignore-position")
+        words = ["logvmamba", "evaluate", str(validation), str(truths), "--predicted-only", "--ignore-position"]
+        words += ["--reorient"] * self._reorients()
         summary = [validation / "summary.json"]
-        yield _scoring(f"score the validation of {trainer} fold {fold}", words, folder / "scores", summary)
+        yield _scoring(f"score the validation of {trainer} fold {fold}", tuple(words), folder / "scores", summary)
         title, page = f"report about {trainer} fold {fold}", folder / "report.html"
         if is_newer(page, summary):
             yield Step(title, finished=f"it is written: {page}")
         else:
             yield Step(title, ("logvmamba", "report", str(folder)))
+
+    def _reorients(self) -> bool:
+        """Whether nnU-Net's reader turns every file; before there are plans, only dataset.json may say so."""
+        plans = self._plans() or {}
+        reader = plans.get("image_reader_writer") or self.dataset_json.get("overwrite_image_reader_writer")
+        return "Reorient" in str(reader)
 
     def outcome(self) -> list[tuple[str, Path]]:
         """What there is to look at, and where."""

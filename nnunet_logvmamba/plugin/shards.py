@@ -88,6 +88,7 @@ class Shards:
                 f"{self.model} is no results folder DatasetNNN_NAME/TRAINER__PLANS__CONFIGURATION, as nnUNetv2_predict "
                 "wants it"
             )
+        self._check_configuration()
         lacking = [fold for fold in self.folds if not (self.model / f"fold_{fold}" / "checkpoint_final.pth").is_file()]
         if lacking or not self.folds:
             raise UserError(
@@ -106,6 +107,20 @@ class Shards:
             raise UserError(
                 f"{self.out} holds another prediction (its {' and '.join(differing)} differ): name a new folder, or "
                 "remove it"
+            )
+
+    def _check_configuration(self) -> None:
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        file, name = self.model / "plans.json", self.model.name.split("__")[2]
+        try:
+            previous = PlansManager(runs.read_json(file)).get_configuration(name).previous_stage_name
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(f"{file} has no configuration '{name}' as nnU-Net wants it ({error})") from error
+        if previous is not None:
+            raise UserError(
+                f"{self.model} is the second stage of a cascade, for which nnU-Net needs predictions of the first: "
+                f"predict with {previous}, then with nnUNetv2_predict -prev_stage_predictions"
             )
 
     def _there(self) -> dict[str, Any] | None:
@@ -194,7 +209,8 @@ class Shards:
 
     def _to_move(self) -> Iterator[Path]:
         for shard in range(self.number):
-            for path in sorted((self.staged / str(shard)).iterdir()):
+            folder = self.staged / str(shard)
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():  # more shards than cases
                 if path.is_file() and (shard == 0 or path.name.endswith(self.ending)):
                     yield path
 

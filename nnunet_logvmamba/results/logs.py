@@ -34,7 +34,7 @@ def _num_epochs(logging: Mapping[str, Sequence]) -> int:
 def read_text_logs(fold: Path) -> dict[str, list[float]]:
     """Give what nnU-Net's text logs say, older ones first; NaN for what they do not, such as moving averages."""
     epochs: dict[int, dict[str, float]] = {}
-    for log in sorted(fold.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime_ns):
+    for log in sorted(fold.glob("training_log_*.txt"), key=_begun):
         epoch = None
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             begun = re.search(r": Epoch (\d+)\s*$", line)
@@ -55,3 +55,8 @@ def read_text_logs(fold: Path) -> dict[str, list[float]]:
         return {}
     names = (*_LINES, "mean_fg_dice")
     return {name: [epochs.get(epoch, {}).get(name, nan) for epoch in range(max(epochs) + 1)] for name in names}
+
+
+def _begun(log: Path) -> tuple[list[int], int]:
+    """When a log was begun, which its name says in numbers of any width; copying changes the time of the file."""
+    return [int(number) for number in re.findall(r"\d+", log.name)[:6]], log.stat().st_mtime_ns

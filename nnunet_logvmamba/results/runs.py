@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -112,14 +113,22 @@ def find_folds(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder: name a folder of results, of a data set, a model or a fold")
-        here = _folds_below(path.resolve())
+        here = _folds_below(absolute(path))
         if not here:
             raise UserError(
                 f"{path} holds no trained model: expected are folders TRAINER__PLANS__CONFIGURATION with fold_0, …, "
                 f"as nnUNetv2_train makes them"
             )
-        found.update({fold: fold for fold in here})
-    return list(found)
+        for fold in here:
+            found.setdefault(fold.resolve(), fold)
+    return list(found.values())
+
+
+def absolute(path: Path) -> Path:
+    """Give the absolute path; a link stays one, unless only what it leads to is called like a model or a fold."""
+    here, there = Path(os.path.abspath(path)), path.resolve()
+    named = [one for one in (here, there) if is_fold(one) or _is_model(one)]
+    return named[0] if named else here
 
 
 def is_fold(path: Path) -> bool:
@@ -209,9 +218,10 @@ def read_fold(fold: Path) -> Training:
     Raises:
         UserError: If it is no folder of a fold; errors as for :func:`read_training`.
     """
-    if not fold.is_dir() or not is_fold(fold):
+    named = absolute(fold)
+    if not fold.is_dir() or not is_fold(named):
         raise UserError(f"{fold} is not the folder of a fold: name TRAINER__PLANS__CONFIGURATION/fold_0 or the like")
-    fold = fold.resolve()
+    fold = named
     return read_run(fold) if is_finished(fold) else read_training(fold)
 
 

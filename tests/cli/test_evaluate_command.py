@@ -760,6 +760,26 @@ def test_a_lost_origin_can_be_ignored(volumes):
     assert after["position"] == "not compared"
 
 
+def test_ignoring_positions_turns_a_mirrored_header_only_when_asked_to(volumes):
+    truths = volumes / "mirrored"
+    truths.mkdir()
+    for path in (volumes / "labelsTr").iterdir():
+        image = sitk.ReadImage(str(path))
+        shutil.copy(path, volumes / "predictions" / path.name)
+        image.SetOrigin(image.TransformIndexToPhysicalPoint((image.GetWidth() - 1, 0, 0)))
+        image.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1))  # the same voxels on the same grid
+        sitk.WriteImage(image, str(truths / path.name))
+    words = (volumes / "predictions", truths, "--metrics", "dice", "--output")
+    assert run(*words, volumes / "stored", "--ignore-position") == 0
+    assert run(*words, volumes / "turned", "--ignore-position", "--reorient") == 0
+    assert run(*words, volumes / "compared") == 0
+    stored, turned, compared = (read_summary(volumes / name) for name in ("stored", "turned", "compared"))
+    assert stored["overall"]["dice"]["mean"] == 1
+    assert turned["mean"] == compared["mean"]
+    assert turned["overall"]["dice"]["mean"] < 0.9
+    assert (stored["position"], turned["position"]) == ("not compared", "not compared, but turned")
+
+
 def test_nnunets_own_summary_stays_when_writing_beside_it(volumes):
     (volumes / "predictions/summary.json").write_text("nnU-Net's")
     words = ("--metrics", "dice", "--output", volumes / "predictions", "--overwrite")

@@ -120,6 +120,23 @@ def test_the_patch_of_a_quick_run_is_small_and_fits_the_strides(planned, strides
     assert first_run.quick_patch(plans, "c") == quick
 
 
+def test_validations_are_turned_onto_their_labels_only_by_readers_that_reorient(folders, capsys):
+    def scoring() -> str:
+        (found,) = (command for command in commands_in(dry_run(capsys, 998, "2d")) if "evaluate" in command)
+        assert " --ignore-position" in found
+        return found
+
+    assert "--reorient" not in scoring()
+    dataset = folders.raw / small_dataset.NAME / "dataset.json"
+    content = {**json.loads(dataset.read_text()), "overwrite_image_reader_writer": "NibabelIOWithReorient"}
+    dataset.write_text(json.dumps(content))
+    assert " --reorient" in scoring()  # there are no plans yet
+    plans = small_dataset.copy_into(folders)
+    assert "--reorient" not in scoring()
+    plans.write_text(plans.read_text().replace('"SimpleITKIO"', '"SimpleITKIOWithReorient"'))
+    assert " --reorient" in scoring()
+
+
 def test_what_was_left_unfinished_is_begun_again_or_continued(folders, capsys):
     small_dataset.copy_into(folders)
     fold = folders.results / small_dataset.NAME / f"{TRAINER}__nnUNetPlans__2d" / "fold_0"

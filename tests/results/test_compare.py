@@ -19,7 +19,7 @@ from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.cli.compare import OWN
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.results import comparison, tables
-from nnunet_logvmamba.results.runs import find_folds
+from nnunet_logvmamba.results.runs import find_folds, read_fold
 from nnunet_logvmamba.results.statistics import holm
 
 LOG, VSS, STOCK = "nnUNetTrainerLoGVMamba", "nnUNetTrainerVMamba", "nnUNetTrainer"
@@ -721,6 +721,23 @@ def test_one_method_is_no_comparison_and_one_run_counts_once(results, tmp_path):
     assert "there is only one method, LoGVMamba: a comparison needs two" in refused(results)
     write_run(tmp_path / "copy", model(LOG), 0, {"a": [0.9, 0.8]})
     assert "are the same run twice: name one of them" in refused(results, tmp_path / "copy")
+
+
+def test_models_and_folds_behind_links_have_the_names_of_the_links(results, tmp_path):
+    folds = [write_run(results, model(trainer), 0, {"a": [0.9, 0.8]}) for trainer in (LOG, VSS)]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for linked, name in ((folds[0].parent, "run_17"), (folds[1], "x0")):
+        linked.rename(disk / name)
+        linked.symlink_to(disk / name)
+    again = tmp_path / "again"  # a link to a model, called otherwise
+    again.symlink_to(folds[1].parent)
+    assert find_folds([results, *folds, again]) == folds
+    assert find_folds([again]) == [folds[1]]
+    for paths in ([results], [fold.parent for fold in folds], folds):
+        assert len(comparison.compare(paths).methods) == 2
+    for fold, trainer in zip(folds, (LOG, VSS)):
+        assert (read_fold(fold).trainer, read_fold(fold).fold) == (trainer, "0")
 
 
 @pytest.mark.parametrize("dataset", ["Dataset1001_Knee", "Dataset01_Knee", "Dataset12345_Knee"])

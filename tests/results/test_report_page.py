@@ -351,6 +351,18 @@ def test_epochs_of_an_earlier_training_are_not_taken_for_those_of_this_one(tmp_p
     assert logs.read_logging(tmp_path, logging_of_checkpoints(tmp_path))["train_losses"] == [0.4]
 
 
+def test_logs_are_in_the_order_of_their_names_whatever_was_copied_last(tmp_path):
+    names = [
+        f"training_log_2026_{when}.txt" for when in ("9_30_08_00_05", "11_9_9_00_05", "11_9_10_00_05", "11_10_8_3_5")
+    ]
+    for number, name in enumerate(names):
+        epochs = range(2 * number, 2 * number + 2)
+        (tmp_path / name).write_text("".join(f"x: Epoch {epoch}\nx: train_loss 0.{epoch}\n" for epoch in epochs))
+        os.utime(tmp_path / name, (9 - number, 9 - number))
+    losses = logs.read_text_logs(tmp_path)["train_losses"]
+    assert losses == pytest.approx([epoch / 10 for epoch in range(8)])
+
+
 def test_the_configuration_tells_no_folder_of_the_machine(tmp_path):
     fold = cells(tmp_path)
     plans = json.loads((fold.parent / "plans.json").read_text())
@@ -535,6 +547,16 @@ def test_a_folder_with_one_run_is_that_run(tmp_path, capsys, monkeypatch):
         assert main(["report", str(path), "--cases", "0"]) == 0
         assert capsys.readouterr().out.startswith(f"{fold / 'report.html'}: ")
         (fold / "report.html").unlink()
+
+
+def test_a_run_behind_a_link_has_the_page_of_its_name(tmp_path, capsys):
+    fold = cells(tmp_path)
+    fold.parent.rename(tmp_path / "run_17")
+    fold.parent.symlink_to(tmp_path / "run_17")
+    for path in (fold, fold.parent, tmp_path / "results"):
+        assert main(["report", str(path), "--cases", "0"]) == 0
+        assert capsys.readouterr().out.startswith(f"{fold / 'report.html'}: ")
+    assert fold.parent.name.partition("__")[0] in (fold / "report.html").read_text()
 
 
 def test_the_page_opens_in_the_browser_of_the_user(tmp_path):

@@ -115,6 +115,7 @@ def _surfaces(trainer: nnUNetTrainer, validation: Path) -> tuple[dict, str]:
         Settings(metrics=METRICS_2D if flat else METRICS, policy=policy_for(trainer.plans_manager.dataset_name)),
         tolerances=tolerance,
         position=False,  # nnU-Net takes the image's, and merely warns where the label's is another
+        turn="Reorient" in trainer.plans_manager.plans["image_reader_writer"],
         processes=max(1, default_num_processes),
     )
     summary = evaluation.summary

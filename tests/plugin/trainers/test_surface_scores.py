@@ -9,8 +9,9 @@ import nibabel
 import nifti_headers
 import numpy as np
 import pytest
-from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage.io import imsave
 from tifffile import imwrite
@@ -87,7 +88,9 @@ def finished(tmp_path):
         dataset_json={"labels": {"background": 0, "cell": 1}, "file_ending": ".png"},
         configuration_manager=SimpleNamespace(configuration={}),
         configuration_name="2d",
-        plans_manager=SimpleNamespace(dataset_name="Dataset704_Pictures"),
+        plans_manager=SimpleNamespace(
+            dataset_name="Dataset704_Pictures", plans={"image_reader_writer": "NaturalImage2DIO"}
+        ),
         print_to_log_file=lambda *words, **_: log.append(" ".join(map(str, words))),
         log=log,
     )
@@ -200,6 +203,26 @@ def test_a_fold_of_odd_headers_is_scored_in_mm(reader, finished):
     surfaces = json.loads(write_surface_scores(finished).read_text())
     assert len(surfaces["cases"]) > 8
     assert [row["hd95"] for row in surfaces["scores"]] == pytest.approx([3] * len(surfaces["cases"]))
+
+
+@pytest.mark.parametrize("reader", [NibabelIO, SimpleITKIO, NibabelIOWithReorient, SimpleITKIOWithReorient])
+def test_a_label_with_a_mirrored_header_is_scored_as_nnunet_scores_it(reader, finished):
+    truths, validation = replace_pictures(finished, ".nii.gz")
+    mask = np.zeros((20, 12, 12), np.uint8)
+    mask[2:8, 3:8, 3:8] = 1
+    mirrored = np.diag([-1.0, 1, 1, 1])
+    mirrored[0, 3] = 19  # the same grid
+    for case, values in (("voxels", mask), ("places", mask[::-1])):
+        nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), validation / f"{case}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(values, mirrored), truths / f"{case}.nii.gz")
+    finished.plans_manager.plans["image_reader_writer"] = reader.__name__
+    surfaces = json.loads(write_surface_scores(finished).read_text())
+    distances = {row["case"]: row["hd95"] for row in surfaces["scores"]}
+    for case, distance in distances.items():
+        files = (str(folder / f"{case}.nii.gz") for folder in (truths, validation))
+        dice = compute_metrics(*files, reader(), [1])["metrics"][1]["Dice"]
+        assert (dice == 1) == (distance == 0)
+    assert distances["places" if "Reorient" in reader.__name__ else "voxels"] == 0
 
 
 @pytest.mark.parametrize("volumes", [True, False])

@@ -1,0 +1,73 @@
+"""Prediction in shards: how many there may be, and which models can be predicted with so."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import small_dataset
+
+from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.plugin import first_run
+from nnunet_logvmamba.plugin.shards import Shards
+
+
+class Predicting(Shards):
+    """Writes the scans' label maps as nnU-Net would, and nothing for a shard without cases."""
+
+    def step(self, shard):
+        labels, folder = self.images.with_name("labelsTr"), self.staged / str(shard)
+        code = f"""
+import shutil
+from pathlib import Path
+folder = Path({str(folder)!r})
+folder.mkdir(exist_ok=True)
+(folder / "plans.json").write_text("{{}}")
+for case in {self.cases[shard :: self.number]!r}:
+    shutil.copy(Path({str(labels)!r}) / f"{{case}}.nii.gz", folder)
+"""
+        return first_run.Step(super().step(shard).title, (sys.executable, "-c", code))
+
+
+@pytest.fixture
+def model(nnunet_folders) -> Path:
+    """A model as far as shards look at it; the scans are in ``nnUNet_raw``."""
+    small_dataset.write_raw(nnunet_folders.raw)
+    folder = nnunet_folders.results / small_dataset.NAME / "nnUNetTrainerNoSSM__nnUNetPlans__2d"
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"weights")
+    dataset_json = nnunet_folders.raw / small_dataset.NAME / "dataset.json"
+    (folder / "dataset.json").write_text(dataset_json.read_text())
+    return folder
+
+
+def test_more_shards_than_scans_are_gathered(model, nnunet_folders, tmp_path):
+    images = nnunet_folders.raw / small_dataset.NAME / "imagesTr"
+    shards = Predicting(model, images, tmp_path / "out", ("0",), 8, "cpu")
+    shards.begin()
+    assert shards.due() == [0, 1, 2, 3, 4]
+    for shard in range(8):
+        shards.predict(shard)
+    shards.gather()
+    assert shards.is_done
+    expected = [*(f"ball_{case}.nii.gz" for case in range(5)), "plans.json", first_run.PREDICTED_BY]
+    assert sorted(path.name for path in shards.out.iterdir()) == expected
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_the_second_stage_of_a_cascade_is_refused(inherited, model, nnunet_folders, tmp_path):
+    cascade = model.rename(model.with_name("nnUNetTrainerNoSSM__nnUNetPlans__cascade"))
+    first = {"architecture": {"network_class_name": "a.network"}}
+    second = {**first, "previous_stage": "3d_lowres"}
+    configurations = {"cascade": {"inherits_from": "base"}, "base": second} if inherited else {"cascade": second}
+    plans = {"image_reader_writer": "SimpleITKIO", "configurations": configurations}
+    (cascade / "plans.json").write_text(json.dumps(plans))
+    images = nnunet_folders.raw / small_dataset.NAME / "imagesTr"
+    with pytest.raises(UserError, match="second stage of a cascade, .* predict with 3d_lowres, then with nnUNetv2_pre"):
+        Shards(cascade, images, tmp_path / "out", ("0",), 2, "cpu").check()
+    configurations["cascade"] = first
+    (cascade / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(UserError, match=r"checkpoint_final\.pth"):  # damaged, which is looked at later
+        Shards(cascade, images, tmp_path / "out", ("0",), 2, "cpu").check()
