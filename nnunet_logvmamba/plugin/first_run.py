@@ -581,7 +581,13 @@ def nnunet_folders() -> tuple[Path, Path, Path]:
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set, so nnU-Net does not know its "
             f"folders; for example: export {exports}"
         )
-    raw, preprocessed, results = (Path(os.environ[name]).expanduser() for name in VARIABLES)
+    for name in VARIABLES:
+        if os.environ[name].startswith("~"):
+            raise UserError(
+                f"{name} is {os.environ[name]}, in which nnU-Net does not replace ~ by your home: export the whole "
+                "path, or without the quotes around it"
+            )
+    raw, preprocessed, results = (Path(os.environ[name]) for name in VARIABLES)
     if not raw.is_dir():
         raise UserError(f"nnUNet_raw is {raw}, and there is no such folder: make it, and put the data set into it")
     return raw, preprocessed, results

@@ -50,10 +50,11 @@ class FoldReader:
             raise UserError(f"{file} has no configuration '{name}' ({error})") from error
 
     def raw_images(self) -> dict[str, list[Path]]:
-        """Give the files of each training case in ``nnUNet_raw``; none where that is not set or lacks the data set."""
+        """Give the files of each training case in ``nnUNet_raw``; none where that is not set or lacks them."""
         root = nnUNet_raw.get()
         folder = None if root is None else Path(root) / self._training.dataset
-        if folder is None or not folder.is_dir():
+        listed_there = "dataset" in self._training.dataset_json  # otherwise they are what imagesTr holds
+        if folder is None or not (folder if listed_there else folder / "imagesTr").is_dir():
             return {}
         listed = get_filenames_of_train_images_and_targets(str(folder), self._training.dataset_json)
         return {case: [Path(file) for file in files["images"]] for case, files in listed.items()}

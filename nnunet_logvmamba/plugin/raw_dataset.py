@@ -299,8 +299,9 @@ def _facts(labels: Labels, looks: Sequence[Look]) -> dict[str, str]:
         facts["spacing"] = (
             f"{_by(spacings.min(axis=0))} to {_by(spacings.max(axis=0))}, median {_by(np.median(spacings, axis=0))}"
         )
-    counted = Counter(value for look in looks for value in look.labels)
-    number = {name: max(counted[value] for value in values) for name, values in labels.values.items()}
+    number = {
+        name: sum(not set(values).isdisjoint(look.labels) for look in looks) for name, values in labels.values.items()
+    }
     facts["labels"] = ", ".join(f"{name} in {cases} case(s)" for name, cases in number.items())
     return facts
 

@@ -175,7 +175,7 @@ def test_some_rows_of_a_table_are_a_study_of_their_own(source, tmp_path):
     rows = ["LoG-VMamba, 1 direction", "LoG-VMamba, 2 directions"]
     (study,) = studies(run(*words, "--rows", *reversed(rows)).stdout)
     assert (study.name, list(study.compare["names"].values())) == ("directions_10x25_part", rows)
-    assert study.trainers == ["nnUNetTrainerLoGVMamba_seed1"]
+    assert study.trainers == ("nnUNetTrainerLoGVMamba_seed1",)
 
 
 def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):

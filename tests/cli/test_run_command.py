@@ -177,6 +177,13 @@ def test_missing_variables_are_named_with_what_to_export(folders, monkeypatch, c
     assert said.endswith("export nnUNet_raw=~/nnunet/raw nnUNet_results=~/nnunet/results")
 
 
+def test_a_home_that_the_shell_did_not_write_out_is_refused_since_nnunet_does_not_either(folders, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(folders.raw.parent))
+    monkeypatch.setenv("nnUNet_raw", f"~/{folders.raw.name}")
+    said = refused(capsys, 998, "2d")
+    assert f"nnUNet_raw is ~/{folders.raw.name}, in which nnU-Net does not replace ~ by your home: export the" in said
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

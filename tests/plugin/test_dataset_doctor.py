@@ -82,6 +82,18 @@ def test_voxels_of_a_sound_data_set_are_read_once(balls, monkeypatch):
     assert sorted(asked) == sorted((*balls.glob("imagesTr/*"), *balls.glob("labelsTr/*")))
 
 
+def test_a_case_counts_for_a_region_by_any_of_its_labels(raw, capsys):
+    content = json.loads((raw / "dataset.json").read_text())
+    content |= {"labels": {"background": 0, "ball": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
+    (raw / "dataset.json").write_text(json.dumps(content))
+    for case in range(4):  # label 1 alone, 2 alone, both, none
+        kept = ((1,), (2,), (1, 2), ())[case]
+        rewrite(image_and_label(raw, case)[1], "usual", lambda values, kept=kept: values * np.isin(values, kept))
+        rewrite(image_and_label(raw, case)[0], "usual")
+    assert main(["doctor", str(raw), "--jobs", "1"]) == 0
+    assert "ball in 3 case(s), core in 2 case(s)" in capsys.readouterr().out
+
+
 def test_a_data_set_is_found_by_its_number(balls, ask, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(balls.parent))
     assert ask("998") == (0, {})

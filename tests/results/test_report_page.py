@@ -289,6 +289,15 @@ def test_the_page_says_what_is_not_there(tmp_path):
     assert "The prediction of cell_00003 is not in the folder validation." in page
 
 
+def test_a_raw_data_set_that_lost_its_images_has_none(tmp_path, monkeypatch):
+    fold = cells(tmp_path)
+    (tmp_path / "raw" / DATASET).mkdir(parents=True)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    assert "No images were found: name their folder with --images" in report.build(fold, FoldReader)
+    shutil.copytree(tmp_path / "images", tmp_path / "raw" / DATASET / "imagesTr")
+    assert "No images were found" not in report.build(fold, FoldReader)
+
+
 def test_a_training_without_validation_has_a_page_with_its_curves(trained, tmp_path):
     fold = tmp_path / trained.model("3d_tiny").name / "fold_0"
     fold.mkdir(parents=True)

@@ -104,7 +104,8 @@ class FiniteTrainer(RecordedTrainer):
 
     def _preprocess(self) -> str:
         """The command that preprocesses again; plans that were made of numbers that are not finite spoil every case."""
-        number, plans = self.plans_manager.dataset_name[len("Dataset") :][:3], self.plans_manager.plans_name
+        number = self.plans_manager.dataset_name[len("Dataset") :].partition("_")[0]
+        plans = self.plans_manager.plans_name
         planned = self.plans_manager.foreground_intensity_properties_per_channel
         if np.isfinite([value for channel in planned.values() for value in channel.values()]).all():
             return f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {self.configuration_name}"

@@ -382,6 +382,13 @@ def check(trainer) -> int:
     return int(new[-1].split()[0]) if len(new) > said else 0
 
 
+@pytest.mark.parametrize("number", ["007", "998", "1001"])
+def test_the_remedy_names_the_whole_number_of_the_data_set(number, make):
+    trainer = make(STOCK, "2d")
+    trainer.plans_manager.plans["dataset_name"] = f"Dataset{number}_Balls_2"
+    assert f"-d {number} -plans_name nnUNetPlans -c small" in trainer._preprocess()
+
+
 def test_a_case_is_looked_at_once_until_it_or_the_labels_change(make, dataset):
     folder = dataset / "nnUNetPlans_3d_fullres"
     trainer = make()
