@@ -639,13 +639,13 @@ def test_a_disk_that_fills_up_leaves_no_summary(volumes, monkeypatch, capsys):
 
 def test_a_process_that_is_killed_ends_the_run_with_a_sentence(volumes, capsys, monkeypatch):
     words = ["evaluate", volumes / "predictions", volumes / "labelsTr", "--jobs", 2, "--output", volumes / "out"]
-    monkeypatch.setattr(folders, "partial", lambda *_, **__: _die)
+    monkeypatch.setattr(folders, "_score_case", _die)
     assert main(list(map(str, words))) == 2
     assert "one of 2 processes was killed" in capsys.readouterr().err
     assert not (volumes / "out").exists()
 
 
-def _die(_: object) -> None:
+def _die(_: object, **__: object) -> None:
     os._exit(9)
 
 
