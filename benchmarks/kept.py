@@ -19,6 +19,8 @@ from nnunet_logvmamba.results.runs import SOURCES, SUMMARY, folds_of, is_finishe
 OF_A_MODEL = "plans.json", "dataset.json"
 VALIDATION = "validation"
 OF_A_FOLD = RECORD_NAME, f"{VALIDATION}/{SUMMARY}", *(f"{VALIDATION}/{source.file}" for source in SOURCES)
+ABOUT = "kept.json"
+"""What a fold that was restored says of the machine that it was trained on, and its curves: its logs are not here."""
 PATHS = "prediction_file", "reference_file"
 FORMAT = 1
 
@@ -47,6 +49,7 @@ def restore(file: Path, results: Path, models: Container[str]) -> list[str]:
             continue
         texts = {fold.parent / part: training["model"][part] for part in OF_A_MODEL}
         texts |= {fold / part: content for part, content in training["fold"].items()}
+        texts[fold / ABOUT] = {"circumstances": training["circumstances"], "curves": training["curves"]}
         # The summary last: with it the training counts.
         for path, content in sorted(texts.items(), key=lambda item: item[0].name == SUMMARY):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,11 +68,13 @@ def keep(file: Path, results: Path, models: Container[str]) -> list[str]:
 
         here = circumstances(None)
         for name, fold in new.items():
+            elsewhere = _text(fold / ABOUT) if (fold / ABOUT).is_file() else {}
             trainings[name] = {
                 "circumstances": here,
+                "curves": read_text_logs(fold),
+                **elsewhere,
                 "model": {part: _text(fold.parent / part) for part in OF_A_MODEL},
                 "fold": {part: _text(fold / part) for part in OF_A_FOLD if (fold / part).is_file()},
-                "curves": read_text_logs(fold),
             }
         lines = (f"  {json.dumps(name)}: {json.dumps(trainings[name])}" for name in sorted(trainings))
         head = f'{{"format": {FORMAT}, "circumstances": {json.dumps(here)}, "trainings": {{\n'

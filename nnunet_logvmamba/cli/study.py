@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -255,6 +254,7 @@ def _status(planned: Planned) -> int:
 
 
 def _cancel(planned: Planned) -> int:
+    import os
     import signal
     import socket
 
@@ -285,14 +285,13 @@ def _predict(args: argparse.Namespace) -> int:
         cluster.check()
     from nnunet_logvmamba.plugin import first_run  # late, because these import torch
     from nnunet_logvmamba.plugin.shards import Shard, Shards
-    from nnunet_logvmamba.results.runs import folds_of
+    from nnunet_logvmamba.results.runs import absolute, folds_of
 
     if args.on == "slurm":
         device = args.device if args.device != "auto" else "cuda" if asked.gpus else "cpu"
     else:
         device = first_run.device_here(args.device)
-    # A model may be a link to a folder that is not called like one.
-    model, images, out = (Path(os.path.abspath(path)) for path in (args.model, args.images, args.out))
+    model, images, out = absolute(args.model), args.images.resolve(), args.out.resolve()
     folds = args.folds or [fold.name.removeprefix("fold_") for fold in folds_of(model)]
     shards = Shards(model, images, out, tuple(folds), args.shards, device)
     shards.check()
