@@ -114,9 +114,13 @@ def run(args: argparse.Namespace) -> int:
     tolerances = _tolerances(args.tolerance)
     if args.output is not None:
         check_target(args.output, overwrite=args.overwrite)
+    if tolerances is not None and "nsd" not in metrics:
+        raise UserError("--tolerance is that of NSD, which is not among the --metrics: add it, or leave the option out")
     processes = args.jobs or usable_cores()
+    file = args.dataset_json or folders.find_dataset_json(args.predictions, args.references)
     if not args.instances:
-        _refuse_instance_maps(args.predictions, args.references)
+        _refuse_options_of_instances(args)
+        _refuse_instance_maps(args.predictions, args.references, labels_known=file is not None)
     pairs, unscored = folders.find_pairs(
         args.predictions,
         args.references,
@@ -125,7 +129,6 @@ def run(args: argparse.Namespace) -> int:
     )
     labels = None
     if not args.instances:
-        file = args.dataset_json or folders.find_dataset_json(args.predictions, args.references)
         labels = folders.read_dataset_json(file) if file else folders.find_labels(pairs, processes=processes)
     settings = Settings(
         metrics=metrics,
@@ -157,14 +160,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_instance_maps(predictions: Path, references: Path) -> None:
+def _refuse_options_of_instances(args: argparse.Namespace) -> None:
+    for name, default in (("iou", 0.5), ("border", 2), ("tile", None)):
+        if getattr(args, name) != default:
+            raise UserError(f"--{name} is of instance maps: if the files are, add --instances, else leave it out")
+
+
+def _refuse_instance_maps(predictions: Path, references: Path, *, labels_known: bool) -> None:
     """Say what to add for maps that ``logvmamba instances`` or the converter of cells has named or put there."""
     suffix = "_label"
     if predictions.is_dir() and references.is_dir():
         true = {path.name.partition(".")[0] for path in references.iterdir()}
         for path in sorted(predictions.glob(f"*{suffix}.tif*")):
-            if path.stem not in true and path.stem.removesuffix(suffix) in true:
+            if path.stem.removesuffix(suffix) in true and path.stem not in true:
                 raise UserError(f"{path} is named as an instance map: to score instances, add --instances")
+            if path.stem in true and not labels_known:
+                raise UserError(
+                    f"{path} is named as an instance map: to score instances, add --instances; if it holds classes, "
+                    "name their dataset.json with --dataset-json"
+                )
     if references.name.startswith("instances") and (references.parent / "dataset.json").is_file():
         raise UserError(
             f"{references} holds true instance maps: make instances of the predictions with logvmamba instances "

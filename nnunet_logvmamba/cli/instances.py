@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: If any file does not fit; nothing is written then.
     """
     from nnunet_logvmamba.cores import usable_cores
-    from nnunet_logvmamba.evaluation.cases import PICTURE_ENDINGS, check_pairs, find_cases
+    from nnunet_logvmamba.evaluation.cases import GALLERY, PICTURE_ENDINGS, check_pairs, find_cases
     from nnunet_logvmamba.evaluation.cells import LABEL_SUFFIXES, CellFiles, CellSettings, recover_and_score
     from nnunet_logvmamba.evaluation.parallel import map_cases
 
@@ -93,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     if args.gallery is not None and args.gallery.exists() and not args.overwrite:
         raise UserError(f"{args.gallery} exists; name another file, or replace it with --overwrite")
     predictions = find_cases(args.predictions, endings=PICTURE_ENDINGS)
+    made = {f"{case}{suffix}" for case in predictions for suffix in LABEL_SUFFIXES}  # by a call with OUT there
+    predictions = {case: path for case, path in predictions.items() if case not in made}
     references, images, unscored = {}, {}, []
     if args.references is not None:
         maps = args.references.parent / args.references.name.replace("labels", "instances", 1)
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{args.images} holds no image of the case '{case}'")
 
     settings = CellSettings(**{field.name: getattr(args, field.name) for field in fields(CellSettings)})
-    with staged_files(args.out, overwrite=args.overwrite, last=(SCORES, SUMMARY)) as staged:
+    with staged_files(args.out, overwrite=args.overwrite, last=(SCORES, SUMMARY, GALLERY)) as staged:
         targets = {case: staged / f"{case}_label.tiff" for case in predictions}
         cases = [CellFiles(case, path, references.get(case), targets[case]) for case, path in predictions.items()]
         do_case = partial(recover_and_score, settings)
@@ -120,15 +122,15 @@ def run(args: argparse.Namespace) -> int:
         if shown:
             chosen = {case.case: case for case in cases}
             scores = {row["case"]: row for row in rows}
-            picture = staged / "gallery.png"
-            _draw([(chosen[case], targets[case], images[case], scores[case]) for case in shown], picture, settings)
-            if args.gallery is not None:
-                args.gallery.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(args.gallery) as temporary:
-                    shutil.move(picture, temporary)  # perhaps to another disk
+            exhibits = [(chosen[case], targets[case], images[case], scores[case]) for case in shown]
+            _draw(exhibits, staged / GALLERY, settings)
+    if args.gallery is not None:
+        args.gallery.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(args.gallery) as temporary:
+            shutil.move(args.out / GALLERY, temporary)  # perhaps to another disk
     terminal.show(f"{len(rows)} instance map(s) with {sum(row['predicted'] for row in rows):,} instances: {args.out}")
     if shown:
-        terminal.show(f"gallery of {len(shown)} case(s): {args.gallery or args.out / 'gallery.png'}")
+        terminal.show(f"gallery of {len(shown)} case(s): {args.gallery or args.out / GALLERY}")
     return 0
 
 
@@ -141,7 +143,7 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
     """Write the table and the summary, and give the summary as text."""
     from nnunet_logvmamba.evaluation.cells import summarize
     from nnunet_logvmamba.evaluation.report import as_text_table, write_csv, write_json
-    from nnunet_logvmamba.evaluation.scoring import totals
+    from nnunet_logvmamba.evaluation.scoring import matched_in_words, totals
 
     summary = summarize(settings, rows)
     write_csv(folder / SCORES, rows, list(rows[0]))
@@ -150,8 +152,9 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
         [title_of(name), one["mean"], one["std"], one["cases"], one["cases_left_out"]]
         for name, one in summary["mean"].items()
     ]
-    recipe = f"grow {settings.grow:g} px, IoU {settings.iou:g}"
-    recipe += f", instances within {settings.border} px of the border left out"
+    recipe = f"grow {settings.grow:g} px, pieces from {settings.min_size} px on"
+    recipe += ", holes filled" * settings.fill_holes + ", cut at waists" * settings.watershed
+    recipe += f"; {matched_in_words(settings.iou, settings.border, settings.tile)}"
     header = ["score", "mean", "std", "images", "left out"]
     return f"{as_text_table(header, table, terminal.width())}\ntotal: {totals(summary['sum'])}\n{recipe}\n"
 

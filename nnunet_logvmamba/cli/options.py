@@ -109,8 +109,8 @@ def add_scoring(parser: argparse._ActionsContainer) -> None:
         type=at_least(0, int),
         default=2,
         metavar="PX",
-        help="leave out instances within so many pixels of the border, in both maps; 2 is the challenge's rule, 0 "
-        "keeps all (default: %(default)s)",
+        help="leave out instances within so many pixels of the border, in both maps, in volumes also of the first and "
+        "last slice; 2 is the challenge's rule, 0 keeps all (default: %(default)s)",
     )
     parser.add_argument(
         "--tile",

@@ -29,6 +29,9 @@ PICTURE_ENDINGS = (".png", ".bmp", *TIFF_ENDINGS)
 
 ENDINGS = VOLUME_ENDINGS + PICTURE_ENDINGS
 
+GALLERY = "gallery.png"
+"""What ``logvmamba instances`` draws beside its maps; no case."""
+
 SPACING_TOLERANCE = 1e-3
 """Share of a voxel by which two spacings may differ and be the same."""
 
@@ -98,7 +101,8 @@ def ending_of(path: Path) -> str | None:
 def find_cases(folder: Path, *, endings: Sequence[str] = ENDINGS, suffixes: Sequence[str] = ()) -> dict[str, Path]:
     """Give the files of a folder by case: the name without its ending and without the first of ``suffixes`` it has.
 
-    Where any name has such a suffix, files without one are taken for something else, such as a gallery.
+    A file without such a suffix is none of them where its case has one with it, such as the classes behind an instance
+    map; nor is the gallery that ``logvmamba instances`` draws beside such files.
 
     Raises:
         UserError: If there is no such folder, it holds no such file, or two files are of one case.
@@ -111,8 +115,10 @@ def find_cases(folder: Path, *, endings: Sequence[str] = ENDINGS, suffixes: Sequ
         ending = ending_of(path)
         if ending and not path.name.startswith(".") and ending in endings and path.is_file():
             files[path] = path.name[: -len(ending)]
-    if any(name.endswith(tuple(suffixes)) for name in files.values()):
-        files = {path: name for path, name in files.items() if name.endswith(tuple(suffixes))}
+    marked = {name for name in files.values() if name.endswith(tuple(suffixes))}
+    if marked:
+        other = {name.removesuffix(suffix) for name in marked for suffix in suffixes} - marked
+        files = {path: name for path, name in files.items() if name not in other and path.name != GALLERY}
     found: dict[str, Path] = {}
     for path, name in files.items():
         case = next((name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)), name)

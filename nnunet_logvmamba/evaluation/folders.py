@@ -17,7 +17,7 @@ from nnunet_logvmamba.files import staged_files
 
 from .cases import ENDINGS, IMAGE_INSTEAD, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
 from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
-from .metrics import COUNTS, INSTANCE_METRICS, INSTANCES, title_of
+from .metrics import COUNTS, INSTANCE_METRICS, INSTANCES, MATCH_COLUMNS, title_of
 from .parallel import map_cases
 from .policies import AVERAGES, BRATS_HD95_MM, BRATS_SHAPE, POLICIES
 from .report import as_text_table, describe, write_csv, write_json
@@ -102,7 +102,7 @@ def find_pairs(
     if marks[1] and not marks[0]:
         raise UserError(
             f"{references} holds predictions, for {marks[1][0]} is in it, and {predictions} has none of nnU-Net's: the "
-            f"predictions come first, then the references"
+            f"predictions come first, then the references; if these are to be the references, move {marks[1][0]} away"
         )
     predicted, true = (find_cases(folder, endings=endings, suffixes=suffixes) for folder in (predictions, references))
     unscored = check_pairs(predicted, true, predictions, references, predicted_only=predicted_only)
@@ -200,7 +200,14 @@ def evaluate(
         "average": {"name": average, "definition": AVERAGES[average]},
         **_means(rows, columns, names, average),
     }
+    counted = [row for row in rows if "tp" in row and (row["_true"] or row["_predicted"])]
+    at_border = [row["case"] for row in counted if not any(row[name] for name in MATCH_COLUMNS)]
     summary["notes"] = _notes(summary, first, slices)
+    if at_border:
+        summary["notes"].append(
+            f"{len(at_border)} case(s) have no instance further than {settings.border} px from the border, in volumes "
+            f"also from the first and last slice, the first is '{at_border[0]}'; --border 0 keeps them"
+        )
     return Evaluation([{k: v for k, v in row.items() if not k.startswith("_")} for row in rows], columns, summary)
 
 
@@ -254,7 +261,11 @@ def _by_label(given: Mapping[str, float], names: Sequence[str]) -> dict[str, flo
     found: dict[str, float] = {}
     for written, value in given.items():
         alike = [written] if written in names else [name for name in names if name.casefold() == written.casefold()]
-        if len(alike) != 1:
+        if len(alike) > 1:
+            raise UserError(
+                f"a tolerance for '{written}' may be that of {' or '.join(alike)}: write it as the label is"
+            )
+        if not alike:
             lower = {name.casefold(): name for name in names}
             near = difflib.get_close_matches(written.casefold(), lower, n=1)
             hint = f" (did you mean {lower[near[0]]}?)" if near else ""

@@ -129,7 +129,7 @@ def _apart(fates: Sequence[np.ndarray]) -> dict[int, tuple[float, float, float]]
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:
     """Stretch the 1st to the 99.5th percentile over 0 to 1, all channels alike, so that colours stay what they are."""
-    image = image[..., None] if image.ndim == 2 else image[..., :3]
+    image = (image[..., None] if image.ndim == 2 else image[..., :3]).astype(float)  # bits have no percentile
     if image.shape[-1] == 2:
         image = image[..., :1]
     low, high = np.percentile(image, (1, 99.5))

@@ -80,7 +80,7 @@ def surface_dice_umamba(truth: ArrayLike, prediction: ArrayLike, *, tolerance_px
     """
     truth, prediction = as_masks(truth, prediction)
     if truth.ndim != 2:
-        raise ValueError(f"nsd_umamba is a score of 2D masks, not of the shape {truth.shape}")
+        raise ValueError(f"nsd_umamba is a score of 2D masks, not of {truth.ndim} axes")
     slabs = (mask[..., None] for mask in (truth, prediction))
     return surface_dice(*slabs, spacing=(1, 1, 1), tolerance=tolerance_px)
 

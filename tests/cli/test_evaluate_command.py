@@ -558,7 +558,7 @@ def test_labels_that_differ_in_capitals_alone_have_each_their_tolerance(volumes,
     assert [one["value"] for one in read_summary(volumes / "out")["tolerances"].values()] == [1, 3, 2]
     capsys.readouterr()
     assert run(*folders, "--tolerance", "Csf=1") == 2
-    assert "a tolerance for 'Csf', which is no label" in capsys.readouterr().err
+    assert "a tolerance for 'Csf' may be that of CSF or csf: write it as the label is" in capsys.readouterr().err
 
 
 def test_the_validation_of_a_fold_says_whose_the_other_references_are(volumes):
@@ -831,5 +831,49 @@ def test_instance_maps_without_their_option_are_refused_with_it(volumes, capsys)
         capsys.readouterr().err
     )
     (volumes / "dataset.json").unlink()
-    assert run(found, found) == 2  # a pair by its name; what is wrong is that the file is empty
+    assert run(found, found) == 2  # a pair by its name
+    assert (
+        "add --instances; if it holds classes, name their dataset.json with --dataset-json" in capsys.readouterr().err
+    )
+    assert run(found, found, "--dataset-json", volumes / "predictions/dataset.json") == 2  # the file is empty
     assert "a_label.tiff cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--iou", "0.9"), "--iou is of instance maps"),
+        (("--border", "0"), "--border is of instance maps"),
+        (("--tile", "20"), "--tile is of instance maps"),
+        (("--metrics", "Dice", "--tolerance", "1"), "--tolerance is that of NSD"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(volumes, words, sentence, capsys):
+    assert run(volumes / "predictions", volumes / "labelsTr", *words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_map_without_the_mark_of_the_others_is_a_case_all_the_same(cells, capsys):
+    imwrite(cells / "truth" / "c.tiff", np.ones((40, 60), np.int32))
+    words = (cells / "predictions", cells / "truth", "--instances", "--metrics", "F1")
+    assert run(*words) == 2
+    assert "holds no prediction for 1 reference(s), the first is 'c'" in capsys.readouterr().err
+    (cells / "truth" / "c.tiff").unlink()
+    (cells / "predictions" / "a.tif").rename(cells / "predictions" / "a_label.tif")
+    assert run(*words, "--output", cells / "out") == 0
+    assert read_summary(cells / "out")["cases"] == ["a", "b"]
+
+
+def test_a_case_that_has_instances_at_its_border_alone_is_named(tmp_path, capsys):
+    values = np.zeros((4, 12, 12), np.uint8)
+    values[:, 4:8, 4:8] = 1
+    for name in ("truth", "predictions"):
+        (tmp_path / name).mkdir()
+        write_volume(tmp_path / name / "thin.nii.gz", values)
+    words = (tmp_path / "predictions", tmp_path / "truth", "--instances", "--metrics", "F1")
+    assert run(*words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 case(s) have no instance further than 2 px from the border" in said
+    assert "--border 0 keeps them" in said
+    assert run(*words, "--border", "0") == 0
+    assert "keeps them" not in capsys.readouterr().out

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.io import imread, imsave
 from tifffile import imread as read_tiff
 from tifffile import imwrite
@@ -278,6 +279,15 @@ def test_overwriting_replaces_our_files_and_keeps_others(cells):
         assert run(cells / "predictions", out, "--overwrite", "--grow", grow) == 0
     assert (out / "precious.txt").read_text() == "mine"
     assert (read_tiff(out / "a_label.tiff") > 0).sum() == (imread(cells / "predictions/a.png") == 1).sum()
+    assert run(cells / "predictions", out, "--overwrite", "--images", cells / "images") == 0
+    assert run(cells / "predictions", out, "--overwrite") == 0
+    assert not (out / "gallery.png").exists(), "a picture of other maps"
+
+
+def test_maps_that_were_written_among_the_predictions_are_none(cells):
+    for _ in range(2):
+        assert run(cells / "predictions", cells / "predictions", "--overwrite") == 0
+    assert sorted(path.name for path in (cells / "predictions").glob("*.tiff")) == ["a_label.tiff", "b_label.tiff"]
 
 
 @pytest.mark.parametrize(
@@ -316,6 +326,17 @@ def test_a_gallery_goes_where_it_is_told(cells):
     assert imread(picture).ndim == 3
     assert not (cells / "out/gallery.png").exists()
     assert run(cells / "predictions", cells / "other", *words) == 2  # it exists
+    before = picture.read_bytes()
+    (cells / "other" / "b_label.tiff").mkdir(parents=True)
+    assert run(cells / "predictions", cells / "other", *words, "--overwrite", "--grow", 0) == 2
+    assert picture.read_bytes() == before
+
+
+def test_an_image_of_bits_is_drawn(cells):
+    for case in ("a", "b"):
+        Image.fromarray(np.indices((80, 100))[0] > 30).save(cells / "images" / f"{case}_0000.png")
+    assert run(cells / "predictions", cells / "out", "--images", cells / "images") == 0
+    assert imread(cells / "out" / "gallery.png").ndim == 3
 
 
 @pytest.mark.parametrize(
