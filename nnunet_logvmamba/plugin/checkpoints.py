@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+FINAL = "checkpoint_final.pth"
+CHECKPOINTS = (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")
 """Those that a training leaves, the one to prefer first."""
 
 
@@ -49,27 +50,43 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def began(content: Mapping[str, Any]) -> float:
+def _began(content: Mapping[str, Any]) -> float:
     """When the first epoch of a checkpoint's training began, which all of its checkpoints share; 0 if none has."""
     logging = content.get("logging")
     starts = logging.get("epoch_start_timestamps") if isinstance(logging, dict) else None
     return float(starts[0]) if starts else 0.0
 
 
+def why_outdated(contents: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:
+    """Say which checkpoints of a fold are no longer where its training is, and why.
+
+    They are of an earlier training, or the end of one that was made longer since.
+    """
+    newest = max(map(_began, contents.values()), default=0.0)
+    why = {path: "of an earlier training" for path, content in contents.items() if _began(content) < newest}
+    epochs = {path: content.get("current_epoch") or 0 for path, content in contents.items() if path not in why}
+    return why | {
+        path: f"of {done} epoch(s)"
+        for path, done in epochs.items()
+        if path.name == FINAL and done < max(epochs.values())
+    }
+
+
 def logging_of_checkpoints(fold: Path) -> dict[str, list] | None:
     """Give what was logged per epoch, and ``seconds``, by the training of a fold that began last.
 
-    It is that of the first checkpoint that can be read.
+    It is that of the first checkpoint that can be read, and that ``--c`` would take.
     """
-    found = []
+    found = {}
     for path in (fold / name for name in CHECKPOINTS):
         with suppress(ValueError):  # one that is damaged, or would have to be run to be read
             content = read_checkpoint(path) if path.is_file() else {}
             if isinstance(content.get("logging"), dict):
-                found.append(content)
+                found[path] = content
     if not found:
         return None
-    logging = max(found, key=began)["logging"]  # of equals, max gives the first
+    outdated = why_outdated(found)
+    logging = next(content["logging"] for path, content in found.items() if path not in outdated)
     starts, ends = (logging.get(f"epoch_{which}_timestamps", []) for which in ("start", "end"))
     return {**logging, "seconds": [float(end) - float(start) for start, end in zip(starts, ends)]}
 

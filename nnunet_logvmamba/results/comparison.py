@@ -15,7 +15,7 @@ import numpy as np
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.metrics import METRICS, RANKED, USUAL, title_of, titles
 from nnunet_logvmamba.results.record import COSTS, KEYS
-from nnunet_logvmamba.results.runs import INSTANCE, Run, find_folds, is_finished, read_run, source_of
+from nnunet_logvmamba.results.runs import INSTANCE, Run, find_folds, is_finished, is_under_way, read_run, source_of
 from nnunet_logvmamba.results.statistics import (
     TIE,
     Paired,
@@ -149,7 +149,7 @@ def compare(
         metrics=chosen,
         labels=labels,
         folds=fold_names,
-        num_cases=sum(len(run.cases) for run in methods[0].runs if run.seed == methods[0].runs[0].seed),
+        num_cases=len({case for run in methods[0].runs for case in run.cases}),
         settings={kind: runs[0].settings.get(kind, {}) for kind in _kinds(chosen)},
         scores=scores,
         same_cases={metric: _same_cases(methods, metric, labels[metric]) for metric in chosen},
@@ -176,9 +176,8 @@ def _read(paths: Sequence[Path], wanted: Sequence[str] | None) -> tuple[list[Run
         raise UserError(f"fold {' or '.join(lacking)} is finished nowhere: finish it, or leave it out of --folds")
     runs = [read_run(folder) for folder in folders if folder not in unfinished]
     if not runs:
-        raise UserError(
-            f"{folders[0]} has no validation/summary.json, nor has any other fold: finish the trainings first"
-        )
+        lacks = "is still in training" if is_under_way(folders[0]) else "has no validation/summary.json"
+        raise UserError(f"{folders[0]} {lacks}, and no other fold is finished: finish the trainings first")
     seen: dict[tuple, Run] = {}
     for run in runs:
         key = (run.dataset, run.trainer, run.plans, run.configuration, run.fold)
@@ -395,11 +394,11 @@ def _pairs(methods: Sequence[Method], metric: str, labels: Sequence[str], agains
             continue
         here, there = (_mean_over_seeds(method, metric, labels) for method in (first, second))
         differences = np.concatenate([here[fold] - there[fold] for fold in here], axis=1)
-        common = {fold: np.isfinite(here[fold] - there[fold]) for fold in here}
+        everywhere = {fold: _in_every_run((first, second), fold, metric, labels) for fold in here}
         for index, label in enumerate((*labels, AVERAGE)):
             values = _mean(differences, axis=0) if label == AVERAGE else differences[index]
             test = compare_pairs(values, higher_is_better=METRICS[metric].better == "higher")
-            margin = _run_margin(first, second, metric, labels, label, common)
+            margin = _run_margin(first, second, metric, labels, label, everywhere)
             found.append(Pair(first.name, second.name, metric, label, test, nan, margin))
     corrected: dict[int, float] = {}
     for family in ([pair.label == AVERAGE for pair in found], [pair.label != AVERAGE for pair in found]):
@@ -408,22 +407,30 @@ def _pairs(methods: Sequence[Method], metric: str, labels: Sequence[str], agains
     return [replace(pair, p_holm=corrected[index]) for index, pair in enumerate(found)]
 
 
+def _in_every_run(methods: Sequence[Method], fold: str, metric: str, labels: Sequence[str]) -> np.ndarray:
+    """Where all runs of a fold have a value: (labels, cases)."""
+    runs = [run for method in methods for run in method.runs if run.fold == fold]
+    return np.stack(
+        [np.logical_and.reduce([np.isfinite(_values(run, metric, label)) for run in runs]) for label in labels]
+    )
+
+
 def _run_margin(
-    first: Method, second: Method, metric: str, labels: Sequence[str], label: str, common: Mapping[str, np.ndarray]
+    first: Method, second: Method, metric: str, labels: Sequence[str], label: str, everywhere: Mapping[str, np.ndarray]
 ) -> float:
-    """Margin of the difference between two methods from run to run, on the cases that both have.
+    """Margin of the difference between two methods from run to run, on the cases that all runs have.
 
     With several folds, of the differences fold by fold, seeds averaged; with one, from the spread over seeds of both.
 
     Args:
-        common: Per fold, where both have a value: (labels, cases).
+        everywhere: Per fold, where all runs have a value: (labels, cases).
     """
     rows = [index for index, name in enumerate(labels) if label in (name, AVERAGE)]
     by_fold: list[dict[str, list[float]]] = [{}, {}]
     for table, method in zip(by_fold, (first, second)):
         for run in method.runs:
             values = np.stack([_values(run, metric, labels[row]) for row in rows])
-            means = _mean(np.where(common[run.fold][rows], values, nan), axis=1)
+            means = _mean(np.where(everywhere[run.fold][rows], values, nan), axis=1)
             table.setdefault(run.fold, []).append(float(_mean(means, axis=0)))
     if len(by_fold[0]) > 1:
         differences = [np.mean(by_fold[0][fold]) - np.mean(by_fold[1][fold]) for fold in by_fold[0]]
@@ -548,8 +555,8 @@ def _in_words(verdicts: Mapping[str, Sequence[str]]) -> str:
         parts.append(f"beyond noise better than {_and(verdicts['beyond noise'])}")
     if "one training each" in verdicts:
         parts.append(
-            f"better on these cases than {_and(verdicts['one training each'])}, which with one training each may be "
-            f"the luck of that training"
+            f"better on these cases than {_and(verdicts['one training each'])}, which may be the luck of that "
+            "training, since one of the two or both were trained once"
         )
     return "; ".join(parts)
 
@@ -559,14 +566,15 @@ def _other(pair: Pair, name: str) -> str:
 
 
 def indistinguishable(comparison: Comparison, metric: str, label: str, best: str) -> set[str]:
-    """Methods whose difference from ``best`` was tested, and ``best`` is not beyond noise better."""
-    return {
+    """Methods that ``best`` is not beyond noise better than, by a test or for want of one."""
+    beyond = {
         _other(pair, best)
         for pair in comparison.pairs
         if (pair.metric, pair.label) == (metric, label)
         and best in (pair.first, pair.second)
-        and (pair.verdict != "beyond noise" or pair.ordered[0] != best)
+        and (pair.verdict == "beyond noise" and pair.ordered[0] == best)
     }
+    return {method.name for method in comparison.methods} - beyond - {best}
 
 
 def _and(words: Sequence[str]) -> str:

@@ -40,6 +40,7 @@ KEYS = {
     "sessions": (list,),
     "peak_memory_bytes": _WHOLE,
     "epochs_done": _WHOLE,
+    "validated_epochs": _WHOLE,
     "median_seconds_per_epoch": _NUMBER,
     "seconds_per_epoch": (list,),
 }

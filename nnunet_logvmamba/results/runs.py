@@ -165,16 +165,21 @@ def is_finished(fold: Path) -> bool:
 
 
 def is_under_way(fold: Path) -> bool:
-    """True if the training that began last has not ended: by its checkpoints, or by its record."""
+    """True if the training that began last has not ended: by its checkpoints, or by its record.
+
+    One that its user stopped early has ended once it was validated; its record says so until it goes on.
+    """
+    try:
+        record = read_record(fold) or {}
+    except UserError:  # whoever needs it says so
+        record = {}
+    if record.get("validated_epochs") is not None:
+        return False
     final, latest, best = (fold / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
     if not final.is_file() and (latest.is_file() or best.is_file()):
         return True
     if latest.is_file() and latest.stat().st_mtime_ns > final.stat().st_mtime_ns:  # nnU-Net removes it at the end
         return True
-    try:
-        record = read_record(fold) or {}
-    except UserError:  # whoever needs it says so
-        return False
     return (record.get("epochs_done") or 0) < (record.get("epochs") or 0)
 
 

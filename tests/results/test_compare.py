@@ -108,6 +108,7 @@ def test_holm_counts_the_pairs_of_the_average_and_those_of_all_classes_apart(res
         frozenset(("LoGVMamba", "VMamba")),
         frozenset(("nnUNetTrainer", "VMamba")),
     }
+    assert "LoGVMamba" in comparison.indistinguishable(only, "dice", "average", "nnUNetTrainer"), "it was not tested"
 
 
 @pytest.mark.parametrize(
@@ -359,6 +360,21 @@ def test_a_difference_that_the_seeds_do_not_bear_out_is_within_noise(results):
     assert verdict(found) == "within noise"
     assert "these data do not tell them apart" in comparison.conclusion(found, "dice")
     assert re.search(r"VMamba \| 0\.\d+ ± 0\.\d+ † \|", tables.as_markdown(found))
+
+
+@pytest.mark.parametrize("lacking", [0, 2])
+def test_cases_that_one_seed_lacks_are_no_noise_between_trainings(lacking, results):
+    for name, more in (("LoGVMamba", 0.0), ("VMamba", 3.0)):
+        for seed in (1, 2, 3):
+            model = f"nnUNetTrainer{name}_seed{seed}__nnUNetPlans__3d_fullres"
+            values = {f"case_{case:02}": 2 + 3.0 * case + more * (1 + case / 20) + seed / 100 for case in range(12)}
+            gone = list(values)[12 - lacking :] if (name, seed) == ("VMamba", 2) else []
+            surface = {case: [{"HD95": None if case in gone else hd95}] * 2 for case, hd95 in values.items()}
+            write_run(results, model, 0, dict.fromkeys(values, [0.8, 0.8]), surface=surface)
+    found = comparison.compare([results], metrics=["HD95"])
+    (pair,) = [pair for pair in found.pairs if pair.label == "average"]
+    assert pair.run_margin < 0.1
+    assert pair.verdict == "beyond noise"
 
 
 def test_one_training_each_proves_nothing_about_the_method(results):
@@ -756,7 +772,7 @@ def test_folders_without_results_are_refused(tmp_path):
     assert f"{tmp_path / 'none'} is not a folder" in refused(tmp_path / "none")
     assert f"{tmp_path} holds no trained model" in refused(tmp_path)
     (tmp_path / DATASET / model(LOG) / "fold_0").mkdir(parents=True)
-    assert "has no validation/summary.json, nor has any other fold" in refused(tmp_path)
+    assert "has no validation/summary.json, and no other fold is finished" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("words", [("dice", "NSD_umamba"), ("DICE", "nsd_umamba", "Dice"), ("Dice", "nsd_UMAMBA")])

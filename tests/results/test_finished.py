@@ -69,8 +69,21 @@ def test_an_old_validation_beside_an_unfinished_training_does_not_make_it_finish
     assert f"{fold}  (no final validation yet)" in capsys.readouterr().out
 
 
+def be_stopped_early_and_validated(fold: Path) -> None:
+    save(fold, "final", 1)
+    save(fold, "latest", 2)
+    stopped = {"format": 1, "epochs": 5, "epochs_done": 3, "validated_epochs": 2}
+    (fold / "logvmamba.json").write_text(json.dumps(stopped))
+
+
 @pytest.mark.parametrize(
-    "change", [stay_as_nnunet_leaves_it, be_copied_without_checkpoints, keep_the_latest_of_the_same_training]
+    "change",
+    [
+        stay_as_nnunet_leaves_it,
+        be_copied_without_checkpoints,
+        keep_the_latest_of_the_same_training,
+        be_stopped_early_and_validated,
+    ],
 )
 def test_a_finished_training_stays_finished(change, fold):
     change(fold)

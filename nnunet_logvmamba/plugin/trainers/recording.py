@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -71,17 +71,25 @@ class RecordedTrainer(nnUNetTrainer):
         super().on_train_start()
         if self.local_rank == 0:
             self._record = {**_facts(self), **_sessions(self)}
-            self._write_record()
+            self._write_record(self._update_record)
 
     def on_epoch_end(self):
         """End the epoch as nnU-Net does, then bring the record up to date."""
         super().on_epoch_end()
         if self.local_rank == 0:
-            self._write_record()
+            self._write_record(self._update_record)
 
-    def _write_record(self) -> None:
+    def record_validation(self) -> None:
+        """Note after how many epochs the network was validated, so that a training that was stopped early counts."""
+        if (Path(self.output_folder) / RECORD_NAME).is_file():
+            self._write_record(self._add_validation)
+
+    def _add_validation(self) -> None:
+        self._record = {**(read_record(Path(self.output_folder)) or {}), "validated_epochs": self.current_epoch}
+
+    def _write_record(self, update: Callable[[], None]) -> None:
         try:
-            self._update_record()
+            update()
             replace_text(Path(self.output_folder) / RECORD_NAME, json.dumps(self._record, indent=1) + "\n")
         except Exception as error:  # whatever it is, it is not worth a training
             reason = (

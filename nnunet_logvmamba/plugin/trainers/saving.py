@@ -16,7 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_logvmamba.errors import Refused, UserError
 from nnunet_logvmamba.files import replacing
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
-from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, DamagedError, began, read_checkpoint
+from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, DamagedError, read_checkpoint, why_outdated
 
 from .weights import bare_network, marked_weights
 
@@ -122,7 +122,8 @@ def read_whole(source: str | dict[str, Any], *, choose: bool) -> Whole:
     Args:
         source: Path that nnU-Net has chosen, because it is there; the content is given as it is.
         choose: Take the first of final, latest and best beside it that is whole and of the training that began last,
-            as ``--c`` does; else that file or none.
+            as ``--c`` does, but no final of fewer epochs than another, which was made longer since; else that file or
+            none.
 
     Raises:
         Refused: If there is none that is whole, or one holds more than data.
@@ -144,10 +145,9 @@ def read_whole(source: str | dict[str, Any], *, choose: bool) -> Whole:
             why_not[candidate] = "not there"
         except DamagedError as error:
             why_not[candidate] = f"damaged ({error.damage})"
-    newest = max(map(began, whole.values()), default=0.0)
-    for candidate in [candidate for candidate, content in whole.items() if began(content) < newest]:
-        why_not[candidate] = "of an earlier training"
-        del whole[candidate]
+    outdated = why_outdated(whole)
+    whole = {candidate: content for candidate, content in whole.items() if candidate not in outdated}
+    why_not |= outdated
     reasons = "; ".join(
         f"{name} is {why_not[path.with_name(name)]}" for name in CHECKPOINTS if path.with_name(name) in why_not
     )
@@ -181,21 +181,27 @@ def _read(path: Path) -> dict[str, Any]:
         raise Refused(f"{error}.") from error
 
 
-def check_pretrained_weights(command: Sequence[str]) -> None:
+def check_pretrained_weights(command: Sequence[str]) -> bool:
     """Refuse a file that ``-pretrained_weights`` names before nnU-Net reads it, which would run what it holds.
 
     Args:
         command: ``sys.argv``.
 
+    Returns:
+        Whether one is named.
+
     Raises:
         Refused: If it is damaged, or holds more than data.
     """
+    named = False
     for word, following in zip(command, [*command[1:], ""]):
         option, sign, value = word.partition("=")
         path = Path(value if sign else following)
         meant = len(option) > len("-p") and "-pretrained_weights".startswith(option)  # argparse takes parts of it
+        named = named or meant
         if meant and path.is_file():
             try:
                 read_checkpoint(path)
             except UserError as error:
                 raise Refused(f"{error}.") from error
+    return named

@@ -222,6 +222,18 @@ def test_the_first_of_final_latest_and_best_is_taken_and_the_log_says_why(make, 
     assert f"--c goes on from {LATEST}, which has 2 epoch(s); {FINAL} is not there \n" in log_of(trainer)
 
 
+def test_a_training_that_was_made_longer_goes_on_from_behind_its_first_end(make, fold):
+    longer = make(resumes=True, num_epochs=6)
+    maybe_load_checkpoint(longer, True, False)
+    longer.on_train_end = lambda: None  # killed before
+    longer.run_training()
+    (fold / BEST).unlink()
+    trainer = resume(make)
+    assert trainer.current_epoch == 5
+    assert f"{LATEST}, which has 5 epoch(s); {FINAL} is of 3 epoch(s); {BEST} is not there \n" in log_of(trainer)
+    assert len(logging_of_checkpoints(fold)["train_losses"]) == 5
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over_in_words(damage, make, fold):
     damage(fold / FINAL)
