@@ -265,7 +265,7 @@ class Workplace:
         args = self.args
         families = list(dict.fromkeys(row.family for row in rows))
         configurations = {self._named(row): self._derived(row) for row in rows}
-        differing = len(families) > 1, len(configurations) > 1
+        differing = len(families) > 1 or len(rows) == 1, len(configurations) > 1
         names = {
             " ".join(word for word, differs in zip((row.family, self._named(row)), differing) if differs): row.name
             for row in rows

@@ -176,6 +176,8 @@ def test_some_rows_of_a_table_are_a_study_of_their_own(source, tmp_path):
     (study,) = studies(run(*words, "--rows", *reversed(rows)).stdout)
     assert (study.name, list(study.compare["names"].values())) == ("directions_10x25_part", rows)
     assert study.trainers == ("nnUNetTrainerLoGVMamba_seed1",)
+    (alone,) = studies(run(*words, "--rows", rows[1]).stdout)
+    assert alone.compare["names"] == {"LoGVMamba": rows[1]}
 
 
 def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
