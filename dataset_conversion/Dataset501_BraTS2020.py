@@ -329,23 +329,23 @@ def find_cases(source: Path, wanted: str | None = None) -> Found:
     labelled: dict[str, dict[str, Path]] = {name: {} for name in RELEASES}
     unlabelled: dict[str, dict[str, Path]] = {name: {} for name in RELEASES}
     strangers: list[Skipped] = []
+    misnamed: list[Skipped] = []
     for folder in sources.walk_folders(source, volumes.volume_in):
         other = _other_task(folder.name)
         if other:
             strangers.append(Skipped(folder, f"a case of {other}"))
             continue
-        for name, release in RELEASES.items():
-            kind = _kind_of(folder, release)
-            if kind is None:
-                continue
+        kinds = {name: kind for name, release in RELEASES.items() if (kind := _kind_of(folder, release))}
+        for name, kind in kinds.items():
             folders = (labelled if kind == "labelled" else unlabelled)[name]
             sources.enter_once(folders, folder.name, folder, f"Case {folder.name}")
-        if _looks_like_a_case(folder):
+        if not kinds and _holds_volumes(folder):
             prefixes = ("brats17", "brats18", "brats19", "brats20", "brats-")
             sources.require_folder_name(folder, prefixes, "BraTS20_Training_001")
+            misnamed.append(Skipped(folder, "holds volumes, but is not named as a case (BraTS20_Training_001)"))
     chosen = _choose(wanted, labelled, unlabelled, strangers, source)
     release = RELEASES[chosen]
-    skipped = [*strangers]
+    skipped = [*strangers, *misnamed]
     for name in RELEASES:
         if name != chosen:
             skipped += [
@@ -374,11 +374,6 @@ def _other_task(name: str) -> str | None:
     match = _OTHER_TASK.fullmatch(name)
     task = match["task"].upper() if match else "GLI"
     return None if task in ("GLI", "SSA") else f"BraTS-{task}{_OTHER_TASKS.get(task, '')}"
-
-
-def _looks_like_a_case(folder: Path) -> bool:
-    """Whether a folder that no release knows holds volumes itself, as no folder above the cases does."""
-    return not any(_kind_of(folder, release) for release in RELEASES.values()) and _holds_volumes(folder)
 
 
 def _holds_volumes(folder: Path) -> bool:

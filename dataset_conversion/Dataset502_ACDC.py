@@ -132,15 +132,16 @@ def find_cases(source: Path) -> Found:
     """
     source = sources.require_source(source)
     folders: dict[str, Path] = {}
+    skipped: list[Skipped] = []
     for folder in sources.walk_folders(source, volumes.volume_in):
         if PATIENT_FOLDER.fullmatch(folder.name):
             sources.enter_once(folders, folder.name, folder, f"Patient {folder.name}")
         elif (folder / "Info.cfg").exists() or volumes.nifti_files(folder):
             sources.require_folder_name(folder, ("patient",), "patient001")
+            skipped.append(Skipped(folder, "holds Info.cfg or volumes, but is not named as a patient (patient001)"))
     if not folders:
         raise ConversionError(f"No folder named patientNNN below {source}{volumes.lies_below(source)}")
     found: dict[bool, list[Case]] = defaultdict(list)
-    skipped: list[Skipped] = []
     for name in sorted(folders):
         testing = _is_test_patient(folders[name])
         cases, more = _cases_of(folders[name], testing)

@@ -8,6 +8,7 @@ import errno
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import warnings
 import zlib
@@ -596,6 +597,24 @@ def test_an_odd_source_that_is_in_order_gives_the_same_data_set(name, pristine, 
         else:
             assert Path(path).name == reporting.REPORT  # it lists what was skipped
     assert fingerprint(source) == before
+
+
+MISNAMED = {"brats": (BRATS, "case"), "acdc": (PATIENT, "patient"), "endovis": (SEQUENCE, "sequence")}
+
+
+@pytest.mark.parametrize("name", MISNAMED)
+def test_a_labelled_case_in_a_folder_of_another_name_is_reported(name, pristine, tmp_path, capsys):
+    folder, what = MISNAMED[name]
+    source = shutil.copytree(pristine / name, tmp_path / "source")
+
+    def report():
+        CONVERTERS[name].convert(source, tmp_path / "raw", tmp_path / "preprocessed", dry_run=True)
+        return capsys.readouterr().out
+
+    assert "is not named" not in report()
+    copied("number_7")(source / folder)
+    said = f"skipped 1: holds .*, but is not named as a {what} .*: {Path(folder).parent}/number_7"
+    assert re.search(said, report())
 
 
 # Disks that fail: OSError put where the real ones come from
