@@ -52,7 +52,7 @@ def walk_folders(source: Path, stands_for: StandsFor = for_itself) -> Iterator[P
     top = os.path.realpath(source)
     above = {os.fspath(source): {top, *map(str, Path(top).parents)}}
     for folder, names, files in os.walk(source, followlinks=True, onerror=refuse):
-        names[:] = sorted(name for name in names if not name.startswith(".") and name != MACOS_FOLDER)
+        names[:] = sorted(name for name in names if not is_litter(name))
         for name in sorted(files):
             path = os.path.join(folder, name)
             if os.path.islink(path) and not os.path.exists(path):
@@ -65,6 +65,11 @@ def walk_folders(source: Path, stands_for: StandsFor = for_itself) -> Iterator[P
             above[path] = above[folder] | {real}
         if folder == os.fspath(source) or not stands_for(Path(folder)):
             yield Path(folder)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a folder of this name is hidden, or macOS's ``__MACOSX``."""
+    return name.startswith(".") or name == MACOS_FOLDER
 
 
 def files_by_stem(
