@@ -159,7 +159,7 @@ def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Pat
     def stem_of(path: Path) -> str | None:
         return None if path.parent.name in ("labelsTr", "labelsTs") else volumes.nifti_stem(path)
 
-    cases = sources.find_scans(source, stem_of, "NIfTI files", volumes.volume_in)
+    cases = sources.find_scans(source, stem_of, "NIfTI files", volumes.NIFTI_ENDINGS, volumes.volume_in)
     return conversion.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 

@@ -68,6 +68,8 @@ class Release:
 
 _SUFFIXES = ("t1", "t1ce", "t2", "flair")
 _SUFFIXES_2023 = ("t1n", "t1c", "t2w", "t2f")
+_SUFFIX = re.compile(f"[_-]({'|'.join((*_SUFFIXES, *_SUFFIXES_2023, 'seg'))})$", re.IGNORECASE)
+_MASKS = ("_seg", "-seg")
 _BRATS2021 = re.compile(r"(?P<patient>BraTS2021_[0-9]{5})")
 # Time points from 100 on are those of 2024, after treatment.
 _BRATS2023 = re.compile(r"(?P<patient>BraTS-GLI-[0-9]{5})-0[0-9]{2}")
@@ -457,24 +459,36 @@ def _images(name: str, folder: Path, files: dict[str, Path], release: Release) -
 def find_scans(source: Path) -> list[Case]:
     """Every set of four modalities below ``source``, labelled or not, of any release, sorted by name.
 
+    Suffixes may be in capitals. Images that are neither a modality nor a mask are counted in a note.
+
     Raises:
         ConversionError: If there are none, one name occurs twice, or a modality is missing.
     """
     source = sources.require_source(source)
     cases: dict[str, Case] = {}
     seen: dict[str, Path] = {}
+    unread: list[Path] = []
     for folder in sources.walk_folders(source, volumes.volume_in):
-        files = volumes.nifti_files(folder)
+        files = sources.files_by_stem(folder, _lower_suffix, volumes.volume_in)
+        unread += sources.images_of_others(folder, volumes.NIFTI_ENDINGS)
         for release in (RELEASES["2020"], RELEASES["2023-GLI"]):  # 2021 names its files as 2020 does
             parts = [stem.rpartition(release.separator) for stem in files]
             for name in sorted({name for name, _, suffix in parts if suffix in release.suffixes}):
                 sources.enter_once(seen, name, folder, f"Case {name}")
                 sources.require_case_name(name, folder)
                 cases[name] = Case(name, _images(name, folder, files, release))
+        unread += [path for stem, path in files.items() if not stem.endswith(_MASKS)]
+    sources.say_unread(unread)
     if not cases:
         wanted = ", ".join(f"<case>_{suffix}.nii.gz" for suffix in _SUFFIXES)
         raise ConversionError(f"No scans below {source}; a case needs {wanted} in one folder.")
     return [cases[name] for name in sorted(cases)]
+
+
+def _lower_suffix(path: Path) -> str | None:
+    """Stem of a volume, its suffix in small letters where it is that of a modality or a mask."""
+    stem = volumes.nifti_stem(path)
+    return stem and _SUFFIX.sub(lambda suffix: suffix[0].lower(), stem)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -232,7 +232,7 @@ def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Pat
         stem = volumes.nifti_stem(path)
         return None if stem is None or stem.endswith(("_gt", "_4d")) else stem
 
-    cases = sources.find_scans(source, stem_of, "NIfTI files with a 3D stack", volumes.volume_in)
+    cases = sources.find_scans(source, stem_of, "NIfTI files with a 3D stack", volumes.NIFTI_ENDINGS, volumes.volume_in)
     return conversion.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 

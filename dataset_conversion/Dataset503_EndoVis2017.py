@@ -467,7 +467,7 @@ def convert_images(
         sequence = SEQUENCE_FOLDER.fullmatch(folder.parent.name) if folder.name == "left_frames" else None
         return f"test{sequence[1]}_{name}" if sequence else name
 
-    cases = sources.find_scans(source, name_of, "frames")
+    cases = sources.find_scans(source, name_of, "frames", pictures.PICTURE_ENDINGS)
     return conversion.write_test_images(cases, Frames(geometry), out, source=source, **options)
 
 

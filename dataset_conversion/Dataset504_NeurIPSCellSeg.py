@@ -431,7 +431,7 @@ def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Pat
         is_label = path.parent.name == "labels" and path.parent != source
         return None if stem is None or is_label or stem.endswith("_label") else stem
 
-    cases = sources.find_scans(source, stem_of, "pictures")
+    cases = sources.find_scans(source, stem_of, "pictures", pictures.PICTURE_ENDINGS)
     return conversion.write_test_images(cases, Cells(), out, source=source, **options)
 
 

@@ -768,6 +768,35 @@ def test_scans_to_predict_are_checked_like_others(name, pristine, tmp_path, capf
     assert out.read_text() == "a file"
 
 
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_images_that_are_not_read_are_counted_in_a_note(name, pristine, predictions, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(predictions[0]))
+    folders = {"--images-only": pristine / name, "--restore": predictions[1][name].parent}
+    for option, given in folders.items():
+        source = shutil.copytree(given, tmp_path / option)
+        words = [option, str(source), str(tmp_path / "out"), "--dry-run", "--jobs", "1"]
+        assert CONVERTERS[name].main(words) == 0
+        assert "not read" not in capfd.readouterr().out
+        for file in ("._a.hdr", "b.MHA", "c.webp", "notes.txt"):
+            (source / file).touch()
+        assert CONVERTERS[name].main(words) == 0
+        assert f"note: 2 file(s) not read, first {source}/b.MHA\n" in capfd.readouterr().out
+
+
+def test_volumes_of_another_ending_are_no_predictions_and_are_counted(predictions, tmp_path, capfd):
+    folder = shutil.copytree(predictions[1]["brats"].parent, tmp_path / "predictions")
+    shutil.copy(predictions[1]["brats"], folder / "z.nii")
+    assert brats.main(["--restore", str(folder), str(tmp_path / "out"), "--jobs", "1"]) == 0
+    assert f"note: 1 file(s) not read, first {folder}/z.nii\n" in capfd.readouterr().out
+
+
+def test_a_volume_that_is_no_modality_is_counted(pristine, tmp_path, capfd):
+    source = shutil.copytree(pristine / "brats", tmp_path / "source")
+    (source / BRATS / "BraTS20_Training_002_T1w.nii.gz").touch()
+    assert brats.main(["--images-only", str(source), str(tmp_path / "out"), "--jobs", "1"]) == 0
+    assert "note: 1 file(s) not read, first" in capfd.readouterr().out
+
+
 NON_ASCII = {"brats": ("ä_t1.nii.gz", "ä_t1ce.nii.gz", "ä_t2.nii.gz", "ä_flair.nii.gz"), "acdc": ("ä.nii.gz",)}
 
 

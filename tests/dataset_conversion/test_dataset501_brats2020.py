@@ -506,6 +506,10 @@ def test_images_only_serves_prediction_of_any_scan(tmp_path, run_module, fingerp
         f"{case}_{channel:04d}.nii.gz" for case in ("BraTS20_Validation_001", "my_patient") for channel in range(4)
     ]
     t1ce = own / "my_patient_t1ce.nii.gz"
+    for suffix in ("t1", "t2", "flair"):
+        (own / f"my_patient_{suffix}.nii.gz").rename(own / f"my_patient_{suffix.upper()}.nii.gz")
+    brats.convert_images(tmp_path / "validation", tmp_path / "loud")
+    assert fingerprint(tmp_path / "loud") == fingerprint(tmp_path / "scans")
     assert (tmp_path / "scans" / "my_patient_0001.nii.gz").read_bytes() == t1ce.read_bytes()
     t1ce.unlink()
     with pytest.raises(ConversionError, match=r"my_patient lacks my_patient_t1ce\.nii\.gz"):
