@@ -499,7 +499,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         default_id=501,
         protocols=PROTOCOLS,
     )
-    parser.add_argument("--release", choices=RELEASES, help="by default the one that lies there")
+    parser.add_argument(
+        "--release", choices=RELEASES, help="by default the one that lies there; not for --images-only, which takes all"
+    )
     arguments = parser.parse_intermixed_args(argv)
     return command_line.run_converter(
         parser,
@@ -507,6 +509,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         convert=functools.partial(convert, protocol=arguments.protocol, release=arguments.release),
         convert_images=convert_images,
         restore=functools.partial(restore, release=arguments.release),
+        only_for={"release": (command_line.CONVERT, command_line.RESTORE)},
     )
 
 

@@ -291,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         convert=functools.partial(convert, protocol=arguments.protocol),
         convert_images=convert_images,
         restore=functools.partial(restore, dataset_id=arguments.dataset_id),
+        only_for={"dataset_id": (command_line.CONVERT, command_line.RESTORE)},
     )
 
 

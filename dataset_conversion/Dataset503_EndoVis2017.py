@@ -542,6 +542,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         convert_images=functools.partial(convert_images, geometry=arguments.geometry),
         restore=restore,
+        only_for={"geometry": (command_line.CONVERT, command_line.IMAGES_ONLY), "folds": (command_line.CONVERT,)},
     )
 
 

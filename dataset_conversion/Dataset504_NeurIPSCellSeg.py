@@ -548,6 +548,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         convert_images=convert_images,
         restore=functools.partial(restore, grow_pixels=arguments.grow),
+        only_for={
+            "test_groups": (command_line.CONVERT,),
+            "test_share": (command_line.CONVERT,),
+            "grow": (command_line.RESTORE,),
+        },
     )
 
 
