@@ -104,6 +104,14 @@ def positive(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    """Whole number from 0 from the command line."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
 class HelpFormatter(argparse.HelpFormatter):
     """Argparse's own, but paragraphs stay apart, and one with indented lines stays as it is."""
 
