@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_conversion.core import command_line, conversion, sources
-from dataset_conversion.core.cases import Case, ConversionError, Description, Options, Work
+from dataset_conversion.core.cases import Case, ConversionError, Description, Options, Skipped, Work
 from dataset_conversion.formats import volumes
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def convert(
         nnunet_raw=nnunet_raw,
         nnunet_preprocessed=nnunet_preprocessed,
         test_cases=find_test_cases(folder),
+        skipped=find_skipped(folder),
         overwrite=overwrite,
         **options,
     )
@@ -88,11 +89,12 @@ def subject_of(case: str) -> int:
 def find_decathlon_folder(source: Path) -> Path:
     """``source`` or its one sub-folder that has both imagesTr and labelsTr; a ConversionError otherwise."""
     source = sources.require_source(source)
-    candidates = [source, *sorted(path for path in source.iterdir() if path.is_dir())]
+    folders = (path for path in source.iterdir() if path.is_dir() and not sources.is_litter(path.name))
+    candidates = [source, *sorted(folders)]
     found = [path for path in candidates if (path / "imagesTr").is_dir() and (path / "labelsTr").is_dir()]
     if len(found) != 1:
-        what = f"{len(found)} folders" if found else "no folder"
-        raise ConversionError(f"There is {what} with imagesTr and labelsTr at or right below {source}; name one.")
+        what = f"are {len(found)} folders" if found else "is no folder"
+        raise ConversionError(f"There {what} with imagesTr and labelsTr at or right below {source}; name one.")
     return found[0]
 
 
@@ -128,8 +130,24 @@ def find_test_cases(folder: Path) -> list[Case]:
     return [Case(name, (images[name],)) for name in sorted(images)]
 
 
+def find_skipped(folder: Path) -> list[Skipped]:
+    """What lies in the folders of cases and is no volume, and the masks of test scans."""
+    skipped = [
+        Skipped(path, "no NIfTI file")
+        for name in ("imagesTr", "labelsTr", "imagesTs")
+        if (folder / name).is_dir()
+        for path in sorted((folder / name).iterdir())
+        if volumes.nifti_stem(path) is None and not path.name.startswith(".")
+    ]
+    if (folder / "labelsTs").is_dir():
+        skipped.append(Skipped(folder / "labelsTs", "masks of test scans, which come along unlabelled"))
+    return skipped
+
+
 def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Path:
-    """Write every scan below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it; labelsTr is passed over.
+    """Write every scan below ``source`` into ``out`` as ``nnUNetv2_predict -i`` expects it.
+
+    Masks, in folders ``labelsTr`` and ``labelsTs``, are passed over.
 
     Args:
         options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_test_images`.
@@ -139,9 +157,9 @@ def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Pat
     """
 
     def stem_of(path: Path) -> str | None:
-        return None if path.parent.name == "labelsTr" else volumes.nifti_stem(path)
+        return None if path.parent.name in ("labelsTr", "labelsTs") else volumes.nifti_stem(path)
 
-    cases = sources.find_scans(source, stem_of, "NIfTI files", volumes.volume_in)
+    cases = sources.find_scans(source, stem_of, "NIfTI files", volumes.NIFTI_ENDINGS, volumes.volume_in)
     return conversion.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 

@@ -68,6 +68,8 @@ class Release:
 
 _SUFFIXES = ("t1", "t1ce", "t2", "flair")
 _SUFFIXES_2023 = ("t1n", "t1c", "t2w", "t2f")
+_SUFFIX = re.compile(f"[_-]({'|'.join((*_SUFFIXES, *_SUFFIXES_2023, 'seg'))})$", re.IGNORECASE)
+_MASKS = ("_seg", "-seg")
 _BRATS2021 = re.compile(r"(?P<patient>BraTS2021_[0-9]{5})")
 # Time points from 100 on are those of 2024, after treatment.
 _BRATS2023 = re.compile(r"(?P<patient>BraTS-GLI-[0-9]{5})-0[0-9]{2}")
@@ -329,23 +331,23 @@ def find_cases(source: Path, wanted: str | None = None) -> Found:
     labelled: dict[str, dict[str, Path]] = {name: {} for name in RELEASES}
     unlabelled: dict[str, dict[str, Path]] = {name: {} for name in RELEASES}
     strangers: list[Skipped] = []
+    misnamed: list[Skipped] = []
     for folder in sources.walk_folders(source, volumes.volume_in):
         other = _other_task(folder.name)
         if other:
             strangers.append(Skipped(folder, f"a case of {other}"))
             continue
-        for name, release in RELEASES.items():
-            kind = _kind_of(folder, release)
-            if kind is None:
-                continue
+        kinds = {name: kind for name, release in RELEASES.items() if (kind := _kind_of(folder, release))}
+        for name, kind in kinds.items():
             folders = (labelled if kind == "labelled" else unlabelled)[name]
             sources.enter_once(folders, folder.name, folder, f"Case {folder.name}")
-        if _looks_like_a_case(folder):
+        if not kinds and _holds_volumes(folder):
             prefixes = ("brats17", "brats18", "brats19", "brats20", "brats-")
             sources.require_folder_name(folder, prefixes, "BraTS20_Training_001")
+            misnamed.append(Skipped(folder, "holds volumes, but is not named as a case (BraTS20_Training_001)"))
     chosen = _choose(wanted, labelled, unlabelled, strangers, source)
     release = RELEASES[chosen]
-    skipped = [*strangers]
+    skipped = [*strangers, *misnamed]
     for name in RELEASES:
         if name != chosen:
             skipped += [
@@ -374,11 +376,6 @@ def _other_task(name: str) -> str | None:
     match = _OTHER_TASK.fullmatch(name)
     task = match["task"].upper() if match else "GLI"
     return None if task in ("GLI", "SSA") else f"BraTS-{task}{_OTHER_TASKS.get(task, '')}"
-
-
-def _looks_like_a_case(folder: Path) -> bool:
-    """Whether a folder that no release knows holds volumes itself, as no folder above the cases does."""
-    return not any(_kind_of(folder, release) for release in RELEASES.values()) and _holds_volumes(folder)
 
 
 def _holds_volumes(folder: Path) -> bool:
@@ -462,24 +459,36 @@ def _images(name: str, folder: Path, files: dict[str, Path], release: Release) -
 def find_scans(source: Path) -> list[Case]:
     """Every set of four modalities below ``source``, labelled or not, of any release, sorted by name.
 
+    Suffixes may be in capitals. Images that are neither a modality nor a mask are counted in a note.
+
     Raises:
         ConversionError: If there are none, one name occurs twice, or a modality is missing.
     """
     source = sources.require_source(source)
     cases: dict[str, Case] = {}
     seen: dict[str, Path] = {}
+    unread: list[Path] = []
     for folder in sources.walk_folders(source, volumes.volume_in):
-        files = volumes.nifti_files(folder)
+        files = sources.files_by_stem(folder, _lower_suffix, volumes.volume_in)
+        unread += sources.images_of_others(folder, volumes.NIFTI_ENDINGS)
         for release in (RELEASES["2020"], RELEASES["2023-GLI"]):  # 2021 names its files as 2020 does
             parts = [stem.rpartition(release.separator) for stem in files]
             for name in sorted({name for name, _, suffix in parts if suffix in release.suffixes}):
                 sources.enter_once(seen, name, folder, f"Case {name}")
                 sources.require_case_name(name, folder)
                 cases[name] = Case(name, _images(name, folder, files, release))
+        unread += [path for stem, path in files.items() if not stem.endswith(_MASKS)]
+    sources.say_unread(unread)
     if not cases:
         wanted = ", ".join(f"<case>_{suffix}.nii.gz" for suffix in _SUFFIXES)
         raise ConversionError(f"No scans below {source}; a case needs {wanted} in one folder.")
     return [cases[name] for name in sorted(cases)]
+
+
+def _lower_suffix(path: Path) -> str | None:
+    """Stem of a volume, its suffix in small letters where it is that of a modality or a mask."""
+    stem = volumes.nifti_stem(path)
+    return stem and _SUFFIX.sub(lambda suffix: suffix[0].lower(), stem)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -490,7 +499,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         default_id=501,
         protocols=PROTOCOLS,
     )
-    parser.add_argument("--release", choices=RELEASES, help="by default the one that lies there")
+    parser.add_argument(
+        "--release", choices=RELEASES, help="by default the one that lies there; not for --images-only, which takes all"
+    )
     arguments = parser.parse_intermixed_args(argv)
     return command_line.run_converter(
         parser,
@@ -498,6 +509,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         convert=functools.partial(convert, protocol=arguments.protocol, release=arguments.release),
         convert_images=convert_images,
         restore=functools.partial(restore, release=arguments.release),
+        only_for={"release": (command_line.CONVERT, command_line.RESTORE)},
     )
 
 

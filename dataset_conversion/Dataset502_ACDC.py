@@ -132,15 +132,16 @@ def find_cases(source: Path) -> Found:
     """
     source = sources.require_source(source)
     folders: dict[str, Path] = {}
+    skipped: list[Skipped] = []
     for folder in sources.walk_folders(source, volumes.volume_in):
         if PATIENT_FOLDER.fullmatch(folder.name):
             sources.enter_once(folders, folder.name, folder, f"Patient {folder.name}")
         elif (folder / "Info.cfg").exists() or volumes.nifti_files(folder):
             sources.require_folder_name(folder, ("patient",), "patient001")
+            skipped.append(Skipped(folder, "holds Info.cfg or volumes, but is not named as a patient (patient001)"))
     if not folders:
         raise ConversionError(f"No folder named patientNNN below {source}{volumes.lies_below(source)}")
     found: dict[bool, list[Case]] = defaultdict(list)
-    skipped: list[Skipped] = []
     for name in sorted(folders):
         testing = _is_test_patient(folders[name])
         cases, more = _cases_of(folders[name], testing)
@@ -231,7 +232,7 @@ def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Pat
         stem = volumes.nifti_stem(path)
         return None if stem is None or stem.endswith(("_gt", "_4d")) else stem
 
-    cases = sources.find_scans(source, stem_of, "NIfTI files with a 3D stack", volumes.volume_in)
+    cases = sources.find_scans(source, stem_of, "NIfTI files with a 3D stack", volumes.NIFTI_ENDINGS, volumes.volume_in)
     return conversion.write_test_images(cases, volumes.Volumes(DESCRIPTION), out, source=source, **options)
 
 
@@ -290,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         convert=functools.partial(convert, protocol=arguments.protocol),
         convert_images=convert_images,
         restore=functools.partial(restore, dataset_id=arguments.dataset_id),
+        only_for={"dataset_id": (command_line.CONVERT, command_line.RESTORE)},
     )
 
 

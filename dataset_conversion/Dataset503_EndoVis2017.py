@@ -245,11 +245,15 @@ def find_cases(source: Path) -> Found:
     training: dict[int, Path] = {}
     frames: dict[int, Path] = {}
     masks: dict[int, Path] = {}
+    found = Found()
     for folder in sources.walk_folders(source):
         match = SEQUENCE_FOLDER.fullmatch(folder.name)
         if match is None:
-            if any((folder / part).is_dir() for part in ("left_frames", "ground_truth", "gt", TYPE_FOLDER)):
+            parts = ("left_frames", "ground_truth", "gt", TYPE_FOLDER)
+            if folder.name != "gt" and any((folder / part).is_dir() for part in parts):
                 sources.require_folder_name(folder, ("instrument_dataset",), "instrument_dataset_1")
+                reason = "holds frames or masks, but is not named as a sequence (instrument_dataset_1)"
+                found.skipped.append(Skipped(folder, reason))
             continue
         number = int(match[1])
         if (folder / "instruments_masks").is_dir():
@@ -257,21 +261,22 @@ def find_cases(source: Path) -> Found:
                 f"Folder {folder} is of a ready-made copy, whose frames are JPEG and whose masks are types times 32; "
                 "take the organisers' archive."
             )
-        gathered = False
+        gathered = []
         if (folder / "ground_truth").is_dir():
-            gathered = _keep(training, number, folder, "training sequence")
+            gathered.append((training, folder, "training sequence"))
         elif (folder / "left_frames").is_dir():
             if any(TRAINING_ARCHIVE.fullmatch(part) for part in folder.parent.parts):
                 raise ConversionError(f"Training sequence {folder} has no folder ground_truth; unpack it again.")
-            gathered = _keep(frames, number, folder / "left_frames", "test sequence")
+            gathered.append((frames, folder / "left_frames", "test sequence"))
         for candidate in (folder / TYPE_FOLDER, folder / "gt" / TYPE_FOLDER):
             if candidate.is_dir():
-                gathered = _keep(masks, number, candidate, "masks of test sequence")
+                gathered.append((masks, candidate, "masks of test sequence"))
         if not gathered:
             raise ConversionError(f"Folder {folder} holds neither left_frames nor ground_truth nor {TYPE_FOLDER}.")
+        for folders, part, what in gathered:
+            sources.enter_once(folders, number, part, f"The {what} {number}")
     if not training:
         raise ConversionError(f"No folder instrument_dataset_N with ground_truth below {source}; is it unpacked there?")
-    found = Found()
     for number in sorted(training):
         _training_sequence(number, training[number], found)
     _testing_sequences(frames, masks, found)
@@ -282,15 +287,6 @@ def find_cases(source: Path) -> Found:
         if cases and len(cases) != expected:
             found.notes.append(f"this copy has {len(cases)} {what} frames, the organisers count {expected}")
     return found
-
-
-def _keep(folders: dict[int, Path], number: int, folder: Path, what: str) -> bool:
-    if number in folders:
-        raise ConversionError(
-            f"The {what} {number} lies both in {folders[number]} and in {folder}; give one copy as source."
-        )
-    folders[number] = folder
-    return True
 
 
 def _frames(folder: Path, found: Found) -> dict[str, Path]:
@@ -471,7 +467,7 @@ def convert_images(
         sequence = SEQUENCE_FOLDER.fullmatch(folder.parent.name) if folder.name == "left_frames" else None
         return f"test{sequence[1]}_{name}" if sequence else name
 
-    cases = sources.find_scans(source, name_of, "frames")
+    cases = sources.find_scans(source, name_of, "frames", pictures.PICTURE_ENDINGS)
     return conversion.write_test_images(cases, Frames(geometry), out, source=source, **options)
 
 
@@ -546,6 +542,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         convert_images=functools.partial(convert_images, geometry=arguments.geometry),
         restore=restore,
+        only_for={"geometry": (command_line.CONVERT, command_line.IMAGES_ONLY), "folds": (command_line.CONVERT,)},
     )
 
 

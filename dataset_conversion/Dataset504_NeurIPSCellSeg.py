@@ -36,6 +36,8 @@ CHALLENGE_FOLDER = "Training-labeled"
 TRAINING_PICTURES, TUNING_PICTURES = 1000, 101
 # The tuning set counts its pictures from 1 again, so that its cases need names of their own.
 TUNING_PREFIX = "tuning_"
+TUNING_CASE = re.compile(rf"{TUNING_PREFIX}(cell_[0-9]+)")
+ONE_NUMBER = "one number for several separate pieces (a broken cell, or a mask whose cells need numbers)"
 
 DESCRIPTION = Description(
     name="NeurIPSCellSeg",
@@ -76,7 +78,9 @@ class Cells:
         histogram = np.bincount(classes.ravel(), minlength=3).tolist()
         ids = label_values.value_counts(instances[instances > 0])[0]
         lost = len(ids) - len(label_values.value_counts(instances[classes == INTERIOR])[0])
-        return Facts(dict(enumerate(histogram)), {"instances": len(ids), "instances lost in the three classes": lost})
+        counts = {"instances": len(ids), "instances lost in the three classes": lost}
+        remarks = {ONE_NUMBER: mask} if len(ids) == 1 and _in_pieces(instances) else {}
+        return Facts(dict(enumerate(histogram)), counts, remarks)
 
     def write_images(self, case: Case, folder: Path) -> None:
         """Write ``<case>_0000.png``, one file for the three channels."""
@@ -111,7 +115,8 @@ class Cells:
 def rescale(picture: np.ndarray) -> np.ndarray:
     """Stretch each channel from the 1st and 99th percentile of its non-zero pixels to 0 and 255.
 
-    A channel of zeros stays as it is; one with hardly any range is only cut to 0 to 255.
+    A channel of zeros stays as it is; one with hardly any range is only cut to 0 to 255. Hardly any is 0.001, of floats
+    below 1 that share of the largest.
 
     Args:
         picture: (height, width, channels), any dtype.
@@ -128,7 +133,8 @@ def rescale(picture: np.ndarray) -> np.ndarray:
         if bright.size == 0:
             continue
         low, high = np.percentile(bright, PERCENTILES)
-        if high - low > FLAT_RANGE:
+        dim = min(1, np.abs(bright).max()) if picture.dtype.kind == "f" else 1
+        if high - low > FLAT_RANGE * dim:
             values = exposure.rescale_intensity(values, in_range=(low, high), out_range="uint8")
         result[..., channel] = np.clip(values, 0, 255)
     return result
@@ -178,6 +184,10 @@ def _is_mask(instances: np.ndarray) -> bool:
     """Whether a map has the type or the only value of a mask, and foreground in several pieces."""
     if instances.dtype != bool and label_values.value_counts(instances)[0].tolist() not in ([0, 255], [255]):
         return False
+    return _in_pieces(instances)
+
+
+def _in_pieces(instances: np.ndarray) -> bool:
     return scipy.ndimage.label(instances, np.ones((3, 3)))[1] > 1
 
 
@@ -321,7 +331,8 @@ def read_table(path: Path) -> dict[str, dict[str, str]]:
     for row in rows:
         if not row["image"] or not row["group"]:
             raise ConversionError(f"Table {path} has a row without image or group: {row['image'] or row['group']!r}.")
-        stem = Path(row["image"]).stem
+        picture = Path(row["image"])
+        stem = pictures.picture_stem(picture) or picture.name
         if stem in table:
             raise ConversionError(f"Table {path} names picture {row['image']} twice; remove one row.")
         table[stem] = row
@@ -420,7 +431,7 @@ def convert_images(source: Path, out: Path, **options: "Unpack[Options]") -> Pat
         is_label = path.parent.name == "labels" and path.parent != source
         return None if stem is None or is_label or stem.endswith("_label") else stem
 
-    cases = sources.find_scans(source, stem_of, "pictures")
+    cases = sources.find_scans(source, stem_of, "pictures", pictures.PICTURE_ENDINGS)
     return conversion.write_test_images(cases, Cells(), out, source=source, **options)
 
 
@@ -480,7 +491,7 @@ def restore(
 ) -> Path:
     """Write predictions as instance maps ``<case>_label.tiff``, see :func:`find_instances`.
 
-    Cases of the tuning set lose their prefix.
+    Cases of the challenge's tuning set, ``tuning_cell_00001``, lose their prefix; other names stay.
 
     Args:
         options: ``overwrite``, ``jobs`` and ``dry_run``, see :func:`conversion.write_restored`.
@@ -489,7 +500,10 @@ def restore(
         ConversionError: Before anything is written; the text names the prediction.
     """
     found = conversion.find_predictions(predictions, pictures.FILE_ENDING)
-    names = {path: f"{case.removeprefix(TUNING_PREFIX)}_label.tiff" for case, path in found.items()}
+    names = {}
+    for case, path in found.items():
+        match = TUNING_CASE.fullmatch(case)
+        names[path] = f"{match[1] if match else case}_label.tiff"
     return conversion.write_restored(names, Instances(grow_pixels), out, source=predictions, **options)
 
 
@@ -534,6 +548,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         convert_images=convert_images,
         restore=functools.partial(restore, grow_pixels=arguments.grow),
+        only_for={
+            "test_groups": (command_line.CONVERT,),
+            "test_share": (command_line.CONVERT,),
+            "grow": (command_line.RESTORE,),
+        },
     )
 
 

@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dataset_conversion.core import staging
 from dataset_conversion.core.cases import ConversionError
+
+CONVERT, IMAGES_ONLY, RESTORE = "a conversion", "--images-only", "--restore"
+"""What a converter can be asked for."""
 
 PAGE = "dataset_conversion/README.md"
 """The documentation of all converters, in the checkout that they run from."""
@@ -101,6 +104,14 @@ def positive(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    """Whole number from 0 from the command line."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
 class HelpFormatter(argparse.HelpFormatter):
     """Argparse's own, but paragraphs stay apart, and one with indented lines stays as it is."""
 
@@ -186,17 +197,28 @@ def run_converter(
     convert: Callable,
     convert_images: Callable,
     restore: Callable,
+    only_for: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
     """Do what the command line asks for: convert, write images only, or restore predictions.
+
+    An option that does not belong to it ends the program, as any wrong call does.
 
     Args:
         convert: Called with source, nnUNet_raw, nnUNet_preprocessed, the id and the common options.
         convert_images: Called with source, out and the common options.
         restore: Called with predictions, out and the common options.
+        only_for: Options of ``arguments`` that are not for all of :data:`CONVERT`, :data:`IMAGES_ONLY` and
+            :data:`RESTORE`, and what they are for; ``dataset_id`` and ``protocol`` are for conversions unless it says
+            otherwise.
 
     Returns:
         Exit code, see :func:`run`.
     """
+    mode = RESTORE if arguments.restore else IMAGES_ONLY if arguments.images_only else CONVERT
+    belongs = {"dataset_id": (CONVERT,), "protocol": (CONVERT,), **(only_for or {})}
+    for name, modes in belongs.items():
+        if mode not in modes and getattr(arguments, name, None) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} is not for {mode}")
     options = {"overwrite": arguments.overwrite, "jobs": arguments.jobs, "dry_run": arguments.dry_run}
     if arguments.restore:
         if arguments.source or arguments.images_only:

@@ -364,6 +364,8 @@ def _write_each(
 def find_predictions(predictions: Path, ending: str) -> dict[str, Path]:
     """The predictions in a folder by case name, sorted; nnU-Net's JSON files and probabilities are passed over.
 
+    Images with other endings are counted in a note.
+
     Raises:
         ConversionError: If there are none.
     """
@@ -373,6 +375,7 @@ def find_predictions(predictions: Path, ending: str) -> dict[str, Path]:
         for path in sorted(predictions.iterdir())
         if path.name.lower().endswith(ending) and not path.name.startswith(".")
     }
+    sources.say_unread(sources.images_of_others(predictions, (ending,)))
     if not found:
         raise ConversionError(f"There are no predictions (*{ending}) in {predictions}.")
     return found

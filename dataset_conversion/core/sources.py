@@ -2,13 +2,19 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from dataset_conversion.core import reporting
 from dataset_conversion.core.cases import Case, ConversionError
 
 # Names that nnU-Net, SimpleITK and every file system read alike.
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Of files that a user may take for scans, whatever a command reads of them.
+IMAGE_ENDINGS = (
+    *(".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mgz", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm"),
+    *(".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".webp", ".jp2"),
+)
 # Archives packed on a Mac hold their folders a second time in here, without the files.
 MACOS_FOLDER = "__MACOSX"
 
@@ -52,7 +58,7 @@ def walk_folders(source: Path, stands_for: StandsFor = for_itself) -> Iterator[P
     top = os.path.realpath(source)
     above = {os.fspath(source): {top, *map(str, Path(top).parents)}}
     for folder, names, files in os.walk(source, followlinks=True, onerror=refuse):
-        names[:] = sorted(name for name in names if not name.startswith(".") and name != MACOS_FOLDER)
+        names[:] = sorted(name for name in names if not is_litter(name))
         for name in sorted(files):
             path = os.path.join(folder, name)
             if os.path.islink(path) and not os.path.exists(path):
@@ -65,6 +71,11 @@ def walk_folders(source: Path, stands_for: StandsFor = for_itself) -> Iterator[P
             above[path] = above[folder] | {real}
         if folder == os.fspath(source) or not stands_for(Path(folder)):
             yield Path(folder)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a folder of this name is hidden, or macOS's ``__MACOSX``."""
+    return name.startswith(".") or name == MACOS_FOLDER
 
 
 def files_by_stem(
@@ -92,26 +103,51 @@ def files_by_stem(
 
 
 def find_scans(
-    source: Path, stem_of: Callable[[Path], str | None], what: str, stands_for: StandsFor = for_itself
+    source: Path,
+    stem_of: Callable[[Path], str | None],
+    what: str,
+    endings: tuple[str, ...],
+    stands_for: StandsFor = for_itself,
 ) -> list[Case]:
     """Every file below ``source`` with a stem as a case of its own, to predict.
 
     Args:
         what: What the files are, for the error message.
+        endings: Endings of files that are read; images with others are counted in a note.
         stands_for: See :func:`files_by_stem`.
 
     Raises:
         ConversionError: If there are none, or one has a name that not every tool reads alike.
     """
     source = require_source(source)
+    folders = [*walk_folders(source, stands_for)]
     cases = [
         Case(require_case_name(name, path), (path,))
-        for folder in walk_folders(source, stands_for)
+        for folder in folders
         for name, path in files_by_stem(folder, stem_of, stands_for).items()
     ]
+    say_unread([path for folder in folders for path in images_of_others(folder, endings)])
     if not cases:
         raise ConversionError(f"There are no {what} below {source}.")
     return cases
+
+
+def images_of_others(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Files of ``folder`` with the ending of an image that is none of ``endings``, sorted."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name.lower().endswith(IMAGE_ENDINGS)
+        and not path.name.lower().endswith(endings)
+        and not path.name.startswith(".")
+        and path.is_file()
+    ]
+
+
+def say_unread(paths: Sequence[Path]) -> None:
+    """Print a note of images that a command passes over, if there are any."""
+    if paths:
+        reporting.say(f"note: {len(paths)} file(s) not read, first {paths[0]}")
 
 
 def enter_once(found: dict, key: object, folder: Path, what: str) -> None:

@@ -17,8 +17,8 @@ def make_splits(
 ) -> list[dict[str, list[str]]]:
     """Cross-validation folds over sorted, seeded-shuffled groups; no group is on both sides of a fold.
 
-    Five folds, or one per group where there are fewer groups. Folds differ by at most one group's size in cases, and
-    so do the shares of each stratum that they hold.
+    Five folds, or one per group where there are fewer groups. In cases of each stratum folds differ by at most the size
+    of its largest group; over several strata such differences may add up.
 
     Args:
         group_of: Case name to the patient (or sequence) it belongs to; by default every case is its own group.

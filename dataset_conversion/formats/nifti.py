@@ -401,8 +401,19 @@ def _place(header: nibabel.Nifti1Header) -> list:
     return [type(header), header["pixdim"][:4].tolist(), int(header["xyzt_units"]) & _UNIT_OF_LENGTH, *transforms]
 
 
+def description_of(path: Path, case: str) -> str:
+    """The description in the header of a volume."""
+    return _read_content(path, case)[1]["descrip"].item().decode("latin-1")
+
+
 def write_mask(
-    source: Path, target: Path, label_map: Mapping[int, int], case: str, *, grid: Path | None = None
+    source: Path,
+    target: Path,
+    label_map: Mapping[int, int],
+    case: str,
+    *,
+    grid: Path | None = None,
+    description: str = "",
 ) -> None:
     """Write the mask at ``source`` to ``target`` with other labels, as uint8, where the image at ``grid`` lies.
 
@@ -410,6 +421,7 @@ def write_mask(
 
     Args:
         grid: The mask's own where this is left out.
+        description: Stands in the header, in place of that of the image; up to 79 letters.
 
     Raises:
         ConversionError: If the mask cannot be written; the text names case and file.
@@ -421,6 +433,8 @@ def write_mask(
     header.set_slope_inter(1, 0)
     for name in _VALUES:
         header[name] = np.zeros_like(header[name])
+    if description:
+        header["descrip"] = description
     no_extensions = bytes(4)
     header["vox_offset"] = len(header.binaryblock) + len(no_extensions)
     with staging.writing(target, case), _packed(target) as stream:

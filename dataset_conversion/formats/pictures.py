@@ -12,11 +12,13 @@ from dataset_conversion.core.cases import ConversionError
 
 if TYPE_CHECKING:
     import tifffile
+    from PIL import Image
 
 TIFF_ENDINGS = (".tif", ".tiff")
 PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", *TIFF_ENDINGS)
 FILE_ENDING = ".png"
 _PNG_BIT_DEPTH, _PNG_COLOUR_TYPE, _PNG_GREY, _PNG_GREY_ALPHA = 24, 25, 0, 4
+_ORIENTATION, _TURNED = 0x0112, range(2, 9)
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NOT_RGB = ("SEPARATED", "YCBCR", "CIELAB", "ICCLAB", "ITULAB")
 
@@ -39,8 +41,8 @@ def read_picture(path: Path, case: str, *, indices: bool = False) -> np.ndarray:
         indices: Give the stored numbers, as of a mask, rather than the colours or brightness they stand for.
 
     Raises:
-        ConversionError: If the file is damaged, holds several pages or no pixel, or colours that are no RGB; the text
-            names case and file.
+        ConversionError: If the file is damaged, holds several pages or no pixel, colours that are no RGB, or an EXIF
+            tag by which viewers turn it, while nothing tells how its label was drawn; the text names case and file.
     """
     try:
         picture = (_read_tiff if is_tiff(path) else _read_other)(path, indices)
@@ -51,6 +53,12 @@ def read_picture(path: Path, case: str, *, indices: bool = False) -> np.ndarray:
     except _Colours as colours:
         raise ConversionError(
             f"Case {case}: {path} stores its colours as {colours}, which is not read; export it as RGB."
+        ) from None
+    except _Turned as turned:
+        raise ConversionError(
+            f"Case {case}: viewers turn {path} by its EXIF orientation {turned}, and nothing tells whether its label "
+            "was drawn on it so; save it anew without that tag, with the pixels as they are stored (ImageMagick: "
+            "-strip) or as they are shown (-auto-orient)."
         ) from None
     except Exception as error:  # decoders have no common error: struct, zlib, index and value errors all occur
         raise sources.unreadable(path, case, getattr(error, "strerror", None) or error) from None
@@ -65,6 +73,10 @@ class _Pages(Exception):
 
 class _Colours(Exception):
     """A TIFF whose numbers are neither brightness nor RGB; the text says what."""
+
+
+class _Turned(Exception):
+    """A picture that viewers turn or mirror; the text is its orientation."""
 
 
 def is_tiff(path: Path) -> bool:
@@ -141,6 +153,8 @@ def _read_other(path: Path, indices: bool) -> np.ndarray:
     with Image.open(path) as image:
         if getattr(image, "n_frames", 1) > 1:  # a GIF or TIFF may be called .png
             raise _Pages(f"{image.n_frames} pages")
+        if (orientation := _orientation(image)) in _TURNED:
+            raise _Turned(orientation)
         if image.format == "PNG":
             with path.open("rb") as file:
                 header = file.read(_PNG_COLOUR_TYPE + 1)
@@ -154,6 +168,15 @@ def _read_other(path: Path, indices: bool) -> np.ndarray:
         if image.mode == "LA":
             image = image.getchannel("L")
         return np.asarray(image)
+
+
+def _orientation(image: "Image.Image") -> int | None:
+    """How a viewer turns a picture, None where its EXIF does not say or is damaged."""
+    image.load()  # in a PNG the EXIF may lie behind the pixels
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # of Pillow's parser, which has no common error
+        return None
 
 
 def as_rgb(picture: np.ndarray, case: str, path: Path) -> np.ndarray:

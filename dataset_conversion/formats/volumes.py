@@ -12,6 +12,7 @@ from dataset_conversion.core.cases import Case, ConversionError, Description, Fa
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 FILE_ENDING = ".nii.gz"
+RESTORED = "labels restored by dataset_conversion"
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def found_instead(folder: Path, stem: str) -> str:
 class RestoredVolumes:
     """Predictions back in the source's label values, uint8, on their own grid.
 
+    Where these differ from ours, the header says that they are restored: a second time they would be swapped unseen.
+
     Attributes:
         description: The data set; its ``label_map`` is followed backwards.
     """
@@ -136,15 +139,27 @@ class RestoredVolumes:
 
     def check(self, case: Case) -> Facts:
         """Read a prediction; every label must be one of ours."""
-        from dataset_conversion.formats import label_values
+        from dataset_conversion.formats import label_values, nifti
 
+        path, label_map = case.images[0], label_values.inverse(self.description.label_map)
+        if self._mark and nifti.description_of(path, case.name) == self._mark:
+            raise ConversionError(f"Case {case.name}: {path} is restored already; name the folder of the predictions.")
         backwards = replace(
-            self.description, label_map=label_values.inverse(self.description.label_map), foreign_values={}
+            self.description,
+            name=f"a prediction of {self.description.name}",
+            label_map=label_map,
+            foreign_values=dict.fromkeys(set(label_map.values()) - set(label_map), "it looks restored already"),
         )
-        return Volumes(backwards).check(replace(case, mask=case.images[0]))
+        return Volumes(backwards).check(replace(case, mask=path))
 
     def write(self, case: Case, target: Path) -> None:
         """Write the mask in the source's label values."""
         from dataset_conversion.formats import label_values, nifti
 
-        nifti.write_mask(case.images[0], target, label_values.inverse(self.description.label_map), case.name)
+        backwards = label_values.inverse(self.description.label_map)
+        nifti.write_mask(case.images[0], target, backwards, case.name, description=self._mark)
+
+    @property
+    def _mark(self) -> str:
+        """What the header of a restored volume says, nothing where its labels are ours."""
+        return RESTORED if any(theirs != ours for theirs, ours in self.description.label_map.items()) else ""

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--test-cases",
-        type=int,
+        type=command_line.natural,
         help="acdc: test patients; endovis2017: test sequences; cells: tuning; long_range: images in imagesTs",
     )
     parser.add_argument("--first-number", type=int, help="3D only: number of the first case, default 1")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help=f"3D only: voxels, 16 to {MAX_EDGE} each"
     )
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=command_line.natural)
     pairs = parser.add_argument_group("long_range", "pairs of a cue and a target that is named by it")
     pairs.add_argument("--distance", type=int, help="voxels between them, default 44")
     pairs.add_argument("--dims", type=int, choices=(2, 3), help="axes of the images, default 2")

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from dataset_conversion.core import staging
+from dataset_conversion.core.cases import ConversionError
 from dataset_conversion.phantoms.anatomy import check_arguments, smooth_noise, write_volume
 
 ACDC_GROUPS = ("NOR", "MINF", "DCM", "HCM", "RV")
+LAST_TRAINING_PATIENT, MAX_TEST_PATIENTS = 100, 50
 ACDC_SPACING_MM = (1.5, 1.5, 10.0)
 
 
@@ -29,18 +31,20 @@ def write_acdc(
     frame 11 and its end systole in frame 3.
 
     Args:
-        num_test_patients: Patients from 101 on, in ``testing``.
+        num_test_patients: Patients from 101 to at most 150, in ``testing``.
         test_masks: False leaves the masks of the test patients out, as older copies do.
         shape: Voxels along x, y and z; z may be as low as 2.
-        first_number: Number of the first training patient.
+        first_number: Number of the first training patient; the last may have 100.
 
     Raises:
         ConversionError: If ``target`` is not empty or an argument is out of range.
     """
-    check_arguments(num_patients, (*shape[:2], max(shape[2], 16)), file_ending)
+    check_arguments(num_patients, (*shape[:2], max(shape[2], 16)), file_ending, first_number, LAST_TRAINING_PATIENT)
+    if not 0 <= num_test_patients <= MAX_TEST_PATIENTS:
+        raise ConversionError(f"{num_test_patients} test patients are out of range; ask for 0 to {MAX_TEST_PATIENTS}.")
     parts = (
         ("training", range(first_number, first_number + num_patients)),
-        ("testing", range(101, 101 + num_test_patients)),
+        ("testing", range(LAST_TRAINING_PATIENT + 1, LAST_TRAINING_PATIENT + 1 + num_test_patients)),
     )
     with staging.staged_folder(target) as staged:
         for part, numbers in parts:

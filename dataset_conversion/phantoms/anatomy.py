@@ -11,9 +11,17 @@ from dataset_conversion.formats import volumes
 MAX_EDGE = 48
 
 
-def check_arguments(num_cases: int, shape: tuple[int, int, int], file_ending: str) -> None:
+def check_arguments(
+    num_cases: int, shape: tuple[int, int, int], file_ending: str, first_number: int, last_number: int = 999
+) -> None:
+    """Raise a ConversionError for what is out of range, such as cases that the data owner's names cannot number."""
     if num_cases < 1:
         raise ConversionError(f"{num_cases} cases cannot be generated; ask for at least 1.")
+    if not 1 <= first_number <= last_number + 1 - num_cases:
+        raise ConversionError(
+            f"Cases {first_number} to {first_number + num_cases - 1} are out of range; they are numbered from 1 to "
+            f"{last_number} in this layout."
+        )
     if len(shape) != 3 or not all(16 <= edge <= MAX_EDGE for edge in shape):
         raise ConversionError(f"Shape {tuple(shape)} is out of range; give three edges of 16 to {MAX_EDGE} voxels.")
     if file_ending not in volumes.NIFTI_ENDINGS:

@@ -75,7 +75,7 @@ def write_brats2020(
         ConversionError: If ``target`` is not empty or an argument is out of range.
     """
     traps = dict(traps or {})
-    check_arguments(num_cases, shape, file_ending)
+    check_arguments(num_cases, shape, file_ending, first_number, 999 if release == "2020" else 99999)
     numbers = range(first_number, first_number + num_cases)
     for number, trap in traps.items():
         if trap not in get_args(Trap) or number not in numbers:

@@ -33,7 +33,7 @@ def write_hippocampus(
     Raises:
         ConversionError: If ``target`` is not empty or an argument is out of range.
     """
-    check_arguments(num_cases, shape, ".nii.gz")
+    check_arguments(num_cases, shape, ".nii.gz", first_number, 999 - num_unlabelled)
     with staging.staged_folder(target) as staged:
         for name in ("imagesTr", "labelsTr", "imagesTs")[: 3 if num_unlabelled else 2]:
             (staged / name).mkdir()

@@ -58,6 +58,8 @@ def write_long_range(
     most = length - 2 * RADIUS - 2
     if num_cases < 1 or num_tests < 0:
         raise ConversionError(f"{num_cases} cases and {num_tests} tests cannot be generated; ask for at least 1 and 0.")
+    if first_number < 0:
+        raise ConversionError(f"Case {first_number} is out of range; begin with 0 or more.")
     if not 2 * RADIUS + 2 <= distance <= most:
         raise ConversionError(f"A distance of {distance} is out of range; give {2 * RADIUS + 2} to {most} voxels.")
     if dims not in _SHAPES or along not in ("fast", "slow"):

@@ -118,6 +118,26 @@ def test_every_help_ends_with_examples_that_parse_and_a_page_that_exists(name, c
             assert re.search("SOURCE|SCANS", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "says"),
+    [
+        ("Dataset501_BraTS2020", "--images-only SOURCE OUT --release 2020", "--release is not for --images-only"),
+        ("Dataset501_BraTS2020", "--restore SOURCE OUT --protocol paper", "--protocol is not for --restore"),
+        ("Dataset502_ACDC", "--images-only SOURCE OUT -d 9", "--dataset-id is not for --images-only"),
+        ("Dataset503_EndoVis2017", "--restore SOURCE OUT --geometry full-third", "--geometry is not for --restore"),
+        ("Dataset503_EndoVis2017", "SOURCE --images-only OUT --folds published", "--folds is not for --images-only"),
+        ("Dataset504_NeurIPSCellSeg", "SOURCE --grow 0", "--grow is not for a conversion"),
+        ("Dataset504_NeurIPSCellSeg", "--images-only SOURCE OUT --test-share 0.2", "--test-share is not for"),
+        ("Dataset004_Hippocampus", "--restore SOURCE OUT -d 9", "--dataset-id is not for --restore"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(name, words, says, capsys):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"dataset_conversion.{name}").main(words.split())
+    assert end.value.code == 2
+    assert f"error: {says}" in capsys.readouterr().err
+
+
 def test_run_does_not_hide_programming_errors():
     with pytest.raises(ZeroDivisionError):
         command_line.run(lambda: 1 / 0)

@@ -8,6 +8,7 @@ import errno
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import warnings
 import zlib
@@ -598,6 +599,24 @@ def test_an_odd_source_that_is_in_order_gives_the_same_data_set(name, pristine, 
     assert fingerprint(source) == before
 
 
+MISNAMED = {"brats": (BRATS, "case"), "acdc": (PATIENT, "patient"), "endovis": (SEQUENCE, "sequence")}
+
+
+@pytest.mark.parametrize("name", MISNAMED)
+def test_a_labelled_case_in_a_folder_of_another_name_is_reported(name, pristine, tmp_path, capsys):
+    folder, what = MISNAMED[name]
+    source = shutil.copytree(pristine / name, tmp_path / "source")
+
+    def report():
+        CONVERTERS[name].convert(source, tmp_path / "raw", tmp_path / "preprocessed", dry_run=True)
+        return capsys.readouterr().out
+
+    assert "is not named" not in report()
+    copied("number_7")(source / folder)
+    said = f"skipped 1: holds .*, but is not named as a {what} .*: {Path(folder).parent}/number_7"
+    assert re.search(said, report())
+
+
 # Disks that fail: OSError put where the real ones come from
 
 
@@ -747,6 +766,35 @@ def test_scans_to_predict_are_checked_like_others(name, pristine, tmp_path, capf
     out.write_text("a file")
     assert_refused(capfd, main(["--images-only", str(pristine / name), str(out)]), "is a file; move it away")
     assert out.read_text() == "a file"
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_images_that_are_not_read_are_counted_in_a_note(name, pristine, predictions, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(predictions[0]))
+    folders = {"--images-only": pristine / name, "--restore": predictions[1][name].parent}
+    for option, given in folders.items():
+        source = shutil.copytree(given, tmp_path / option)
+        words = [option, str(source), str(tmp_path / "out"), "--dry-run", "--jobs", "1"]
+        assert CONVERTERS[name].main(words) == 0
+        assert "not read" not in capfd.readouterr().out
+        for file in ("._a.hdr", "b.MHA", "c.webp", "notes.txt"):
+            (source / file).touch()
+        assert CONVERTERS[name].main(words) == 0
+        assert f"note: 2 file(s) not read, first {source}/b.MHA\n" in capfd.readouterr().out
+
+
+def test_volumes_of_another_ending_are_no_predictions_and_are_counted(predictions, tmp_path, capfd):
+    folder = shutil.copytree(predictions[1]["brats"].parent, tmp_path / "predictions")
+    shutil.copy(predictions[1]["brats"], folder / "z.nii")
+    assert brats.main(["--restore", str(folder), str(tmp_path / "out"), "--jobs", "1"]) == 0
+    assert f"note: 1 file(s) not read, first {folder}/z.nii\n" in capfd.readouterr().out
+
+
+def test_a_volume_that_is_no_modality_is_counted(pristine, tmp_path, capfd):
+    source = shutil.copytree(pristine / "brats", tmp_path / "source")
+    (source / BRATS / "BraTS20_Training_002_T1w.nii.gz").touch()
+    assert brats.main(["--images-only", str(source), str(tmp_path / "out"), "--jobs", "1"]) == 0
+    assert "note: 1 file(s) not read, first" in capfd.readouterr().out
 
 
 NON_ASCII = {"brats": ("ä_t1.nii.gz", "ä_t1ce.nii.gz", "ä_t2.nii.gz", "ä_flair.nii.gz"), "acdc": ("ä.nii.gz",)}

@@ -1,6 +1,7 @@
 """The hippocampus converter on generated sources in Decathlon layout and on the real selection."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import SimpleITK as sitk
 
 from dataset_conversion import Dataset004_Hippocampus as hippocampus
 from dataset_conversion import phantoms
+from dataset_conversion.core import reporting
 from dataset_conversion.core.cases import ConversionError
 
 NAME = "Dataset004_Hippocampus"
@@ -127,6 +129,31 @@ def test_a_bad_case_is_one_sentence_naming_case_and_file_and_writes_nothing(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_what_is_no_volume_and_masks_of_test_scans_are_reported(tmp_path):
+    folder = source_with(tmp_path, num_unlabelled=1)
+    shutil.copytree(folder / "labelsTr", folder / "labelsTs")
+    for name in ("imagesTr/a.mha", "labelsTr/a.mha", "imagesTs/notes.txt"):
+        (folder / name).touch()
+    report = json.loads((hippocampus.convert(folder, tmp_path / "raw") / reporting.REPORT).read_text())
+    assert {skip["path"]: skip["reason"] for skip in report["skipped"]} == {
+        "imagesTr/a.mha": "no NIfTI file",
+        "labelsTr/a.mha": "no NIfTI file",
+        "imagesTs/notes.txt": "no NIfTI file",
+        "labelsTs": "masks of test scans, which come along unlabelled",
+    }
+
+
+@pytest.mark.parametrize("twin", ["__MACOSX", ".Trash"])
+def test_the_second_tree_of_a_mac_is_no_second_source(tmp_path, twin):
+    folder = source_with(tmp_path)
+    for part in ("imagesTr", "labelsTr"):
+        (folder / twin / part).mkdir(parents=True)
+    assert hippocampus.find_decathlon_folder(folder) == folder
+    shutil.copytree(folder, folder / "copy")
+    with pytest.raises(ConversionError, match="There are 2 folders with imagesTr"):
+        hippocampus.find_decathlon_folder(folder)
+
+
 def test_a_folder_of_another_layout_is_refused(tmp_path):
     with pytest.raises(ConversionError, match="no folder with imagesTr and labelsTr"):
         hippocampus.convert(tmp_path, tmp_path / "raw")
@@ -163,6 +190,7 @@ def test_real_selection_converts_with_folds_by_subject(tmp_path, decathlon_hippo
 
 def test_own_scans_and_predictions_keep_their_names(tmp_path):
     folder = source_with(tmp_path, 2, num_unlabelled=1)
+    shutil.copytree(folder / "labelsTr", folder / "labelsTs")
     hippocampus.convert_images(folder, tmp_path / "scans")
     assert sorted(path.name for path in (tmp_path / "scans").iterdir()) == [
         f"hippocampus_{number:03d}_0000.nii.gz" for number in (1, 2, 3)

@@ -417,6 +417,18 @@ def test_restored_predictions_are_the_masks_of_the_source(tmp_path, release):
         assert voxels(restored).dtype == np.uint8
         assert (voxels(restored) == voxels(path)).all()
         assert sitk.ReadImage(str(restored)).GetOrigin() == sitk.ReadImage(str(path)).GetOrigin()
+    with pytest.raises(ConversionError, match=r"submit/\S+\.nii\.gz is restored already; name the folder of"):
+        brats.restore(tmp_path / "submit", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_the_owners_masks_are_no_predictions(source, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for path in source.rglob("*_seg.nii.gz"):
+        shutil.copy(path, tmp_path / "masks" / path.name.replace("_seg", ""))
+    said = r"label 4, but a prediction of BraTS2020 has only 0, 1, 2, 3 \(it looks restored already\)"
+    with pytest.raises(ConversionError, match=said):
+        brats.restore(tmp_path / "masks", tmp_path / "submit")
 
 
 def test_predictions_of_own_scans_need_the_release(source, tmp_path, run_module):
@@ -506,6 +518,10 @@ def test_images_only_serves_prediction_of_any_scan(tmp_path, run_module, fingerp
         f"{case}_{channel:04d}.nii.gz" for case in ("BraTS20_Validation_001", "my_patient") for channel in range(4)
     ]
     t1ce = own / "my_patient_t1ce.nii.gz"
+    for suffix in ("t1", "t2", "flair"):
+        (own / f"my_patient_{suffix}.nii.gz").rename(own / f"my_patient_{suffix.upper()}.nii.gz")
+    brats.convert_images(tmp_path / "validation", tmp_path / "loud")
+    assert fingerprint(tmp_path / "loud") == fingerprint(tmp_path / "scans")
     assert (tmp_path / "scans" / "my_patient_0001.nii.gz").read_bytes() == t1ce.read_bytes()
     t1ce.unlink()
     with pytest.raises(ConversionError, match=r"my_patient lacks my_patient_t1ce\.nii\.gz"):

@@ -87,6 +87,7 @@ def test_test_masks_hold_types_and_not_parts_wherever_they_lie(source, converted
         ours = pixels(converted / "raw" / NAME / "labelsTs" / f"test{number}_frame225.png")
         assert (ours == truth[28:1052, 320:1600]).all()
         assert 0 < ours.max() <= 7
+    assert json.loads((converted / "raw" / NAME / reporting.REPORT).read_text())["skipped"] == []
 
 
 def test_overlapping_instruments_are_counted(source, converted):

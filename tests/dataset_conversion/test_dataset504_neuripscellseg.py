@@ -1,6 +1,7 @@
 """The cell converter on generated pictures of every format and on real ones: three classes, instances, groups."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -97,6 +98,17 @@ def test_small_cells_lose_their_interior_and_are_counted(tmp_path, radius, lost)
     assert counts == {"instances": 1, "instances lost in the three classes": int(lost)}
 
 
+def test_one_number_in_several_pieces_is_a_remark_since_it_may_be_one_broken_cell(tmp_path, capsys):
+    folder = phantoms.write_cells(tmp_path / "source", 3, edge=48)
+    mask = np.zeros((48, 48), np.uint8)
+    mask[4:20, 4:20] = mask[24:40, 24:40] = 1
+    for number, values in ((1, mask), (2, np.where(np.arange(48) < 22, mask, 2 * mask)), (3, mask[:, ::-1])):
+        tifffile.imwrite(folder / "labels" / f"cell_{number:05d}_label.tiff", values.astype(np.uint8))
+    cells.convert(folder, tmp_path / "raw", tmp_path / "pre")
+    said = capsys.readouterr().out
+    assert f"note: {cells.ONE_NUMBER}: 2 case(s), first cell_00001_label.tiff of case cell_00001\n" in said
+
+
 def test_growing_restores_what_the_boundary_took():
     overlaps = {}
     for radius in (5, 6, 8, 10):
@@ -164,6 +176,15 @@ def test_channels_are_stretched_between_percentiles_of_their_non_zero_pixels():
     assert not result[:20, :, 0].any()
     assert not result[..., 2].any()
     assert result.dtype == np.uint8
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_dim_picture_of_floats_keeps_its_contrast(dtype):
+    ramp = np.linspace(0, 1, 400).reshape(20, 20, 1).astype(dtype)
+    for brightest in (9e-4, 1e-9):
+        dim = cells.rescale(ramp * dtype(brightest)).astype(int)
+        assert np.abs(dim - cells.rescale(ramp)).max() <= 1
+    assert np.unique(cells.rescale(9e-4 + 1e-7 * ramp)).tolist() == [0]
 
 
 def test_a_flat_16_bit_channel_is_cut_and_does_not_wrap():
@@ -294,6 +315,7 @@ def test_protocols_and_shares_choose_what_is_held_out(source, tmp_path):
 
 def test_tuning_pictures_may_have_the_numbers_of_training_pictures(source, tmp_path):
     assert names(source / "Tuning" / "labels") == ["cell_00001_label.tiff", "cell_00002_label.tiff"]
+    (tmp_path / "own").mkdir()
     target = cells.convert(source, tmp_path / "raw", tmp_path / "pre", protocol="official")
     assert names(target / "labelsTs") == ["tuning_cell_00001.png", "tuning_cell_00002.png"]
     theirs = tifffile.imread(source / "Tuning" / "labels" / "cell_00001_label.tiff")
@@ -302,6 +324,10 @@ def test_tuning_pictures_may_have_the_numbers_of_training_pictures(source, tmp_p
     assert report["cases"]["tuning_cell_00001"]["submit"] == "cell_00001_label.tiff"
     cells.restore(target / "labelsTs", tmp_path / "submit")
     assert names(tmp_path / "submit") == names(source / "Tuning" / "labels")
+    for name in ("tuning_01", "my_tuning_cell_00001"):  # pictures of one's own
+        shutil.copy(target / "labelsTs" / "tuning_cell_00001.png", tmp_path / "own" / f"{name}.png")
+    cells.restore(tmp_path / "own", tmp_path / "restored")
+    assert names(tmp_path / "restored") == ["my_tuning_cell_00001_label.tiff", "tuning_01_label.tiff"]
 
 
 def make_set(folder):
@@ -318,6 +344,11 @@ def test_sets_are_told_by_whole_folder_names(tmp_path):
     found = cells.find_cases(tmp_path)
     assert [case.name for case in found.tuning] == ["tuning_a"]
     assert [skip.path for skip in found.skipped] == [tmp_path / "latest" / "Testing" / "Hidden"]
+
+
+def test_a_table_may_name_pictures_without_their_ending_whatever_dots_they_have(tmp_path):
+    (tmp_path / "cases.csv").write_text("image,group\nexp1.5_01,a\nexp1.5_02.PNG,a\nimages/exp2.tiff,b\n")
+    assert list(cells.read_table(tmp_path / "cases.csv")) == ["exp1.5_01", "exp1.5_02", "exp2"]
 
 
 @pytest.mark.parametrize("name", ["Tuning", "Testing", "Hidden"])

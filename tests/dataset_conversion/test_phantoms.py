@@ -219,6 +219,12 @@ def test_other_layouts_are_written_alike_twice(tmp_path, fingerprint, write):
     ("layout", "options", "message"),
     [
         ("acdc", {"num_patients": 0}, "0 cases"),
+        ("acdc", {"num_patients": 1, "first_number": -3}, "Cases -3 to -3 are out of range"),
+        ("acdc", {"num_patients": 4, "first_number": 99}, "Cases 99 to 102 are .* numbered from 1 to 100"),
+        ("acdc", {"num_patients": 1, "num_test_patients": 51}, "51 test patients are out of range; ask for 0 to 50"),
+        ("hippocampus", {"num_cases": 999, "num_unlabelled": 1}, "Cases 1 to 999 are out of range"),
+        ("brats2020", {"num_cases": 2, "first_number": 999}, "Cases 999 to 1000 are .* numbered from 1 to 999"),
+        ("brats2023", {"num_cases": 1, "first_number": 0}, "Cases 0 to 0 are out of range"),
         ("endovis2017", {"frames_per_sequence": 1, "sequences": (9,)}, "sequences 1 to 8"),
         ("cells", {"num_pictures": 1, "edge": 8}, "8 pixels"),
     ],
@@ -324,6 +330,7 @@ def test_targets_are_named_by_what_lies_at_the_distance_or_by_themselves(dims, a
         ({"distance": 87}, "A distance of 87 is out of range"),
         ({"along": "x"}, "2 axes along 'x': write 2 or 3, and fast or slow"),
         ({"num_tests": -1}, "6 cases and -1 tests cannot be generated"),
+        ({"first_number": -1}, "Case -1 is out of range; begin with 0 or more"),
     ],
 )
 def test_pairs_that_do_not_fit_are_refused(options, sentence, tmp_path):
@@ -338,6 +345,8 @@ def test_pairs_that_do_not_fit_are_refused(options, sentence, tmp_path):
         ("acdc TARGET --distance 20", "--distance, --dims, --along and --control are for long_range only"),
         ("long_range TARGET --shape 20 20 20", "--shape is not for long_range"),
         ("cells TARGET --control", "are for long_range only"),
+        ("cells TARGET --seed -1", "--seed: invalid natural value: '-1'"),
+        ("acdc TARGET --test-cases -1", "--test-cases: invalid natural value: '-1'"),
     ],
 )
 def test_options_of_another_layout_are_refused(words, sentence, tmp_path, monkeypatch, capsys):

@@ -134,6 +134,23 @@ def test_colours_that_are_no_rgb_are_refused_in_pictures(mode, tmp_path):
         pictures.read_picture(tmp_path / "a.tif", "a")
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_picture_that_viewers_turn_is_refused_since_its_label_may_be_drawn_either_way(ending, tmp_path):
+    path, exif = tmp_path / f"a.{ending}", Image.Exif()
+    for orientation in (1, 6, 9):
+        exif[0x0112] = orientation
+        Image.fromarray(BYTES).save(path, exif=exif)
+        if orientation == 6:
+            with pytest.raises(
+                ConversionError, match=rf"Case a: viewers turn {path} by its EXIF orientation 6.*-strip"
+            ):
+                pictures.read_picture(path, "a")
+        else:
+            assert pictures.read_picture(path, "a").shape == BYTES.shape
+    Image.fromarray(BYTES).save(path, exif=b"Exif\0\0no TIFF")
+    assert pictures.read_picture(path, "a").shape == BYTES.shape
+
+
 def test_jpeg_in_a_tiff_is_read(tmp_path):
     smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
     tiff(tmp_path / "a.tif", np.stack([smooth, 255 - smooth, smooth // 2], -1), photometric="rgb", compression="jpeg")
