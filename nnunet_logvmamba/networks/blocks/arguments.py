@@ -136,12 +136,16 @@ def check_norm(norm_op: Any, norm_op_kwargs: Any, widths: Iterable[int], spatial
 
 
 def check_nonlinearity(nonlin: Any, nonlin_kwargs: Any) -> None:
-    """Refuse a nonlinearity that cannot be built.
+    """Refuse a nonlinearity that cannot be built, and RReLU, whose slopes torch loses where maps are computed again.
 
     Raises:
         ValueError: Naming it and what is needed.
     """
-    _built("nonlin", nonlin, nonlin_kwargs, "torch.nn.LeakyReLU")
+    layer = _built("nonlin", nonlin, nonlin_kwargs, "torch.nn.LeakyReLU")
+    if any(isinstance(module, nn.RReLU) for module in layer.modules()):
+        raise ValueError(
+            "nonlin is RReLU, whose slopes torch loses where maps are computed again: take torch.nn.LeakyReLU"
+        )
 
 
 def _built(name: str, make: Any, options: Any, example: str, *positional: int) -> nn.Module:

@@ -48,11 +48,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.conv3 is None else self.norm3(self.conv3(x))
-        x = recomputed(self._inner, (self.norm1, self.nonlin, self.conv2), self.conv1(x), draws=False)
+        draws = not isinstance(self.nonlin, (nn.LeakyReLU, nn.ReLU))  # of any other it is not known
+        x = recomputed(self._inner, (self.norm1, self.nonlin, self.conv2), self.conv1(x), draws=draws)
         return self.nonlin(self.norm2(x) + skip)
 
     def _inner(self, x: Tensor) -> Tensor:
-        return self.conv2(self.nonlin(self.norm1(x)))
+        y = self.norm1(x)
+        return self.conv2(self.nonlin(y.clone() if y is x else y))  # it may work in place, and x is read again
 
 
 def residual_stage(
