@@ -132,7 +132,10 @@ def _field(args: argparse.Namespace, network: nn.Module, channels: int, patch_si
     from nnunet_logvmamba.results.fields import draw
 
     if args.checkpoint is not None:
-        weights = read_checkpoint(args.checkpoint)["network_weights"]
+        content = read_checkpoint(args.checkpoint)
+        weights = content.get("network_weights", content)  # of nnU-Net, or as torch saves them alone
+        if not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            raise UserError(f"{args.checkpoint} holds neither weights alone nor nnU-Net's 'network_weights'")
         difference = first_difference(network, weights)
         if difference is not None:
             raise UserError(f"{args.checkpoint} holds another network than this one ({difference})")
