@@ -11,7 +11,7 @@ from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import at_least, examples
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
-from nnunet_logvmamba.networks.costs import Summary, summarize, times
+from nnunet_logvmamba.networks.costs import Summary, gib, summarize, times
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
     if summary.state_updates:
         lines.append(f"scan          {summary.state_updates / 1e9:.3f} G state updates, not among the multiply-adds")
     lines.append(
-        f"training      {_gib(weights + summary.activation_bytes)} GiB estimated for batch {batch_size} in float32: "
-        f"{_gib(summary.activation_bytes)} kept for the backward pass (counted on a dry run) and {_gib(weights)} for "
+        f"training      {gib(weights + summary.activation_bytes)} GiB estimated for batch {batch_size} in float32: "
+        f"{gib(summary.activation_bytes)} kept for the backward pass (counted on a dry run) and {gib(weights)} for "
         f"weights, gradients and {optimizer}; workspaces come on top, and mixed precision about halves the first part"
     )
     terminal.show("\n".join(lines))
@@ -243,7 +243,3 @@ def _legend(summary: Summary) -> list[str]:
         ]
     rows += [("GMAC", "billions of multiply-adds; 'of block': the block's share of them")]
     return [f"{name:<8}{text}" for name, text in rows]
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f}"
