@@ -582,15 +582,23 @@ def nnunet_folders() -> tuple[Path, Path, Path]:
             f"folders; for example: export {exports}"
         )
     for name in VARIABLES:
-        if os.environ[name].startswith("~"):
-            raise UserError(
-                f"{name} is {os.environ[name]}, in which nnU-Net does not replace ~ by your home: export the whole "
-                "path, or without the quotes around it"
-            )
+        if (fault := not_written_out(name)) is not None:
+            raise UserError(fault)
     raw, preprocessed, results = (Path(os.environ[name]) for name in VARIABLES)
     if not raw.is_dir():
         raise UserError(f"nnUNet_raw is {raw}, and there is no such folder: make it, and put the data set into it")
     return raw, preprocessed, results
+
+
+def not_written_out(variable: str) -> str | None:
+    """Say that a variable names a folder below ``~``, which nnU-Net takes for a name; None if it does not."""
+    folder = os.environ.get(variable, "").strip()
+    if not folder.startswith("~"):
+        return None
+    return (
+        f"{variable} is {folder}, in which nnU-Net does not replace ~ by your home: export the whole path, or without "
+        "the quotes around it"
+    )
 
 
 def _check_reference(labels: Labels, pair: tuple[Path, Path]) -> None:
