@@ -19,7 +19,7 @@ from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.plugin import intensities
 from nnunet_logvmamba.plugin.acceptance import Look, Model, look_inside, pairs, placed, raise_first, why_unreadable
-from nnunet_logvmamba.plugin.first_run import read_layout
+from nnunet_logvmamba.plugin.first_run import NNUNETS_FOLDS, read_layout
 from nnunet_logvmamba.plugin.header_traps import traps_of
 from nnunet_logvmamba.plugin.observations import Examination, Seen, by, grouped, names_of
 from nnunet_logvmamba.plugin.reading import Reading, read_once
@@ -74,7 +74,10 @@ def examine(folder: Path, *, processes: int = 1) -> Examination:
     about = (
         f"{len(cases)} case(s), {len(channels)} channel(s) ({', '.join(channels)}), read by nnU-Net's {reader.__name__}"
     )
-    return Examination(about, len(cases), seen, _facts(labels, looks))
+    facts = _facts(labels, looks)
+    if len(cases) < NNUNETS_FOLDS:
+        facts["folds"] = f"nnU-Net makes {NNUNETS_FOLDS} only of as many cases: train the fold all, or write your own"
+    return Examination(about, len(cases), seen, facts)
 
 
 def _look(model: Model, case: tuple[Sequence[Path], Path]) -> Look:

@@ -65,6 +65,7 @@ def test_a_sound_data_set_is_ready_and_described(balls, capsys):
     assert lines[0] == str(balls)
     assert "4 case(s), 1 channel(s) (MR), read by nnU-Net's SimpleITKIO" in lines[1]
     assert not [line for line in lines if line.startswith(("  note", "  FAILS"))]
+    assert "nnU-Net makes 5 only of as many cases: train the fold all, or write your own" in lines[-3]
     assert lines[-1] == "doctor: ready to train"
 
 
