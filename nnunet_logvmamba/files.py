@@ -104,6 +104,26 @@ def replace_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same folder out of a block, where the system knows such locks.
+
+    Nothing is written, and a process that is killed lets go.
+    """
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Refuse a target that holds anything, unless told to replace what has the same name.
 

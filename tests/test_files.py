@@ -1,11 +1,12 @@
 """Files that are replaced in one step."""
 
 import os
+from threading import Thread
 
 import pytest
 
 from nnunet_logvmamba import files
-from nnunet_logvmamba.files import replace_text, replacing
+from nnunet_logvmamba.files import locked, replace_text, replacing
 
 
 def test_a_file_that_is_replaced_hands_on_its_permissions_and_a_link_stays_a_link(tmp_path):
@@ -60,3 +61,21 @@ def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
     with pytest.raises(OSError, match="No such file") as caught:
         replace_text(tmp_path / "nowhere" / "page.html", "new")
     assert caught.value.filename == str(tmp_path / "nowhere" / "page.html")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="this system locks no folders")
+def test_a_folder_is_locked_for_one_block_at_a_time_and_nothing_lies_in_it(tmp_path):
+    order = []
+
+    def second() -> None:
+        with locked(tmp_path):
+            order.append("second")
+
+    with locked(tmp_path):
+        other = Thread(target=second)
+        other.start()
+        other.join(0.2)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
+    assert not list(tmp_path.iterdir())

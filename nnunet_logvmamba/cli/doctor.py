@@ -279,6 +279,8 @@ def _look_up(section: str) -> Finding:
 
 
 def _paths() -> Iterator[Finding]:
+    from nnunet_logvmamba.plugin.first_run import not_written_out
+
     section = "folders"
     uses = {
         "nnUNet_raw": (NOTE, NOTE, "planning and preprocessing need it"),
@@ -289,6 +291,8 @@ def _paths() -> Iterator[Finding]:
         folder = os.environ.get(name, "").strip()
         if not folder:
             yield Finding(section, name, when_unset, f"not set; {use}: export {name}=/path/to/{name}")
+        elif (fault := not_written_out(name)) is not None:
+            yield Finding(section, name, FAILS, fault)
         elif os.path.exists(folder) and not os.path.isdir(folder):
             yield Finding(section, name, FAILS, f"{folder} is a file; {use}: name a folder")
         elif not os.path.isdir(folder) and not _can_be_made(folder):

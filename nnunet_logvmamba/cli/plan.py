@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,13 +66,13 @@ def run(args: argparse.Namespace) -> int:
         UserError: If something does not fit; no plans are written then.
     """
     from nnunet_logvmamba.plugin import first_run
+    from nnunet_logvmamba.plugin.plans import check_name
 
     row, knobs = catalogue.row(args.network), assignments("--set", args.knobs)
     if row.obstacle is not None:
         raise UserError(row.obstacle)
     name = args.name or f"nnUNet{row.trainer}Plans_{args.gpu_memory:g}G"
-    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
-        raise UserError(f"'{name}' cannot name plans: use letters, digits, '.', '-' and single '_'")
+    check_name(name, "plans")
     if name == first_run.PLANS:
         raise UserError(f"{name} are nnU-Net's own, to which results of others are compared: choose another --name")
     raw, preprocessed, _ = first_run.nnunet_folders()
@@ -98,18 +97,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _table(made: LoGVMambaPlanner) -> str:
     from nnunet_logvmamba.evaluation.layout import in_columns
-    from nnunet_logvmamba.networks.costs import times
+    from nnunet_logvmamba.networks.costs import gib, times
 
     rows: list[Sequence[str]] = [("", "patch", "batch", "step, GiB", "weights, means", "kept", "passing")]
     for name, memory in made.memory.items():
         configuration = made.configuration(name)
         sizes = (memory.peak, memory.weights + memory.optimizer, memory.kept, memory.passing)
-        shown = (f"{size / 2**30:.2f}" for size in sizes)
-        rows.append((name, times(configuration.patch_size), str(configuration.batch_size), *shown))
+        rows.append((name, times(configuration.patch_size), str(configuration.batch_size), *map(gib, sizes)))
     return in_columns(rows, right=range(2, 7), width=terminal.width())
 
 
 def _legend(made: LoGVMambaPlanner) -> str:
+    from nnunet_logvmamba.networks.costs import gib
     from nnunet_logvmamba.plugin.memory import ERROR
 
     lines = [
@@ -119,7 +118,7 @@ def _legend(made: LoGVMambaPlanner) -> str:
         "passing  gradients, what is computed again, and what the scan needs for itself",
         "",
         (
-            f"A step may be estimated at {made.budget / 2**30:.2f} GiB here: 1 GiB of the card is CUDA's own, and the "
+            f"A step may be estimated at {gib(made.budget)} GiB here: 1 GiB of the card is CUDA's own, and the "
             f"estimate may be {ERROR:.0%} too low."
         ),
     ]
@@ -133,6 +132,8 @@ def _legend(made: LoGVMambaPlanner) -> str:
 
 
 def _show_commands(made: LoGVMambaPlanner, folder: Path, trainer: str) -> None:
+    from nnunet_logvmamba.plugin.plans import first_fold
+
     number = made.dataset_name[len("Dataset") :].partition("_")[0]
     plans = made.plans_identifier
     missing = [
@@ -144,4 +145,5 @@ def _show_commands(made: LoGVMambaPlanner, folder: Path, trainer: str) -> None:
     if missing:
         terminal.show_command(f"nnUNetv2_preprocess -d {int(number)} -plans_name {plans} -c {' '.join(missing)}")
     for name in made.memory:
-        terminal.show_command(f"nnUNetv2_train {int(number)} {name} 0 -tr nnUNetTrainer{trainer} -p {plans}")
+        fold = first_fold(made.configuration(name))
+        terminal.show_command(f"nnUNetv2_train {int(number)} {name} {fold} -tr nnUNetTrainer{trainer} -p {plans}")

@@ -97,16 +97,17 @@ def run(args: argparse.Namespace) -> int:
         patch_size=args.patch_size,
         **wanted,
     )
-    library.write_plans(path, plans)
+    library.write_configurations(path, plans, names, overwrite=args.overwrite)
     terminal.show(f"{path}: wrote {' and '.join(names)}")
     dataset = args.dataset
     if dataset.isdecimal() and len(find_candidate_datasets(int(dataset))) > 1:
         dataset = path.parent.name  # nnU-Net takes 1001 for 100, too, and refuses both by their numbers
     options = ("" if args.plans == "nnUNetPlans" else f" -p {args.plans}") + device_option()
-    for name in names:
+    for name in sorted(names, key=lambda name: "previous_stage" in plans["configurations"][name]):
         manager = PlansManager(plans).get_configuration(name)
         family = catalogue.PATHS.get(manager.network_arch_class_name, catalogue.DEFAULT).trainer
-        terminal.show_command(f"nnUNetv2_train {dataset} {name} 0 -tr nnUNetTrainer{family}{options}")
+        fold = library.first_fold(manager)
+        terminal.show_command(f"nnUNetv2_train {dataset} {name} {fold} -tr nnUNetTrainer{family}{options}")
         settings = manager.configuration.get(library.TRAINING_KEY, {})
         words, lacking = library.foreground_in_words(manager.batch_size, settings)
         if lacking or args.batch_size is not None:

@@ -11,7 +11,7 @@ from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import at_least, examples
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
-from nnunet_logvmamba.networks.costs import Summary, summarize, times
+from nnunet_logvmamba.networks.costs import Summary, gib, summarize, times
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
     if summary.state_updates:
         lines.append(f"scan          {summary.state_updates / 1e9:.3f} G state updates, not among the multiply-adds")
     lines.append(
-        f"training      {_gib(weights + summary.activation_bytes)} GiB estimated for batch {batch_size} in float32: "
-        f"{_gib(summary.activation_bytes)} kept for the backward pass (counted on a dry run) and {_gib(weights)} for "
+        f"training      {gib(weights + summary.activation_bytes)} GiB estimated for batch {batch_size} in float32: "
+        f"{gib(summary.activation_bytes)} kept for the backward pass (counted on a dry run) and {gib(weights)} for "
         f"weights, gradients and {optimizer}; workspaces come on top, and mixed precision about halves the first part"
     )
     terminal.show("\n".join(lines))
@@ -132,7 +132,10 @@ def _field(args: argparse.Namespace, network: nn.Module, channels: int, patch_si
     from nnunet_logvmamba.results.fields import draw
 
     if args.checkpoint is not None:
-        weights = read_checkpoint(args.checkpoint)["network_weights"]
+        content = read_checkpoint(args.checkpoint)
+        weights = content.get("network_weights", content)  # of nnU-Net, or as torch saves them alone
+        if not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            raise UserError(f"{args.checkpoint} holds neither weights alone nor nnU-Net's 'network_weights'")
         difference = first_difference(network, weights)
         if difference is not None:
             raise UserError(f"{args.checkpoint} holds another network than this one ({difference})")
@@ -240,7 +243,3 @@ def _legend(summary: Summary) -> list[str]:
         ]
     rows += [("GMAC", "billions of multiply-adds; 'of block': the block's share of them")]
     return [f"{name:<8}{text}" for name, text in rows]
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f}"

@@ -205,6 +205,11 @@ class _Costs:
         return total
 
 
+def gib(size: float) -> str:
+    """Give bytes in GiB."""
+    return f"{size / 2**30:.2f}"
+
+
 def times(sizes: Sequence[int]) -> str:
     """Sizes as they are shown, ``8x8x8``; ``-`` where there is no image."""
     return "x".join(map(str, sizes)) or "-"

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
@@ -32,6 +32,7 @@ from nnunet_logvmamba.evaluation.folders import check_values
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.interrupts import kept_to_ourselves
+from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.acceptance import Model, check_folder, check_images
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, read_checkpoint
@@ -47,6 +48,9 @@ QUICK = {"num_epochs": 8, "num_iterations_per_epoch": 50, "num_val_iterations_pe
 QUICK_BATCH = 2
 QUICK_VOXELS = {2: 128 * 128, 3: 24 * 40 * 24}
 """The patch of a quick run has at most so many voxels per axes of the network, if its strides allow it."""
+
+_STEP = 8
+"""Voxels by which the patch of a quick run shrinks where a network has no strides."""
 
 PREDICTED_BY = "predicted_by.json"
 LAYOUT = (
@@ -153,6 +157,8 @@ class FirstRun:
         for fold in request.folds:
             if not re.fullmatch(r"all|\d+", fold):
                 raise UserError(f"--fold takes the numbers of folds, as 0, or all, not '{fold}'")
+        folds = [fold if fold == "all" else str(int(fold)) for fold in request.folds]  # 00 is 0
+        self.request = replace(request, folds=tuple(dict.fromkeys(folds)))
         self._check_planned(self._plans())
         listed = self._cases_of_splits()
         for trainer in request.trainers:
@@ -164,7 +170,7 @@ class FirstRun:
         self.dataset_json, self.cases = read_raw(self.raw / self.dataset)
         self._check_cases(listed)
         for trainer in request.trainers:
-            find_trainer(trainer)
+            self._check_axes(find_trainer(trainer))
         self.device = request.device if request.elsewhere else device_here(request.device)
         self.new_cases = 0
         if request.new is not None:
@@ -203,7 +209,13 @@ class FirstRun:
         return listed
 
     def _check_cases(self, listed: set[str]) -> None:
-        """Refuse folds of cases that are gone, on which nnU-Net's training stops without naming the file."""
+        """Refuse folds of cases that are gone, or of too few, on which nnU-Net's training stops without a reason."""
+        number = len(self.cases)
+        if number < NNUNETS_FOLDS and self.request.folds != ("all",) and not self._splits.is_file():
+            raise UserError(
+                f"of {number} case(s) nnU-Net cannot make its {NNUNETS_FOLDS} folds: train with --fold all, or write "
+                f"folds of your own into {self._splits}"
+            )
         gone = sorted(listed - self.cases.keys())
         if gone:
             raise UserError(
@@ -215,6 +227,19 @@ class FirstRun:
         beyond = [fold for fold in self.request.folds if fold != "all" and int(fold) >= number]
         if beyond:
             raise UserError(f"there is no fold {beyond[0]}: {source} {number} folds, 0 to {number - 1}")
+
+    def _check_axes(self, trainer: type) -> None:
+        """Refuse a trainer whose network is not made for the axes of the configuration."""
+        network = getattr(trainer, "network_name", None)
+        if network is None:
+            return
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        from nnunet_logvmamba.plugin.plans import check_axes
+
+        plans, name = self._plans(), self.request.configuration
+        planned = plans is not None and PlansManager(plans).get_configuration(name)
+        check_axes(catalogue.row(network), len(planned.patch_size) if planned else 2 if name == "2d" else 3)
 
     def _check_new_images(self) -> int:
         """Read every scan as ``nnUNetv2_predict`` will, now rather than after hours of training."""
@@ -303,7 +328,7 @@ class FirstRun:
             "images": str(self._new.images.resolve()),
             "model": self.model(trainer).name,
             "dataset": self.dataset,
-            "folds": list(self.request.folds),
+            "folds": sorted(self.request.folds),
             "scans": self._scans,
         }
 
@@ -552,13 +577,17 @@ def is_newer(path: Path, sources: Sequence[Path]) -> bool:
 def quick_patch(plans: dict, configuration: str) -> list[int]:
     """Shrink the planned patch, keeping its proportions, to ``QUICK_VOXELS``.
 
-    Every axis stays a multiple of the network's strides and, where it was, of at least twice their product.
+    Every axis stays a multiple of the network's strides and, where it was, of at least twice their product. A network
+    without strides takes any patch, one that is built for a patch takes that alone.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(plans).get_configuration(configuration)
     planned = list(map(int, manager.patch_size))
-    strides = manager.network_arch_init_kwargs["strides"]
+    arguments = manager.network_arch_init_kwargs
+    if "patch_size" in arguments:
+        return planned
+    strides = arguments.get("strides", [_STEP])
     steps = [
         prod(stage[axis] if isinstance(stage, Sequence) else stage for stage in strides) for axis in range(len(planned))
     ]
@@ -582,15 +611,23 @@ def nnunet_folders() -> tuple[Path, Path, Path]:
             f"folders; for example: export {exports}"
         )
     for name in VARIABLES:
-        if os.environ[name].startswith("~"):
-            raise UserError(
-                f"{name} is {os.environ[name]}, in which nnU-Net does not replace ~ by your home: export the whole "
-                "path, or without the quotes around it"
-            )
+        if (fault := not_written_out(name)) is not None:
+            raise UserError(fault)
     raw, preprocessed, results = (Path(os.environ[name]) for name in VARIABLES)
     if not raw.is_dir():
         raise UserError(f"nnUNet_raw is {raw}, and there is no such folder: make it, and put the data set into it")
     return raw, preprocessed, results
+
+
+def not_written_out(variable: str) -> str | None:
+    """Say that a variable names a folder below ``~``, which nnU-Net takes for a name; None if it does not."""
+    folder = os.environ.get(variable, "").strip()
+    if not folder.startswith("~"):
+        return None
+    return (
+        f"{variable} is {folder}, in which nnU-Net does not replace ~ by your home: export the whole path, or without "
+        "the quotes around it"
+    )
 
 
 def _check_reference(labels: Labels, pair: tuple[Path, Path]) -> None:

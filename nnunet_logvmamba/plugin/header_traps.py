@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunet_logvmamba.evaluation.cases import DIRECTION_TOLERANCE, same_place
-from nnunet_logvmamba.plugin.observations import Seen
+from nnunet_logvmamba.plugin.observations import Seen, by
 from nnunet_logvmamba.plugin.reading import Reading, scaling
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def _sizes(path: Path, header: nibabel.Nifti1Header, reading: Reading) -> Iterat
     if not np.allclose(sizes, lengths, rtol=SIZE_TOLERANCE, atol=0):
         yield Seen(
             "two spacings",
-            f"{path} has voxels of {_by(sizes)} by pixdim and of {_by(lengths)} by its sform; nnU-Net plans, resamples "
-            f"and scores with {_by(reading.spacing[::-1])}: correct the wrong one",
+            f"{path} has voxels of {by(sizes)} by pixdim and of {by(lengths)} by its sform; nnU-Net plans, resamples "
+            f"and scores with {by(reading.spacing[::-1])}: correct the wrong one",
         )
 
 
@@ -114,7 +114,7 @@ def _units(path: Path, header: nibabel.Nifti1Header, reading: Reading, reader: s
         yield Seen(
             "units",
             f"{path} counts in {name}, of which SimpleITK makes mm and nibabel does not; nnU-Net's {reader} reads "
-            f"voxels of {_by(reading.spacing[::-1])} "
+            f"voxels of {by(reading.spacing[::-1])} "
             + ("mm" if as_mm else f"and takes them for mm, {1 / mm:g} times what they are")
             + ": save all files in mm",
         )
@@ -149,7 +149,3 @@ def _transforms(header: nibabel.Nifti1Header) -> tuple[tuple[np.ndarray | None, 
 
 def _lengths(form: np.ndarray) -> np.ndarray:
     return np.maximum(np.linalg.norm(form[:3, :3], axis=0), 1e-12)
-
-
-def _by(sizes: np.ndarray | tuple[float, ...]) -> str:
-    return " x ".join(f"{size:.4g}" for size in sizes)

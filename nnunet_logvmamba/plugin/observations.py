@@ -67,6 +67,11 @@ def grouped(seen: Iterable[tuple[str, Seen]]) -> list[Group]:
     return sorted(groups, key=lambda group: not group.fatal)
 
 
+def by(sizes: Iterable[float]) -> str:
+    """Give sizes along axes in words."""
+    return " x ".join(f"{size:.4g}" for size in sizes)
+
+
 @dataclass(frozen=True)
 class Examination:
     """What was seen in a data set.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
+from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, nnUNetBaseDataset
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
@@ -24,6 +24,8 @@ from nnunet_logvmamba.results.runs import read_json
 
 OUTSIDE = -1
 """What nnU-Net writes into a label map where the image is empty."""
+
+MEND = "mend it in the raw data set or leave the case out, and preprocess again"
 
 _ENDINGS = (".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError)
@@ -125,30 +127,55 @@ def examine(folder: Path, *, processes: int = 1) -> Examination:
     content = read_json(source)
     known, channels = labels_of(content, str(source)), channels_of(content, str(source))
     labels = sorted({OUTSIDE, 0, *([] if known.ignored is None else [known.ignored])}.union(*known.values.values()))
-    cases = [(path, case) for path in folders for case in infer_dataset_class(str(path)).get_identifiers(str(path))]
+    cases = [(path, case) for path in folders for case in _reader_of(path).get_identifiers(str(path))]
     names = {str(number): name for number, name in enumerate(channels)}
     found = map_cases(partial(_look, labels, names), cases, processes=processes, text="cases")
-    seen = tuple(
-        (f"{path.name}/{case}", replace(one, said=f"{path.name}/{case}: {one.said}; {_REMEDY}"))
+    seen = [
+        (f"{path.name}/{case}", replace(one, said=f"{path.name}/{case}: {one.said}; {MEND}"))
         for (path, case), several in zip(cases, found)
         for one in several
-    )
+    ]
+    seen += [(f"{path.name}/{name}", one) for path in folders for name, one in _strays(path)]
     counts = ", ".join(f"{sum(path == one for path, _ in cases)} case(s) in {one.name}" for one in folders)
-    return Examination(f"preprocessed: {counts}", len(cases), seen, {"labels": ", ".join(map(str, labels[1:]))})
-
-
-_REMEDY = "mend it in the raw data set or leave the case out, and preprocess again"
+    return Examination(f"preprocessed: {counts}", len(cases), tuple(seen), {"labels": ", ".join(map(str, labels[1:]))})
 
 
 def _look(labels: Sequence[int], channels: Mapping[str, str], case: tuple[Path, str]) -> list[Seen]:
     folder, name = case
-    return list(look(infer_dataset_class(str(folder))(str(folder), [name]), name, labels, channels))
+    return list(look(_reader_of(folder)(str(folder), [name]), name, labels, channels))
+
+
+def _reader_of(folder: Path) -> type[nnUNetBaseDataset]:
+    return file_ending_dataset_mapping[_ending_of(folder)]
+
+
+def _ending_of(folder: Path) -> str:
+    """The format of the cases of a folder; nnU-Net's own search stops where there is any other file."""
+    return "b2nd" if any(folder.glob("*.b2nd")) else "npz"
+
+
+def _strays(folder: Path) -> Iterator[tuple[str, Seen]]:
+    known = {_ending_of(folder), "npy", "pkl"}
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.name.rpartition(".")[2] not in known:
+            said = f"{file} is no preprocessed case, and nnU-Net stops at any other file in this folder: remove it"
+            yield file.name, Seen("stray file", said, fatal=True)
 
 
 def folders_of(folder: Path) -> list[Path]:
-    """Give the folder, and those in it, that hold preprocessed cases."""
+    """Give the folder, and those in it, that hold preprocessed cases; none of a raw data set."""
+    if _is_raw(folder):
+        return []
     folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
     return [path for path in folders if any(file.suffix in (".b2nd", ".npz") for file in path.iterdir())]
+
+
+def _is_raw(folder: Path) -> bool:
+    """Whether a folder has images or lists them; preprocessing copies the list, and the label maps beside it."""
+    file = folder / "dataset.json"
+    if (folder / "imagesTr").is_dir():
+        return True
+    return file.is_file() and "dataset" in read_json(file) and not (folder / "gt_segmentations").is_dir()
 
 
 def channel_in_words(channel: int, channels: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.plugin import intensities
 from nnunet_logvmamba.plugin.acceptance import Look, Model, look_inside, pairs, placed, raise_first, why_unreadable
-from nnunet_logvmamba.plugin.first_run import read_layout
+from nnunet_logvmamba.plugin.first_run import NNUNETS_FOLDS, read_layout
 from nnunet_logvmamba.plugin.header_traps import traps_of
-from nnunet_logvmamba.plugin.observations import Examination, Seen, grouped, names_of
+from nnunet_logvmamba.plugin.observations import Examination, Seen, by, grouped, names_of
 from nnunet_logvmamba.plugin.reading import Reading, read_once
 
 FAR = 10.0
@@ -74,7 +74,10 @@ def examine(folder: Path, *, processes: int = 1) -> Examination:
     about = (
         f"{len(cases)} case(s), {len(channels)} channel(s) ({', '.join(channels)}), read by nnU-Net's {reader.__name__}"
     )
-    return Examination(about, len(cases), seen, _facts(labels, looks))
+    facts = _facts(labels, looks)
+    if len(cases) < NNUNETS_FOLDS:
+        facts["folds"] = f"nnU-Net makes {NNUNETS_FOLDS} only of as many cases: train the fold all, or write your own"
+    return Examination(about, len(cases), seen, facts)
 
 
 def _look(model: Model, case: tuple[Sequence[Path], Path]) -> Look:
@@ -148,7 +151,7 @@ def _against_image(model: Model, reading: Reading, file: Path, image: Path, seen
         said = f"{file} has the shape {shape}, but its image {image} has {seen.shape}: nnU-Net needs the same"
         yield Seen("grid", said, fatal=True)
     elif not np.allclose(reading.spacing, seen.spacing):
-        said = f"{file} has the spacing {_by(reading.spacing)}, but its image {image} has {_by(seen.spacing)}"
+        said = f"{file} has the spacing {by(reading.spacing)}, but its image {image} has {by(seen.spacing)}"
         yield Seen("grid", f"{said}: nnU-Net's check of the data set refuses that, correct the wrong one", fatal=True)
     elif here is not None and there is not None and not same_place(here, there, min(seen.spacing)):
         yield Seen(
@@ -223,14 +226,14 @@ def _spacings(whole: Whole) -> Iterator[tuple[str, Seen]]:
     usual = np.median(spacings, axis=0)
     for (name, file, look), far in zip(whole, np.maximum(spacings / usual, usual / spacings).max(axis=1)):
         if far > FAR:
-            said = f"{file} has voxels of {_by(look.spacing)}, the other cases mostly of {_by(usual)}: check its unit"
+            said = f"{file} has voxels of {by(look.spacing)}, the other cases mostly of {by(usual)}: check its unit"
             yield name, Seen("spacing", said)
     same = np.isclose(spacings, usual, rtol=1e-3).all(axis=1)
-    smallest, largest = (_by(end(spacings, axis=0)) for end in (np.min, np.max))
+    smallest, largest = (by(end(spacings, axis=0)) for end in (np.min, np.max))
     for (name, file, look), alike in zip(whole, same):
         if not alike:
             said = (
-                f"{file} has voxels of {_by(look.spacing)}, {int(same.sum())} case(s) as in the middle, {_by(usual)}, "
+                f"{file} has voxels of {by(look.spacing)}, {int(same.sum())} case(s) as in the middle, {by(usual)}, "
                 f"and all {smallest} to {largest} (axes as nnU-Net reads them); nnU-Net resamples all to its planned "
                 "spacing"
             )
@@ -295,16 +298,12 @@ def _facts(labels: Labels, looks: Sequence[Look]) -> dict[str, str]:
     shapes = np.array([look.shape for look in looks if len(look.shape) == 3])
     if len(shapes):
         spacings = np.array([look.spacing for look in looks if len(look.shape) == 3])
-        facts["shape"] = f"{_by(shapes.min(axis=0))} to {_by(shapes.max(axis=0))}"
+        facts["shape"] = f"{by(shapes.min(axis=0))} to {by(shapes.max(axis=0))}"
         facts["spacing"] = (
-            f"{_by(spacings.min(axis=0))} to {_by(spacings.max(axis=0))}, median {_by(np.median(spacings, axis=0))}"
+            f"{by(spacings.min(axis=0))} to {by(spacings.max(axis=0))}, median {by(np.median(spacings, axis=0))}"
         )
     number = {
         name: sum(not set(values).isdisjoint(look.labels) for look in looks) for name, values in labels.values.items()
     }
     facts["labels"] = ", ".join(f"{name} in {cases} case(s)" for name, cases in number.items())
     return facts
-
-
-def _by(sizes: Iterable[float]) -> str:
-    return " x ".join(f"{size:.4g}" for size in sizes)

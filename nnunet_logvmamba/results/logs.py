@@ -36,7 +36,8 @@ def read_text_logs(fold: Path) -> dict[str, list[float]]:
     epochs: dict[int, dict[str, float]] = {}
     for log in sorted(fold.glob("training_log_*.txt"), key=_begun):
         epoch = None
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        text = log.read_text(encoding="utf-8", errors="replace")
+        for line in text[: text.rfind("\n") + 1].splitlines():  # the last one may be cut off within a number
             begun = re.search(r": Epoch (\d+)\s*$", line)
             if begun:
                 epoch = int(begun[1])
@@ -47,7 +48,7 @@ def read_text_logs(fold: Path) -> dict[str, list[float]]:
                 continue
             for name, pattern in _LINES.items():
                 if value := re.search(pattern, line):
-                    epochs[epoch][name] = float(value[1])
+                    epochs[epoch][name] = _number(value[1])
             if found := re.search(r"Pseudo dice \[(.*)\]", line):
                 numbers = [float(word) for word in re.findall(r"(?<![\w.])\d+\.?\d*(?:e-?\d+)?(?![\w.])", found[1])]
                 epochs[epoch]["mean_fg_dice"] = fmean(numbers) if numbers else nan
@@ -55,6 +56,14 @@ def read_text_logs(fold: Path) -> dict[str, list[float]]:
         return {}
     names = (*_LINES, "mean_fg_dice")
     return {name: [epochs.get(epoch, {}).get(name, nan) for epoch in range(max(epochs) + 1)] for name in names}
+
+
+def _number(word: str) -> float:
+    """Give the number that a word is, NaN if the disk was full within it."""
+    try:
+        return float(word)
+    except ValueError:
+        return nan
 
 
 def _begun(log: Path) -> tuple[list[int], int]:

@@ -164,6 +164,9 @@ def test_a_results_folder_that_is_not_there_is_one_that_training_makes(tmp_path,
     assert "you cannot make it" in found(tmp_path / "file" / "results").text
     assert found(tmp_path).state == doctor.OK
     assert "not set" in found("").text
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert found("~/results").state == doctor.FAILS
+    assert "nnUNet_results is ~/results, in which nnU-Net does not replace ~ by your home" in found("~/results").text
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

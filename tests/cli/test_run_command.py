@@ -112,12 +112,16 @@ def test_a_quick_run_writes_its_schedule_with_logvmamba_plans(folders, capsys):
         ([512, 512], [[1, 1], *[[2, 2]] * 7], [256, 256]),
         ([320, 256], [1, 2, 2, 2, 2], [144, 112]),
         ([16, 16, 16], [[1] * 3, [2] * 3], [16, 16, 16]),
+        ([40, 56, 40], None, [24, 40, 24]),
     ],
 )
 def test_the_patch_of_a_quick_run_is_small_and_fits_the_strides(planned, strides, quick):
-    architecture = {"network_class_name": "x", "arch_kwargs": {"strides": strides}, "_kw_requires_import": []}
+    arguments = {} if strides is None else {"strides": strides}
+    architecture = {"network_class_name": "x", "arch_kwargs": arguments, "_kw_requires_import": []}
     plans = {"configurations": {"c": {"patch_size": planned, "architecture": architecture}}}
     assert first_run.quick_patch(plans, "c") == quick
+    arguments["patch_size"] = planned  # which is what the network is built for
+    assert first_run.quick_patch(plans, "c") == planned
 
 
 def test_validations_are_turned_onto_their_labels_only_by_readers_that_reorient(folders, capsys):
@@ -196,6 +200,11 @@ def test_a_home_that_the_shell_did_not_write_out_is_refused_since_nnunet_does_no
         ((998, "2d", "--fold", 0, 5), "there is no fold 5: nnU-Net makes 5 folds, 0 to 4"),
         ((998, "2d", "--trainer", "nnUNetTrainerLogVMamba"), "nnUNetTrainerLoGVMamba"),
         ((998, "2d", "--trainer", "nnUNetTrainerOfMine"), "nnU-Net finds no trainer 'nnUNetTrainerOfMine'"),
+        ((998, "3d_fullres", "--trainer", "nnUNetTrainerLoGVMambaSwin"), "LoGVMambaSwinUNet is a 2D network and this"),
+        (
+            (998, "2d", "--trainer", "nnUNetTrainerSegMamba_sgd"),
+            "SegMamba is a 3D network and this configuration",
+        ),
         ((998, "2d", "--references", "."), "--references are of the scans to predict"),
         ((998, "2d", "--predict", "nowhere", "out"), "nowhere is not a folder"),
     ],
@@ -277,6 +286,32 @@ def test_a_fold_that_the_data_set_does_not_have_is_refused_since_nnunet_would_dr
     splits.write_text(json.dumps([{"train": ["ball_0"], "val": ["ball_1"]}] * 2))
     assert f"there is no fold 2: {splits} has 2 folds, 0 to 1" in refused(capsys, 998, "2d", "--fold", 2)
     dry_run(capsys, 998, "2d", "--fold", 1, "all")
+
+
+def test_so_few_cases_that_nnunet_makes_no_folds_are_trained_all_at_once_or_with_folds_of_their_own(folders, capsys):
+    raw = folders.raw / small_dataset.NAME
+    for file in (raw / "imagesTr" / "ball_4_0000.nii.gz", raw / "labelsTr" / "ball_4.nii.gz"):
+        file.unlink()
+    assert "of 4 case(s) nnU-Net cannot make its 5 folds: train with --fold all" in refused(capsys, 998, "2d")
+    dry_run(capsys, 998, "2d", "--fold", "all")
+    small_dataset.copy_into(folders)
+    splits = folders.preprocessed / small_dataset.NAME / "splits_final.json"
+    splits.write_text(json.dumps([{"train": ["ball_0", "ball_1"], "val": ["ball_2"]}]))
+    dry_run(capsys, 998, "2d")
+
+
+def test_a_fold_is_one_however_it_is_written(folders, capsys):
+    found = commands_in(dry_run(capsys, 998, "2d", "--fold", "00", "01", "0"))
+    trained = [command.split()[3] for command in found if command.startswith("nnUNetv2_train")]
+    assert trained == ["0", "1"]
+
+
+def test_the_order_of_folds_makes_no_other_predictions(folders, tmp_path, capsys):
+    new, out = images(folders, tmp_path / "new"), tmp_path / "out"
+    out.mkdir()
+    record = {"images": str(new), "model": f"{TRAINER}__nnUNetPlans__2d", "dataset": small_dataset.NAME}
+    (out / first_run.PREDICTED_BY).write_text(json.dumps({**record, "folds": ["0", "1"]}))
+    dry_run(capsys, 998, "2d", "--fold", 1, 0, "--predict", new, out)
 
 
 OTHER_GRIDS = {

@@ -360,6 +360,14 @@ def test_the_receptive_field_is_said_and_drawn_before_and_after_training(planned
     assert drawn[0].shape == drawn[1].shape
     assert (drawn[0] != drawn[1]).any()
 
+    torch.save(network.state_dict(), checkpoint)
+    assert main([*words, "--receptive-field", str(pictures[1]), "--checkpoint", str(checkpoint)]) == 0
+    assert "receptive field, trained" in capsys.readouterr().out
+
+    torch.save({"state_dict": network.state_dict(), "epoch": 3}, checkpoint)
+    assert main([*words, "--receptive-field", str(tmp_path / "none.png"), "--checkpoint", str(checkpoint)]) != 0
+    assert "holds neither weights alone nor nnU-Net's 'network_weights'" in capsys.readouterr().err
+
     torch.save({"network_weights": {"other": torch.ones(1)}}, checkpoint)
     assert main([*words, "--receptive-field", str(tmp_path / "none.png"), "--checkpoint", str(checkpoint)]) != 0
     assert "holds another network than this one" in capsys.readouterr().err

@@ -65,6 +65,7 @@ def test_a_sound_data_set_is_ready_and_described(balls, capsys):
     assert lines[0] == str(balls)
     assert "4 case(s), 1 channel(s) (MR), read by nnU-Net's SimpleITKIO" in lines[1]
     assert not [line for line in lines if line.startswith(("  note", "  FAILS"))]
+    assert "nnU-Net makes 5 only of as many cases: train the fold all, or write your own" in lines[-3]
     assert lines[-1] == "doctor: ready to train"
 
 
@@ -297,6 +298,15 @@ def test_labels_that_nobody_has_and_a_wrong_number_of_cases(raw, ask):
     assert "numTraining 9, and there are 4" in found["note", "numTraining"]["text"]
 
 
+def test_a_number_of_cases_that_is_not_there_fails(raw, ask):
+    content = json.loads((raw / "dataset.json").read_text())
+    del content["numTraining"]
+    (raw / "dataset.json").write_text(json.dumps(content))
+    code, found = ask(raw)
+    assert code == 1
+    assert "numTraining None" in found["FAILS", "numTraining"]["text"]
+
+
 def test_no_label_anywhere_stops_planning(raw, ask):
     for case in range(4):
         label = nibabel.load(image_and_label(raw, case)[1])
@@ -349,6 +359,37 @@ def test_check_says_the_first_fault_and_groups_its_warnings(raw, capsys):
     (warned,) = [line for line in printed.err.splitlines() if line.startswith("ATTENTION")]
     assert warned.startswith("ATTENTION: 4 cases: ")
     assert "likewise ball_1, ball_2, ball_3" in warned
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_predictions_within_a_raw_data_set_do_not_make_it_preprocessed(listed, raw, ask):
+    if listed:
+        content = json.loads((raw / "dataset.json").read_text())
+        images, labels = raw.parent / "images", raw.parent / "labels"
+        (raw / "imagesTr").rename(images), (raw / "labelsTr").rename(labels)
+        cases = [f"ball_{case}" for case in range(4)]
+        files = {
+            case: {"images": [str(images / f"{case}_0000.nii.gz")], "label": str(labels / f"{case}.nii.gz")}
+            for case in cases
+        }
+        (raw / "dataset.json").write_text(json.dumps({**content, "dataset": files}))
+    (raw / "predictions").mkdir()
+    for name in ("ball_0.npz", "ball_0.nii.gz", "plans.json"):
+        (raw / "predictions" / name).touch()
+    assert ask(raw) == (0, {})
+
+
+def test_a_file_at_which_nnunet_stops_in_preprocessed_data_is_named(tmp_path, ask):
+    from commands import NnunetFolders
+
+    folder = small_dataset.copy_into(NnunetFolders.below(tmp_path)).parent
+    stray = folder / "nnUNetPlans_2d" / ".DS_Store"
+    stray.touch()
+    code, found = ask(folder)
+    assert code == 1
+    assert list(found) == [("FAILS", "stray file")]
+    said = "nnUNetPlans_2d/.DS_Store is no preprocessed case, and nnU-Net stops at any other file in this folder"
+    assert said in found["FAILS", "stray file"]["text"]
 
 
 def test_a_preprocessed_data_set_is_read_too(tmp_path, ask):

@@ -116,6 +116,16 @@ def test_a_network_for_some_axes_is_planned_for_those(folders, network, left):
     assert found.configuration(left[0]).network_arch_class_name == network.path
 
 
+def test_configurations_of_another_network_do_not_stay(folders):
+    fingerprint([40, 50, 40], folders)
+    made(12, SEG)
+    content = json.loads(file_of(folders).read_text())
+    content["configurations"]["own"] = {"inherits_from": "3d_fullres", "batch_size": 3}
+    file_of(folders).write_text(json.dumps(content))
+    made(12, SWIN)
+    assert list(json.loads(file_of(folders).read_text())["configurations"]) == ["2d", "own"]
+
+
 def test_a_network_for_volumes_has_no_plans_for_pictures(folders):
     fingerprint([1, 256, 256], folders, (999.0, 1.0, 1.0))
     with pytest.raises(UserError, match="SegMamba is for 3D and this data set is not"):

@@ -248,6 +248,43 @@ def test_a_name_is_replaced_only_when_told(plans_file, capsys):
 
 
 @pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("other", {}, None),
+        ("3d_own", {}, "configuration '3d_own' exists already"),
+        ("3d_fullres", {"batch_size": 7}, "was changed by another command"),
+    ],
+)
+def test_what_another_command_writes_at_the_same_time_is_not_undone(
+    name, change, said, plans_file, monkeypatch, capsys
+):
+    add, theirs = plans.add_configuration, contents(plans_file)[0]
+    theirs["configurations"][name] = {**theirs["configurations"]["3d_fullres"], **change}
+
+    def while_the_other_writes(*args, **options):
+        found = add(*args, **options)
+        plans.write_plans(plans_file, theirs)
+        return found
+
+    monkeypatch.setattr(plans, "add_configuration", while_the_other_writes)
+    assert command("-c", "3d_fullres", "--name", "3d_own", "--train", "num_epochs=2") == (2 if said else 0)
+    written = contents(plans_file)[0]
+    if said:
+        assert said in capsys.readouterr().err
+        assert written == theirs
+    else:
+        assert written["configurations"].pop("3d_own")["logvmamba"] == {"num_epochs": 2}
+        assert written == theirs
+
+
+def test_the_stages_of_a_cascade_are_trained_one_after_the_other_the_first_on_every_case(cascade, plans_file, capsys):
+    plans.write_plans(plans_file, cascade[0])
+    assert command("-c", "3d_cascade_fullres", "--name", "3d_cascade_fullres_own") == 0
+    trained = [line.split()[2:4] for line in capsys.readouterr().out.splitlines() if line.startswith("nnUNetv2_train")]
+    assert trained == [["3d_lowres_own", "all"], ["3d_cascade_fullres_own", "0"]]
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         ("--batch-size 1", "ATTENTION: new: with a batch size of 1 nnU-Net places no patch on foreground"),

@@ -352,6 +352,12 @@ def test_an_epoch_that_was_cut_off_does_not_hide_how_long_the_others_took(tmp_pa
     assert "<b>3.0 s</b><span>median epoch</span>" in report.build(fold, FoldReader, num_cases=0)
 
 
+@pytest.mark.parametrize("rest", ["train_loss -", "train_loss -0.", "train_loss -x: train_loss -0.7\n"])
+def test_a_log_that_was_cut_off_within_a_number_does_not_say_it(rest, tmp_path):
+    (tmp_path / "training_log_1.txt").write_text(f"x: Epoch 0\nx: train_loss -0.5\nx: Epoch 1\nx: {rest}")
+    assert logs.read_text_logs(tmp_path)["train_losses"] == pytest.approx([-0.5, np.nan], nan_ok=True)
+
+
 def test_epochs_of_an_earlier_training_are_not_taken_for_those_of_this_one(tmp_path):
     lines = [f"x: Epoch {epoch}\nx: train_loss 0.5\n" for epoch in range(4)]
     (tmp_path / "training_log_1.txt").write_text("".join(lines))

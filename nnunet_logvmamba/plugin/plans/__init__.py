@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_logvmamba.plugin.plans.files import (
     check_dataset_json,
+    check_name,
     check_planned,
     configurations_of,
     find_plans,
+    first_fold,
     read_plans,
     why_not_planned,
     write_plans,
@@ -35,21 +37,29 @@ if TYPE_CHECKING:
         STOCK_NETWORKS,
         SWIN_CLASS_NAME,
         build_network,
+        check_axes,
         is_ours,
         to_our_architecture,
     )
-    from nnunet_logvmamba.plugin.plans.configurations import add_configuration, check_configuration, check_patch
+    from nnunet_logvmamba.plugin.plans.configurations import (
+        add_configuration,
+        check_configuration,
+        check_patch,
+        write_configurations,
+    )
 
 _HOME = {
     "NETWORK_CLASS_NAME": "architecture",
     "STOCK_NETWORKS": "architecture",
     "SWIN_CLASS_NAME": "architecture",
     "build_network": "architecture",
+    "check_axes": "architecture",
     "is_ours": "architecture",
     "to_our_architecture": "architecture",
     "add_configuration": "configurations",
     "check_configuration": "configurations",
     "check_patch": "configurations",
+    "write_configurations": "configurations",
 }
 
 

@@ -75,17 +75,26 @@ def to_our_architecture(architecture: dict, patch_size: Sequence[int], network: 
         raise UserError(
             f"the plan's architecture '{name}' is not as nnU-Net writes it ({error!r}): plan anew"
         ) from error
-    if dims not in row.dims:
-        raise UserError(
-            f"{row.name} is a {row.dims[0]}D network and this configuration is {dims}D: take "
-            f"{'the configuration 2d' if dims == 3 else 'a 3D configuration'}, or a trainer of the U-Net lineage such "
-            f"as nnUNetTrainer{catalogue.DEFAULT.trainer}"
-        )
+    check_axes(row, dims)
     return {
         "network_class_name": row.path,
         "arch_kwargs": {**arguments, **knobs},
         "_kw_requires_import": [key for key in IMPORTED_ARGUMENTS if key in arguments],
     }
+
+
+def check_axes(row: catalogue.Network, axes: int) -> None:
+    """Refuse a network that is not for so many axes.
+
+    Raises:
+        UserError: With what to take.
+    """
+    if axes not in row.dims:
+        raise UserError(
+            f"{row.name} is a {row.dims[0]}D network and this configuration is {axes}D: take "
+            f"{'the configuration 2d' if axes == 3 else 'a 3D configuration'}, or a trainer of the U-Net lineage such "
+            f"as nnUNetTrainer{catalogue.DEFAULT.trainer}"
+        )
 
 
 def _short(class_name: str) -> str:

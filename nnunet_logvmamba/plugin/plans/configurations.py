@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from copy import deepcopy
 from math import prod
+from pathlib import Path
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -12,8 +14,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.files import locked, read_json
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.plans.architecture import NETWORK_CLASS_NAME, build_network, is_ours, to_our_architecture
+from nnunet_logvmamba.plugin.plans.files import configurations_of, write_plans
 from nnunet_logvmamba.plugin.plans.settings import (
     TRAINING_KEY,
     check_free,
@@ -109,6 +113,37 @@ def add_configuration(
             raise UserError(f"'{new}' cannot be replaced, because '{base}' is derived from it") from error
         check_configuration(result, dataset_json, new)
     return result, list(names.values())
+
+
+def write_configurations(path: Path, plans: dict, names: Sequence[str], *, overwrite: bool = False) -> None:
+    """Put new configurations into a plans file as it is by now, so that what was added to it meanwhile stays.
+
+    Args:
+        path: The plans file.
+        plans: What ``add_configuration`` made of its content.
+        names: The new configurations.
+        overwrite: Replace configurations that have these names.
+
+    Raises:
+        UserError: If they are there by now, or what they were made from has changed; nothing is written then.
+    """
+    parents: list[str] = []
+    for name in names:
+        while (name := plans["configurations"][name].get("inherits_from")) is not None:
+            parents.append(name)
+
+    def sources(content: dict) -> str:
+        configurations = configurations_of(content, path)
+        return json.dumps({**content, "configurations": {name: configurations.get(name) for name in parents}})
+
+    with locked(path.parent):
+        now = read_json(path, "plan the data set anew")
+        if sources(now) != sources(plans):
+            raise UserError(f"{path} was changed by another command, which this one would undo: run it again")
+        for name in names:
+            check_free(now["configurations"], plans["configurations"][name]["inherits_from"], name, overwrite=overwrite)
+            now["configurations"][name] = plans["configurations"][name]
+        write_plans(path, now)
 
 
 def check_configuration(plans: dict, dataset_json: dict, name: str) -> None:

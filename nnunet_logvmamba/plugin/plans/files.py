@@ -6,10 +6,16 @@ import json
 import re
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import read_json, replace_text
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+NNUNETS_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+"""Those that nnU-Net's planners write."""
 
 
 def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
@@ -84,6 +90,19 @@ def check_planned(plans: dict, plans_name: str, configuration: str) -> None:
         raise UserError(f"there is no configuration '{configuration}' in {plans_name}; there are {there}")
 
 
+def check_name(name: str, what: str) -> None:
+    """Refuse a name for plans or a configuration; nnU-Net joins those of a model with two underscores.
+
+    Args:
+        what: Which of them, as in "cannot name plans".
+
+    Raises:
+        UserError: With what a name may hold.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
+        raise UserError(f"'{name}' cannot name {what}: use letters, digits, '.', '-' and single '_'")
+
+
 def check_dataset_json(content: Any, file: Path) -> None:
     """Refuse a ``dataset.json`` whose labels or channels nnU-Net would not take.
 
@@ -123,6 +142,11 @@ def why_not_planned(plans: dict, name: str) -> str:
             "the median image; here they have {} and {} voxels)".format(*sizes)
         )
     return " (nnU-Net drops 3d_lowres and its cascade where it would have more than half the voxels of 3d_fullres)"
+
+
+def first_fold(configuration: ConfigurationManager) -> str:
+    """Give the fold to train first; the next stage of a cascade needs predictions of every case, so it is ``all``."""
+    return "0" if configuration.next_stage_names is None else "all"
 
 
 def write_plans(path: Path, plans: dict) -> None:

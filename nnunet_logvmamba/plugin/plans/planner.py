@@ -23,6 +23,7 @@ from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, OPTIMIZERS
 
 from .architecture import build_network
 from .configurations import check_configuration, complete_architecture
+from .files import NNUNETS_CONFIGURATIONS, write_plans
 from .settings import check_knobs
 
 COPIES = OPTIMIZERS[DEFAULT_RECIPE.optimizer].copies
@@ -135,7 +136,8 @@ class LoGVMambaPlanner(ExperimentPlanner):
     def save_plans(self, plans: dict) -> None:
         """Leave out what the network is not made for, fill the memory with patches, check, and save as nnU-Net does.
 
-        What nnU-Net's file of the same name holds beyond its own configurations stays.
+        What nnU-Net's file of the same name holds beyond its own configurations stays; those of its own that are left
+        out now go, for they are of another network.
 
         Raises:
             UserError: If nothing is left, or a configuration cannot be built; nothing is written then.
@@ -153,8 +155,13 @@ class LoGVMambaPlanner(ExperimentPlanner):
         for name, plan in configurations.items():
             self._fill(plan, plans, name)
             check_configuration(plans, self.dataset_json, name)
+        former = {*NNUNETS_CONFIGURATIONS} - configurations.keys()
         with contextlib.redirect_stdout(io.StringIO()):
             super().save_plans(plans)
+        if former := former & configurations.keys():  # nnU-Net has put them back, as they were in the file
+            for name in former:
+                del configurations[name]
+            write_plans(Path(str(nnUNet_preprocessed)) / self.dataset_name / f"{self.plans_identifier}.json", plans)
 
     def _is_planned(self, plan: dict) -> bool:
         return "spacing" not in plan or len(plan["spacing"]) in self.network.dims

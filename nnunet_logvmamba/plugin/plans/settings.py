@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Callable, Sequence
 from math import inf
 from types import NoneType, SimpleNamespace, UnionType
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
-from nnunet_logvmamba.plugin.plans.files import check_planned
+from nnunet_logvmamba.plugin.plans.files import check_name, check_planned
 from nnunet_logvmamba.plugin.recipes import OPTIMIZERS
 
 TRAINING_KEY = "logvmamba"
@@ -114,8 +113,7 @@ def check_new_configuration(
         UserError: Naming what is wrong.
     """
     check_planned(plans, "these plans", base)
-    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
-        raise UserError(f"'{name}' cannot name a configuration: use letters, digits, '.', '-' and single '_'")
+    check_name(name, "a configuration")
     if keep_network and (arguments or network):
         what = f"knobs ({', '.join(arguments)}) belong to our network" if arguments else "another network was named"
         raise UserError(f"{what}, which cannot go with --keep-network")

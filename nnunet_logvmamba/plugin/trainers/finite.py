@@ -17,14 +17,18 @@ from torch import distributed, nn
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.plugin import preprocessed_cases
 from nnunet_logvmamba.plugin.plans import SETTINGS
+from nnunet_logvmamba.plugin.preprocessed_cases import MEND
 
 from .recording import RecordedTrainer
 from .weights import bare_network
 
 _NAMED_CASES = 3
 
-MEND = "mend it in the raw data set or leave the case out, and preprocess again"
-LOWER = "continue with --c from the last checkpoint, with a lower initial_lr (logvmamba plans --train initial_lr=...)"
+LOWER = (
+    "continue with --c; if it comes again, lower the learning rate (logvmamba plans --keep-network --name NEW --train "
+    "optimizer=... initial_lr=...) and train NEW with -pretrained_weights, the last checkpoint, and a trainer whose "
+    "name has no recipe"
+)
 
 
 class FiniteTrainer(RecordedTrainer):
@@ -74,8 +78,26 @@ class FiniteTrainer(RecordedTrainer):
                     f"Fold {self.fold} of splits_final.json has no case to {purpose}, without which nnU-Net cannot "
                     "train: put one there, or train the fold all, which takes every case for both."
                 )
-        self._check_cases([case for dataset in datasets for case in dataset.identifiers])
+        cases = [case for dataset in datasets for case in dataset.identifiers]
+        self._check_first_stage(cases)
+        self._check_cases(cases)
         return datasets
+
+    def _check_first_stage(self, cases: list[str]) -> None:
+        """Refuse the second stage of a cascade where the validation of the first has not left all cases for it."""
+        if self.folder_with_segs_from_previous_stage is None:
+            return
+        folder = Path(self.folder_with_segs_from_previous_stage)
+        there = {file.stem for file in folder.glob("*")}
+        missing = sorted(set(cases) - there)
+        if missing:
+            number = self.plans_manager.dataset_name[len("Dataset") :].partition("_")[0]
+            first = f"{number} {self.configuration_manager.previous_stage_name} all -tr {type(self).__name__}"
+            self._end(
+                f"The first stage has left no segmentation of {len(missing)} case(s) in {folder}, the first is "
+                f"{missing[0]}: train it before, with the fold all or with every fold (nnUNetv2_train {first} -p "
+                f"{self.plans_manager.plans_name})."
+            )
 
     def _check_cases(self, cases: list[str]) -> None:
         folder = Path(self.preprocessed_dataset_folder)

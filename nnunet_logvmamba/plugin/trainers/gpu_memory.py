@@ -12,7 +12,8 @@ from torch import nn
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.networks import catalogue
-from nnunet_logvmamba.plugin.memory import ERROR, GIB, StepMemory, card_for, estimate
+from nnunet_logvmamba.networks.costs import gib
+from nnunet_logvmamba.plugin.memory import ERROR, StepMemory, card_for, estimate
 from nnunet_logvmamba.plugin.plans import knobs, to_our_architecture
 from nnunet_logvmamba.plugin.recipes import OPTIMIZERS
 
@@ -43,9 +44,9 @@ def announce(trainer: RecipeTrainer) -> None:
         return
     compiled = ", without torch.compile" if trainer._do_i_compile() else ""
     trainer.print_to_log_file(
-        f"GPU memory: a step is estimated at {_gib(memory.peak)} GiB{compiled} (weights and means "
-        f"{_gib(memory.weights + memory.optimizer)}, kept for the backward pass {_gib(memory.kept)}); "
-        f"{_gib(usable)} of {_gib(total)} GiB can be had."
+        f"GPU memory: a step is estimated at {gib(memory.peak)} GiB{compiled} (weights and means "
+        f"{gib(memory.weights + memory.optimizer)}, kept for the backward pass {gib(memory.kept)}); "
+        f"{gib(usable)} of {gib(total)} GiB can be had."
     )
     if memory.peak * (1 + ERROR) > usable:
         trainer.print_to_log_file(f"ATTENTION: that may not fit; {_ways(trainer, memory, usable)}")
@@ -63,12 +64,12 @@ def in_words(trainer: RecipeTrainer) -> Iterator[None]:
         usable, total = found
         try:
             memory = of_step(trainer)
-            needed, ways = f"is estimated at {_gib(memory.peak)} GiB", _ways(trainer, memory, usable)
+            needed, ways = f"is estimated at {gib(memory.peak)} GiB", _ways(trainer, memory, usable)
         except Exception as failure:  # which must not hide that memory is what is missing
             needed, ways = f"cannot be estimated ({failure})", "take a smaller batch or patch, or a larger GPU."
         sentence = (
             f"Training ended in epoch {trainer.current_epoch}: the GPU is out of memory, where a step {needed} and "
-            f"{_gib(usable)} of {_gib(total)} GiB could be had; {ways}"
+            f"{gib(usable)} of {gib(total)} GiB could be had; {ways}"
         )
         trainer.print_to_log_file(sentence, also_print_to_console=False)
         raise Refused(sentence) from error
@@ -99,37 +100,35 @@ def of_step(trainer: RecipeTrainer, batch_size: int | None = None, **arguments: 
 
 
 def _ways(trainer: RecipeTrainer, memory: StepMemory, usable: int) -> str:
-    """Say what fits: smaller plans, checkpointing, a smaller batch."""
+    """Say what fits: smaller plans, checkpointing, a smaller batch; each with a command whose network is the same."""
     # Where it ought to have fitted, the estimate is too low, so what fits is as much below it.
     limit = int(min(usable, memory.peak) / (1 + ERROR))
     number = trainer.plans_manager.dataset_name[len("Dataset") :].partition("_")[0].lstrip("0")
     derived = (
         f"logvmamba plans -d {number} -p {trainer.plans_manager.plans_name} -c {trainer.configuration_name} --name"
     )
+    row = catalogue.NAMES.get(type(bare_network(trainer)).__name__)  # None for one of nnU-Net's own
+    network = "" if row is None or row is catalogue.DEFAULT else f" --network {row.name}"
+    kept = "" if trainer.plans_name_ours else " --keep-network"
     ways = []
-    if (card := int(card_for(limit))) >= 2:
-        ways.append(f"plans for {card} GiB (logvmamba plan -d {number} --gpu-memory {card})")
-    if _can_checkpoint(trainer):
+    if row is not None and (card := int(card_for(limit))) >= 2:
+        ways.append(f"plans for {card} GiB (logvmamba plan -d {number} --gpu-memory {card}{network})")
+    if _can_checkpoint(trainer, row):
         less = of_step(trainer, checkpointing=True).peak
         if less <= limit:
-            ways.append(f"checkpointing, {_gib(less)} GiB ({derived} NEW --set checkpointing=true)")
+            ways.append(f"checkpointing, {gib(less)} GiB ({derived} NEW{network} --set checkpointing=true)")
     if trainer.batch_size > 1:
         one = of_step(trainer, 1).peak
         each = max(1.0, (memory.peak - one) / (trainer.batch_size - 1))
         batch = min(trainer.batch_size - 1, 1 + int((limit - one) / each))
         if batch >= 1 and (less := of_step(trainer, batch).peak) <= limit:
-            ways.append(f"a batch of {batch}, {_gib(less)} GiB ({derived} NEW --batch-size {batch})")
+            ways.append(f"a batch of {batch}, {gib(less)} GiB ({derived} NEW{kept} --batch-size {batch})")
     if not ways:
         return "neither a smaller batch nor checkpointing would fit: take a smaller patch or network, or a larger GPU."
     return f"what would fit: {', or '.join(ways)}."
 
 
-def _can_checkpoint(trainer: RecipeTrainer) -> bool:
+def _can_checkpoint(trainer: RecipeTrainer, row: catalogue.Network | None) -> bool:
     """Whether there is a switch that is still off."""
-    row = catalogue.NAMES.get(type(bare_network(trainer)).__name__)
     arguments = trainer.configuration_manager.network_arch_init_kwargs
     return row is not None and "checkpointing" in knobs(row.path) and not arguments.get("checkpointing", False)
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f}"

@@ -89,6 +89,8 @@ class RecipeTrainer(FiniteTrainer):
         self._resumes = bool(plans.get("continue_training"))
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         super().__init__(self._own_plans(plans, configuration), configuration, fold, dataset_json, device)
+        planned = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
+        self.plans_name_ours = is_ours(planned)
         self.recipe = self.choose_recipe(self.configuration_manager)
         self.initial_lr = self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
@@ -127,7 +129,7 @@ class RecipeTrainer(FiniteTrainer):
             manager = plans_manager.get_configuration(configuration)
         except RuntimeError as error:  # nnU-Net's sentence; it lists those that there are
             raise Refused(str(error)) from error
-        _refuse_unequal_shares(configuration, manager.batch_size)
+        _refuse_unequal_shares(configuration, manager)
         channels = determine_num_input_channels(plans_manager, manager, dataset_json)
         classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
         try:
@@ -359,14 +361,16 @@ def _refuse_absent_device(device: torch.device) -> None:
     raise Refused(f"{missing}: run the command with {' or '.join(options)} (in Python, device=torch.device('cpu')).")
 
 
-def _refuse_unequal_shares(configuration: str, batch_size: int) -> None:
+def _refuse_unequal_shares(configuration: str, manager: ConfigurationManager) -> None:
     # nnU-Net would weigh patches unequally, and gather the parts of a batch's Dice as if they had one shape.
     ranks = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    batch_size = manager.batch_size
     if batch_size % ranks:
+        kept = "" if is_ours(manager.configuration["architecture"]) else "--keep-network "
         raise Refused(
             f"Configuration '{configuration}' has {batch_size} patches in a batch, which {ranks} GPUs cannot share "
-            f"equally: write one with logvmamba plans --batch-size {-(-batch_size // ranks) * ranks}, or train with "
-            f"another -num_gpus."
+            f"equally: write one with logvmamba plans {kept}--batch-size {-(-batch_size // ranks) * ranks}, or train "
+            f"with another -num_gpus."
         )
 
 

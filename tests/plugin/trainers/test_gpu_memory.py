@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import small_dataset
 import torch
 
+from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.plugin import memory, plans, trainers
 from nnunet_logvmamba.plugin.trainers import gpu_memory
@@ -26,10 +28,12 @@ def trainer(nnunet_folders):
     small["logvmamba"] = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
     dataset = json.loads((file.parent / "dataset.json").read_text())
 
-    def make(name: str = "nnUNetTrainerLoGVMamba", **changes):
+    def make(name: str = "nnUNetTrainerLoGVMamba", configuration: str = "small", **changes):
         small.update(changes)
-        content["continue_training"] = False
-        return getattr(trainers, name)(content, "small", 0, dataset, torch.device("cpu"))
+        if configuration == "small":
+            file.write_text(json.dumps(content))
+        made = {**json.loads(file.read_text()), "continue_training": False}
+        return getattr(trainers, name)(made, configuration, 0, dataset, torch.device("cpu"))
 
     return make
 
@@ -126,6 +130,29 @@ def test_nnunets_own_network_has_no_switch(trainer):
     assert "a batch of" in said
     nothing = gpu_memory._ways(made, whole, 0)
     assert nothing.startswith("neither a smaller batch nor checkpointing would fit")
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("nnUNetTrainerLoGVMamba", ""),
+        ("nnUNetTrainerUMambaEnc", " --network UMambaEnc"),
+        ("nnUNetTrainerStockNetwork", None),
+    ],
+)
+def test_the_commands_that_are_named_write_what_the_same_trainer_takes(name, network, trainer):
+    made = trainer(name)
+    made.initialize()
+    much = replace(gpu_memory.of_step(made), peak=2**40)
+    for number in range(2):  # from nnU-Net's configuration, then from what was written
+        said = gpu_memory._ways(made, much, 12 * 2**30)
+        assert (f"--gpu-memory 11{network})" in said) if network is not None else ("--gpu-memory" not in said)
+        for command in re.findall(r"\((logvmamba plans .*?)\)", said):
+            new = f"new_{number}_{'batch' in command}"
+            assert main([new if word == "NEW" else word for word in command.split()][1:]) == 0
+            made = trainer(name, new)
+        made.initialize()
+        assert type(made.network).__name__ in (network or "LoGVMambaUNet PlainConvUNet")
 
 
 def test_the_switch_is_a_knob_that_plans_take(trainer):

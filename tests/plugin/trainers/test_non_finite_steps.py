@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from copy import deepcopy
 from math import inf, nan
 from pathlib import Path
@@ -12,13 +13,16 @@ import pytest
 import small_dataset
 import torch
 from commands import NnunetFolders
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 from small_project import PLANS, Project
 from torch import distributed, nn
 
+from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.plugin import preprocessed_cases, trainers
-from nnunet_logvmamba.plugin.trainers.finite import LOWER, MEND
+from nnunet_logvmamba.plugin.preprocessed_cases import MEND
+from nnunet_logvmamba.plugin.trainers.finite import LOWER
 
 LOG, STOCK = "nnUNetTrainerLoGVMamba", "nnUNetTrainerStockNetwork"
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 1, "seed": 1}
@@ -299,6 +303,27 @@ def test_a_checkpoint_with_weights_that_are_not_finite_is_not_written(name, make
     assert not list(file.parent.glob(".*"))
 
 
+@pytest.mark.parametrize("name", [LOG, STOCK, "nnUNetTrainerUMambaBot"])
+def test_what_is_told_to_do_goes_on_from_the_weights_with_the_lower_rate(name, dataset, tmp_path):
+    def made(configuration: str):
+        content = {**json.loads((dataset / "nnUNetPlans.json").read_text()), "continue_training": False}
+        about = json.loads((dataset / "dataset.json").read_text())
+        trainer = getattr(trainers, name)(content, configuration, "all", about, torch.device("cpu"))
+        trainer.initialize()
+        return trainer
+
+    before = made("3d_fullres")
+    before.save_checkpoint(str(tmp_path / "last.pth"))
+    told = re.search(r"\(logvmamba (.*?)\)", LOWER)[1].replace("NEW", "lower").replace("_lr=...", "_lr=0.0001")
+    told = told.replace("=...", f"={before.recipe.optimizer}")
+    assert main([*told.split(), "-d", small_dataset.NUMBER, "-c", "3d_fullres"]) == 0
+    after = made("lower")
+    assert after.initial_lr == 1e-4
+    load_pretrained_weights(after.network, str(tmp_path / "last.pth"))
+    weights = before.network.state_dict()
+    assert all(torch.equal(after.network.state_dict()[name], weights[name]) for name in weights if "seg_" not in name)
+
+
 # Labels in a batch
 
 
@@ -372,6 +397,25 @@ def test_a_case_that_cannot_be_trained_on_ends_the_training_before_its_first_epo
     assert f"): case ball_3: {words}: {MEND}" in sentence
     assert "nnUNetv2_preprocess -d 998 -plans_name nnUNetPlans -c small" in sentence
     assert sentence in log(trainer)
+
+
+def test_the_second_stage_of_a_cascade_is_refused_until_the_first_has_left_every_case(make, dataset, nnunet_folders):
+    file = dataset / "nnUNetPlans.json"
+    content = json.loads(file.read_text())
+    configurations = content["configurations"]
+    configurations["low"] = {**deepcopy(configurations["3d_fullres"]), "next_stage": "small"}
+    configurations["3d_fullres"]["previous_stage"] = "low"
+    file.write_text(json.dumps(content))
+    trainer = make()
+    trainer.initialize()
+    left = nnunet_folders.results / dataset.name / f"{STOCK}__{PLANS}__low" / "predicted_next_stage" / "small"
+    left.mkdir(parents=True)
+    for case in CASES:
+        with pytest.raises(Refused, match=rf"no segmentation of \d case\(s\) in {left}, the first is {case}: ") as end:
+            trainer.get_tr_and_val_datasets()
+        (left / f"{case}.b2nd").touch()
+    assert str(end.value).endswith(f"(nnUNetv2_train 998 low all -tr {STOCK} -p {PLANS}).")
+    trainer.get_tr_and_val_datasets()
 
 
 def check(trainer) -> int:

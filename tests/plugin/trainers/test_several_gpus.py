@@ -220,6 +220,6 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(count, batch, ranks, f
         make(LOG, "of_batch")
     assert str(end.value) == (
         f"Configuration 'of_batch' has 4 patches in a batch, which {count} GPUs cannot share equally: write one with "
-        f"logvmamba plans --batch-size {batch}, or train with another -num_gpus."
+        f"logvmamba plans --keep-network --batch-size {batch}, or train with another -num_gpus."
     )
     assert set(folders.results.rglob("*")) == before
