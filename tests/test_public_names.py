@@ -105,6 +105,7 @@ RECORD_KEYS = (
     "sessions",
     "peak_memory_bytes",
     "epochs_done",
+    "validated_epochs",
     "median_seconds_per_epoch",
     "seconds_per_epoch",
 )

@@ -62,6 +62,7 @@ def test_the_record_says_what_was_trained_on_what(record, trained):
         "seed": 1,
         "epochs": 4,
         "epochs_done": 4,
+        "validated_epochs": 4,
         "iterations_per_epoch": 10,
         "recipe": {"optimizer": "adam", "initial_lr": 0.003, "weight_decay": 1e-4},
     }
