@@ -30,11 +30,11 @@ def quick(forward: Callable) -> Callable:
     """Let a ``forward`` take the fast way where it predicts one patch on a CPU, and nothing else wants to look on."""
 
     @wraps(forward)
-    def predicting(self: nn.Module, x: Tensor) -> Tensor | list[Tensor]:
+    def predicting(self: nn.Module, x: Tensor, *others: Any, **options: Any) -> Any:
         if not predicts_one_patch(self, x):
-            return forward(self, x)
+            return forward(self, x, *others, **options)
         with _FastWay():
-            return forward(self, x)
+            return forward(self, x, *others, **options)
 
     return predicting
 
@@ -128,8 +128,8 @@ _WAYS |= {F.instance_norm: _instance_norm, F.group_norm: _group_norm}
 @cache
 def _is_as_we_know_it() -> bool:
     """Whether what is called here is in this torch, and gives what torch's own way gives; else that way is taken."""
-    x = torch.linspace(-1, 2, 4 * 7 * 5 * 6).sin().view(1, 4, 7, 5, 6)
-    weight = torch.linspace(-2, 2, 8 * 4 * 27).cos().view(8, 4, 3, 3, 3)
+    x = torch.linspace(-1, 2, 4 * 7 * 5 * 6, device="cpu").sin().view(1, 4, 7, 5, 6)
+    weight = torch.linspace(-2, 2, 8 * 4 * 27, device="cpu").cos().view(8, 4, 3, 3, 3)
     calls: list[tuple[Any, tuple]] = [(F.conv3d, (x, weight, None, 2, 1)), (F.instance_norm, (x,))]
     calls.append((F.conv2d, (x[:, :, 0], weight[:, :, 0], weight[:, 0, 0, 0, 0])))
     try:

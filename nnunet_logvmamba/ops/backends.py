@@ -200,7 +200,8 @@ def largest_error(name: str, device: torch.device | str) -> float:
         tensors = [None if tensor is None else tensor.to(dtype).to(device) for tensor in inputs]
         gradients = [tensor.to(dtype).to(device) for tensor in upstream]
         arguments = (*tensors, order.to(device), True)
-        outputs = (*rows.forward(compute, *arguments), *rows.backward(compute, *gradients, *arguments))
+        with torch.device("cpu"):  # as inside the op, which no default device reaches
+            outputs = (*rows.forward(compute, *arguments), *rows.backward(compute, *gradients, *arguments))
         return [tensor.cpu().double() for tensor in outputs if tensor is not None]
 
     expected = values(torch.float64, "cpu", importlib.import_module(BACKENDS["reference"].module))
@@ -210,12 +211,12 @@ def largest_error(name: str, device: torch.device | str) -> float:
 
 
 def check_arguments() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """What a backend is tried on, in float64: tensors, upstream gradients and the order of rows."""
+    """What a backend is tried on, in float64 on the CPU: tensors, upstream gradients and the order of rows."""
     batch, length, extra, channels, groups, state = 2, 67, 3, 72, 2, 16
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
     inputs = (
         normal(batch, length, channels),  # u
@@ -229,7 +230,7 @@ def check_arguments() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, tor
         normal(batch, extra, channels),  # context
     )
     upstream = (normal(batch, length, channels), normal(batch, channels, state))
-    return inputs, upstream, torch.randperm(length + extra, generator=generator)
+    return inputs, upstream, torch.randperm(length + extra, generator=generator, device="cpu")
 
 
 _birthplace = os.getpid()

@@ -1,12 +1,14 @@
-"""Norms and interpolation that take other kernels on a CPU: the numbers are those of torch."""
+"""Norms and interpolation by other kernels on a CPU, and blocks that recompute: the numbers are those of torch."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nnunet_logvmamba.layers import nothing_recomputed
 from nnunet_logvmamba.networks.blocks.interpolation import interpolate
 from nnunet_logvmamba.networks.blocks.norms import INSTANCE_NORMS, faster
+from nnunet_logvmamba.networks.blocks.residual import ResidualBlock
 
 TORCHS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
@@ -77,3 +79,33 @@ def test_interpolation_is_torchs_up_and_down(before, after):
     assert found[0][0].is_contiguous()
     half = x.detach().bfloat16()
     assert torch.equal(interpolate(half, after), F.interpolate(half, size=after, mode=mode, align_corners=False))
+
+
+def test_a_default_device_of_another_kind_leaves_interpolation_where_the_map_is():
+    x = torch.randn(1, 2, 3, 4)
+    expected = interpolate(x, (6, 8))
+    with torch.device("meta"):
+        assert torch.equal(interpolate(x, (6, 8)), expected)
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d, nn.Identity])
+@pytest.mark.parametrize(
+    ("nonlin", "options"),
+    [(nn.LeakyReLU, {"inplace": True}), (nn.ReLU, {}), (nn.RReLU, {}), (nn.Dropout, {"p": 0.5})],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_residual_block_has_the_gradients_of_one_that_recomputes_nothing(nonlin, options, norm):
+    block = ResidualBlock(
+        nn.Conv2d, 2, 3, (3, 3), 1, project=True, conv_bias=True, norm_op=norm, norm_op_kwargs={}, nonlin=nonlin,
+        nonlin_kwargs=options,
+    )  # fmt: skip
+    x = torch.randn(1, 2, 8, 8)
+
+    def gradients() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        return torch.autograd.grad(block(x).square().sum(), list(block.parameters()))
+
+    found = gradients()
+    with nothing_recomputed():
+        expected = gradients()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

@@ -192,6 +192,11 @@ def test_what_is_known_of_torch_is_asked_without_a_random_number(another_torch):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_what_is_known_of_torch_is_asked_on_the_cpu_whatever_the_default_device_is(another_torch):
+    with torch.device("meta"):
+        assert prediction._is_as_we_know_it()
+
+
 CALLS = {
     "plain": (F.conv3d, (3, 4, 6, 5, 4), (6, 4, 3, 3, 3), {}),
     "one patch": (F.conv3d, (1, 4, 6, 5, 4), (6, 4, 3, 1, 3), {"padding": (1, 0, 1), "stride": 2}),

@@ -27,6 +27,12 @@ def test_auto_means_the_first_available_backend():
     assert backends.choose("auto", device) is backends.choose(available_backends(device)[0], device)
 
 
+@pytest.mark.parametrize("name", available_backends("cpu"))
+def test_a_default_device_of_another_kind_does_not_make_a_backend_fail(name):
+    with torch.device("meta"):
+        assert backends.what_fails(name, "cpu") is None
+
+
 def test_auto_on_the_cpu_is_never_the_slow_reference():
     assert available_backends("cpu")[-1] == "reference"
     assert backends.choose("auto", torch.device("cpu")) is not reference

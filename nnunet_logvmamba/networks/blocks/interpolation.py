@@ -22,7 +22,7 @@ def interpolate(x: Tensor, size: Sequence[int]) -> Tensor:
     if not by_matrix or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return F.interpolate(x, size=size, mode=_MODES[x.ndim - 2], align_corners=False)
     for axis in reversed(range(2, x.ndim)):
-        weights = _weights(x.shape[axis], size[axis - 2], x.dtype)
+        weights = _weights(x.shape[axis], size[axis - 2], x)
         if axis == x.ndim - 1:
             x = x @ weights.T
         else:
@@ -30,6 +30,7 @@ def interpolate(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
-def _weights(before: int, after: int, dtype: torch.dtype) -> Tensor:
-    """What each of ``before`` voxels of an axis gives to each of ``after``, (after, before)."""
-    return F.interpolate(torch.eye(before, dtype=dtype)[None], size=after, mode="linear", align_corners=False)[0].T
+def _weights(before: int, after: int, x: Tensor) -> Tensor:
+    """What each of ``before`` voxels of an axis gives to each of ``after``, (after, before), as x is."""
+    each = torch.eye(before, dtype=x.dtype, device=x.device)[None]
+    return F.interpolate(each, size=after, mode="linear", align_corners=False)[0].T
