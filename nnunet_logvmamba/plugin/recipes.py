@@ -86,8 +86,15 @@ class Recipe:
         """Give the optimizer of a network; what is not decayed is a group of its own."""
         decayed: list[nn.Parameter] = []
         kept: list[nn.Parameter] = []
+        # By name, for copies and loaded weights are other parameters; modules of others bear the mark of mamba-ssm.
+        named = {
+            parameter
+            for module in network.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if name in getattr(module, "undecayed", ())
+        }
         for parameter in network.parameters():
-            free = parameter.ndim <= 1 or getattr(parameter, "_no_weight_decay", False)
+            free = parameter.ndim <= 1 or parameter in named or getattr(parameter, "_no_weight_decay", False)
             (kept if free and not self.decays_all else decayed).append(parameter)
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": kept, "weight_decay": 0.0}]
         options = {} if self.eps is None else {"eps": self.eps}

@@ -1,8 +1,11 @@
 """What a recipe makes: groups of parameters, rates from epoch to epoch, and which of nnU-Net's losses count."""
 
+import copy
+
 import pytest
 import torch
 
+from nnunet_logvmamba.layers import MAMBA_DIRECTIONS, Mamba, SelectiveSSM, SkipOnly
 from nnunet_logvmamba.plugin.recipes import PUBLISHED_RECIPES, RECIPES, Recipe
 from nnunet_logvmamba.plugin.schedules import CosineSchedule
 
@@ -55,6 +58,41 @@ def test_what_is_decayed_is_what_the_recipe_says(name):
     assert (len(decayed["params"]), len(kept["params"])) == ((4, 0) if recipe.decays_all else (1, 3))
     assert (decayed["weight_decay"], kept["weight_decay"]) == (recipe.weight_decay, 0.0)
     assert decayed.get("eps", 1e-8) == (recipe.eps or 1e-8)
+
+
+def layers() -> torch.nn.Module:
+    return torch.nn.ModuleDict(
+        {"ssm": SelectiveSSM(4, directions=2), "skip": SkipOnly(4), "mamba": Mamba(8, tuple(MAMBA_DIRECTIONS))}
+    )
+
+
+def loaded(network: torch.nn.Module) -> torch.nn.Module:
+    other = layers()
+    other.load_state_dict(network.state_dict(), assign=True)
+    return other
+
+
+def emptied(network: torch.nn.Module) -> torch.nn.Module:
+    return network.to("meta").to_empty(device="cpu")
+
+
+@pytest.mark.parametrize("other", [lambda network: network, copy.deepcopy, loaded, emptied])
+def test_decays_skips_and_step_biases_of_scans_are_not_decayed_nor_are_those_of_copies(other):
+    network = other(layers())
+    groups = RECIPES["adam"].make_optimizer(network).param_groups
+    names = {id(p): name for name, p in network.named_parameters()}
+    decayed, kept = ([names[id(p)] for p in group["params"]] for group in groups)
+    assert sorted(decayed + kept) == sorted(names.values())
+    assert not [name for name in decayed if "_log" in name or name.endswith((".D", "dt_bias", "bias"))]
+    assert [name for name in kept if name.startswith("ssm")] == ["ssm.dt_bias", "ssm.A_log", "ssm.D"]
+    ends = MAMBA_DIRECTIONS.values()
+    assert {f"mamba.{name}" for end in ends for name in (f"A{end}_log", f"D{end}")} < set(kept)
+
+
+def test_the_mark_of_mamba_ssm_counts_as_well():
+    network = torch.nn.Linear(2, 2)
+    network.weight._no_weight_decay = True
+    assert not RECIPES["adam"].make_optimizer(network).param_groups[0]["params"]
 
 
 def test_a_record_names_what_is_not_as_usual():

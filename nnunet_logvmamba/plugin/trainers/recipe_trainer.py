@@ -62,7 +62,7 @@ class RecipeTrainer(FiniteTrainer):
     configuration belong to the optimizer it names (the default one where it names none), so they do not follow when
     the trainer's name chooses another optimizer, nor when it asks for a published recipe.
 
-    Matrices and kernels are decayed; biases, norms and whatever the network marks with ``_no_weight_decay`` are not.
+    Matrices and kernels are decayed; biases, norms and what the network's modules name as ``undecayed`` are not.
 
     Raises:
         Refused: Before any folder is created, if there is no such device or configuration here, if the configuration
