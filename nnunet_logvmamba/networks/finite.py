@@ -79,11 +79,11 @@ def _is_exporting() -> bool:
     return torch.jit.is_tracing() or (hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting())
 
 
-def checked(outputs: Tensor | list[Tensor], x: Tensor, training: bool) -> Tensor | list[Tensor]:
+def checked(outputs: Any, x: Tensor, training: bool) -> Any:
     """Give what a network gives for an image; in evaluation its finest logits pass through the op that refuses.
 
     Args:
-        outputs: (batch, classes, *spatial), or a list of all scales, finest first.
+        outputs: (batch, classes, *spatial), or a list or tuple that begins with it, as one of all scales does.
         x: The image, (batch, channels, *spatial).
         training: Whether the network is in training mode.
     """
@@ -91,15 +91,16 @@ def checked(outputs: Tensor | list[Tensor], x: Tensor, training: bool) -> Tensor
         return outputs
     if isinstance(outputs, Tensor):
         return finite(outputs, x)
-    return [finite(outputs[0], x), *outputs[1:]]
+    values = [checked(outputs[0], x, training), *outputs[1:]]
+    return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)  # a named tuple or another
 
 
 def watched(forward: Callable) -> Callable:
     """Let what a ``forward`` gives be :func:`checked`."""
 
     @wraps(forward)
-    def watching(self: nn.Module, x: Tensor) -> Tensor | list[Tensor]:
-        return checked(forward(self, x), x, self.training)
+    def watching(self: nn.Module, x: Tensor, *others: Any, **options: Any) -> Any:
+        return checked(forward(self, x, *others, **options), x, self.training)
 
     return watching
 

@@ -8,6 +8,7 @@ import json
 import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import NamedTuple
 from unittest import mock
 
 import pytest
@@ -18,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from small_model import planned_architecture
 
 from nnunet_logvmamba.errors import NotFiniteError
-from nnunet_logvmamba.networks import catalogue, prediction
+from nnunet_logvmamba.networks import LoGVMambaUNet, catalogue, prediction
 from nnunet_logvmamba.networks.costs import summarize
 from nnunet_logvmamba.plugin import plans
 
@@ -257,6 +258,28 @@ def test_numbers_that_are_not_finite_are_refused_in_evaluation_and_in_weights(ne
     weights[last] = torch.full_like(weights[last], float("nan"))
     with pytest.raises(NotFiniteError, match=f"{weights[last].numel()} of {weights[last].numel()} in '{last}'"):
         built.load_state_dict(weights)
+
+
+class Pair(NamedTuple):
+    logits: torch.Tensor
+    maps: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda values: Pair(*values)], ids=["list", "tuple", "named"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_of_the_users_own_takes_further_arguments_and_returns_what_it_likes(kind, training):
+    class Scaled(LoGVMambaUNet):
+        def forward(self, x, scale=1.0, *, shift=0.0):
+            maps = self.encoder(x)
+            return kind((scale * self.decoder(maps) + shift, maps[-1]))
+
+    network = Scaled.from_channels(2, 1, 2, (4, 4), family="no_ssm", drop_path=0.0).train(training)
+    x = torch.randn(1, 1, 8, 8)
+    with torch.no_grad():
+        plain, scaled = network(x), network(x, 2.0, shift=1.0)
+    assert type(plain) is type(scaled) is type(kind((0, 1)))
+    assert torch.allclose(scaled[0], 2 * plain[0] + 1)
+    assert torch.equal(scaled[1], plain[1])
 
 
 @every_network_and_plan_traced
