@@ -15,7 +15,8 @@ def receptive_field(network: nn.Module, images: Tensor) -> np.ndarray:
     """Give the effective receptive field: what each voxel of the image weighs in the logits of the middle one.
 
     Absolute gradients, summed over channels and classes and averaged over images. The network is called in evaluation,
-    each image by itself, and its finest output is taken; its mode and its parameters' gradients are left as they were.
+    each image by itself, and its finest output is taken; the mode of every module and the gradients of parameters are
+    left as they were.
 
     Args:
         network: Any of ``PlannedNetwork``, or of nnU-Net.
@@ -29,9 +30,9 @@ def receptive_field(network: nn.Module, images: Tensor) -> np.ndarray:
 
     References: Luo et al. (2016), "Understanding the effective receptive field", arXiv 1701.04128.
     """
-    mode = network.training
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
-    total = torch.zeros(images.shape[2:], dtype=torch.float64)
+    total = torch.zeros(images.shape[2:], dtype=torch.float64, device="cpu")
     try:
         for image in images.detach().split(1):
             image.requires_grad_()
@@ -43,7 +44,8 @@ def receptive_field(network: nn.Module, images: Tensor) -> np.ndarray:
                 (gradient,) = torch.autograd.grad(logit, image, retain_graph=index + 1 < len(middle))
                 total += gradient[0].abs().sum(0).double().cpu()
     finally:
-        network.train(mode)
+        for module, mode in modes:
+            module.training = mode
     found = total / total.sum()
     if not found.isfinite().all():
         raise ValueError("the gradients of this network's middle voxel are zero or not finite, so it has no field")

@@ -25,6 +25,7 @@ class TwoScales(nn.Module):
 @pytest.mark.parametrize(("kernel", "size"), [((3, 7), (12, 15)), ((3, 5, 1), (6, 9, 4))])
 def test_the_field_of_a_window_is_the_window(kernel, size):
     network = TwoScales(*kernel).train()
+    network.sum.eval()
     field = receptive_field(network, torch.randn(2, 2, *size))
     assert field.shape == size
     assert field.sum() == pytest.approx(1)
@@ -33,7 +34,7 @@ def test_the_field_of_a_window_is_the_window(kernel, size):
     assert radii(field, (1.0,)) == [[k // 2 for k in kernel]]
     half, most = radii(field)
     assert all(a <= b <= k // 2 for a, b, k in zip(half, most, kernel))
-    assert network.training
+    assert [module.training for module in network.modules()] == [True, False]
     assert network.sum.weight.grad is None
 
 
