@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -313,6 +315,19 @@ def test_without_gpu_and_interpreter_it_says_what_it_needs(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match=r"'triton' cannot run on device cpu: It runs on GPUs.*TRITON_INTERPRET=1"):
         selective_scan(**random_arguments(length=3, absent=("initial_state",)), backend="triton")
+
+
+def test_threads_that_compile_at_once_leave_the_folder_of_triton_as_it_was(launch, monkeypatch):
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+
+    def compile_for(seconds):
+        with launch._kept_in("folder"):
+            time.sleep(seconds)
+            return os.environ["TRITON_CACHE_DIR"]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(compile_for, (0.05, 0.1, 0.05))) == ["folder"] * 3
+    assert "TRITON_CACHE_DIR" not in os.environ
 
 
 @pytest.mark.parametrize(

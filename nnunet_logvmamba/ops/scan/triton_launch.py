@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -153,19 +153,30 @@ def _compile(launches: Sequence[_Launch], device: torch.device) -> list:
     )
     notice.daemon = True
     notice.start()
-    before = os.environ.get("TRITON_CACHE_DIR")
-    os.environ["TRITON_CACHE_DIR"] = folder
     try:
-        with ThreadPoolExecutor(min(len(new), usable_cores())) as pool:
+        with _kept_in(folder), ThreadPoolExecutor(min(len(new), usable_cores())) as pool:
             made = list(pool.map(compiled, sorted(new.values(), key=lambda launch: -len(launch.kernel.src))))
         _compiled.update((device, kind) for kind in new)
         return made
     finally:
         notice.cancel()
-        if before is None:
-            del os.environ["TRITON_CACHE_DIR"]
-        else:
-            os.environ["TRITON_CACHE_DIR"] = before
+
+
+_environment = threading.Lock()
+
+
+@contextlib.contextmanager
+def _kept_in(folder: str) -> Iterator[None]:
+    """Let Triton keep kernels in a folder. It is named in the environment, which all threads share: one at a time."""
+    with _environment:
+        before = os.environ.get("TRITON_CACHE_DIR")
+        os.environ["TRITON_CACHE_DIR"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("TRITON_CACHE_DIR", None)
+            if before is not None:
+                os.environ["TRITON_CACHE_DIR"] = before
 
 
 class _Problem:
