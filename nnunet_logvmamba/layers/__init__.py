@@ -9,7 +9,7 @@ from .local_tokens import CONVOLUTIONS, ConvTokens, LocalTokens, check_spatial_d
 from .log_vmamba import FAMILIES, DropPath, LoGVMambaBlock, check_family, default_squeeze
 from .mamba import MAMBA_DIRECTIONS, Mamba, MambaLayer, single_precision
 from .recompute import nothing_recomputed, recomputed
-from .selective_ssm import SelectiveSSM, SkipOnly, exempt_from_weight_decay
+from .selective_ssm import SelectiveSSM, SkipOnly
 from .token_order import (
     DIRECTIONS,
     PLACEMENTS,
@@ -45,7 +45,6 @@ __all__ = [
     "check_spatial_dims",
     "count_not_finite",
     "default_squeeze",
-    "exempt_from_weight_decay",
     "finite",
     "nothing_recomputed",
     "raster_order",

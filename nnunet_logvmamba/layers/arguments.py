@@ -1,6 +1,6 @@
 """What constructors say to values that do not fit: one sentence with the name, the value and what is needed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -22,7 +22,7 @@ def listed(name: str, values: Any, what: str) -> list:
     Raises:
         ValueError: If it is a single number or word.
     """
-    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+    if not _is_list(values):
         raise ValueError(f"{name} is {values!r}; a list {what} is needed")
     return list(values)
 
@@ -39,6 +39,19 @@ def wholes(name: str, values: Any, per: str) -> list[int]:
     return [int(value) for value in values]
 
 
+def words(name: str, values: Any, valid: Collection[str]) -> tuple[str, ...]:
+    """Give ``values`` as a tuple.
+
+    Raises:
+        ValueError: If it is no list, or has other entries than the ``valid`` words, which the message names.
+    """
+    values = listed(name, values, "of words")
+    strangers = [value for value in values if value not in tuple(valid)]
+    if strangers:
+        raise ValueError(f"{name} has {strangers[0]!r}; valid are {', '.join(map(repr, valid))}")
+    return tuple(values)
+
+
 def per_axis(name: str, value: Any, spatial_dims: int, *, odd: bool = False) -> tuple[int, ...]:
     """Give one value for every axis, out of a single one or one for each.
 
@@ -47,8 +60,7 @@ def per_axis(name: str, value: Any, spatial_dims: int, *, odd: bool = False) -> 
             though it must be ``odd``.
     """
     values = (value,) * spatial_dims if _is_whole(value) else value
-    fits = hasattr(values, "__iter__") and not isinstance(values, (str, bytes, Mapping))
-    values = tuple(values) if fits else ()
+    values = tuple(values) if _is_list(values) else ()
     if len(values) != spatial_dims or not all(_is_whole(v) and v >= 1 and (v % 2 or not odd) for v in values):
         kind = "an odd number" if odd else "a whole number of at least 1"
         raise ValueError(f"{name} is {value!r}; {kind}, or one for each of {spatial_dims} axes, is needed")
@@ -75,6 +87,11 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, Integral) or value not in (0, 1):
         raise ValueError(f"{name} is {value!r}; True or False is needed")
     return bool(value)
+
+
+def _is_list(value: Any) -> bool:
+    single = isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) == 0  # a tensor without axes
+    return isinstance(value, Iterable) and not single
 
 
 def _is_whole(value: Any) -> bool:

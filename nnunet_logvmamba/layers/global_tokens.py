@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import per_axis, whole
 from .local_tokens import CONVOLUTIONS, check_spatial_dims
 
 # stride -> (kernel, dilation, padding), per axis
@@ -29,12 +30,13 @@ class GlobalTokens(nn.Module):
         spatial_dims: 2 or 3.
         stride: Step of the convolution per axis, out of 1, 2, 4, 8; kernel and dilation follow from it.
         channels_per_token: Consecutive channels that make one token; must divide ``channels``.
-        canonical_grid: Positions per axis for which the linear layer is stored.
+        canonical_grid: Positions, of all axes or per axis, for which the linear layer is stored.
 
     Shape: (batch, channels, *spatial) -> (batch, tokens, channels)
 
     Raises:
-        ValueError: If a stride has no kernel, or ``channels_per_token`` does not divide ``channels``.
+        ValueError: If a stride has no kernel, ``channels_per_token`` does not divide ``channels``, or a value is no
+            whole number or not one per axis.
 
     References: LoG-VMamba (arXiv 2408.14415), section 3.2; kernels as in the authors' code.
     """
@@ -45,18 +47,16 @@ class GlobalTokens(nn.Module):
         spatial_dims: int,
         stride: int | Sequence[int],
         channels_per_token: int,
-        canonical_grid: Sequence[int],
+        canonical_grid: int | Sequence[int],
     ):
         super().__init__()
         check_spatial_dims(spatial_dims)
-        stride = (stride,) * spatial_dims if isinstance(stride, int) else tuple(stride)
-        if len(stride) != spatial_dims or any(step not in GLOBAL_STRIDES for step in stride):
+        stride = per_axis("global stride", stride, spatial_dims)
+        if any(step not in GLOBAL_STRIDES for step in stride):
             raise ValueError(f"global stride is {stride}; {spatial_dims} values out of {GLOBAL_STRIDES} are needed")
-        if channels_per_token < 1 or channels % channels_per_token:
+        if whole("channels", channels) % whole("channels_per_token", channels_per_token):
             raise ValueError(f"{channels} token channels are not divisible by channels_per_token {channels_per_token}")
-        if len(canonical_grid) != spatial_dims or any(size < 1 for size in canonical_grid):
-            raise ValueError(f"canonical grid is {tuple(canonical_grid)}; {spatial_dims} positive sizes are needed")
-        self.canonical_grid = tuple(canonical_grid)
+        self.canonical_grid = per_axis("canonical_grid", canonical_grid, spatial_dims)
         self.num_tokens = channels // channels_per_token
         kernel, dilation, padding = zip(*(_CONVOLUTION[spatial_dims][step] for step in stride))
         self.conv = CONVOLUTIONS[spatial_dims](
@@ -99,11 +99,12 @@ def resampling(
     Returns:
         (actual, canonical); the identity if both are equal.
     """
-    centres = (torch.arange(canonical, dtype=dtype, device=device) + 0.5) / canonical
-    wanted = (torch.arange(actual, dtype=dtype, device=device) + 0.5) / actual
+    exact = torch.promote_types(dtype, torch.float32)  # half precision cannot tell so many cells apart
+    centres = (torch.arange(canonical, dtype=exact, device=device) + 0.5) / canonical
+    wanted = (torch.arange(actual, dtype=exact, device=device) + 0.5) / actual
     # Beyond the outermost centres the outermost weight goes on, as in torch's interpolation.
     if actual > canonical:
         wanted = wanted.clamp(0.5 / canonical, 1 - 0.5 / canonical)
     distance = (wanted[:, None] - centres).abs() * min(canonical, actual)
     matrix = (1 - distance).clamp_min(0)
-    return matrix / matrix.sum(dim=0)
+    return (matrix / matrix.sum(dim=0)).to(dtype)

@@ -13,19 +13,22 @@ CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 def check_spatial_dims(spatial_dims: int) -> None:
     """Raise ValueError unless ``spatial_dims`` is 2 or 3."""
     if not isinstance(spatial_dims, Integral) or spatial_dims not in CONVOLUTIONS:
-        raise ValueError(f"spatial_dims is {spatial_dims!r}; LoG-VMamba is defined for 2 and 3")
+        raise ValueError(f"spatial_dims is {spatial_dims!r}; 2 or 3 is needed")
 
 
 class ConvTokens(nn.Module):
     """Plain tokens of a VSS block: a depthwise convolution and SiLU, one token per voxel.
 
     Shape: (batch, channels, *spatial) -> (batch, channels, *spatial)
+
+    Raises:
+        ValueError: If a number does not fit.
     """
 
     def __init__(self, channels: int, spatial_dims: int):
         super().__init__()
         check_spatial_dims(spatial_dims)
-        self.width = channels
+        self.width = whole("channels", channels)
         self.conv = CONVOLUTIONS[spatial_dims](channels, channels, 3, padding=1, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:

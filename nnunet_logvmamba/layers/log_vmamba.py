@@ -109,7 +109,7 @@ class LoGVMambaBlock(nn.Module):
         directions: int = 1,
         global_stride: int | Sequence[int] = 1,
         channels_per_token: int = 1,
-        canonical_grid: Sequence[int] | None = None,
+        canonical_grid: int | Sequence[int] | None = None,
         norm_eps: float | None = None,
         drop_path: float = 0.0,
         backend: str = "auto",

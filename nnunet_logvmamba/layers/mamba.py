@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from nnunet_logvmamba.ops import causal_conv1d, selective_scan
 from nnunet_logvmamba.ops.backends import check_name
 
-from .arguments import whole
-from .selective_ssm import draw_step_bias, exempt_from_weight_decay
+from .arguments import flag, whole, words
+from .selective_ssm import draw_step_bias
 
 MAMBA_DIRECTIONS = {"forward": "", "backward": "_b", "slices": "_s"}
 """Orders in which tokens are read, and the ending of the names of their weights, which are the published ones."""
@@ -34,13 +35,18 @@ class Mamba(nn.Module):
             initial values, with which a step starts near 0.7. None means all.
         backend: Scan backend, see ``nnunet_logvmamba.ops.available_backends``.
 
+    Attributes:
+        undecayed: As of :class:`SelectiveSSM`.
+
     Shape: (batch, length, channels) -> (batch, length, channels)
 
     Raises:
-        ValueError: If the width or the backend is none.
+        ValueError: If the width, a direction or the backend is none, or ``drawn_steps`` names other directions.
 
     References: Gu and Dao (2023), "Mamba", section 3.4; for three directions SegMamba (arXiv 2401.13560).
     """
+
+    undecayed: ClassVar = tuple(name for end in MAMBA_DIRECTIONS.values() for name in (f"A{end}_log", f"D{end}"))
 
     def __init__(
         self,
@@ -52,7 +58,10 @@ class Mamba(nn.Module):
         super().__init__()
         check_name(backend)
         inner = _EXPAND * whole("channels", channels)
-        self.directions, self.backend = tuple(directions), backend
+        self.directions, self.backend = words("directions", directions, MAMBA_DIRECTIONS), backend
+        if not self.directions:
+            raise ValueError(f"directions is empty; valid are {', '.join(map(repr, MAMBA_DIRECTIONS))}")
+        drawn_steps = self.directions if drawn_steps is None else words("drawn_steps", drawn_steps, self.directions)
         self.step_rank = math.ceil(channels / 16)
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
         for direction in self.directions:
@@ -61,9 +70,9 @@ class Mamba(nn.Module):
             self.register_module(f"x_proj{end}", nn.Linear(inner, self.step_rank + 2 * _STATES, bias=False))
             self.register_module(f"dt_proj{end}", nn.Linear(self.step_rank, inner))
             decays = torch.arange(1.0, _STATES + 1).log().expand(inner, -1).clone()
-            self.register_parameter(f"A{end}_log", exempt_from_weight_decay(nn.Parameter(decays)))
-            self.register_parameter(f"D{end}", exempt_from_weight_decay(nn.Parameter(torch.ones(inner))))
-            if drawn_steps is None or direction in drawn_steps:
+            self.register_parameter(f"A{end}_log", nn.Parameter(decays))
+            self.register_parameter(f"D{end}", nn.Parameter(torch.ones(inner)))
+            if direction in drawn_steps:
                 steps = getattr(self, f"dt_proj{end}")
                 nn.init.uniform_(steps.weight, -(self.step_rank**-0.5), self.step_rank**-0.5)
                 draw_step_bias(steps.bias)
@@ -136,7 +145,8 @@ class MambaLayer(nn.Module):
     Shape: (batch, channels, *spatial) -> (batch, channels, *spatial), float32 under autocast
 
     Raises:
-        ValueError: If the tokens do not have the width or, when called, cannot be cut into ``slices`` equal runs.
+        ValueError: If an argument does not fit (the message names it) or, when called, the tokens do not have the width
+            or cannot be cut into ``slices`` equal runs.
 
     References: U-Mamba (arXiv 2401.04722), SegMamba (arXiv 2401.13560).
     """
@@ -147,7 +157,8 @@ class MambaLayer(nn.Module):
         super().__init__()
         if tokens not in ("patch", "channel"):
             raise ValueError(f"unknown tokens {tokens!r}; valid are 'patch', 'channel'")
-        self.width, self.tokens, self.residual, self.slices = width, tokens, residual, slices
+        self.width, self.tokens, self.residual = whole("width", width), tokens, flag("residual", residual)
+        self.slices = None if slices is None else whole("slices", slices)
         self.norm = nn.LayerNorm(width)
         self.mamba = Mamba(width, **mamba_options)
 

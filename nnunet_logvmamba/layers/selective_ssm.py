@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,6 @@ from nnunet_logvmamba.ops.backends import check_name
 from .arguments import whole
 
 _SMALLEST_STEP, _LARGEST_STEP, _STEP_FLOOR = 1e-3, 1e-1, 1e-4
-
-
-def exempt_from_weight_decay(parameter: nn.Parameter) -> nn.Parameter:
-    """Mark a parameter that weight decay would pull to a meaningless value; our trainers look at the mark."""
-    parameter._no_weight_decay = True
-    return parameter
 
 
 @torch.no_grad()
@@ -44,24 +39,30 @@ class SelectiveSSM(nn.Module):
 
     Shape: (batch, length, channels), optionally with context (batch, extra, channels) -> (batch, length, channels)
 
+    Attributes:
+        undecayed: Names of the parameters that weight decay would pull to a meaningless value; our trainers read them.
+
     Raises:
-        ValueError: If the state size is below 1 or the backend is unknown.
+        ValueError: If a number is none of at least 1 or the backend is unknown.
 
     References: Gu and Dao (2023), "Mamba", Algorithm 2; initial values as there.
     """
+
+    undecayed: ClassVar = ("dt_bias", "A_log", "D")
 
     def __init__(
         self, channels: int, state_size: int = 16, step_rank: int = 1, directions: int = 1, backend: str = "auto"
     ):
         super().__init__()
         check_name(backend)
-        state_size = whole("state_size", state_size)
+        channels, state_size = whole("channels", channels), whole("state_size", state_size)
+        step_rank, directions = whole("step_rank", step_rank), whole("directions", directions)
         self.state_size, self.step_rank, self.directions, self.backend = state_size, step_rank, directions, backend
         self.x_proj_weight = nn.Parameter(torch.empty(directions, step_rank + 2 * state_size, channels))
         self.dt_proj_weight = nn.Parameter(torch.empty(directions, channels, step_rank))
-        self.dt_bias = exempt_from_weight_decay(nn.Parameter(torch.empty(directions, channels)))
-        self.A_log = exempt_from_weight_decay(nn.Parameter(torch.empty(directions * channels, state_size)))
-        self.D = exempt_from_weight_decay(nn.Parameter(torch.empty(directions * channels)))
+        self.dt_bias = nn.Parameter(torch.empty(directions, channels))
+        self.A_log = nn.Parameter(torch.empty(directions * channels, state_size))
+        self.D = nn.Parameter(torch.empty(directions * channels))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -96,7 +97,12 @@ class SelectiveSSM(nn.Module):
         """Scan ``tokens`` and ``context`` in every order; without ``orders`` as they lie.
 
         ``orders`` has one entry per direction: which row comes t-th, or None for rows as they lie.
+
+        Raises:
+            ValueError: If there are others than one order per direction, or one does not fit the rows.
         """
+        if orders and len(orders) != self.directions:
+            raise ValueError(f"there are {len(orders)} orders for {self.directions} directions; one each is needed")
         A = -torch.exp(self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float())
         outputs = [
             selective_scan(
@@ -118,12 +124,17 @@ class SkipOnly(nn.Module):
     """What is left of a ``SelectiveSSM`` without its states: ``y = D * x``. The control of our ablations.
 
     Shape: (batch, length, channels) -> (batch, length, channels)
+
+    Raises:
+        ValueError: If a number is none of at least 1.
     """
+
+    undecayed: ClassVar = ("D",)
 
     def __init__(self, channels: int, directions: int = 1):
         super().__init__()
-        self.directions = directions
-        self.D = exempt_from_weight_decay(nn.Parameter(torch.ones(directions * channels)))
+        channels, self.directions = whole("channels", channels), whole("directions", directions)
+        self.D = nn.Parameter(torch.ones(self.directions * channels))
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens * self.D.unflatten(0, (self.directions, -1)).sum(0).to(tokens.dtype)

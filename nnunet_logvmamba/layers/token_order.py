@@ -3,6 +3,7 @@
 Everything here is index arithmetic on integers; no feature tensor is touched.
 """
 
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -21,7 +22,7 @@ def check_placement(placement: str) -> None:
 
 def check_directions(directions: int) -> None:
     """Raise ValueError unless ``directions`` is 1, 2 or 4."""
-    if directions is True or directions not in DIRECTIONS:
+    if not isinstance(directions, Integral) or directions is True or directions not in DIRECTIONS:
         raise ValueError(f"directions is {directions!r}; valid are {', '.join(map(str, DIRECTIONS))}")
 
 
@@ -76,11 +77,13 @@ def token_positions(
         Two int64 vectors of ``num_local`` and ``num_global`` entries that together are a permutation of all positions.
 
     Raises:
-        ValueError: If ``placement`` is not a known word.
+        ValueError: If ``placement`` is not a known word, or a number is too small.
 
     References: LoG-VMamba (arXiv 2408.14415), section 3.3.
     """
     check_placement(placement)
+    if num_local < 1 or num_global < 0:
+        raise ValueError(f"there are {num_local} local and {num_global} global tokens; at least 1 and 0 are needed")
     local = torch.arange(num_local, device=device)
     context = torch.arange(num_global, device=device)
     if num_global == 0:

@@ -25,6 +25,12 @@ def test_on_a_multiple_of_the_grid_weights_are_interpolated_and_scaled(factor):
     assert torch.allclose(weight @ resampling(8, 8 * factor).T, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("canonical", "actual"), [(32, 48), (32, 100), (8, 11), (32, 256), (32, 7)])
+def test_in_half_precision_weights_are_resampled_as_exactly_as_it_can_tell(canonical, actual, dtype):
+    assert torch.equal(resampling(canonical, actual, dtype), resampling(canonical, actual, torch.float32).to(dtype))
+
+
 def test_on_a_coarser_grid_every_weight_counts():
     for actual in range(1, 8):
         matrix = resampling(8, actual)
@@ -51,9 +57,9 @@ def test_gradients_reach_the_weights_through_the_resampling():
     ("arguments", "message"),
     [
         ({"stride": 3}, r"global stride is \(3, 3, 3\)"),
-        ({"stride": (1, 2)}, "3 values"),
+        ({"stride": (1, 2)}, r"global stride is \(1, 2\); .* each of 3 axes"),
         ({"channels_per_token": 4}, "6 token channels are not divisible by channels_per_token 4"),
-        ({"canonical_grid": (8, 8)}, "canonical grid"),
+        ({"canonical_grid": (8, 8)}, "canonical_grid is"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

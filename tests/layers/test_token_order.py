@@ -77,6 +77,13 @@ def test_unknown_words_are_refused_naming_the_valid_ones():
         sequence_orders((2, 2), 1, "head", 3)
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("numbers", [(0, 2), (2, -1)])
+def test_numbers_of_tokens_that_there_cannot_be_are_refused(numbers, placement):
+    with pytest.raises(ValueError, match=f"there are {numbers[0]} local and {numbers[1]} global tokens"):
+        token_positions(placement, *numbers)
+
+
 @pytest.mark.parametrize(("num_local", "num_global"), [(288, 27), (1000, 59), (64, 64)])
 def test_compiled_for_a_cpu_every_token_has_its_position(num_local, num_global):
     """An integer division by what does not divide the length would leave the last positions unwritten (torch 2.13)."""

@@ -74,7 +74,11 @@ def test_branches_are_dropped_ever_more_in_the_encoder_and_ever_less_in_the_deco
         ({"features": [32, 32, 32]}, "features has 3 entries; 4 are needed"),
         ({"decoder_features": [4, 4, 4, 0]}, r"decoder_features is \[4, 4, 4, 0\]"),
         ({"n_blocks_per_stage": 2}, "n_blocks_per_stage is 2; a list"),
-        ({"drop_path": 1}, "drop_path is 1"),
+        ({"drop_path": 1}, "drop_path is 1; a number from 0 to below 1"),
+        ({"drop_path": 1.5}, "drop_path is 1.5"),
+        ({"drop_path": "0.1"}, "drop_path is '0.1'"),
+        ({"drop_path": None}, "drop_path is None"),
+        ({"drop_path": [0.1]}, r"drop_path is \[0.1\]"),
         ({"deep_supervision": True}, "deep_supervision needs several outputs"),
     ],
 )

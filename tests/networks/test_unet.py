@@ -8,6 +8,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -235,6 +236,7 @@ def test_indivisible_widths_lose_their_local_tokens_and_say_so():
         ({"in_channels": 0}, "input_channels is 0; a whole number of at least 1"),
         ({"num_classes": True}, "num_classes is True"),
         ({"strides": 2}, "strides is 2; a list with one entry per stage"),
+        ({"strides": torch.tensor(2)}, r"strides is tensor\(2\); a list with one entry per stage"),
         ({"strides": [2, 2, 2, 2]}, r"the first stride is \(2, 2, 2\); it must be 1.*one entry per stage"),
         ({"strides": [1, 2, -2, 2]}, r"strides\[2\] is -2"),
         ({"strides": [1, 2, (2, 2), 2]}, r"strides\[2\] is \(2, 2\); .* each of 3 axes"),
@@ -252,6 +254,7 @@ def test_indivisible_widths_lose_their_local_tokens_and_say_so():
         ({"norm_op_kwargs": {"afine": True}}, "afine.*norm_op_kwargs"),
         ({"norm_op_kwargs": [1]}, r"norm_op_kwargs is \[1\]; a dict"),
         ({"nonlin": "relu"}, "nonlin is 'relu'; a class such as torch.nn.LeakyReLU"),
+        ({"nonlin": nn.RReLU}, "nonlin is RReLU, .* take torch.nn.LeakyReLU"),
         ({"nonlin_kwargs": {"slope": 1}}, "slope.*nonlin_kwargs"),
         ({"deep_supervision": "no"}, "deep_supervision is 'no'; True or False"),
         ({"checkpointing": "no"}, "checkpointing is 'no'; True or False"),
@@ -262,6 +265,7 @@ def test_indivisible_widths_lose_their_local_tokens_and_say_so():
         ({"state_size": 1.5}, "state_size is 1.5"),
         ({"squeeze": True}, "squeeze is True"),
         ({"directions": True}, "directions is True; valid are 1, 2, 4"),
+        ({"directions": 2.0}, "directions is 2.0; valid are 1, 2, 4"),
         ({"drop_path": "0.1"}, "drop_path is '0.1'"),
         ({"mixer_stages": 0}, "mixer_stages is 0; a list of mixing stages"),
         ({"local_token_stages": [True]}, "local_token_stages names stage True"),
@@ -277,6 +281,19 @@ def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message) as refusal:
         build(**({"strides": PLANS["isotropic"][1]} | arguments))
     assert "\n" not in str(refusal.value)
+
+
+def test_single_numbers_may_be_numpys():
+    network = build(PLANS["isotropic"][1], features_per_stage=np.int64(16), kernel_sizes=np.int64(3))
+    assert network.encoder.stages[0][0].conv1.weight.shape == (16, 16, 3, 3, 3)
+
+
+@pytest.mark.parametrize(("seg_heads", "kind"), [("all", list), ("last", torch.Tensor)])
+@pytest.mark.parametrize("channels", [(4,), (4, 4)])
+def test_the_switch_of_deep_supervision_counts_where_heads_were_built_for_it(channels, seg_heads, kind):
+    network = LoGVMambaUNet.from_channels(2, 1, 2, channels, family="no_ssm", seg_heads=seg_heads)
+    network.decoder.deep_supervision = True
+    assert type(network(torch.randn(1, 1, 8, 8))) is kind
 
 
 def test_stages_without_a_mixer_are_plain_residual_stages():

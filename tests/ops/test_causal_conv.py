@@ -111,6 +111,7 @@ def test_arguments_that_do_not_fit_are_named():
         ({"weight": weight[:2]}, r"as many channels.*weight \(2, 4\)"),
         ({"bias": bias[:2]}, r"as many channels.*bias \(2,\)"),
         ({"x": x[:, :0]}, "at least one step"),
+        ({"x": x[..., :0], "weight": weight[:0], "bias": bias[:0]}, "at least one step and channel"),
         ({"weight": weight.long()}, "weight has dtype torch.int64"),
         ({"bias": bias.to("meta")}, "bias is on meta but x is on cpu"),
         ({"order": torch.zeros(9)}, "order is torch.float32"),

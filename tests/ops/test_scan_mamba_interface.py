@@ -138,6 +138,7 @@ def test_complex_matrices_are_refused(name):
     ("name", "shape", "message"),
     [
         ("u", (CHANNELS, LENGTH), r"u has shape \(6, 21\); it must be \(batch, channels, length\)"),
+        ("delta", (CHANNELS, LENGTH), r"delta has shape \(6, 21\); it must be \(batch, channels, length\)"),
         ("z", (BATCH, CHANNELS, 5), r"z has shape \(2, 6, 5\) but u has shape \(2, 6, 21\)"),
         ("B", (5, STATE), r"B has shape \(5, 3\) but u has shape \(2, 6, 21\)"),
         ("C", (STATE,), r"C has shape \(3,\) and u has shape \(2, 6, 21\)"),

@@ -34,7 +34,7 @@ class Decoder(nn.Module):
 
     It takes channel counts, not the encoder, so that nothing is saved twice. ``seg_layers[-1]`` is full resolution, as
     in nnU-Net. With ``deep_supervision`` on, ``forward`` returns all scales, finest first, else the finest alone; the
-    flag may be switched at any time, without effect where there is the finest head alone.
+    flag may be switched at any time, without effect unless ``all_heads`` were asked for.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Decoder(nn.Module):
         **residual_options: Any,
     ):
         super().__init__()
-        self.deep_supervision, self.checkpointing = deep_supervision, checkpointing
+        self.deep_supervision, self.all_heads, self.checkpointing = deep_supervision, all_heads, checkpointing
         residual_options["conv_bias"] = conv_bias
         self.upsamplers, self.stages, self.seg_layers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for step, index in enumerate(reversed(range(len(widths) - 1))):
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         *skips, x = maps
         outputs: list[Tensor] = []
         first_head = len(self.stages) - len(self.seg_layers)
-        every_scale = self.deep_supervision and first_head == 0
+        every_scale = self.deep_supervision and self.all_heads
         saving = self.checkpointing and self.training
         for step, skip in enumerate(reversed(skips)):
             modules: tuple[nn.Module, ...] = (self.upsamplers[step], self.stages[step])

@@ -1,6 +1,7 @@
 """LoGVMambaUNet: the U-Mamba-Enc lineage with LoG-VMamba blocks, for any nnU-Net plan."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
@@ -131,8 +132,8 @@ class LoGVMambaUNet(PlannedNetwork):
         spatial_dims = convert_conv_op_to_dim(conv_op)
         self.input_channels, self.spatial_dims = whole("input_channels", input_channels), spatial_dims
         n_stages, num_classes = whole("n_stages", n_stages, least=2), whole("num_classes", num_classes)
-        features = [features_per_stage] * n_stages if isinstance(features_per_stage, int) else features_per_stage
-        sizes = [kernel_sizes] * n_stages if isinstance(kernel_sizes, int) else kernel_sizes
+        features = [features_per_stage] * n_stages if isinstance(features_per_stage, Integral) else features_per_stage
+        sizes: Any = [kernel_sizes] * n_stages if isinstance(kernel_sizes, Integral) else kernel_sizes
         for name, values in (("features_per_stage", features), ("kernel_sizes", sizes), ("strides", strides)):
             if len(listed(name, values, "with one entry per stage")) != n_stages:
                 raise ValueError(f"{name} has {len(values)} entries for {n_stages} stages; one each is needed")

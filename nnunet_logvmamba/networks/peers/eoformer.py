@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_logvmamba.layers import DropPath, listed, whole, wholes
+from nnunet_logvmamba.layers import DropPath, listed, share, whole, wholes
 from nnunet_logvmamba.networks.blocks.arguments import known_arguments
 from nnunet_logvmamba.networks.blocks.heads import one_output
 from nnunet_logvmamba.networks.blocks.images import check_image
@@ -80,6 +80,7 @@ class EoFormer(PlannedNetwork):
             raise ValueError(
                 f"features is {widths}; the last two must be multiples of {_HEAD_WIDTH}, the width of a head"
             )
+        drop_path = share("drop_path", drop_path)
         self.encoder = _Encoder(self.input_channels, widths, depths, drop_path)
         self.decoder = _Decoder(widths, up_widths, drop_path)
         self.out = _conv(_conv(nn.Conv3d(up_widths[-1], num_classes, 1)))

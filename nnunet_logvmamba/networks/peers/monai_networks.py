@@ -176,7 +176,8 @@ class UNETR(PlannedNetwork, nets.UNETR):
     ):
         one_output(deep_supervision)
         sides = wholes("patch_size", patch_size, "axis")
-        check_spatial_dims(len(sides))
+        if len(sides) not in self.dims:
+            raise ValueError(f"patch_size is {sides}; 2 or 3 sides are needed")
         if whole("hidden_size", hidden_size) % whole("num_heads", num_heads):
             raise ValueError(f"hidden_size is {hidden_size}; a multiple of num_heads, {num_heads}, is needed")
         super().__init__(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from math import prod
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -237,7 +238,8 @@ class UMamba(PlannedNetwork):
         n_stages = whole("n_stages", n_stages, least=2)
 
         def per_stage(name: str, values: Any, count: int = n_stages) -> list:
-            values = [values] * count if isinstance(values, int) else listed(name, values, "with one entry per stage")
+            values = [values] * count if isinstance(values, Integral) else values
+            values = listed(name, values, "with one entry per stage")
             if len(values) != count:
                 raise ValueError(f"{name} has {len(values)} entries for {n_stages} stages; {count} are needed")
             return values

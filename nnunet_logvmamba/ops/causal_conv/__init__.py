@@ -54,8 +54,8 @@ def causal_conv1d(
         raise ValueError(f"x is (batch, length, channels), weight (channels, kernel), bias (channels,); got {shapes}.")
     if weight.shape[0] != x.shape[2] or (bias is not None and bias.shape[0] != x.shape[2]) or weight.shape[1] < 1:
         raise ValueError(f"x, weight and bias must have as many channels, and a kernel of at least 1; got {shapes}.")
-    if x.shape[1] < 1:
-        raise ValueError(f"x has shape {tuple(x.shape)}; the causal convolution needs at least one step.")
+    if x.shape[1] < 1 or x.shape[2] < 1:
+        raise ValueError(f"x has shape {tuple(x.shape)}; the causal convolution needs at least one step and channel.")
     for name, tensor in tensors.items():
         if tensor is None:
             continue

@@ -53,8 +53,9 @@ def selective_scan_fn(
     for name, tensor in (("A", A), ("B", B), ("C", C)):
         if tensor.is_complex():
             raise ValueError(f"{name} is complex; only real A, B and C are supported, pass a real tensor.")
-    if u.dim() != 3:
-        raise ValueError(f"u has shape {tuple(u.shape)}; it must be (batch, channels, length).")
+    for name, tensor in (("u", u), ("delta", delta)):
+        if tensor.dim() != 3:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be (batch, channels, length).")
     if z is not None and z.shape != u.shape:
         raise ValueError(f"z has shape {tuple(z.shape)} but u has shape {tuple(u.shape)}; they must be equal.")
 
