@@ -54,7 +54,7 @@ class LoGVMambaUNet(PlannedNetwork):
         norm_op_kwargs: Its arguments; None means epsilon 1e-5, affine.
         dropout_op: Must be None; kept because plans name it.
         dropout_op_kwargs: Not used.
-        nonlin: Nonlinearity class; None means leaky ReLU.
+        nonlin: Nonlinearity class, any but RReLU; None means leaky ReLU.
         nonlin_kwargs: Its arguments.
         deep_supervision: Return all scales, finest first.
         family: ``log``, ``l``, ``g``, ``vss`` or ``no_ssm``.
