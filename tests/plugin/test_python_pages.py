@@ -123,7 +123,7 @@ def test_a_network_in_plain_words_is_the_one_in_words_of_plans():
             lambda: LoGVMambaUNet.from_preset("paper3d", in_channels=1, input_channels=1),
             "in_channels and input_channels are the same argument",
         ),
-        (lambda: LoGVMambaUNet.from_channels(1, 1, 2, (8,)), "spatial_dims is 1; LoG-VMamba is defined for 2 and 3"),
+        (lambda: LoGVMambaUNet.from_channels(1, 1, 2, (8,)), "spatial_dims is 1; 2 or 3 is needed"),
         (lambda: LoGVMambaUNet.from_channels(2, 1, 2, ()), "channels is empty"),
         (lambda: LoGVMambaUNet.from_channels(2, 1, 2, (8, 8), strides=(2,)), "strides has 1 entries for 2 channels"),
         (

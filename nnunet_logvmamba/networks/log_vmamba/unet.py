@@ -54,7 +54,7 @@ class LoGVMambaUNet(PlannedNetwork):
         norm_op_kwargs: Its arguments; None means epsilon 1e-5, affine.
         dropout_op: Must be None; kept because plans name it.
         dropout_op_kwargs: Not used.
-        nonlin: Nonlinearity class; None means leaky ReLU.
+        nonlin: Nonlinearity class, any but RReLU; None means leaky ReLU.
         nonlin_kwargs: Its arguments.
         deep_supervision: Return all scales, finest first.
         family: ``log``, ``l``, ``g``, ``vss`` or ``no_ssm``.
@@ -133,7 +133,7 @@ class LoGVMambaUNet(PlannedNetwork):
         self.input_channels, self.spatial_dims = whole("input_channels", input_channels), spatial_dims
         n_stages, num_classes = whole("n_stages", n_stages, least=2), whole("num_classes", num_classes)
         features = [features_per_stage] * n_stages if isinstance(features_per_stage, Integral) else features_per_stage
-        sizes = [kernel_sizes] * n_stages if isinstance(kernel_sizes, Integral) else kernel_sizes
+        sizes: Any = [kernel_sizes] * n_stages if isinstance(kernel_sizes, Integral) else kernel_sizes
         for name, values in (("features_per_stage", features), ("kernel_sizes", sizes), ("strides", strides)):
             if len(listed(name, values, "with one entry per stage")) != n_stages:
                 raise ValueError(f"{name} has {len(values)} entries for {n_stages} stages; one each is needed")
