@@ -105,9 +105,9 @@ RECORD_KEYS = (
     "sessions",
     "peak_memory_bytes",
     "epochs_done",
-    "validated_epochs",
     "median_seconds_per_epoch",
     "seconds_per_epoch",
+    "validated_epochs",
 )
 
 

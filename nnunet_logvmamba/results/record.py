@@ -40,9 +40,9 @@ KEYS = {
     "sessions": (list,),
     "peak_memory_bytes": _WHOLE,
     "epochs_done": _WHOLE,
-    "validated_epochs": _WHOLE,
     "median_seconds_per_epoch": _NUMBER,
     "seconds_per_epoch": (list,),
+    "validated_epochs": _WHOLE,
 }
 """What a record holds, in this order, and of which types; any of it may be absent or null but lists and versions."""
 

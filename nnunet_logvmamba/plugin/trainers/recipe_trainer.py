@@ -85,7 +85,7 @@ class RecipeTrainer(FiniteTrainer):
     # nnU-Net stores the arguments under these names in every checkpoint, so they stay as they are.
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = _CUDA):
         _refuse_absent_device(device)
-        self._pretrained = saving.check_pretrained_weights(sys.argv)
+        saving.check_pretrained_weights(sys.argv)
         self._resumes = bool(plans.get("continue_training"))
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         super().__init__(self._own_plans(plans, configuration), configuration, fold, dataset_json, device)
@@ -165,8 +165,7 @@ class RecipeTrainer(FiniteTrainer):
         """Seed, then build network, optimizer and loss as nnU-Net does, load a pretrained encoder, log the recipe."""
         self._seed_everything()
         super().initialize()
-        if self._pretrained:
-            self._reading.enter_context(data_only())  # nnU-Net reads it after this
+        self._reading.enter_context(data_only())  # what -pretrained_weights names, nnU-Net reads after this
         if getattr(bare_network(self), "pretrainable", False):
             self._start_encoder()
         elif "pretrained" in (self.configuration_manager.configuration.get(TRAINING_KEY) or {}):

@@ -181,27 +181,21 @@ def _read(path: Path) -> dict[str, Any]:
         raise Refused(f"{error}.") from error
 
 
-def check_pretrained_weights(command: Sequence[str]) -> bool:
+def check_pretrained_weights(command: Sequence[str]) -> None:
     """Refuse a file that ``-pretrained_weights`` names before nnU-Net reads it, which would run what it holds.
 
     Args:
         command: ``sys.argv``.
 
-    Returns:
-        Whether one is named.
-
     Raises:
         Refused: If it is damaged, or holds more than data.
     """
-    named = False
     for word, following in zip(command, [*command[1:], ""]):
         option, sign, value = word.partition("=")
         path = Path(value if sign else following)
         meant = len(option) > len("-p") and "-pretrained_weights".startswith(option)  # argparse takes parts of it
-        named = named or meant
         if meant and path.is_file():
             try:
                 read_checkpoint(path)
             except UserError as error:
                 raise Refused(f"{error}.") from error
-    return named

@@ -201,6 +201,8 @@ def test_whatever_a_record_fails_of_is_said_in_the_log_and_training_goes_on(make
 def test_a_record_holds_the_keys_that_are_promised(make):
     trainer = make(TRAINER, num_epochs=1)
     trainer.on_train_start()
+    assert [*read_record(fold_of(trainer)), "validated_epochs"] == list(KEYS)
+    trainer.record_validation()
     assert list(read_record(fold_of(trainer))) == list(KEYS)
 
 
