@@ -161,8 +161,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_options_of_instances(args: argparse.Namespace) -> None:
-    for name, default in (("iou", 0.5), ("border", 2), ("tile", None)):
-        if getattr(args, name) != default:
+    from nnunet_logvmamba.evaluation.scoring import Settings
+
+    for name in ("iou", "border", "tile"):
+        if getattr(args, name) != getattr(Settings, name):
             raise UserError(f"--{name} is of instance maps: if the files are, add --instances, else leave it out")
 
 

@@ -109,7 +109,7 @@ def _ways(trainer: RecipeTrainer, memory: StepMemory, usable: int) -> str:
     )
     row = catalogue.NAMES.get(type(bare_network(trainer)).__name__)  # None for one of nnU-Net's own
     network = "" if row is None or row is catalogue.DEFAULT else f" --network {row.name}"
-    kept = "" if trainer.plans_name_ours else " --keep-network"
+    kept = "" if trainer.plan_names_our_network else " --keep-network"
     ways = []
     if row is not None and (card := int(card_for(limit))) >= 2:
         ways.append(f"plans for {card} GiB (logvmamba plan -d {number} --gpu-memory {card}{network})")

@@ -90,7 +90,7 @@ class RecipeTrainer(FiniteTrainer):
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         super().__init__(self._own_plans(plans, configuration), configuration, fold, dataset_json, device)
         planned = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
-        self.plans_name_ours = is_ours(planned)
+        self.plan_names_our_network = is_ours(planned)
         self.recipe = self.choose_recipe(self.configuration_manager)
         self.initial_lr = self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
