@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -66,16 +65,22 @@ def sizes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def preprocess() -> float:
-    """Plan and preprocess; seconds of the processor for the preprocessing."""
-    command = ["-d", NUMBER, "-np", "1", "-c", CONFIGURATION]
-    programs = Path(sys.executable).parent
-    plan = [programs / "nnUNetv2_plan_and_preprocess", "-d", NUMBER, "-npfp", "1", "--no_pp"]
-    subprocess.run(plan, check=True, stdout=subprocess.DEVNULL)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([programs / "nnUNetv2_preprocess", *command], check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def preprocess(raw: Path, preprocessed: Path) -> float:
+    """Plan and preprocess with nnU-Net's command; seconds of the processor for the case, in a process that runs."""
+    program = Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")
+    command = [program, "-d", NUMBER, "-npfp", "1", "-np", "1", "-c", CONFIGURATION]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    manager = PlansManager(str(preprocessed / "nnUNetPlans.json"))
+    planned = manager.get_configuration(CONFIGURATION)
+    images = [str(path) for path in sorted((raw / "imagesTr").iterdir())]
+    label = str(raw / "labelsTr" / f"case{ENDING}")
+    preprocessor = planned.preprocessor_class(verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.process_time()
+        preprocessor.run_case_save(
+            str(Path(folder) / "case"), images, label, manager, planned, str(raw / "dataset.json")
+        )
+        return time.process_time() - begin
 
 
 def read_so_far() -> int:
@@ -150,9 +155,9 @@ def main() -> None:
             (Path(root) / name).mkdir()
         os.environ.update(nnUNet_n_proc_DA="1")  # the planner takes no 0
         write_case(Path(root) / "raw", shape, head)
-        seconds = preprocess()
-        os.environ.update(nnUNet_n_proc_DA="0")
         preprocessed = Path(root) / "preprocessed" / NAME
+        seconds = preprocess(Path(root) / "raw" / NAME, preprocessed)
+        os.environ.update(nnUNet_n_proc_DA="0")
         plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
         planned = plans["configurations"][CONFIGURATION]
 

@@ -41,11 +41,14 @@ def read(file: Path) -> dict[str, dict]:
 
 
 def restore(file: Path, results: Path, models: Container[str]) -> list[str]:
-    """Write the trainings of these models that ``nnUNet_results`` does not have there, and give their names."""
+    """Write the trainings of these models that ``nnUNet_results`` does not have there, and give their names.
+
+    What was trained here, or has begun to be, stays; a fold that an earlier call did not write to its end is written.
+    """
     restored = []
     for name, training in read(file).items():
         fold = results / PurePath(name)
-        if fold.parent.name not in models or fold.exists():
+        if fold.parent.name not in models or is_finished(fold) or _has_begun(fold):
             continue
         texts = {fold.parent / part: training["model"][part] for part in OF_A_MODEL}
         texts |= {fold / part: content for part, content in training["fold"].items()}
@@ -60,13 +63,20 @@ def restore(file: Path, results: Path, models: Container[str]) -> list[str]:
 
 
 def keep(file: Path, results: Path, models: Container[str]) -> list[str]:
-    """Add the finished trainings of these models below ``nnUNet_results`` to a file, and give the names of new ones."""
-    trainings = read(file)
-    new = {name: fold for name, fold in _finished(results, models) if name not in trainings}
-    if new:
-        from measure import circumstances  # it needs torch, a table that is only planned does not
+    """Add the finished trainings of these models below ``nnUNet_results`` to a file, and give the names of new ones.
 
-        here = circumstances(None)
+    Other processes may do the same with the same file. Circumstances are those of this call; what a training was made
+    with stands in its record.
+    """
+    finished = dict(_finished(results, models))
+    if not finished.keys() - read(file).keys():
+        return []
+    from measure import circumstances  # it needs torch, a table that is only planned does not
+
+    here = circumstances(None)
+    with files.locked(file.resolve().parent):
+        trainings = read(file)
+        new = {name: fold for name, fold in finished.items() if name not in trainings}
         for name, fold in new.items():
             elsewhere = _text(fold / ABOUT) if (fold / ABOUT).is_file() else {}
             trainings[name] = {
@@ -80,6 +90,10 @@ def keep(file: Path, results: Path, models: Container[str]) -> list[str]:
         head = f'{{"format": {FORMAT}, "circumstances": {json.dumps(here)}, "trainings": {{\n'
         files.replace_text(file, head + ",\n".join(lines) + "\n}}\n")
     return list(new)
+
+
+def _has_begun(fold: Path) -> bool:
+    return any(next(fold.glob(kind), None) for kind in ("training_log_*", "checkpoint_*"))
 
 
 def _finished(results: Path, models: Container[str]) -> Iterator[tuple[str, Path]]:

@@ -37,7 +37,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from dataset_conversion.phantoms.long_range import GUESS, long_range_case
-from nnunet_logvmamba.files import replace_text
+from nnunet_logvmamba.files import locked, replace_text
 from nnunet_logvmamba.networks import catalogue
 
 FIRST_TEST = 1_000_000
@@ -193,9 +193,10 @@ def read(file: Path) -> list[dict]:
 
 def put(file: Path, row: dict) -> None:
     """Write a training to the file, in place of what is there of it; another process may have written meanwhile."""
-    rows = {key(one): one for one in read(file)} | {key(row): row}
-    content = {"circumstances": row["circumstances"], "trainings": list(rows.values())}
-    replace_text(file, json.dumps(content, indent=1) + "\n")
+    with locked(file.resolve().parent):
+        rows = {key(one): one for one in read(file)} | {key(row): row}
+        content = {"circumstances": row["circumstances"], "trainings": list(rows.values())}
+        replace_text(file, json.dumps(content, indent=1) + "\n")
 
 
 def arguments() -> argparse.Namespace:

@@ -13,6 +13,7 @@ from statistics import quantiles
 
 import torch
 
+from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.plugin.environment import version_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -155,5 +156,5 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     content = {"circumstances": circumstances(correctness, commit)} | results
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(content, indent=2) + "\n")
     return path

@@ -7,6 +7,7 @@ Everything, the study's file included, is written below ``--folder``; configurat
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import kept
 
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.interrupts import put_off, unwinding
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.study_file import DEVICES, read_cluster, read_toml
 
@@ -34,6 +36,8 @@ LOG, VSS = "LoGVMamba", "VMamba"
 PUBLISHED = "published"
 COMMON = "sgd"
 """nnU-Net's own recipe: it was tuned for none of the others, ours included."""
+MEANWHILE = 60
+"""Seconds after which what has ended so far is kept, since a machine may be taken away without a word."""
 
 
 @dataclass(frozen=True)
@@ -208,18 +212,37 @@ class Workplace:
             return {}
         return json.loads(self.plans_file.read_text())["configurations"]
 
-    def run(self, *command: str, dry: bool | None = None, **environment: str) -> None:
-        """Print a command and run it from the checkout; if it fails, everything ends with its exit code."""
+    def run(
+        self,
+        *command: str,
+        dry: bool | None = None,
+        meanwhile: Callable[[], object] | None = None,
+        **environment: str,
+    ) -> None:
+        """Print a command and run it from the checkout; if it fails, everything ends with its exit code.
+
+        Args:
+            command: Its words.
+            dry: Only print it; None means as this program was told.
+            meanwhile: What to do every minute until it ends.
+            environment: Further variables for it.
+        """
         print(f"\n$ {shlex.join(command)}", flush=True)
         if self.args.dry_run if dry is None else dry:
             return
         program = Path(sys.executable).with_name(command[0])
         words = [sys.executable if command[0] == "python" else str(program if program.exists() else command[0])]
-        with subprocess.Popen([*words, *command[1:]], cwd=ROOT, env=self.environment | environment) as process:
-            try:
-                code = process.wait()
-            except KeyboardInterrupt:  # it got the same, and ends what it runs
-                code = process.wait()
+        process = None
+        try:
+            with put_off():  # in a session of its own, it hears of an interrupt from here alone, and ends what it runs
+                process = subprocess.Popen(
+                    [*words, *command[1:]], cwd=ROOT, env=self.environment | environment, start_new_session=True
+                )
+            code = _ended(process, meanwhile)
+        finally:
+            if process is not None and process.returncode is None:
+                process.terminate()
+                process.wait()
         if code:
             print(
                 f"tables: stopped, since the command above ended with exit code {code}; what is finished stays, and "
@@ -271,7 +294,7 @@ class Workplace:
             for row in rows
         }
         found: dict[str, Any] = {
-            "name": f"{table}_{self.budget}{'_holdout' * bool(args.holdout)}{'_part' * bool(args.rows)}",
+            "name": f"{table}_{self.budget}{'_holdout' * bool(args.holdout)}{_part(rows) if args.rows else ''}",
             "dataset": int(self.data.number),
             "trainers": [f"nnUNetTrainer{family}" for family in families],
             "seeds": args.seeds,
@@ -317,8 +340,8 @@ class Workplace:
         if not self.args.dry_run:
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
-            with kept_in(self.args.keep, self.folder / "results", models):
-                self.run("logvmamba", "study", "run", str(file), *on)
+            with kept_in(self.args.keep, self.folder / "results", models) as keep:
+                self.run("logvmamba", "study", "run", str(file), *on, meanwhile=keep)
             return
         print(f"\n# {file}\n{text}")
         self.run("logvmamba", "study", "run", str(file), *on)
@@ -330,17 +353,40 @@ class Workplace:
 
 
 @contextmanager
-def kept_in(file: Path | None, results: Path, models: Container[str]) -> Iterator[None]:
-    """Take trainings from a file before, and write into it those that have ended, however that ends; None: neither."""
+def kept_in(file: Path | None, results: Path, models: Container[str]) -> Iterator[Callable[[], None] | None]:
+    """Take trainings from a file before, and write into it those that have ended, however that ends; None: neither.
+
+    Gives what writes those that have ended by then.
+    """
     if file is None:
-        yield
+        yield None
         return
-    say = "tables: {} training(s) {} {}"
-    print("\n" + say.format(len(kept.restore(file, results, models)), "taken from", file), flush=True)
+    print(f"\ntables: {len(kept.restore(file, results, models))} training(s) taken from {file}", flush=True)
+    added = 0
+
+    def keep() -> None:
+        nonlocal added
+        added += len(kept.keep(file, results, models))
+
     try:
-        yield
+        yield keep
     finally:
-        print("\n" + say.format(len(kept.keep(file, results, models)), "added to", file), flush=True)
+        keep()
+        print(f"\ntables: {added} training(s) added to {file}", flush=True)
+
+
+def _ended(process: subprocess.Popen, meanwhile: Callable[[], object] | None) -> int:
+    while meanwhile:
+        try:
+            return process.wait(timeout=MEANWHILE)
+        except subprocess.TimeoutExpired:
+            meanwhile()
+    return process.wait()
+
+
+def _part(rows: Sequence[Row]) -> str:
+    """What tells a study of some rows from one of others, or of all."""
+    return f"_part_{hashlib.sha256(repr(sorted(row.name for row in rows)).encode()).hexdigest()[:8]}"
 
 
 def toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[str]:
@@ -410,6 +456,8 @@ def _arguments() -> argparse.Namespace:
         parser.error("--keep has no weights, which --holdout predicts with: take one of them")
     if args.keep and args.on == "slurm":
         parser.error("--keep waits for trainings to end, --on slurm does not: take one of them")
+    if args.keep and not args.keep.resolve().parent.is_dir():
+        parser.error(f"there is no folder {args.keep.resolve().parent}: make it, or name another file with --keep")
     try:
         if args.keep:
             kept.read(args.keep)
@@ -441,9 +489,17 @@ def main() -> int:
     data = replace(data, patch_size=tuple(args.patch_size or data.patch_size))
     tables = {table: chosen(rows_of(table, data), args.rows) for table in args.tables}
     workplace = Workplace(args, data)
-    workplace.prepare()
-    for table, rows in tables.items():
-        workplace.make(table, rows)
+    try:
+        with unwinding():
+            workplace.prepare()
+            for table, rows in tables.items():
+                workplace.make(table, rows)
+    except KeyboardInterrupt:
+        print("tables: interrupted; what is finished stays, and the same call goes on from there", file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"tables: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -10,9 +10,9 @@
 # `bash benchmarks/tables.sh long_range [options]` is another task, on generated images: who sees how far. Its options are
 # those of benchmarks/long_range.py.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [ "${1:-}" = long_range ]; then
     shift
-    exec "${PYTHON:-python3}" benchmarks/long_range.py "$@"
+    exec "${PYTHON:-python3}" "$here/long_range.py" "$@"
 fi
-exec "${PYTHON:-python3}" benchmarks/paper_tables.py "$@"
+exec "${PYTHON:-python3}" "$here/paper_tables.py" "$@"

@@ -29,6 +29,26 @@ def unwinding() -> Iterator[None]:
 
 
 @contextmanager
+def put_off() -> Iterator[None]:
+    """Let an interrupt that comes in a block come at its end, so that a process that begins there is known by then."""
+    if threading.current_thread() is not threading.main_thread():  # no interrupt comes here
+        yield
+        return
+    came: list[int] = []
+    previous = {}
+    for which in (signal.SIGINT, *_SIGNALS):
+        if callable(signal.getsignal(which)):  # a process that begins gets the system's own for it
+            previous[which] = signal.signal(which, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+    for number in dict.fromkeys(came):
+        signal.raise_signal(number)
+
+
+@contextmanager
 def kept_to_ourselves() -> Iterator[None]:
     """Let no process that begins here heed the signals by which a queue tells all of a job that its time is nearly up.
 

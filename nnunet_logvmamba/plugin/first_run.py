@@ -31,7 +31,7 @@ from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels
 from nnunet_logvmamba.evaluation.folders import check_values
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.files import read_json, replace_text
-from nnunet_logvmamba.interrupts import kept_to_ourselves
+from nnunet_logvmamba.interrupts import kept_to_ourselves, put_off
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.acceptance import Model, check_folder, check_images
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
@@ -815,16 +815,17 @@ def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> N
     environment = {**os.environ, **step.environment, **(shown or {}), "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as kept:
         kept.write(f"# {time.strftime('%Y-%m-%d %H:%M:%S')}\n$ {step.typed}\n".encode())
-        with kept_to_ourselves():
-            process = subprocess.Popen(
-                [found, *words],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that all its workers can be ended with it
-            )
+        process = None
         try:
+            with put_off(), kept_to_ourselves():
+                process = subprocess.Popen(
+                    [found, *words],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # so that all its workers can be ended with it
+                )
             assert isinstance(process.stdout, io.BufferedReader)
             for chunk in iter(partial(process.stdout.read1, 65536), b""):
                 kept.write(chunk)
@@ -833,7 +834,8 @@ def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> N
                 sys.stdout.buffer.flush()
             code = process.wait()
         finally:
-            _end(process)
+            if process is not None:
+                _end(process)
     if code:
         raise StepFailed(
             f"the step '{step.title}' ended with exit code {code}, and those after it were not run: {log} has what it "

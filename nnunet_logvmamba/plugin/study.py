@@ -177,7 +177,14 @@ class Trainings(FirstRun):
             yield self._configuration()
 
     def train(self, trainer: str, fold: str, *, dry_run: bool) -> Iterator[Step]:
-        """Give the steps that train and validate a fold, score its held-out cases, and write the page about it."""
+        """Give the steps that train and validate a fold, score its held-out cases, and write the page about it.
+
+        A result stands without its weights, too.
+        """
+        folder = self.model(trainer) / f"fold_{fold}"
+        if runs.is_finished(folder) and not any((folder / name).exists() for name in CHECKPOINTS):
+            yield Step(f"train {trainer} fold {fold}", finished=f"its weights are gone, its scores are there: {folder}")
+            return
         yield self._training(trainer, fold, dry_run=dry_run)
         yield from self._scores_and_page(trainer, fold)
 

@@ -174,10 +174,14 @@ def test_some_rows_of_a_table_are_a_study_of_their_own(source, tmp_path):
     words = ("8", "--source", source, "--folder", tmp_path / "tables", "--dry-run", "--seeds", "1")
     rows = ["LoG-VMamba, 1 direction", "LoG-VMamba, 2 directions"]
     (study,) = studies(run(*words, "--rows", *reversed(rows)).stdout)
-    assert (study.name, list(study.compare["names"].values())) == ("directions_10x25_part", rows)
+    assert re.fullmatch("directions_10x25_part_[0-9a-f]{8}", study.name)
+    assert list(study.compare["names"].values()) == rows
     assert study.trainers == ("nnUNetTrainerLoGVMamba_seed1",)
+    (same,) = studies(run(*words, "--rows", *rows).stdout)
+    assert same.name == study.name
     (alone,) = studies(run(*words, "--rows", rows[1]).stdout)
     assert alone.compare["names"] == {"LoGVMamba": rows[1]}
+    assert alone.name != study.name, "the one would be refused after the other"
 
 
 def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
@@ -214,6 +218,7 @@ def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
         ),
         (("6", "--keep", "/nowhere.json", "--on", "slurm"), "--keep waits for trainings to end, --on slurm does not"),
         (("6", "--keep", ROOT / "benchmarks" / "results" / "scan_cpu.json"), "does not hold what --keep writes"),
+        (("6", "--keep", "/nowhere/at/all/kept.json"), "there is no folder /nowhere/at/all: make it, or name another"),
         (("input", "--patch-size", "24", "40", "24"), "--patch-size is none of the table input"),
         (("6", "--patch-size", "24", "24"), "--patch-size takes 3 numbers from 1 on for hippocampus"),
         (("6", "--source", "/nowhere/at/all"), "there is no folder /nowhere/at/all: name the data with --source"),

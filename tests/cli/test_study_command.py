@@ -176,6 +176,17 @@ def test_what_is_done_is_left_out_and_what_was_begun_goes_on(file, folders, caps
     assert not [command for command in found if re.match("nnUNetv2_(plan|preprocess)", command)]
 
 
+def test_a_result_without_its_weights_is_not_trained_again(file, folders, capsys):
+    plan(folders)
+    for fold in (0, 1):
+        finish(fold_of(folders, fold=fold))
+        (fold_of(folders, fold=fold) / "checkpoint_final.pth").unlink()
+    said = dry_run(capsys, "resume", file)
+    assert "6 of 8 training(s) to do" in said
+    about = [command for command in commands_in(said) if NAMES[0] in command and "compare" not in command]
+    assert about == [], "nothing is done again for it"
+
+
 def test_on_a_cluster_the_device_is_that_of_its_nodes(file, capsys):
     text = STUDY.replace('device = "cpu"\n', "")
     file.write_text(f"{text}[cluster]\ngpus = 2\n")
