@@ -18,11 +18,15 @@ WHICH = (signal.SIGINT, signal.SIGTERM)
 @pytest.mark.parametrize("which", WHICH)
 def test_what_comes_in_a_block_comes_at_its_end(which):
     said = []
-    with pytest.raises(KeyboardInterrupt), interrupts.unwinding():
+
+    def begin() -> None:
         with interrupts.put_off():
             signal.raise_signal(which)
             said.append("known")
         said.append("too late")
+
+    with pytest.raises(KeyboardInterrupt), interrupts.unwinding():
+        begin()
     assert said == ["known"]
     with pytest.raises(KeyboardInterrupt), interrupts.unwinding():
         signal.raise_signal(which)

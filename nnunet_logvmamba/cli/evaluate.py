@@ -20,8 +20,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "evaluate",
         help="score predictions: overlap, surfaces, lesions, instances",
         description="Score the segmentations of one folder with those of another, paired by the names of their files "
-        "(NIfTI, PNG, TIFF). Prints a table; with --output also writes scores.csv (a row per case and label), "
-        "scores.json (definitions, policy, tolerances, means with case counts) and scores.txt.",
+        "(NIfTI, NRRD, MHA, GIPL, PNG, BMP, TIFF). Prints a table; with --output also writes scores.csv (a row per "
+        "case and label), scores.json (definitions, policy, tolerances, means with case counts) and scores.txt.",
         **examples(
             "how-to/evaluate.md",
             "logvmamba evaluate predictions labelsTs --output scores",

@@ -10,7 +10,7 @@ from nnunet_logvmamba.cli.summary import network_of_plans, network_of_preset
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.networks.costs import summarize, times
 
-HEAD = ("trainer", "network", "axes", "parameters", "GMAC", "recipe", "paper", "licence", "remark")
+HEAD = ("trainer", "network", "axes", "parameters", "GMAC", "published recipe", "paper", "licence", "remark")
 STOCK = "nnUNetTrainerStockNetwork"
 
 

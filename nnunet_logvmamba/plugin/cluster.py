@@ -195,7 +195,7 @@ def check() -> None:
     try:
         import submitit  # noqa: F401
     except ImportError:
-        raise UserError("--on slurm needs submitit: pip install 'nnunet-logvmamba[cluster]'") from None
+        raise UserError("--on slurm needs submitit: pip install submitit") from None
     missing = [name for name in ("sbatch", "squeue", "scancel", "scontrol") if shutil.which(name) is None]
     if missing:
         raise UserError(f"there is no {missing[0]} here: run this where jobs are submitted to SLURM, or --on local")

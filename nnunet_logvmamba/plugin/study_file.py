@@ -226,7 +226,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             import tomli as tomllib
         except ImportError as error:
             raise UserError(
-                "Python 3.10 reads no TOML files: pip install 'nnunet-logvmamba[cluster]', or give the study as options"
+                "Python 3.10 reads no TOML files: pip install tomli, or give the study as options"
             ) from error
     if not path.is_file():
         raise UserError(f"there is no file {path}: name the TOML file of a study, or give the study as options")

@@ -129,7 +129,8 @@ def test_a_table_that_is_ended_politely_keeps_what_is_finished_and_ends_what_it_
     words = ["--source", source, "--folder", folder, "--seeds", "1", "--epochs", "2", "--keep", file]
     command = [sys.executable, "-u", Path(kept.__file__).with_name("paper_tables.py"), "fair", *words]
     with subprocess.Popen(map(str, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         said = ""
         for line in process.stdout:
             said += line

@@ -239,38 +239,34 @@ def test_a_table_is_made_for_real_and_neither_a_second_call_nor_another_machine_
             shutil.copy(path, source / part / path.name)
     folder = tmp_path / "tables"
     words = ("placement", "--source", source, "--folder", folder, "--seeds", "1", "--epochs", "1", "--iterations", "2")
-    words += ("--narrow", "4", "--keep", tmp_path / "kept.json")
+    words += ("--narrow", "4", "--keep", tmp_path / "kept.json", "--rows", "head", "interleaved")
     first = run(*words)
-    tables = (
-        folder / "hippocampus" / "results" / "Dataset004_Hippocampus" / "studies" / "placement_1x2_narrow4" / "tables"
-    )
+    (tables,) = (folder / "hippocampus" / "results" / "Dataset004_Hippocampus" / "studies").glob("placement_*/tables")
     plan = json.loads(next((folder / "hippocampus" / "results").rglob("plans.json")).read_text())["configurations"]
     assert plan["base_1x2_narrow4"]["inherits_from"] == "3d_fullres_narrow4"
     planned, used = (plan[name]["architecture"]["arch_kwargs"] for name in ("3d_fullres", "3d_fullres_narrow4"))
     assert used["features_per_stage"] == [channels // 4 for channels in planned["features_per_stage"]]
     page = (tables / "comparison.md").read_text()
     rows = [line for line in page.split("## Dice per class")[0].splitlines() if line.startswith("| ")][2:]
-    assert [row.split("|")[1].strip() for row in rows] == ["head", "middle", "split", "interleaved"]
+    assert [row.split("|")[1].strip() for row in rows] == ["head", "interleaved"]
     assert all("| - |" not in row for row in rows), "costs of every row"
     assert "one training" in page or "within noise" in page
     second = run(*words)
-    assert "0 of 4 training(s) to do" in second.stdout
+    assert "0 of 2 training(s) to do" in second.stdout
     assert [words[:3] for words in commands(second.stdout)] == [["logvmamba", "study", "run"]]
     assert (tables / "comparison.md").read_text() == page
-    assert "4 of 4 training(s) to do" in first.stdout
-    assert "4 training(s) added to" in first.stdout
+    assert "2 of 2 training(s) to do" in first.stdout
+    assert "2 training(s) added to" in first.stdout
     content = (tmp_path / "kept.json").read_text()
     assert str(tmp_path) not in content, "folders of this machine"
     assert "train_losses" in content
     elsewhere = tmp_path / "elsewhere"
     third = run(*words, "--folder", elsewhere)
-    assert "4 training(s) taken from" in third.stdout
-    assert "0 of 4 training(s) to do" in third.stdout
+    assert "2 training(s) taken from" in third.stdout
+    assert "0 of 2 training(s) to do" in third.stdout
     assert not list(elsewhere.rglob("*.pth"))
     assert (elsewhere / tables.relative_to(folder) / "comparison.md").read_text() == page
     assert (tmp_path / "kept.json").read_text() == content
     planned = run(*words, "--dry-run", "--iterations", "3").stdout
     trained = [words for words in commands(planned) if words[0] == "nnUNetv2_train"]
-    assert [words[2] for words in trained] == [
-        f"{name}_1x3_narrow4" for name in ("placement_head", "placement_middle", "placement_split", "base")
-    ]
+    assert [words[2] for words in trained] == ["placement_head_1x3_narrow4", "base_1x3_narrow4"]
