@@ -45,7 +45,7 @@ def balls(tmp_path_factory) -> Project:
     project.narrow("2d")
     short = {"num_epochs": 3, "num_iterations_per_epoch": 2}
     project.configure("2d_narrow", "tiny", "--keep-network", **short)
-    project.configure("2d_narrow", "ours", **short)
+    project.configure("2d_narrow", "overflows", **short, initial_lr=1e38)
     project.configure("2d_narrow", "long", num_epochs=20, num_iterations_per_epoch=40)
     return project
 
@@ -56,12 +56,12 @@ def project(balls, tmp_path) -> Project:
     return balls.copied_to(tmp_path / "nnunet")
 
 
-def write(path: Path, *, trainers=TRAINERS, configuration="tiny", folds=(0, 1), minutes=60, **more: object) -> Path:
+def write(path: Path, *, trainers=TRAINERS, configurations=("tiny",), folds=(0, 1), minutes=60, **more) -> Path:
     more = {"time": minutes, "gpus": 0, "cpus": 1, **more}
     lines = [
         f"dataset = {small_dataset.NUMBER}",
         f"trainers = {list(trainers)}",
-        f'configurations = ["{configuration}"]',
+        f"configurations = {list(configurations)}",
     ]
     lines += [f"folds = {list(folds)}", "seeds = [1]", 'device = "cpu"', "[cluster]"]
     path.write_text("\n".join([*lines, *(f"{key} = {value}" for key, value in more.items())]) + "\n")
@@ -107,14 +107,12 @@ def test_a_study_gives_the_same_table_on_slurm_and_here(node, project, tmp_path)
 
 
 def test_a_training_that_fails_is_reported_and_the_others_are_done(node, project, tmp_path):
-    file = write(tmp_path / "s.toml", configuration="ours", folds=[0])  # the stock trainer refuses our network
+    file = write(tmp_path / "s.toml", trainers=TRAINERS[:1], configurations=["overflows", "tiny"], folds=[0])
     ask(project, node, "run", file, "--on", "slurm")
     wait(node)
     shown = ask(project, node, "status", file)
-    assert re.search(r"train nnUNetTrainerNoSSM_seed1__nnUNetPlans__ours fold_0 +done", shown)
-    assert re.search(
-        r"StockNetwork_seed1__nnUNetPlans__ours fold_0 +failed +nnUNetTrainerStockNetwork trains the", shown
-    )
+    assert re.search(r"train nnUNetTrainerNoSSM_seed1__nnUNetPlans__tiny fold_0 +done", shown)
+    assert re.search(r"NoSSM_seed1__nnUNetPlans__overflows fold_0 +failed +.*without overflow", shown)
     assert re.search(r"compare +failed +1 of 2 training\(s\) are not finished", shown)
 
 
@@ -128,7 +126,7 @@ def test_a_training_that_was_broken_off_ends_with_the_curve_of_an_unbroken_one(n
     # half a minute early.
     short = {"minutes": ceil((took / 4 + 33) / 60), "signal_s": 15}
     limit = {"minutes": 60} if how == "killed" else short
-    file = write(tmp_path / "s.toml", trainers=TRAINERS[:1], configuration="long", folds=[0], **limit)
+    file = write(tmp_path / "s.toml", trainers=TRAINERS[:1], configurations=["long"], folds=[0], **limit)
     ask(project, node, "run", file, "--on", "slurm")
     node.wait_for((fold.path / "checkpoint_latest.pth").is_file, PATIENCE_S, "a checkpoint")
     if how == "killed":
@@ -148,7 +146,9 @@ def test_a_training_that_was_broken_off_ends_with_the_curve_of_an_unbroken_one(n
 
 def test_a_training_whose_time_never_suffices_is_given_up(node, project, tmp_path):
     project.configure("2d_narrow", "longer", num_epochs=10, num_iterations_per_epoch=100_000)
-    file = write(tmp_path / "s.toml", trainers=TRAINERS[:1], configuration="longer", folds=[0], minutes=1, signal_s=15)
+    file = write(
+        tmp_path / "s.toml", trainers=TRAINERS[:1], configurations=["longer"], folds=[0], minutes=1, signal_s=15
+    )
     ask(project, node, "run", file, "--on", "slurm")
     wait(node)
     told = r"failed +its time was up 3 times, each after 1 min, without a new checkpoint, .*: give it more"
