@@ -8,6 +8,7 @@ the steps that have not ended. ``--dry-run`` does the same on a CPU at a size fo
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -41,6 +42,11 @@ def unpack(prepared: Path, into: Path) -> dict[str, str]:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(extract, sorted(prepared.glob("*.tar*"))))
+    # Triton finds what belongs to a kernel by absolute paths, which are those of the folder that it was compiled in.
+    for group in (into / "triton").glob("*/__grp__*.json"):
+        content = json.loads(group.read_text(encoding="utf-8"))
+        content["child_paths"] = {name: str(group.parent / name) for name in content["child_paths"]}
+        group.write_text(json.dumps(content), encoding="utf-8")
     # Kernels compiled anew are kept there too, so that the steps share them.
     variables = {"TRITON_CACHE_DIR": str(into / "triton"), "GPU_PROOF_WORK": str(into)}
     found = [str(HERE.parent), *(str(into / name) for name in ("site", "mamba"))]
