@@ -341,40 +341,48 @@ def profile(setting: Setting) -> Rows:
 
 
 def amp(setting: Setting) -> Rows:
-    """100 steps in float16 with a scaled loss, beside the same in float32: finite, and the loss follows."""
+    """100 steps in float16 with nnU-Net's own scaling, beside the same in float32: finite, and the loss follows.
+
+    The scaler skips steps until gradients fit into float16. Losses are those of steps that were taken, so that the two
+    are compared after as many updates.
+    """
     from nnunet_logvmamba.networks import catalogue
 
     steps, side = (3, 16) if setting.tiny else (100, 32)
     case = replace(HIPPOCAMPUS, features=(16, 32, 32) if setting.tiny else (32, 64, 128), patch_size=(side,) * 3)
-    half = torch.float16 if setting.device == "cuda" else torch.bfloat16
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 1, side, side, side, generator=generator).to(setting.device)
     smooth = torch.nn.functional.avg_pool3d(x, 5, stride=1, padding=2)[:, 0]
     target = (smooth > 0).long() + (smooth > 0.1).long()
     losses: list[list[float]] = []
-    for name, dtype in (("float32", None), (str(half).removeprefix("torch."), half)):
+    for name in ("float32", "float16"):
         torch.manual_seed(0)
         network = catalogue.row("LoGVMambaUNet").load()(**case.plan, deep_supervision=False).to(setting.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-        scaler = torch.amp.GradScaler(setting.device, enabled=dtype == torch.float16)
+        half = name == "float16"
+        scaler = torch.amp.GradScaler(setting.device, enabled=half)
         losses.append([])
-        skipped = 0
-        for _ in range(steps):
+        finite, skipped = True, 0
+        while len(losses[-1]) < steps and skipped <= 16:  # halved so often, the scale of 65,536 is 1
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(setting.device, dtype or torch.float16, enabled=dtype is not None):
+            with torch.autocast(setting.device, torch.float16, enabled=half):
                 logits = network(x)
             loss = torch.nn.functional.cross_entropy(logits.float(), target)
             scaler.scale(loss).backward()
             before = scaler.get_scale()
             scaler.step(optimizer)
             scaler.update()
-            skipped += scaler.get_scale() < before
-            losses[-1].append(loss.item())
-        finite = all(parameter.isfinite().all() for parameter in network.parameters())
-        finite = finite and all(abs(loss) < float("inf") for loss in losses[-1])
-        wrong = [] if finite else [f"amp: a loss or a parameter is not finite after {steps} steps in {name}"]
-        yield {"dtype": name, "steps": steps, "losses": losses[-1], "skipped_steps": skipped, "wrong": wrong}
-    apart = max(abs(a - b) for a, b in zip(*losses)) / losses[0][0]
+            finite = finite and bool(loss.isfinite())
+            if scaler.get_scale() < before:
+                skipped += 1
+            else:
+                losses[-1].append(loss.item())
+        finite = finite and all(parameter.isfinite().all() for parameter in network.parameters())
+        taken = len(losses[-1])
+        wrong = [] if finite else [f"amp: a loss or a parameter is not finite after {taken} steps in {name}"]
+        wrong += [] if taken == steps else [f"amp: only {taken} of {steps} steps in {name} had finite gradients"]
+        yield {"dtype": name, "steps": taken, "losses": losses[-1], "skipped_steps": skipped, "wrong": wrong}
+    apart = max((abs(a - b) for a, b in zip(*losses)), default=float("nan")) / losses[0][0]
     wrong = [f"amp: the losses come apart by {apart:.2f} of the first one"] if not apart <= 0.1 else []
     yield {"largest_difference": apart, "wrong": wrong}
 

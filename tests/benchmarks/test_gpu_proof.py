@@ -10,6 +10,7 @@ sys.path.append(str(BENCHMARKS))  # the scripts import each other by their names
 
 import gpu_prepare  # noqa: E402
 import gpu_proof  # noqa: E402
+import gpu_steps  # noqa: E402
 
 COMPILED = """
 import torch
@@ -47,3 +48,11 @@ def test_kernels_that_were_prepared_are_not_compiled_again_where_they_are_unpack
     made.rename(tmp_path / "gone")
     found = gpu_proof.unpack(tmp_path / "prepared", tmp_path / "there")
     assert compiled(found["TRITON_CACHE_DIR"]) == 1
+
+
+def test_mixed_precision_is_compared_after_as_many_steps_though_some_were_skipped(tmp_path):
+    single, half, last = gpu_steps.amp(gpu_steps.Setting("cpu", True, tmp_path, "a1"))
+    assert half["skipped_steps"] > 0 == single["skipped_steps"]
+    assert len(single["losses"]) == len(half["losses"]) == 3
+    assert single["wrong"] == half["wrong"] == last["wrong"] == []
+    assert last["largest_difference"] < 0.05
