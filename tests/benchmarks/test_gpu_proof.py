@@ -3,14 +3,20 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # the scripts import each other by their names, as when they are run
 
+import correctness  # noqa: E402
+import gpu_journal  # noqa: E402
 import gpu_prepare  # noqa: E402
 import gpu_proof  # noqa: E402
 import gpu_steps  # noqa: E402
+import tables  # noqa: E402
+
+from nnunet_logvmamba.ops import backends  # noqa: E402
 
 COMPILED = """
 import torch
@@ -56,3 +62,30 @@ def test_mixed_precision_is_compared_after_as_many_steps_though_some_were_skippe
     assert len(single["losses"]) == len(half["losses"]) == 3
     assert single["wrong"] == half["wrong"] == last["wrong"] == []
     assert last["largest_difference"] < 0.05
+
+
+def test_a_mamba_ssm_that_is_there_but_broken_is_left_out_and_stops_nothing(tmp_path, monkeypatch):
+    there = replace(backends.BACKENDS["mamba_ssm"], module="no_such_module", obstacle=lambda device: None)
+    monkeypatch.setitem(backends.BACKENDS, "mamba_ssm", there)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # slow, and not what this is about
+    setting = gpu_steps.Setting("cpu", True, tmp_path, "a1")
+    assert gpu_steps.proven(setting)["wrong"] == []
+    gpu_steps.run("correctness", setting)
+    step = gpu_journal.read(tmp_path)["correctness"]
+    assert (step["state"], step["wrong"]) == ("end", [])
+    first, *others = step["rows"]
+    assert first["left_out"] == "mamba_ssm"
+    assert "no_such_module" in first["because"]
+    assert {row["backend"] for row in others} >= {"numba"}
+    assert "mamba_ssm" not in {row["backend"] for row in others}
+    assert tables.gpu_checks_section({"correctness": step})
+
+
+def test_the_errors_of_mamba_ssm_are_written_and_are_not_ours(monkeypatch):
+    there = replace(backends.BACKENDS["chunked"], complete=False)
+    monkeypatch.setitem(backends.BACKENDS, "mamba_ssm", there)
+    monkeypatch.setattr(correctness, "LARGEST_ERROR", dict.fromkeys(correctness.DTYPES, -1.0))
+    names = ["mamba_ssm", "numba"]
+    rows, wrong = correctness.errors_of_backends(names, "cpu", correctness.SMALL[:1], dtypes=["float32"])
+    assert {row["backend"] for row in rows} == set(names)
+    assert {line.split()[0] for line in wrong} == {"numba"}
