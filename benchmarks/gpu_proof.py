@@ -22,6 +22,8 @@ from pathlib import Path
 
 import gpu_journal
 
+from nnunet_logvmamba.interrupts import unwinding
+
 HERE = Path(__file__).resolve().parent
 PREPARED = HERE.parent / ".gpu"
 RESULTS = HERE / "results"
@@ -84,8 +86,9 @@ def supervise(steps: list[str], folder: Path, commit: str, options: list[str], e
     """Let a process run the steps; where one exceeds its share, stop it and go on with the next in a new process."""
     while steps and time.time() < until:
         command = [sys.executable, str(HERE / "gpu_steps.py"), *steps, "--out", str(folder), "--commit", commit]
+        command += ["--until", str(until), "--parent", str(os.getpid()), *options]
         began = time.time()
-        worker = subprocess.Popen([*command, "--until", str(until), *options], env=environment, start_new_session=True)
+        worker = subprocess.Popen(command, env=environment, start_new_session=True)
         current, deadline = steps[0], min(until, began + STARTING_S)
         try:
             while worker.poll() is None and time.time() < deadline + GRACE_S:
@@ -106,7 +109,10 @@ def supervise(steps: list[str], folder: Path, commit: str, options: list[str], e
 
 
 def main() -> int:
-    """Run all steps that are due."""
+    """Run all steps that are due.
+
+    Told to end, it ends what it started first; a step that ran then has not ended, and is the next run's.
+    """
     began = time.time()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget-s", type=float, default=660, help="seconds for everything, default 660")
@@ -136,13 +142,15 @@ def main() -> int:
     into = Path(tempfile.gettempdir()) / f"gpu_proof_{os.getuid()}"
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | unpack(args.prepared, into)
     print(f"gpu_proof: unpacked in {time.time() - began:.0f} s", flush=True)
-    builder = None if args.dry_run else build_mamba(args.prepared, into, environment)
+    builder = None
     options = ["--device", "cpu", "--tiny"] if args.dry_run else []
-    try:
-        supervise(steps, folder, commit, options, environment, until)
-    finally:
-        end(builder)
-        shutil.rmtree(into, ignore_errors=True)
+    with unwinding():
+        try:
+            builder = None if args.dry_run else build_mamba(args.prepared, into, environment)
+            supervise(steps, folder, commit, options, environment, until)
+        finally:
+            end(builder)
+            shutil.rmtree(into, ignore_errors=True)
     found = gpu_journal.read(folder)
     left = gpu_journal.missing(found, commit)
     wrong = [step for step, results in found.items() if results["wrong"]]

@@ -10,20 +10,25 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gpu_journal
 import torch
 from correctness import DTYPES, compared, errors_of_backends, scan_arguments
+from gpu_proof import end
 from measure import circumstances, on_gpu, peak_on_gpu, timing
 from torch import Tensor
 from workloads import BRATS, HIPPOCAMPUS, PICTURES, SCANS, STATE_SIZE, NetworkPlan, ScanSize
 
+from nnunet_logvmamba.interrupts import unwinding
 from nnunet_logvmamba.ops import ahead, available_backends, backends, selective_scan_with_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +41,7 @@ TRAINERS = ("nnUNetTrainerLoGVMamba", "nnUNetTrainerNoSSM", "nnUNetTrainer")
 ODD = ((3, 261, 70, 16, 1, 3), (1, 97, 108, 16, 3, 1))
 REAL = ((2, 32768, 108, 16, 1, 108), (2, 16384, 216, 16, 1, 216))
 TIMED = (SCANS[0], SCANS[1], SCANS[5], SCANS[2], SCANS[8])
-Rows = Iterator[dict[str, object]]
+Rows = Generator[dict[str, object], None, None]
 
 
 @dataclass(frozen=True)
@@ -448,21 +453,26 @@ def hippocampus(setting: Setting) -> Rows:
         command = [sys.executable, "-c", training, "4", "3d_fullres", "0", "-tr", name, "-device", setting.device]
         log = setting.work / f"{name}.log"
         with log.open("w") as file:
-            process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
+            # In a session of its own, so that those who load its data end with it.
+            process = subprocess.Popen(
+                command, env=environment, cwd=ROOT, stdout=file, stderr=file, start_new_session=True
+            )
         running[name] = (process, log, time.time())
     results = Path(folders["nnUNet_results"])
     try:
         while running:
             time.sleep(0.5)
-            for name, (process, log, begin) in list(running.items()):
-                over = time.time() > setting.deadline
-                if process.poll() is None and not over:
-                    continue
-                del running[name]
-                yield trained(results, name, time.time() - begin, log, process.poll())
+            over = time.time() > setting.deadline
+            codes = {name: process.poll() for name, (process, _, _) in running.items()}
+            ended = [name for name, code in codes.items() if over or code is not None]
+            for name in ended:
+                end(running[name][0])
+            for name in ended:
+                _, log, begin = running.pop(name)
+                yield trained(results, name, time.time() - begin, log, codes[name])
     finally:
         for process, _, _ in running.values():
-            process.kill()
+            end(process)
 
 
 def make_small(root: Path) -> None:
@@ -552,14 +562,13 @@ def run(name: str, setting: Setting) -> None:
             if step.figures:
                 about["circumstances"] = circumstances(proven(setting), setting.commit)
                 write(setting.out, name, "begin", **about)
-            rows = step.run(setting)
-            for row in rows:
-                write(setting.out, name, "row", **row)
-                wrong, count = wrong + len(row.get("wrong", ())), count + 1
-                if time.time() > setting.deadline and name != "hippocampus":
-                    why = "its share is spent"
-                    break
-            rows.close()
+            with closing(step.run(setting)) as rows:
+                for row in rows:
+                    write(setting.out, name, "row", **row)
+                    wrong, count = wrong + len(row.get("wrong", ())), count + 1
+                    if time.time() > setting.deadline and name != "hippocampus":
+                        why = "its share is spent"
+                        break
         except StepStoppedError as error:
             why = str(error)
     seconds = time.time() - begin
@@ -570,13 +579,30 @@ def run(name: str, setting: Setting) -> None:
     )
 
 
+def end_after(parent: int) -> None:
+    """End this process, with the trainings it has started, once its parent is gone: nobody else would."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        os._exit(1)  # it is busy in a kernel or a compiler, and does not heed
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> int:
-    """Run steps, each in its share of the time and what earlier ones have saved."""
+    """Run steps, each in its share of the time and what earlier ones have saved.
+
+    A step with less than half of its share left is not begun, and later ones that are shorter have the time.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("steps", nargs="+", choices=STEPS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", required=True)
     parser.add_argument("--until", type=float, default=float("inf"), help="when all must have ended, as Unix time")
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="process that this one does not outlive")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a size for seconds")
     args = parser.parse_args()
@@ -584,15 +610,17 @@ def main() -> int:
         parser.error("torch sees no CUDA device; to try the script: gpu_proof.sh run --dry-run --out FOLDER")
     torch.backends.cudnn.benchmark = True  # as nnU-Net does
     spare = 0.0
-    for name in args.steps:
-        begin = time.time()
-        if begin > args.until:
-            break
-        share = float("inf") if args.tiny else gpu_journal.SHARES[name] + spare
-        run(name, Setting(args.device, args.tiny, args.out, args.commit, min(args.until, begin + share)))
-        spare = max(0.0, share - (time.time() - begin))
-        if args.device == "cuda":
-            torch.cuda.empty_cache()
+    with unwinding():
+        end_after(args.parent)
+        for name in args.steps:
+            begin = time.time()
+            if args.until - begin < gpu_journal.SHARES[name] / 2:
+                continue
+            share = float("inf") if args.tiny else gpu_journal.SHARES[name] + spare
+            run(name, Setting(args.device, args.tiny, args.out, args.commit, min(args.until, begin + share)))
+            spare = max(0.0, share - (time.time() - begin))
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
     return 0
 
 

@@ -1,10 +1,16 @@
 """What is prepared for a GPU is found there, and the proof ends as it should, with nothing of it lost."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # the scripts import each other by their names, as when they are run
@@ -89,3 +95,69 @@ def test_the_errors_of_mamba_ssm_are_written_and_are_not_ours(monkeypatch):
     rows, wrong = correctness.errors_of_backends(names, "cpu", correctness.SMALL[:1], dtypes=["float32"])
     assert {row["backend"] for row in rows} == set(names)
     assert {line.split()[0] for line in wrong} == {"numba"}
+
+
+def children_of(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def runs(process: int) -> bool:
+    """Whether it does: one that nobody has waited for yet has a state, too."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(true: Callable[[], object], seconds: float) -> None:
+    end = time.time() + seconds
+    while not true():
+        assert time.time() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("word", [signal.SIGTERM, signal.SIGKILL])
+def test_a_proof_that_is_ended_leaves_no_process_and_goes_on_with_the_step_that_ran(tmp_path, word):
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "gpu_proof.py"),
+        "--dry-run",
+        "--commit",
+        "none",
+        "--steps",
+        "checks,amp",
+    ]
+    proof = subprocess.Popen([*command, "--out", str(tmp_path)], stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: "amp" in gpu_journal.read(tmp_path), 300)
+        (worker,) = children_of(proof.pid)
+    finally:
+        proof.send_signal(word)
+        proof.wait(timeout=30)
+    wait_until(lambda: not runs(worker), 30 if word == signal.SIGKILL else 0.1)
+    left = gpu_journal.missing(gpu_journal.read(tmp_path), "none")
+    assert "amp" in left
+    assert "checks" not in left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_trainings_that_are_over_time_are_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPU_PROOF_WORK", str(tmp_path))
+    plans = tmp_path / "nnunet" / "nnUNet_preprocessed" / "Dataset004_Hippocampus" / "nnUNetPlans.json"
+    plans.parent.mkdir(parents=True)
+    architecture = {"arch_kwargs": {"n_stages": 2}}
+    plans.write_text(json.dumps({"configurations": {"3d_fullres": {"architecture": architecture}}}))
+    before = children_of(os.getpid())
+    rows = list(gpu_steps.hippocampus(gpu_steps.Setting("cpu", True, tmp_path, "a1", deadline=time.time())))
+    assert [row["stopped"] for row in rows] == [True, True]
+    assert children_of(os.getpid()) == before
+
+
+def test_a_step_that_has_too_little_time_is_not_begun_and_keeps_its_rows(tmp_path):
+    gpu_journal.write(tmp_path, "amp", "begin", circumstances={"commit": "a1"}, deadline=0)
+    gpu_journal.write(tmp_path, "amp", "row", found=1)
+    options = ["amp", "--out", str(tmp_path), "--commit", "a1", "--device", "cpu", "--tiny"]
+    command = [sys.executable, str(BENCHMARKS / "gpu_steps.py"), *options, "--until", str(time.time() + 19)]
+    subprocess.run(command, check=True, cwd=BENCHMARKS.parent)
+    assert gpu_journal.read(tmp_path)["amp"]["rows"] == [{"found": 1}]
