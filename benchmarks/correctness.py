@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from measure import commit_of_checkout
+from checkout import commit_of_checkout
 from torch import Tensor
 
 from nnunet_logvmamba.ops import available_backends, selective_scan_with_state

@@ -18,9 +18,11 @@ import tarfile
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import gpu_journal
+from checkout import commit_of_checkout, digest_of_code
 
 from nnunet_logvmamba.interrupts import unwinding
 
@@ -66,20 +68,16 @@ def build_mamba(prepared: Path, into: Path, environment: dict[str, str]) -> subp
     return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def end(process: subprocess.Popen | None) -> None:
-    """End a process with all that it started."""
-    if process is None:
-        return
+def end(*processes: subprocess.Popen, patience_s: float = 2.0) -> None:
+    """End processes with all that they started; what does not heed a word in so many seconds is killed."""
     for word in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, word)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, word)
+        until = time.time() + patience_s
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.0, until - time.time()))
 
 
 def supervise(steps: list[str], folder: Path, commit: str, options: list[str], environment: dict, until: float) -> None:
@@ -102,10 +100,12 @@ def supervise(steps: list[str], folder: Path, commit: str, options: list[str], e
             end(worker)
         if code == 0:
             return
+        steps = steps[steps.index(current) + 1 :]
+        if gpu_journal.read(folder).get(current, {}).get("state") == "end":
+            continue  # it went down behind that step
         why = f"exit code {code}" if code else "the budget is spent" if time.time() > until else "its share is spent"
         gpu_journal.write(folder, current, "stopped", why=why)
         print(f"gpu_proof: {current}: stopped, {why}", flush=True)
-        steps = steps[steps.index(current) + 1 :]
 
 
 def main() -> int:
@@ -130,12 +130,15 @@ def main() -> int:
     unknown = set((args.steps or "").split(",")) - {"", *gpu_journal.SHARES}
     if unknown:
         parser.error(f"no step {', '.join(sorted(unknown))}; there are {', '.join(gpu_journal.SHARES)}")
+    try:
+        commit = args.commit or commit_of_code(args.prepared)
+    except ValueError as error:
+        parser.error(str(error))
     folder, until = args.out.resolve(), began + args.budget_s
     earlier = RESULTS / gpu_journal.NAME
     if not (folder / gpu_journal.NAME).exists() and earlier.exists() and not args.dry_run:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(earlier, folder)  # of an earlier run, on a machine that has gone
-    commit = args.commit or _commit(args.prepared)
     steps = args.steps.split(",") if args.steps else list(gpu_journal.SHARES)
     if not args.again:
         steps = [step for step in gpu_journal.missing(gpu_journal.read(folder), commit) if step in steps]
@@ -149,7 +152,7 @@ def main() -> int:
             builder = None if args.dry_run else build_mamba(args.prepared, into, environment)
             supervise(steps, folder, commit, options, environment, until)
         finally:
-            end(builder)
+            end(*filter(None, [builder]))
             shutil.rmtree(into, ignore_errors=True)
     found = gpu_journal.read(folder)
     left = gpu_journal.missing(found, commit)
@@ -159,13 +162,21 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _commit(prepared: Path) -> str:
-    """Name of the commit that is checked out, or, in a copy of it, the one that was prepared."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
-    )
+def commit_of_code(prepared: Path) -> str:
+    """Name of the commit that is checked out, or, in a copy of it, of the one that was prepared.
+
+    Raises:
+        ValueError: If the code is not the one that was prepared, or nothing says which one it is.
+    """
+    if commit := commit_of_checkout():
+        return commit
     file = prepared / "commit"
-    return git.stdout.strip() or (file.read_text().strip() if file.exists() else "unknown")
+    if not file.is_file():
+        raise ValueError(f"this is no checkout, and there is no {file}; name the commit with --commit")
+    commit, digest = file.read_text(encoding="utf-8").split()
+    if digest != digest_of_code():
+        raise ValueError(f"the code is not that of commit {commit}, which was prepared; name its own with --commit")
+    return commit
 
 
 if __name__ == "__main__":

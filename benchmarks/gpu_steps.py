@@ -26,6 +26,7 @@ from correctness import DTYPES, compared, errors_of_backends, scan_arguments
 from gpu_proof import end
 from measure import circumstances, on_gpu, peak_on_gpu, timing
 from torch import Tensor
+from torch.autograd import DeviceType
 from workloads import BRATS, HIPPOCAMPUS, PICTURES, SCANS, STATE_SIZE, NetworkPlan, ScanSize
 
 from nnunet_logvmamba.interrupts import unwinding
@@ -162,14 +163,16 @@ def scan(setting: Setting) -> Rows:
         row: dict[str, object] = {"source": case.source, "batch": case.batch, "channels": case.channels}
         row |= {"length": case.length, "state": STATE_SIZE, "floor_s": floors(case, 2, ceilings)}
         for name, (forward, both) in scan_candidates(tensors, setting.device).items():
-            row[name] = {"forward": timed(forward, setting), "forward_backward": timed(both, setting)}
+            # Backward, the adapter asks the device whether anybody wants the gradient of the last state.
+            graph = name != "mamba-ssm, transposed"
+            row[name] = {"forward": timed(forward, setting), "forward_backward": timed(both, setting, graph=graph)}
         yield row
 
 
 def wait_for_mamba(setting: Setting) -> None:
     """Where mamba-ssm's kernel is being built beside us, give it the first half of this step."""
-    folder, patience = setting.work / "mamba", time.time() + 30
-    while (setting.work / "mamba.log").exists() and not (folder / "mamba_ssm").exists() and time.time() < patience:
+    begun, ended, patience = setting.work / "mamba.log", setting.work / "mamba.ended", time.time() + 30
+    while begun.exists() and not ended.exists() and time.time() < patience:
         time.sleep(1)
     importlib.invalidate_caches()
 
@@ -202,10 +205,10 @@ def scan_candidates(tensors: dict[str, Tensor], device: str) -> dict[str, tuple[
     return found
 
 
-def timed(call: Callable[[], object], setting: Setting) -> dict[str, object]:
-    """Seconds, how they were taken, and peak bytes."""
+def timed(call: Callable[[], object], setting: Setting, *, graph: bool = True) -> dict[str, object]:
+    """Seconds, how they were taken, and peak bytes; ``graph`` as in ``on_gpu``."""
     if setting.device == "cuda":
-        found, how = on_gpu(call)
+        found, how = on_gpu(call, graph=graph)
         return found | {"how": how, "peak_bytes": peak_on_gpu(call)}
     begin = time.perf_counter()
     call()
@@ -289,6 +292,8 @@ def training_steps(setting: Setting, case: NetworkPlan) -> Rows:
             steps[name]()
         peak = torch.cuda.max_memory_allocated() - before if cuda else 0
         yield {"network": name, "parameters": parameters, "peak_bytes": peak}
+    if cuda:
+        torch.cuda.synchronize()  # else the first turn waits for the steps above
     for turn in range(2 if setting.tiny else 15):
         for name, step in steps.items():
             begin = time.perf_counter()
@@ -340,12 +345,25 @@ def profile(setting: Setting) -> Rows:
     step()
     with torch.profiler.profile() as seen:
         step()
-    which = "self_device_time_total" if setting.device == "cuda" else "self_cpu_time_total"
-    events = sorted(seen.key_averages(), key=lambda event: -getattr(event, which))
-    total = sum(getattr(event, which) for event in events)
-    for event in events[:25]:
-        share = getattr(event, which) / total
-        yield {"operation": event.key[:80], "calls": event.count, "us": getattr(event, which), "share": share}
+    yield from shares(seen.key_averages(), setting.device)
+
+
+def shares(events: list, device: str, most: int = 25) -> Rows:
+    """Averaged events that took most of a device's time, each with its share of the whole.
+
+    Of a GPU's time only kernels and copies count: the same time stands once more in the operations that launched them,
+    and a third time in annotations around these.
+    """
+    kind = DeviceType.CUDA if device == "cuda" else DeviceType.CPU
+    which = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    found = [
+        (getattr(event, which), event)
+        for event in events
+        if event.device_type == kind and not (device == "cuda" and event.is_user_annotation)
+    ]
+    total = sum(took for took, _ in found)
+    for took, event in sorted(found, key=lambda pair: -pair[0])[:most]:
+        yield {"operation": event.key[:80], "calls": event.count, "us": took, "share": took / total}
 
 
 def amp(setting: Setting) -> Rows:
@@ -465,14 +483,12 @@ def hippocampus(setting: Setting) -> Rows:
             over = time.time() > setting.deadline
             codes = {name: process.poll() for name, (process, _, _) in running.items()}
             ended = [name for name, code in codes.items() if over or code is not None]
-            for name in ended:
-                end(running[name][0])
+            end(*(running[name][0] for name in ended), patience_s=1)
             for name in ended:
                 _, log, begin = running.pop(name)
                 yield trained(results, name, time.time() - begin, log, codes[name])
     finally:
-        for process, _, _ in running.values():
-            end(process)
+        end(*(process for process, _, _ in running.values()), patience_s=1)  # sooner than others end us
 
 
 def make_small(root: Path) -> None:

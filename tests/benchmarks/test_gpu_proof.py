@@ -2,19 +2,24 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent, FunctionEventAvg
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # the scripts import each other by their names, as when they are run
 
+import checkout  # noqa: E402
 import correctness  # noqa: E402
 import gpu_journal  # noqa: E402
 import gpu_prepare  # noqa: E402
@@ -95,6 +100,107 @@ def test_the_errors_of_mamba_ssm_are_written_and_are_not_ours(monkeypatch):
     rows, wrong = correctness.errors_of_backends(names, "cpu", correctness.SMALL[:1], dtypes=["float32"])
     assert {row["backend"] for row in rows} == set(names)
     assert {line.split()[0] for line in wrong} == {"numba"}
+
+
+def test_mamba_ssm_is_fetched_though_its_setup_wants_a_torch_with_cuda(tmp_path, monkeypatch):
+    """Its setup reads the version of CUDA, None without it, unless it is told to build nothing."""
+    source = tmp_path / "mamba_ssm-1.0"
+    source.mkdir()
+    (source / "setup.py").write_text(
+        "import os, setuptools\n"
+        "assert os.environ.get('MAMBA_SKIP_CUDA_BUILD') == 'TRUE'\n"
+        "setuptools.setup(name='mamba-ssm', version='1.0')\n"
+    )
+    (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: mamba-ssm\nVersion: 1.0\n")
+    with tarfile.open(tmp_path / "mamba_ssm-1.0.tar.gz", "w:gz") as file:
+        file.add(source, source.name)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    into, scratch = tmp_path / "into", tmp_path / "scratch"
+    into.mkdir()
+    scratch.mkdir()
+    assert gpu_prepare.mamba(into, scratch, None, "9.0", 1).startswith("source of mamba_ssm-1.0.tar.gz, to be built")
+    assert [path.name for path in into.iterdir()] == ["mamba_ssm-1.0.tar.gz"]
+
+
+def event(name: str, device: DeviceType, microseconds: float, **options: object) -> FunctionEvent:
+    return FunctionEvent(len(name), name, 0, 0, microseconds, device_type=device, use_device="cuda", **options)
+
+
+def test_the_time_of_a_kernel_counts_once_in_the_profile_of_a_gpu():
+    """As torch gives it: beside the kernel its time stands in what launched it, and in an annotation around that."""
+    operation = event("aten::conv3d", DeviceType.CPU, 9)
+    operation.append_kernel("conv", 0, 60)
+    step = event("Optimizer.step", DeviceType.CUDA, 100, is_user_annotation=True)
+    kernels = [event("conv", DeviceType.CUDA, 60), event("copy", DeviceType.CUDA, 40)]
+    averages = [FunctionEventAvg().add(each) for each in (operation, step, *kernels)]
+    assert {average.key: average.self_device_time_total for average in averages}["aten::conv3d"] == 60
+    rows = list(gpu_steps.shares(averages, "cuda"))
+    assert [(row["operation"], row["share"]) for row in rows] == [("conv", 0.6), ("copy", 0.4)]
+
+
+WORKER = """
+import pathlib, sys, gpu_journal
+
+folder = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+gpu_journal.write(folder, sys.argv[1], "begin", circumstances={"commit": "a1"}, deadline=float("inf"))
+gpu_journal.write(folder, sys.argv[1], "end")
+sys.exit(sys.argv[1] == "scan")
+"""
+
+
+def test_a_step_that_has_ended_stays_so_if_its_process_goes_down_behind_it(tmp_path, monkeypatch):
+    (tmp_path / "gpu_steps.py").write_text(WORKER)
+    monkeypatch.setattr(gpu_proof, "HERE", tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
+    gpu_proof.supervise(["scan", "network"], tmp_path, "a1", [], environment, time.time() + 60)
+    found = gpu_journal.read(tmp_path)
+    assert {name: step["state"] for name, step in found.items()} == {"scan": "end", "network": "end"}
+
+
+def test_the_commit_is_that_of_the_code_which_runs_and_not_of_another_that_was_prepared(tmp_path):
+    """In a copy without git, as it travels to a machine with a GPU."""
+    copy = tmp_path / "copy"
+    for part in ("benchmarks", "nnunet_logvmamba"):
+        shutil.copytree(BENCHMARKS.parent / part, copy / part, ignore=shutil.ignore_patterns("results", "__pycache__"))
+    prepared = copy / ".gpu"
+    prepared.mkdir()
+
+    def said_by(script: str) -> str:
+        environment = os.environ | {"PATH": "", "PYTHONPATH": str(copy)}
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=copy / "benchmarks", env=environment, capture_output=True, text=True
+        )
+        return done.stdout + done.stderr
+
+    (prepared / "commit").write_text("a1 " + said_by("import checkout; print(checkout.digest_of_code())"))
+    asks = "import gpu_proof; print(gpu_proof.commit_of_code(gpu_proof.PREPARED))"
+    assert said_by(asks) == "a1\n"
+    with (copy / "nnunet_logvmamba" / "ops" / "backends.py").open("a") as file:
+        file.write("# changed\n")
+    assert "the code is not that of commit a1, which was prepared" in said_by(asks)
+    (prepared / "commit").unlink()
+    assert "name the commit with --commit" in said_by(asks)
+
+
+def test_a_commit_is_dirty_by_what_was_changed_and_not_by_what_was_measured(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    results, code = tmp_path / "benchmarks" / "results" / gpu_journal.NAME, tmp_path / "code.py"
+    results.parent.mkdir(parents=True)
+    for file in (results, code):
+        file.write_text("1\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    monkeypatch.setattr(checkout, "ROOT", tmp_path)
+    commit = checkout.commit_of_checkout()
+    results.write_text("2\n")
+    assert checkout.commit_of_checkout() == commit
+    code.write_text("2\n")
+    assert checkout.commit_of_checkout() == f"{commit}-dirty"
 
 
 def children_of(process: int) -> list[int]:
