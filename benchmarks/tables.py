@@ -325,6 +325,11 @@ def gpu_checks_section(steps: dict[str, dict]) -> str:
         if "registers" in row:
             found = f"{row['registers']} registers, {row['spills']} spilled, room for {row['room']} programs"
             lines.append(f"`{row['kernel']}`: {found}.")
+    lines += [
+        f"{row['left_out']} was not compared: {row['because']}"
+        for row in rows.get("correctness", ())
+        if "left_out" in row
+    ]
     compared = [row for row in rows.get("correctness", ()) if "errors" in row]
     for dtype in dict.fromkeys(row["dtype"] for row in compared):
         errors = [
