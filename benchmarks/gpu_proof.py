@@ -85,27 +85,37 @@ def supervise(steps: list[str], folder: Path, commit: str, options: list[str], e
     while steps and time.time() < until:
         command = [sys.executable, str(HERE / "gpu_steps.py"), *steps, "--out", str(folder), "--commit", commit]
         command += ["--until", str(until), "--parent", str(os.getpid()), *options]
-        began = time.time()
+        began = round(time.time(), 1)  # as in the rows
         worker = subprocess.Popen(command, env=environment, start_new_session=True)
-        current, deadline = steps[0], min(until, began + STARTING_S)
+        deadline = min(until, began + STARTING_S)
         try:
             while worker.poll() is None and time.time() < deadline + GRACE_S:
                 time.sleep(0.2)
-                found = gpu_journal.read(folder)
-                running = [step for step in steps if step in found and found[step]["at"] >= began]
-                if running:
-                    current, deadline = running[-1], found[running[-1]]["deadline"]
+                _, deadline = last_begun(folder, steps, began) or (None, deadline)
             code = worker.poll()
         finally:
             end(worker)
         if code == 0:
             return
-        steps = steps[steps.index(current) + 1 :]
-        if gpu_journal.read(folder).get(current, {}).get("state") == "end":
-            continue  # it went down behind that step
         why = f"exit code {code}" if code else "the budget is spent" if time.time() > until else "its share is spent"
-        gpu_journal.write(folder, current, "stopped", why=why)
-        print(f"gpu_proof: {current}: stopped, {why}", flush=True)
+        running = last_begun(folder, steps, began)
+        if running is None:
+            print(f"gpu_proof: no step has begun, {why}", flush=True)
+            if code:  # nor would it the next time
+                return
+            continue
+        current, _ = running
+        steps = steps[steps.index(current) + 1 :]
+        if gpu_journal.read(folder)[current]["state"] != "end":  # else it went down behind that step
+            gpu_journal.write(folder, current, "stopped", why=why)
+            print(f"gpu_proof: {current}: stopped, {why}", flush=True)
+
+
+def last_begun(folder: Path, steps: list[str], since: float) -> tuple[str, float] | None:
+    """The last of these steps that has begun since then, and when it must end; None if there is none."""
+    found = gpu_journal.read(folder)
+    begun = [(step, found[step]["deadline"]) for step in steps if step in found and found[step]["at"] >= since]
+    return begun[-1] if begun else None
 
 
 def main() -> int:

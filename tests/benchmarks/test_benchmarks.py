@@ -162,6 +162,11 @@ def test_a_spent_budget_ends_the_proof_and_says_what_is_left(tmp_path):
     ended = {name for name, step in gpu_journal.read(tmp_path).items() if step["state"] == "end"}
     assert left == [name for name in gpu_journal.SHARES if name not in ended]
     assert "hippocampus" in left, "a second is enough for the first steps at most"
+    done = prove(tmp_path, "--budget-s", "45", "--steps", "checks,network")
+    assert done.returncode == 0, done.stderr
+    found = gpu_journal.read(tmp_path)
+    assert found["checks"]["state"] == "end", "the second command goes on"
+    assert "network" not in found, "half of its share was not left"
 
 
 def test_the_shares_of_the_steps_leave_time_to_begin():
