@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import tifffile
-from measure import commit_of_checkout, save, side_by_side
+from checkout import commit_of_checkout
+from measure import save, side_by_side
 from PIL import Image
 from scipy import ndimage
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import commit_of_checkout, save, side_by_side
+from checkout import commit_of_checkout
+from measure import save, side_by_side
 from workloads import HIPPOCAMPUS
 
 DATASET, PLANS, CHANNELS = "Dataset900_Cases", "nnUNetPlans", {"0": "MRI"}

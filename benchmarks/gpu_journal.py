@@ -31,8 +31,13 @@ SHARES = {
 def write(folder: Path, step: str, kind: str, **row: object) -> None:
     """Append a row: ``kind`` is begin, row, end or stopped."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / NAME).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "kind": kind, "at": round(time.time(), 1)} | row) + "\n")
+    line = json.dumps({"step": step, "kind": kind, "at": round(time.time(), 1)} | row) + "\n"
+    with (folder / NAME).open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # a machine went while it wrote, and this row would go with its half one
+                line = "\n" + line
+        file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -8,6 +8,7 @@ the steps that have not ended. ``--dry-run`` does the same on a CPU at a size fo
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -17,9 +18,13 @@ import tarfile
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import gpu_journal
+from checkout import commit_of_checkout, digest_of_code
+
+from nnunet_logvmamba.interrupts import unwinding
 
 HERE = Path(__file__).resolve().parent
 PREPARED = HERE.parent / ".gpu"
@@ -41,6 +46,11 @@ def unpack(prepared: Path, into: Path) -> dict[str, str]:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(extract, sorted(prepared.glob("*.tar*"))))
+    # Triton finds what belongs to a kernel by absolute paths, which are those of the folder that it was compiled in.
+    for group in (into / "triton").glob("*/__grp__*.json"):
+        content = json.loads(group.read_text(encoding="utf-8"))
+        content["child_paths"] = {name: str(group.parent / name) for name in content["child_paths"]}
+        group.write_text(json.dumps(content), encoding="utf-8")
     # Kernels compiled anew are kept there too, so that the steps share them.
     variables = {"TRITON_CACHE_DIR": str(into / "triton"), "GPU_PROOF_WORK": str(into)}
     found = [str(HERE.parent), *(str(into / name) for name in ("site", "mamba"))]
@@ -58,49 +68,61 @@ def build_mamba(prepared: Path, into: Path, environment: dict[str, str]) -> subp
     return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def end(process: subprocess.Popen | None) -> None:
-    """End a process with all that it started."""
-    if process is None:
-        return
+def end(*processes: subprocess.Popen, patience_s: float = 2.0) -> None:
+    """End processes with all that they started; what does not heed a word in so many seconds is killed."""
     for word in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, word)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, word)
+        until = time.time() + patience_s
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.0, until - time.time()))
 
 
 def supervise(steps: list[str], folder: Path, commit: str, options: list[str], environment: dict, until: float) -> None:
     """Let a process run the steps; where one exceeds its share, stop it and go on with the next in a new process."""
     while steps and time.time() < until:
         command = [sys.executable, str(HERE / "gpu_steps.py"), *steps, "--out", str(folder), "--commit", commit]
-        began = time.time()
-        worker = subprocess.Popen([*command, "--until", str(until), *options], env=environment, start_new_session=True)
-        current, deadline = steps[0], min(until, began + STARTING_S)
+        command += ["--until", str(until), "--parent", str(os.getpid()), *options]
+        began = round(time.time(), 1)  # as in the rows
+        worker = subprocess.Popen(command, env=environment, start_new_session=True)
+        deadline = min(until, began + STARTING_S)
         try:
             while worker.poll() is None and time.time() < deadline + GRACE_S:
                 time.sleep(0.2)
-                found = gpu_journal.read(folder)
-                running = [step for step in steps if step in found and found[step]["at"] >= began]
-                if running:
-                    current, deadline = running[-1], found[running[-1]]["deadline"]
+                _, deadline = last_begun(folder, steps, began) or (None, deadline)
             code = worker.poll()
         finally:
             end(worker)
         if code == 0:
             return
         why = f"exit code {code}" if code else "the budget is spent" if time.time() > until else "its share is spent"
-        gpu_journal.write(folder, current, "stopped", why=why)
-        print(f"gpu_proof: {current}: stopped, {why}", flush=True)
+        running = last_begun(folder, steps, began)
+        if running is None:
+            print(f"gpu_proof: no step has begun, {why}", flush=True)
+            if code:  # nor would it the next time
+                return
+            continue
+        current, _ = running
         steps = steps[steps.index(current) + 1 :]
+        if gpu_journal.read(folder)[current]["state"] != "end":  # else it went down behind that step
+            gpu_journal.write(folder, current, "stopped", why=why)
+            print(f"gpu_proof: {current}: stopped, {why}", flush=True)
+
+
+def last_begun(folder: Path, steps: list[str], since: float) -> tuple[str, float] | None:
+    """The last of these steps that has begun since then, and when it must end; None if there is none."""
+    found = gpu_journal.read(folder)
+    begun = [(step, found[step]["deadline"]) for step in steps if step in found and found[step]["at"] >= since]
+    return begun[-1] if begun else None
 
 
 def main() -> int:
-    """Run all steps that are due."""
+    """Run all steps that are due.
+
+    Told to end, it ends what it started first; a step that ran then has not ended, and is the next run's.
+    """
     began = time.time()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget-s", type=float, default=660, help="seconds for everything, default 660")
@@ -118,25 +140,30 @@ def main() -> int:
     unknown = set((args.steps or "").split(",")) - {"", *gpu_journal.SHARES}
     if unknown:
         parser.error(f"no step {', '.join(sorted(unknown))}; there are {', '.join(gpu_journal.SHARES)}")
+    try:
+        commit = args.commit or commit_of_code(args.prepared)
+    except ValueError as error:
+        parser.error(str(error))
     folder, until = args.out.resolve(), began + args.budget_s
     earlier = RESULTS / gpu_journal.NAME
     if not (folder / gpu_journal.NAME).exists() and earlier.exists() and not args.dry_run:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(earlier, folder)  # of an earlier run, on a machine that has gone
-    commit = args.commit or _commit(args.prepared)
     steps = args.steps.split(",") if args.steps else list(gpu_journal.SHARES)
     if not args.again:
         steps = [step for step in gpu_journal.missing(gpu_journal.read(folder), commit) if step in steps]
     into = Path(tempfile.gettempdir()) / f"gpu_proof_{os.getuid()}"
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | unpack(args.prepared, into)
     print(f"gpu_proof: unpacked in {time.time() - began:.0f} s", flush=True)
-    builder = None if args.dry_run else build_mamba(args.prepared, into, environment)
+    builder = None
     options = ["--device", "cpu", "--tiny"] if args.dry_run else []
-    try:
-        supervise(steps, folder, commit, options, environment, until)
-    finally:
-        end(builder)
-        shutil.rmtree(into, ignore_errors=True)
+    with unwinding():
+        try:
+            builder = None if args.dry_run else build_mamba(args.prepared, into, environment)
+            supervise(steps, folder, commit, options, environment, until)
+        finally:
+            end(*filter(None, [builder]))
+            shutil.rmtree(into, ignore_errors=True)
     found = gpu_journal.read(folder)
     left = gpu_journal.missing(found, commit)
     wrong = [step for step, results in found.items() if results["wrong"]]
@@ -145,13 +172,21 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _commit(prepared: Path) -> str:
-    """Name of the commit that is checked out, or, in a copy of it, the one that was prepared."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
-    )
+def commit_of_code(prepared: Path) -> str:
+    """Name of the commit that is checked out, or, in a copy of it, of the one that was prepared.
+
+    Raises:
+        ValueError: If the code is not the one that was prepared, or nothing says which one it is.
+    """
+    if commit := commit_of_checkout():
+        return commit
     file = prepared / "commit"
-    return git.stdout.strip() or (file.read_text().strip() if file.exists() else "unknown")
+    if not file.is_file():
+        raise ValueError(f"this is no checkout, and there is no {file}; name the commit with --commit")
+    commit, digest = file.read_text(encoding="utf-8").split()
+    if digest != digest_of_code():
+        raise ValueError(f"the code is not that of commit {commit}, which was prepared; name its own with --commit")
+    return commit
 
 
 if __name__ == "__main__":

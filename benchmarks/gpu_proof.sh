@@ -6,7 +6,8 @@
 #
 # `prepare` puts what a bare machine lacks into one folder, .gpu: packages, kernels, preprocessed data. `run` goes through
 # its steps, each in its share of the time, and writes gpu_proof.jsonl row by row; run again, it goes on with the steps that
-# have not ended. That file in benchmarks/results is what docs/benchmarks.md is made from (python benchmarks/tables.py).
+# have not ended, so two commands with a part of the budget each do the same as one. That file in benchmarks/results is
+# what docs/benchmarks.md is made from (python benchmarks/tables.py).
 # Options are those of benchmarks/gpu_prepare.py and gpu_proof.py. PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

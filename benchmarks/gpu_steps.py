@@ -10,20 +10,26 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gpu_journal
 import torch
-from correctness import DTYPES, checked, errors_of_backends, scan_arguments
+from correctness import DTYPES, compared, errors_of_backends, scan_arguments
+from gpu_proof import end
 from measure import circumstances, on_gpu, peak_on_gpu, timing
 from torch import Tensor
+from torch.autograd import DeviceType
 from workloads import BRATS, HIPPOCAMPUS, PICTURES, SCANS, STATE_SIZE, NetworkPlan, ScanSize
 
+from nnunet_logvmamba.interrupts import unwinding
 from nnunet_logvmamba.ops import ahead, available_backends, backends, selective_scan_with_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +42,7 @@ TRAINERS = ("nnUNetTrainerLoGVMamba", "nnUNetTrainerNoSSM", "nnUNetTrainer")
 ODD = ((3, 261, 70, 16, 1, 3), (1, 97, 108, 16, 3, 1))
 REAL = ((2, 32768, 108, 16, 1, 108), (2, 16384, 216, 16, 1, 216))
 TIMED = (SCANS[0], SCANS[1], SCANS[5], SCANS[2], SCANS[8])
-Rows = Iterator[dict[str, object]]
+Rows = Generator[dict[str, object], None, None]
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class Setting:
         return Path(os.environ.get("GPU_PROOF_WORK", self.out))
 
 
-class WrongResultError(Exception):
-    """What is not right is not timed."""
+class StepStoppedError(Exception):
+    """Why a step cannot go on."""
 
 
 # --- What is here -----------------------------------------------------------------------------------------------------
@@ -131,6 +137,9 @@ def device_and_index(device: str) -> tuple[str, int | None]:
 def correctness(setting: Setting) -> Rows:
     """Backends in float32 and float16 against float64: odd shapes with the recurrence, real ones by ``chunked``."""
     names = [name for name in available_backends(setting.device) if name not in {"reference", "chunked"}]
+    if "mamba_ssm" in names and (why := backends.what_fails("mamba_ssm", setting.device)):
+        names.remove("mamba_ssm")
+        yield {"left_out": "mamba_ssm", "because": why}
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # a forgotten store is then NaN
     try:
@@ -154,14 +163,16 @@ def scan(setting: Setting) -> Rows:
         row: dict[str, object] = {"source": case.source, "batch": case.batch, "channels": case.channels}
         row |= {"length": case.length, "state": STATE_SIZE, "floor_s": floors(case, 2, ceilings)}
         for name, (forward, both) in scan_candidates(tensors, setting.device).items():
-            row[name] = {"forward": timed(forward, setting), "forward_backward": timed(both, setting)}
+            # Backward, the adapter asks the device whether anybody wants the gradient of the last state.
+            graph = name != "mamba-ssm, transposed"
+            row[name] = {"forward": timed(forward, setting), "forward_backward": timed(both, setting, graph=graph)}
         yield row
 
 
 def wait_for_mamba(setting: Setting) -> None:
     """Where mamba-ssm's kernel is being built beside us, give it the first half of this step."""
-    folder, patience = setting.work / "mamba", time.time() + 30
-    while (setting.work / "mamba.log").exists() and not (folder / "mamba_ssm").exists() and time.time() < patience:
+    begun, ended, patience = setting.work / "mamba.log", setting.work / "mamba.ended", time.time() + 30
+    while begun.exists() and not ended.exists() and time.time() < patience:
         time.sleep(1)
     importlib.invalidate_caches()
 
@@ -194,10 +205,10 @@ def scan_candidates(tensors: dict[str, Tensor], device: str) -> dict[str, tuple[
     return found
 
 
-def timed(call: Callable[[], object], setting: Setting) -> dict[str, object]:
-    """Seconds, how they were taken, and peak bytes."""
+def timed(call: Callable[[], object], setting: Setting, *, graph: bool = True) -> dict[str, object]:
+    """Seconds, how they were taken, and peak bytes; ``graph`` as in ``on_gpu``."""
     if setting.device == "cuda":
-        found, how = on_gpu(call)
+        found, how = on_gpu(call, graph=graph)
         return found | {"how": how, "peak_bytes": peak_on_gpu(call)}
     begin = time.perf_counter()
     call()
@@ -281,6 +292,8 @@ def training_steps(setting: Setting, case: NetworkPlan) -> Rows:
             steps[name]()
         peak = torch.cuda.max_memory_allocated() - before if cuda else 0
         yield {"network": name, "parameters": parameters, "peak_bytes": peak}
+    if cuda:
+        torch.cuda.synchronize()  # else the first turn waits for the steps above
     for turn in range(2 if setting.tiny else 15):
         for name, step in steps.items():
             begin = time.perf_counter()
@@ -332,49 +345,70 @@ def profile(setting: Setting) -> Rows:
     step()
     with torch.profiler.profile() as seen:
         step()
-    which = "self_device_time_total" if setting.device == "cuda" else "self_cpu_time_total"
-    events = sorted(seen.key_averages(), key=lambda event: -getattr(event, which))
-    total = sum(getattr(event, which) for event in events)
-    for event in events[:25]:
-        share = getattr(event, which) / total
-        yield {"operation": event.key[:80], "calls": event.count, "us": getattr(event, which), "share": share}
+    yield from shares(seen.key_averages(), setting.device)
+
+
+def shares(events: list, device: str, most: int = 25) -> Rows:
+    """Averaged events that took most of a device's time, each with its share of the whole.
+
+    Of a GPU's time only kernels and copies count: the same time stands once more in the operations that launched them,
+    and a third time in annotations around these.
+    """
+    kind = DeviceType.CUDA if device == "cuda" else DeviceType.CPU
+    which = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    found = [
+        (getattr(event, which), event)
+        for event in events
+        if event.device_type == kind and not (device == "cuda" and event.is_user_annotation)
+    ]
+    total = sum(took for took, _ in found)
+    for took, event in sorted(found, key=lambda pair: -pair[0])[:most]:
+        yield {"operation": event.key[:80], "calls": event.count, "us": took, "share": took / total}
 
 
 def amp(setting: Setting) -> Rows:
-    """100 steps in float16 with a scaled loss, beside the same in float32: finite, and the loss follows."""
+    """100 steps in float16 with nnU-Net's own scaling, beside the same in float32: finite, and the loss follows.
+
+    The scaler skips steps until gradients fit into float16. Losses are those of steps that were taken, so that the two
+    are compared after as many updates.
+    """
     from nnunet_logvmamba.networks import catalogue
 
     steps, side = (3, 16) if setting.tiny else (100, 32)
     case = replace(HIPPOCAMPUS, features=(16, 32, 32) if setting.tiny else (32, 64, 128), patch_size=(side,) * 3)
-    half = torch.float16 if setting.device == "cuda" else torch.bfloat16
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 1, side, side, side, generator=generator).to(setting.device)
     smooth = torch.nn.functional.avg_pool3d(x, 5, stride=1, padding=2)[:, 0]
     target = (smooth > 0).long() + (smooth > 0.1).long()
     losses: list[list[float]] = []
-    for name, dtype in (("float32", None), (str(half).removeprefix("torch."), half)):
+    for name in ("float32", "float16"):
         torch.manual_seed(0)
         network = catalogue.row("LoGVMambaUNet").load()(**case.plan, deep_supervision=False).to(setting.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-        scaler = torch.amp.GradScaler(setting.device, enabled=dtype == torch.float16)
+        half = name == "float16"
+        scaler = torch.amp.GradScaler(setting.device, enabled=half)
         losses.append([])
-        skipped = 0
-        for _ in range(steps):
+        finite, skipped = True, 0
+        while len(losses[-1]) < steps and skipped <= 16:  # halved so often, the scale of 65,536 is 1
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(setting.device, dtype or torch.float16, enabled=dtype is not None):
+            with torch.autocast(setting.device, torch.float16, enabled=half):
                 logits = network(x)
             loss = torch.nn.functional.cross_entropy(logits.float(), target)
             scaler.scale(loss).backward()
             before = scaler.get_scale()
             scaler.step(optimizer)
             scaler.update()
-            skipped += scaler.get_scale() < before
-            losses[-1].append(loss.item())
-        finite = all(parameter.isfinite().all() for parameter in network.parameters())
-        finite = finite and all(abs(loss) < float("inf") for loss in losses[-1])
-        wrong = [] if finite else [f"amp: a loss or a parameter is not finite after {steps} steps in {name}"]
-        yield {"dtype": name, "steps": steps, "losses": losses[-1], "skipped_steps": skipped, "wrong": wrong}
-    apart = max(abs(a - b) for a, b in zip(*losses)) / losses[0][0]
+            finite = finite and bool(loss.isfinite())
+            if scaler.get_scale() < before:
+                skipped += 1
+            else:
+                losses[-1].append(loss.item())
+        finite = finite and all(parameter.isfinite().all() for parameter in network.parameters())
+        taken = len(losses[-1])
+        wrong = [] if finite else [f"amp: a loss or a parameter is not finite after {taken} steps in {name}"]
+        wrong += [] if taken == steps else [f"amp: only {taken} of {steps} steps in {name} had finite gradients"]
+        yield {"dtype": name, "steps": taken, "losses": losses[-1], "skipped_steps": skipped, "wrong": wrong}
+    apart = max((abs(a - b) for a, b in zip(*losses)), default=float("nan")) / losses[0][0]
     wrong = [f"amp: the losses come apart by {apart:.2f} of the first one"] if not apart <= 0.1 else []
     yield {"largest_difference": apart, "wrong": wrong}
 
@@ -423,7 +457,7 @@ def hippocampus(setting: Setting) -> Rows:
         Path(folder).mkdir(parents=True, exist_ok=True)
     environment = os.environ | folders | {"nnUNet_extTrainer": str(ROOT / "nnunet_logvmamba" / "plugin" / "ext")}
     if not list(Path(folders["nnUNet_preprocessed"]).glob("Dataset004*/nnUNetPlans.json")):
-        raise WrongResultError("no data: prepare has made none")
+        raise StepStoppedError("no data: prepare has made none")
     if setting.tiny:
         make_small(root)
     workers = max(1, min(4, (os.cpu_count() or 1) // len(TRAINERS) - 1))
@@ -437,21 +471,24 @@ def hippocampus(setting: Setting) -> Rows:
         command = [sys.executable, "-c", training, "4", "3d_fullres", "0", "-tr", name, "-device", setting.device]
         log = setting.work / f"{name}.log"
         with log.open("w") as file:
-            process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
+            # In a session of its own, so that those who load its data end with it.
+            process = subprocess.Popen(
+                command, env=environment, cwd=ROOT, stdout=file, stderr=file, start_new_session=True
+            )
         running[name] = (process, log, time.time())
     results = Path(folders["nnUNet_results"])
     try:
         while running:
             time.sleep(0.5)
-            for name, (process, log, begin) in list(running.items()):
-                over = time.time() > setting.deadline
-                if process.poll() is None and not over:
-                    continue
-                del running[name]
-                yield trained(results, name, time.time() - begin, log, process.poll())
+            over = time.time() > setting.deadline
+            codes = {name: process.poll() for name, (process, _, _) in running.items()}
+            ended = [name for name, code in codes.items() if over or code is not None]
+            end(*(running[name][0] for name in ended), patience_s=1)
+            for name in ended:
+                _, log, begin = running.pop(name)
+                yield trained(results, name, time.time() - begin, log, codes[name])
     finally:
-        for process, _, _ in running.values():
-            process.kill()
+        end(*(process for process, _, _ in running.values()), patience_s=1)  # sooner than others end us
 
 
 def make_small(root: Path) -> None:
@@ -514,19 +551,17 @@ STEPS = {
 
 
 def proven(setting: Setting) -> dict[str, object]:
-    """What the step ``correctness`` found at this commit, or a shorter check where it has not ended.
+    """What the step ``correctness`` found at this commit, or a shorter comparison where it has not ended.
 
-    Raises:
-        WrongResultError: If anything was wrong: what is not right is not timed.
+    What was wrong stands in it and keeps the figures off the page; they are taken all the same, since a machine with a
+    GPU may not be had again soon.
     """
     step = gpu_journal.read(setting.out).get("correctness")
-    if step is None or step["circumstances"]["commit"] != setting.commit:
-        return checked(setting.device, setting.commit)
-    if step["wrong"]:
-        raise WrongResultError(f"the step correctness found {len(step['wrong'])} wrong, first {step['wrong'][0]}")
-    if step["state"] != "end":
-        return checked(setting.device, setting.commit)
-    return {"commit": setting.commit, "checked": len(step["rows"]), "wrong": []}
+    here = step is not None and step["circumstances"]["commit"] == setting.commit
+    if step is None or not here or not (step["wrong"] or step["state"] == "end"):
+        return compared(setting.device, setting.commit)
+    count = sum("errors" in row for row in step["rows"])
+    return {"commit": setting.commit, "checked": count, "wrong": step["wrong"]}
 
 
 def run(name: str, setting: Setting) -> None:
@@ -543,15 +578,14 @@ def run(name: str, setting: Setting) -> None:
             if step.figures:
                 about["circumstances"] = circumstances(proven(setting), setting.commit)
                 write(setting.out, name, "begin", **about)
-            rows = step.run(setting)
-            for row in rows:
-                write(setting.out, name, "row", **row)
-                wrong, count = wrong + len(row.get("wrong", ())), count + 1
-                if time.time() > setting.deadline and name != "hippocampus":
-                    why = "its share is spent"
-                    break
-            rows.close()
-        except (WrongResultError, SystemExit) as error:
+            with closing(step.run(setting)) as rows:
+                for row in rows:
+                    write(setting.out, name, "row", **row)
+                    wrong, count = wrong + len(row.get("wrong", ())), count + 1
+                    if time.time() > setting.deadline and name != "hippocampus":
+                        why = "its share is spent"
+                        break
+        except StepStoppedError as error:
             why = str(error)
     seconds = time.time() - begin
     write(setting.out, name, "stopped" if why else "end", why=why, seconds=seconds)
@@ -561,13 +595,30 @@ def run(name: str, setting: Setting) -> None:
     )
 
 
+def end_after(parent: int) -> None:
+    """End this process, with the trainings it has started, once its parent is gone: nobody else would."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        os._exit(1)  # it is busy in a kernel or a compiler, and does not heed
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> int:
-    """Run steps, each in its share of the time and what earlier ones have saved."""
+    """Run steps, each in its share of the time and what earlier ones have saved.
+
+    A step with less than half of its share left is not begun, and later ones that are shorter have the time.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("steps", nargs="+", choices=STEPS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", required=True)
     parser.add_argument("--until", type=float, default=float("inf"), help="when all must have ended, as Unix time")
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="process that this one does not outlive")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a size for seconds")
     args = parser.parse_args()
@@ -575,15 +626,17 @@ def main() -> int:
         parser.error("torch sees no CUDA device; to try the script: gpu_proof.sh run --dry-run --out FOLDER")
     torch.backends.cudnn.benchmark = True  # as nnU-Net does
     spare = 0.0
-    for name in args.steps:
-        begin = time.time()
-        if begin > args.until:
-            break
-        share = float("inf") if args.tiny else gpu_journal.SHARES[name] + spare
-        run(name, Setting(args.device, args.tiny, args.out, args.commit, min(args.until, begin + share)))
-        spare = max(0.0, share - (time.time() - begin))
-        if args.device == "cuda":
-            torch.cuda.empty_cache()
+    with unwinding():
+        end_after(args.parent)
+        for name in args.steps:
+            begin = time.time()
+            if args.until - begin < gpu_journal.SHARES[name] / 2:
+                continue
+            share = float("inf") if args.tiny else gpu_journal.SHARES[name] + spare
+            run(name, Setting(args.device, args.tiny, args.out, args.commit, min(args.until, begin + share)))
+            spare = max(0.0, share - (time.time() - begin))
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
     return 0
 
 

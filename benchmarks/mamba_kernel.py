@@ -53,17 +53,21 @@ def build(sdist: Path, folder: Path, gpu: str) -> None:
             verbose=True,
         )
         shutil.copy(objects / "selective_scan_cuda.so", folder)
-        shutil.copytree(source / "mamba_ssm", folder / "mamba_ssm", dirs_exist_ok=True)
+        # In one step: somebody may look for it meanwhile.
+        shutil.copytree(source / "mamba_ssm", folder / "unfinished").rename(folder / "mamba_ssm")
 
 
 def main() -> None:
-    """Build."""
+    """Build; that it has ended, well or not, is said by a file beside the folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sdist", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gpu", default="9.0", help="compute capability")
     args = parser.parse_args()
-    build(args.sdist, args.folder, args.gpu)
+    try:
+        build(args.sdist, args.folder, args.gpu)
+    finally:
+        args.folder.with_suffix(".ended").touch()
 
 
 if __name__ == "__main__":

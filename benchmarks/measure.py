@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import quantiles
 
 import torch
+from checkout import commit_of_checkout
 
 from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.plugin.environment import version_of
@@ -45,11 +44,14 @@ def timing(rounds: list[float]) -> Timing:
     return {"seconds": middle, "quartiles": [first, third], "rounds": rounds}
 
 
-def on_gpu(call: Callable[[], object], *, rounds: int = 7, milliseconds: float = 30) -> tuple[Timing, str]:
+def on_gpu(
+    call: Callable[[], object], *, graph: bool = True, rounds: int = 7, milliseconds: float = 30
+) -> tuple[Timing, str]:
     """Seconds of one call on the current CUDA device, and how they were taken.
 
     The call is recorded as a CUDA graph, so that what the processor does between kernels does not count; if that cannot
-    be, events stand around repeated calls, and the second value says so.
+    be, events stand around repeated calls, and the second value says so. A call that waits for the device is known not
+    to be one (``graph=False``): torch 2.11 records nothing more in a process where that was tried.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -58,14 +60,16 @@ def on_gpu(call: Callable[[], object], *, rounds: int = 7, milliseconds: float =
             call()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    graph, kind = torch.cuda.CUDAGraph(), "graph"
-    try:
-        with torch.cuda.graph(graph):
-            call()
-        run = graph.replay
-    except RuntimeError as error:
-        run, kind = call, f"events ({str(error).splitlines()[0]})"
-        torch.cuda.synchronize()
+    run, kind = call, "events (the call waits for the device)"
+    if graph:
+        recorded = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(recorded):
+                call()
+            run, kind = recorded.replay, "graph"
+        except RuntimeError as error:
+            kind = f"events ({str(error).splitlines()[0]})"
+            torch.cuda.synchronize()
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def took(times: int) -> float:
@@ -132,16 +136,6 @@ def _processor() -> str:
     flags = next((line for line in lines if line.startswith("flags")), "")
     vectors = next((kind for flag, kind in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), None)
     return f"{name} ({vectors})" if vectors else name
-
-
-def commit_of_checkout() -> str | None:
-    """Name of the commit that is checked out, with ``-dirty`` where files differ from it."""
-    if shutil.which("git") is None:
-        return None
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
-    )
-    return git.stdout.strip() or None
 
 
 def save(

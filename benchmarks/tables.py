@@ -63,7 +63,8 @@ def stored_in(folder: Path) -> dict[str, dict]:
 def refusal(stored: dict[str, dict]) -> str:
     """Why a file's figures do not come into the tables: their commit was not found to be right; "" if all may.
 
-    Older files of the CPU do not say, and the page says that. A step on a GPU that found something wrong has none.
+    Older files of the CPU do not say, and the page says that. A step on a GPU that found something wrong has none, nor
+    has one of files that were not committed.
     """
     proof = stored.get("gpu_correctness", {"circumstances": {"commit": None}})
     for name, results in stored.items():
@@ -73,6 +74,10 @@ def refusal(stored: dict[str, dict]) -> str:
         unknown = {"commit": None, "wrong": []} if figures else None
         for block in (results, *results.get("networks", ())):
             about = block.get("circumstances", {})
+            if name.startswith("gpu_") and str(about.get("commit")).endswith("-dirty"):
+                return (
+                    f"{where(name)} has figures of commit {about['commit']}: nobody has that code; commit, and run anew"
+                )
             check = about.get("correctness", unknown if about else None)
             if check is None:
                 continue
@@ -320,11 +325,15 @@ def gpu_checks_section(steps: dict[str, dict]) -> str:
         if "registers" in row:
             found = f"{row['registers']} registers, {row['spills']} spilled, room for {row['room']} programs"
             lines.append(f"`{row['kernel']}`: {found}.")
-    for dtype in dict.fromkeys(row["dtype"] for row in rows.get("correctness", ())):
+    lines += [
+        f"{row['left_out']} was not compared: {row['because']}"
+        for row in rows.get("correctness", ())
+        if "left_out" in row
+    ]
+    compared = [row for row in rows.get("correctness", ()) if "errors" in row]
+    for dtype in dict.fromkeys(row["dtype"] for row in compared):
         errors = [
-            max(row["errors"].values())
-            for row in rows["correctness"]
-            if (row["backend"], row["dtype"]) == ("triton", dtype)
+            max(row["errors"].values()) for row in compared if (row["backend"], row["dtype"]) == ("triton", dtype)
         ]
         if errors:
             lines.append(f"`triton` against float64, {dtype}: largest relative error {max(errors):.0e}.")
