@@ -24,6 +24,7 @@ from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin import startup
 from nnunet_logvmamba.plugin.environment import (
     device_option,
+    not_written_out,
     torch_build,
     torchvision_error,
     torchvision_remedy,
@@ -279,8 +280,6 @@ def _look_up(section: str) -> Finding:
 
 
 def _paths() -> Iterator[Finding]:
-    from nnunet_logvmamba.plugin.first_run import not_written_out
-
     section = "folders"
     uses = {
         "nnUNet_raw": (NOTE, NOTE, "planning and preprocessing need it"),

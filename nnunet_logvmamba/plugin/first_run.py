@@ -36,6 +36,7 @@ from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.acceptance import Model, check_folder, check_images
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, read_checkpoint
+from nnunet_logvmamba.plugin.environment import not_written_out
 from nnunet_logvmamba.plugin.plans import check_dataset_json, configurations_of, why_not_planned
 from nnunet_logvmamba.plugin.trainer_names import check_trainer, find_trainer
 from nnunet_logvmamba.results import runs
@@ -617,17 +618,6 @@ def nnunet_folders() -> tuple[Path, Path, Path]:
     if not raw.is_dir():
         raise UserError(f"nnUNet_raw is {raw}, and there is no such folder: make it, and put the data set into it")
     return raw, preprocessed, results
-
-
-def not_written_out(variable: str) -> str | None:
-    """Say that a variable names a folder below ``~``, which nnU-Net takes for a name; None if it does not."""
-    folder = os.environ.get(variable, "").strip()
-    if not folder.startswith("~"):
-        return None
-    return (
-        f"{variable} is {folder}, in which nnU-Net does not replace ~ by your home: export the whole path, or without "
-        "the quotes around it"
-    )
 
 
 def _check_reference(labels: Labels, pair: tuple[Path, Path]) -> None:

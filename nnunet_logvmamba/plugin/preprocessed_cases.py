@@ -73,6 +73,17 @@ def _stamps(folder: Path, case: str, names: set[str]) -> Stamps:
     return [[file.st_size, file.st_mtime_ns] for file in files]
 
 
+def has_cases(folder: Path) -> bool:
+    """Whether a folder is there and holds preprocessed cases; an interrupted preprocessing may leave an empty one."""
+    return folder.is_dir() and any(file.suffix in (".b2nd", ".npz") for file in folder.iterdir())
+
+
+def preprocessing(dataset: str, plans: str, configurations: Iterable[str]) -> str:
+    """Give nnU-Net's command that preprocesses configurations of the plans of a data set, which is given by name."""
+    number = int(dataset.removeprefix("Dataset").partition("_")[0])
+    return f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {' '.join(configurations)}"
+
+
 def fault(dataset: nnUNetBaseDataset, case: str, labels: Sequence[int], channels: Mapping[str, str]) -> str | None:
     """Say what is wrong with one preprocessed case, None if nothing is; arguments as for :func:`look`."""
     return next((seen.said for seen in look(dataset, case, labels, channels) if seen.fatal), None)
@@ -167,7 +178,7 @@ def folders_of(folder: Path) -> list[Path]:
     if _is_raw(folder):
         return []
     folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    return [path for path in folders if any(file.suffix in (".b2nd", ".npz") for file in path.iterdir())]
+    return [path for path in folders if has_cases(path)]
 
 
 def _is_raw(folder: Path) -> bool:
