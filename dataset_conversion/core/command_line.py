@@ -120,6 +120,14 @@ class HelpFormatter(argparse.HelpFormatter):
         return "\n\n".join(part if "\n  " in part else fill(part, width, indent) for part in text.split("\n\n"))
 
 
+class Noted(argparse.Action):
+    """Stores a value as argparse does, and notes in ``given`` that it was asked for, though it may be the default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        namespace.given = {*getattr(namespace, "given", ()), self.dest}
+
+
 def examples(*commands: str) -> str:
     """Give the end of a help text: commands that can be copied, and the page with the rest."""
     return "\n\nexamples:\n" + "\n".join(f"  {command}" for command in commands) + f"\n\nmore: {PAGE}"
@@ -149,6 +157,7 @@ def make_parser(
         + examples(f"python -m {module} SOURCE --dry-run", f"python -m {module} --images-only SCANS IMAGES"),
         formatter_class=HelpFormatter,
     )
+    parser.register("action", None, Noted)
     parser.add_argument("source", type=Path, nargs="?", help="folder below which the archive was unpacked")
     parser.add_argument(
         "-d", "--dataset-id", type=dataset_id, default=default_id, help=f"1 to 9999, default {default_id}"
@@ -217,7 +226,7 @@ def run_converter(
     mode = RESTORE if arguments.restore else IMAGES_ONLY if arguments.images_only else CONVERT
     belongs = {"dataset_id": (CONVERT,), "protocol": (CONVERT,), **(only_for or {})}
     for name, modes in belongs.items():
-        if mode not in modes and getattr(arguments, name, None) != parser.get_default(name):
+        if mode not in modes and name in getattr(arguments, "given", ()):
             parser.error(f"--{name.replace('_', '-')} is not for {mode}")
     options = {"overwrite": arguments.overwrite, "jobs": arguments.jobs, "dry_run": arguments.dry_run}
     if arguments.restore:
