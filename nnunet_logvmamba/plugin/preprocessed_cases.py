@@ -80,7 +80,7 @@ def has_cases(folder: Path) -> bool:
 
 def preprocessing(dataset: str, plans: str, configurations: Iterable[str]) -> str:
     """Give nnU-Net's command that preprocesses configurations of the plans of a data set, which is given by name."""
-    number = int(dataset.removeprefix("Dataset").partition("_")[0])
+    number = dataset.removeprefix("Dataset").partition("_")[0]
     return f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {' '.join(configurations)}"
 
 

@@ -130,7 +130,7 @@ class FiniteTrainer(RecordedTrainer):
         planned = self.plans_manager.foreground_intensity_properties_per_channel
         if np.isfinite([value for channel in planned.values() for value in channel.values()]).all():
             return preprocessed_cases.preprocessing(dataset, plans, [self.configuration_name])
-        number = int(dataset[len("Dataset") :].partition("_")[0])
+        number = dataset[len("Dataset") :].partition("_")[0]
         return (
             f"nnUNetv2_plan_and_preprocess -d {number} --clean, since the intensities in {plans} are not finite either"
         )
