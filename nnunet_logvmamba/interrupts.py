@@ -1,8 +1,12 @@
-"""A polite kill or a closed terminal unwinds a command like Ctrl-C, so that no half of an output stays."""
+"""A polite kill or a closed terminal unwinds a command like Ctrl-C, so that no half of an output stays.
+
+Nor is it an error that nobody reads on, as behind ``| head``: the command ends quietly.
+"""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -46,6 +50,36 @@ def put_off() -> Iterator[None]:
             signal.signal(which, handler)
     for number in dict.fromkeys(came):
         signal.raise_signal(number)
+
+
+@contextmanager
+def ending_with_its_reader() -> Iterator[None]:
+    """End quietly, with the exit code that a shell gives SIGPIPE, once nobody reads what is printed.
+
+    What was printed is handed over here, since Python would complain of it at its exit. A pipe to anything else that
+    breaks stays an error.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:  # of argparse, which has printed a help
+            print(end="", flush=True)
+            raise
+        print(end="", flush=True)
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left
+        raise SystemExit(141) from None
+
+
+def _reader_is_gone() -> bool:
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError):  # no poll on Windows, no file where Python code reads what is printed
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import argparse
 import functools
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -27,10 +28,9 @@ def run(command: Callable[[], object]) -> int:
     that staged folders are removed. Programming errors keep their traceback.
 
     Returns:
-        Exit code: 0, 2 for an error of the user's or the disk's, 130 when interrupted.
+        Exit code: 0, 2 for an error of the user's or the disk's, 130 when interrupted, 141 where nobody reads on what
+        is printed, as behind ``| head``.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
     previous = {
         which: signal.signal(which, _interrupt)
         for which in (signal.SIGTERM, getattr(signal, "SIGHUP", None))  # Windows has no SIGHUP
@@ -38,11 +38,17 @@ def run(command: Callable[[], object]) -> int:
     }
     hook, sys.unraisablehook = sys.unraisablehook, functools.partial(_interrupt_again, sys.unraisablehook)
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
         command()
+        print(end="", flush=True)  # at its exit, Python would complain of a pipe that is closed
     except ConversionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left
+            return 141
         where = f"{staging.final_path(Path(error.filename))}: " if isinstance(error.filename, (str, Path)) else ""
         remedy = "check that it exists and that you may read and write there"
         print(f"error: {where}{error.strerror or error}; {remedy}.", file=sys.stderr)
@@ -57,7 +63,17 @@ def run(command: Callable[[], object]) -> int:
     return 0
 
 
-# Converters import nothing of the package but what a cell is, so its unwinding of signals stands here once more.
+# Converters import nothing of the package but what a cell is, so its unwinding of signals stands here once more, and
+# what tells a reader that is gone from another pipe that breaks.
+
+
+def _reader_is_gone():
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError):  # no poll on Windows, no file where Python code reads what is printed
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _interrupt(signum, frame):
@@ -112,12 +128,28 @@ def natural(text: str) -> int:
     return value
 
 
+class Parser(argparse.ArgumentParser):
+    """Argparse's own, but its help may go to a reader that closes the pipe early."""
+
+    def exit(self, status=0, message=None):
+        """End the program once what was printed is handed over."""
+        super().exit(run(lambda: None) or status, message)
+
+
 class HelpFormatter(argparse.HelpFormatter):
     """Argparse's own, but paragraphs stay apart, and one with indented lines stays as it is."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = super()._fill_text
         return "\n\n".join(part if "\n  " in part else fill(part, width, indent) for part in text.split("\n\n"))
+
+
+class Noted(argparse.Action):
+    """Stores a value as argparse does, and notes in ``given`` that it was asked for, though it may be the default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        namespace.given = {*getattr(namespace, "given", ()), self.dest}
 
 
 def examples(*commands: str) -> str:
@@ -140,7 +172,7 @@ def make_parser(
         restore_looks_up_names: Whether ``--restore`` reads the report of the converted data set, which ``-d`` names.
     """
     which_id = ", the latter with the -d of the conversion, whose report knows the names" * restore_looks_up_names
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m {module}",
         description=description,
         epilog="--images-only and --restore stand in for a conversion and take two folders"
@@ -149,6 +181,7 @@ def make_parser(
         + examples(f"python -m {module} SOURCE --dry-run", f"python -m {module} --images-only SCANS IMAGES"),
         formatter_class=HelpFormatter,
     )
+    parser.register("action", None, Noted)
     parser.add_argument("source", type=Path, nargs="?", help="folder below which the archive was unpacked")
     parser.add_argument(
         "-d", "--dataset-id", type=dataset_id, default=default_id, help=f"1 to 9999, default {default_id}"
@@ -217,7 +250,7 @@ def run_converter(
     mode = RESTORE if arguments.restore else IMAGES_ONLY if arguments.images_only else CONVERT
     belongs = {"dataset_id": (CONVERT,), "protocol": (CONVERT,), **(only_for or {})}
     for name, modes in belongs.items():
-        if mode not in modes and getattr(arguments, name, None) != parser.get_default(name):
+        if mode not in modes and name in getattr(arguments, "given", ()):
             parser.error(f"--{name.replace('_', '-')} is not for {mode}")
     options = {"overwrite": arguments.overwrite, "jobs": arguments.jobs, "dry_run": arguments.dry_run}
     if arguments.restore:

@@ -6,7 +6,6 @@ so cases beyond those trained on can be generated later and are new to the netwo
 Run from a checkout: ``python -m dataset_conversion.phantoms brats2020 TARGET --cases 12``.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ LAYOUTS: dict[str, Callable[..., Path]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: write one phantom source into an empty or new folder."""
-    parser = argparse.ArgumentParser(
+    parser = command_line.Parser(
         prog="python -m dataset_conversion.phantoms",
         description=__doc__,
         epilog=command_line.examples("python -m dataset_conversion.phantoms brats2020 TARGET --cases 12"),

@@ -15,7 +15,7 @@ from nnunet_logvmamba import __version__
 from nnunet_logvmamba.cli import study
 from nnunet_logvmamba.cli.options import examples
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.interrupts import unwinding
+from nnunet_logvmamba.interrupts import ending_with_its_reader, unwinding
 
 SUB_COMMANDS = (
     "doctor",
@@ -85,21 +85,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: what the sub-command gives, 2 if the user has to put something right (one sentence on stderr),
-        130 if interrupted.
+        130 if interrupted. Where nobody reads on, as behind ``| head``, the program ends with 141.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        with ending_with_its_reader():
+            return _answer(words)
+    except OSError as error:
+        print(f"logvmamba: {error.filename or next(iter(words), 'help')}: {error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+def _answer(words: Sequence[str]) -> int:
     parser = build_parser()
-    if not (sys.argv[1:] if argv is None else argv):
+    if not words:
         parser.print_help()
         return 0
-    args = _parsed(parser, study.with_action(sys.argv[1:] if argv is None else list(argv)))
+    args = _parsed(parser, study.with_action(words))
     try:
         with unwinding():
             return args.run(args)
     except UserError as error:
         print(f"logvmamba: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"logvmamba: {error.filename or args.command}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -24,6 +24,7 @@ from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin import startup
 from nnunet_logvmamba.plugin.environment import (
     device_option,
+    not_written_out,
     torch_build,
     torchvision_error,
     torchvision_remedy,
@@ -160,8 +161,8 @@ def examine_dataset(dataset: str, jobs: int | None = None) -> Iterator[Finding]:
         folder = Path(raw) / first_run.find_dataset(dataset, Path(raw))
     from nnunet_logvmamba.plugin import preprocessed_cases, raw_dataset  # late, as they bring nnU-Net's readers
 
-    preprocessed = preprocessed_cases.folders_of(folder)
-    found = (preprocessed_cases if preprocessed else raw_dataset).examine(folder, processes=jobs or usable_cores())
+    which = preprocessed_cases if preprocessed_cases.is_preprocessed(folder) else raw_dataset
+    found = which.examine(folder, processes=jobs or usable_cores())
     section = str(folder)
     yield Finding(section, "cases", OK, found.about)
     for name, text in found.facts.items():
@@ -279,8 +280,6 @@ def _look_up(section: str) -> Finding:
 
 
 def _paths() -> Iterator[Finding]:
-    from nnunet_logvmamba.plugin.first_run import not_written_out
-
     section = "folders"
     uses = {
         "nnUNet_raw": (NOTE, NOTE, "planning and preprocessing need it"),

@@ -161,10 +161,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_options_of_instances(args: argparse.Namespace) -> None:
-    from nnunet_logvmamba.evaluation.scoring import Settings
-
     for name in ("iou", "border", "tile"):
-        if getattr(args, name) != getattr(Settings, name):
+        if name in getattr(args, "given", ()):
             raise UserError(f"--{name} is of instance maps: if the files are, add --instances, else leave it out")
 
 

@@ -73,6 +73,14 @@ def share(text: str) -> float:
     return value
 
 
+class Noted(argparse.Action):
+    """Stores a value as argparse does, and notes in ``given`` that it was asked for, though it may be the default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        namespace.given = {*getattr(namespace, "given", ()), self.dest}
+
+
 def add_assignments(parser: argparse._ActionsContainer, option: str, dest: str, what: str, text: str) -> None:
     """Add an option that takes ``NAME=VALUE`` words, also several times; :func:`assignments` reads them."""
     parser.add_argument(option, dest=dest, nargs="+", action="extend", default=[], metavar=f"{what}=VALUE", help=text)
@@ -103,9 +111,12 @@ def add_scoring(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--predicted-only", action="store_true", help="score the predicted cases though there are more references"
     )
-    parser.add_argument("--iou", type=share, default=0.5, help="least IoU of matching instances (default: %(default)s)")
+    parser.add_argument(
+        "--iou", action=Noted, type=share, default=0.5, help="least IoU of matching instances (default: %(default)s)"
+    )
     parser.add_argument(
         "--border",
+        action=Noted,
         type=at_least(0, int),
         default=2,
         metavar="PX",
@@ -114,6 +125,7 @@ def add_scoring(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--tile",
+        action=Noted,
         type=at_least(1, int),
         metavar="PX",
         help="match instances within squares of this size, which cuts cells; only to compare with published scores of "

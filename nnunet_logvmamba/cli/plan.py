@@ -133,17 +133,18 @@ def _legend(made: LoGVMambaPlanner) -> str:
 
 def _show_commands(made: LoGVMambaPlanner, folder: Path, trainer: str) -> None:
     from nnunet_logvmamba.plugin.plans import first_fold
+    from nnunet_logvmamba.plugin.preprocessed_cases import has_cases, preprocessing
 
     number = made.dataset_name[len("Dataset") :].partition("_")[0]
     plans = made.plans_identifier
     missing = [
         name
         for name in made.memory
-        if not (folder / made.configuration(name).data_identifier).is_dir() and "cascade" not in name
+        if not has_cases(folder / made.configuration(name).data_identifier) and "cascade" not in name
     ]
     print()
     if missing:
-        terminal.show_command(f"nnUNetv2_preprocess -d {int(number)} -plans_name {plans} -c {' '.join(missing)}")
+        terminal.show_command(preprocessing(made.dataset_name, plans, missing))
     for name in made.memory:
         fold = first_fold(made.configuration(name))
         terminal.show_command(f"nnUNetv2_train {int(number)} {name} {fold} -tr nnUNetTrainer{trainer} -p {plans}")

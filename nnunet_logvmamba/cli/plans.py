@@ -87,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunet_logvmamba.plugin.preprocessed_cases import has_cases, preprocessing
+
     library.check_dataset_json(dataset_json, path.with_name("dataset.json"))
     plans, names = library.add_configuration(
         plans,
@@ -103,8 +105,13 @@ def run(args: argparse.Namespace) -> int:
     if dataset.isdecimal() and len(find_candidate_datasets(int(dataset))) > 1:
         dataset = path.parent.name  # nnU-Net takes 1001 for 100, too, and refuses both by their numbers
     options = ("" if args.plans == "nnUNetPlans" else f" -p {args.plans}") + device_option()
+    managers = {name: PlansManager(plans).get_configuration(name) for name in names}
+    missing = [name for name, manager in managers.items() if not has_cases(path.parent / manager.data_identifier)]
+    if missing:
+        terminal.show("their data are not preprocessed yet:")
+        terminal.show_command(preprocessing(path.parent.name, args.plans, missing))
     for name in sorted(names, key=lambda name: "previous_stage" in plans["configurations"][name]):
-        manager = PlansManager(plans).get_configuration(name)
+        manager = managers[name]
         family = catalogue.PATHS.get(manager.network_arch_class_name, catalogue.DEFAULT).trainer
         fold = library.first_fold(manager)
         terminal.show_command(f"nnUNetv2_train {dataset} {name} {fold} -tr nnUNetTrainer{family}{options}")

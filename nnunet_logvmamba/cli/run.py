@@ -91,8 +91,11 @@ def run(args: argparse.Namespace) -> int:
     _say(f"checked: {wanted.dataset}, {len(wanted.cases)} labelled case(s), device {wanted.device}")
     if wanted.new_cases:
         _say(f"checked: {wanted.new_cases} case(s) to predict")
-    if wanted.device == "cpu" and not args.quick and not any("epochs" in name for name in args.trainer):
-        _say("note: nnU-Net's schedule has 250,000 steps, far too many for a CPU; --quick trains 400")
+    if wanted.device == "cpu" and not args.quick:
+        for trainer, steps in wanted.steps_due().items():
+            if steps >= first_run.MANY_STEPS:
+                shorter = "" if "epoch" in trainer else "; --quick trains 400"  # epochs of a name go before those
+                _say(f"note: {trainer} trains {steps:,} steps, far too many for a CPU{shorter}")
     first_run.run_steps(
         wanted.steps(dry_run=args.dry_run),
         wanted.logs,

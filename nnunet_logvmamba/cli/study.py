@@ -119,10 +119,8 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "predict":
         return _predict(args)
     study = _study(args)
-    from nnunet_logvmamba.plugin import cluster
-
-    if getattr(args, "on", None) == "slurm" and not args.dry_run:
-        cluster.check()
+    if getattr(args, "on", None) == "slurm":
+        _check_cluster(dry_run=args.dry_run)
     from nnunet_logvmamba.plugin import study as library  # late, because it imports torch
 
     if args.action == "status":
@@ -130,8 +128,8 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "cancel":
         return _cancel(library.Planned(study))
     on = args.on or library.Planned(study).ran_on or "local"
-    if on == "slurm" and not args.dry_run:
-        cluster.check()
+    if on == "slurm" and args.on is None:
+        _check_cluster(dry_run=args.dry_run)
     planned = library.Planned(study, on=on, elsewhere=on == "slurm")
     planned.check()
     due, theirs = planned.split(planned.due())
@@ -159,6 +157,18 @@ def _study(args: argparse.Namespace) -> Study:
 def _say(text: str) -> None:
     terminal.show(text)
     sys.stdout.flush()  # before the commands write to the same terminal
+
+
+def _check_cluster(*, dry_run: bool) -> None:
+    """Refuse where no job can be handed over; a dry run may plan for another machine, and says what this one lacks."""
+    from nnunet_logvmamba.plugin import cluster
+
+    try:
+        cluster.check()
+    except UserError as error:
+        if not dry_run:
+            raise
+        _say(f"note: nothing could be submitted from here: {error}")
 
 
 def _how() -> dict[str, Any]:
@@ -282,7 +292,7 @@ def _predict(args: argparse.Namespace) -> int:
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}: name that of {what}")
     if args.on == "slurm":
-        cluster.check()
+        _check_cluster(dry_run=args.dry_run)
     from nnunet_logvmamba.plugin import first_run  # late, because these import torch
     from nnunet_logvmamba.plugin.shards import Shard, Shards
     from nnunet_logvmamba.results.runs import absolute, folds_of

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,17 @@ def device_option() -> str:
     """Give what nnU-Net's commands need in order to run here, `` -device cpu`` or so; nothing where CUDA will do."""
     device = best_device()
     return "" if device == "cuda" else f" -device {device}"
+
+
+def not_written_out(variable: str) -> str | None:
+    """Say that a variable names a folder below ``~``, which nnU-Net takes for a name; None if it does not."""
+    folder = os.environ.get(variable, "").strip()
+    if not folder.startswith("~"):
+        return None
+    return (
+        f"{variable} is {folder}, in which nnU-Net does not replace ~ by your home: export the whole path, or without "
+        "the quotes around it"
+    )
 
 
 def version_of(distribution: str) -> str | None:

@@ -36,7 +36,14 @@ from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.acceptance import Model, check_folder, check_images
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, read_checkpoint
-from nnunet_logvmamba.plugin.plans import check_dataset_json, configurations_of, why_not_planned
+from nnunet_logvmamba.plugin.environment import not_written_out
+from nnunet_logvmamba.plugin.plans import (
+    TRAINING_KEY,
+    check_dataset_json,
+    check_training_settings,
+    configurations_of,
+    why_not_planned,
+)
 from nnunet_logvmamba.plugin.trainer_names import check_trainer, find_trainer
 from nnunet_logvmamba.results import runs
 
@@ -45,6 +52,9 @@ PLANS = "nnUNetPlans"
 PLANNED = ("2d", "3d_fullres", "3d_lowres")
 NNUNETS_FOLDS = 5
 QUICK = {"num_epochs": 8, "num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 5}
+NNUNETS_SCHEDULE = {"num_epochs": 1000, "num_iterations_per_epoch": 250}
+MANY_STEPS = 25_000
+"""A tenth of nnU-Net's schedule."""
 QUICK_BATCH = 2
 QUICK_VOXELS = {2: 128 * 128, 3: 24 * 40 * 24}
 """The patch of a quick run has at most so many voxels per axes of the network, if its strides allow it."""
@@ -385,6 +395,26 @@ class FirstRun:
             folds = ["--folds", *self.request.folds]
             yield Step("compare the trainers", ("logvmamba", "compare", *models, *folds))
 
+    def steps_due(self) -> dict[str, int]:
+        """Give the trainers that still have to train, each with the steps that one of its trainings takes."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        plans, configured = self._plans(), {}
+        if plans is not None and self.configuration in plans["configurations"]:
+            manager = PlansManager(plans).get_configuration(self.configuration)
+            configured = check_training_settings(manager.configuration.get(TRAINING_KEY))
+        found = {}
+        for trainer in self.request.trainers:
+            trainings = [self._training(trainer, fold, dry_run=True) for fold in self.request.folds]
+            if all(step.finished is not None or "--val" in step.command for step in trainings):
+                continue
+            # A configuration says nothing to nnU-Net's own trainers, of which a name may.
+            ours = configured if hasattr(find_trainer(trainer), "named_epochs") else {}
+            schedule, named = {**NNUNETS_SCHEDULE, **ours}, re.search(r"_(\d+)epochs?(?:_|$)", trainer)
+            epochs = int(named[1]) if named else schedule["num_epochs"]
+            found[trainer] = epochs * schedule["num_iterations_per_epoch"]
+        return found
+
     def _preparation(self) -> Iterator[Step]:
         yield self._preprocessing([self.request.configuration])
         self._check_planned(self._plans())  # a small data set has no 3d_lowres
@@ -617,17 +647,6 @@ def nnunet_folders() -> tuple[Path, Path, Path]:
     if not raw.is_dir():
         raise UserError(f"nnUNet_raw is {raw}, and there is no such folder: make it, and put the data set into it")
     return raw, preprocessed, results
-
-
-def not_written_out(variable: str) -> str | None:
-    """Say that a variable names a folder below ``~``, which nnU-Net takes for a name; None if it does not."""
-    folder = os.environ.get(variable, "").strip()
-    if not folder.startswith("~"):
-        return None
-    return (
-        f"{variable} is {folder}, in which nnU-Net does not replace ~ by your home: export the whole path, or without "
-        "the quotes around it"
-    )
 
 
 def _check_reference(labels: Labels, pair: tuple[Path, Path]) -> None:

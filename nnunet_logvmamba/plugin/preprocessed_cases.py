@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, nnUNetBaseDataset
 
+from nnunet_logvmamba import files
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
 from nnunet_logvmamba.evaluation.parallel import map_cases
-from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.plugin.observations import Examination, Seen
 from nnunet_logvmamba.results.runs import read_json
 
@@ -27,6 +27,7 @@ OUTSIDE = -1
 
 MEND = "mend it in the raw data set or leave the case out, and preprocess again"
 
+_OF_PLANNED = ("dataset_fingerprint.json", "gt_segmentations")
 _ENDINGS = (".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError)
 
@@ -58,7 +59,7 @@ def remember(folder: Path, labels: Sequence[int], cases: Mapping[str, Stamps]) -
         OSError: If the file cannot be written; what was there stays.
     """
     content = {"labels": list(labels), "cases": {**known_cases(folder, labels), **cases}}
-    replace_text(memory_file(folder), json.dumps(content) + "\n")
+    files.replace_text(memory_file(folder), json.dumps(content) + "\n")
 
 
 def unchecked(folder: Path, cases: Iterable[str], labels: Sequence[int]) -> dict[str, Stamps]:
@@ -71,6 +72,17 @@ def unchecked(folder: Path, cases: Iterable[str], labels: Sequence[int]) -> dict
 def _stamps(folder: Path, case: str, names: set[str]) -> Stamps:
     files = [(folder / f"{case}{ending}").stat() for ending in _ENDINGS if f"{case}{ending}" in names]
     return [[file.st_size, file.st_mtime_ns] for file in files]
+
+
+def has_cases(folder: Path) -> bool:
+    """Whether a folder is there and holds preprocessed cases; an interrupted preprocessing may leave an empty one."""
+    return folder.is_dir() and any(file.suffix in (".b2nd", ".npz") for file in folder.iterdir())
+
+
+def preprocessing(dataset: str, plans: str, configurations: Iterable[str]) -> str:
+    """Give nnU-Net's command that preprocesses configurations of the plans of a data set, which is given by name."""
+    number = dataset.removeprefix("Dataset").partition("_")[0]
+    return f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {' '.join(configurations)}"
 
 
 def fault(dataset: nnUNetBaseDataset, case: str, labels: Sequence[int], channels: Mapping[str, str]) -> str | None:
@@ -136,7 +148,9 @@ def examine(folder: Path, *, processes: int = 1) -> Examination:
         for one in several
     ]
     seen += [(f"{path.name}/{name}", one) for path in folders for name, one in _strays(path)]
-    counts = ", ".join(f"{sum(path == one for path, _ in cases)} case(s) in {one.name}" for one in folders)
+    numbers = {one: sum(path == one for path, _ in cases) for one in folders}
+    seen += _not_preprocessed(folder, numbers, content.get("numTraining"))
+    counts = ", ".join(f"{number} case(s) in {one.name}" for one, number in numbers.items()) or "no case"
     return Examination(f"preprocessed: {counts}", len(cases), tuple(seen), {"labels": ", ".join(map(str, labels[1:]))})
 
 
@@ -162,20 +176,66 @@ def _strays(folder: Path) -> Iterator[tuple[str, Seen]]:
             yield file.name, Seen("stray file", said, fatal=True)
 
 
+def is_preprocessed(folder: Path) -> bool:
+    """Whether a folder is that of a planned data set, or holds preprocessed cases in some folder or itself."""
+    return bool(folders_of(folder) or _planned(folder))
+
+
+def _not_preprocessed(folder: Path, numbers: Mapping[Path, int], whole: object) -> Iterator[tuple[str, Seen]]:
+    """Say which folders were made for cases and hold none or not all.
+
+    Args:
+        folder: As for :func:`examine`.
+        numbers: Cases of each folder that holds some.
+        whole: Number of all cases, as ``dataset.json`` has it.
+    """
+    planned = _planned(folder)
+    if planned and not any(path.is_dir() for path in (*planned, *numbers)):
+        file = next(file for file, _ in planned.values())
+        names = (name for of, name in planned.values() if of == file)
+        said = f"no preprocessed case is in {folder}: run {preprocessing(file.resolve().parent.name, file.stem, names)}"
+        yield file.stem, Seen("no cases", said, fatal=True)
+    for path, (file, name) in planned.items():
+        number = numbers.get(path, 0 if path.is_dir() else None)
+        if number == 0 or number is not None and isinstance(whole, int) and number < whole:
+            command = preprocessing(file.resolve().parent.name, file.stem, [name])
+            there = f"{number} of {whole} preprocessed cases are" if number else "no preprocessed case is"
+            said = f"{there} in {path}, as where preprocessing was interrupted: run {command}"
+            yield path.name, Seen("too few cases" if number else "no cases", said, fatal=not number)
+
+
+def _planned(folder: Path) -> dict[Path, tuple[Path, str]]:
+    """Give folders of cases, there or not, with the plans and the first configuration that name them.
+
+    Args:
+        folder: A preprocessed data set, or the folder of a configuration in it.
+    """
+    found: dict[Path, tuple[Path, str]] = {}
+    home = folder if (folder / "dataset.json").is_file() else folder.parent
+    for file in [] if _is_raw(folder) or not (home / "dataset.json").is_file() else sorted(home.glob("*.json")):
+        content = files.read_json(file, "plan the data set anew")
+        configurations = content.get("configurations") if isinstance(content, dict) else None
+        for name, entry in configurations.items() if isinstance(configurations, dict) else ():
+            identifier = entry.get("data_identifier") if isinstance(entry, dict) else None
+            if identifier and folder in (home, home / identifier):
+                found.setdefault(home / identifier, (file, name))
+    return found
+
+
 def folders_of(folder: Path) -> list[Path]:
     """Give the folder, and those in it, that hold preprocessed cases; none of a raw data set."""
     if _is_raw(folder):
         return []
     folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    return [path for path in folders if any(file.suffix in (".b2nd", ".npz") for file in path.iterdir())]
+    return [path for path in folders if has_cases(path)]
 
 
 def _is_raw(folder: Path) -> bool:
-    """Whether a folder has images or lists them; preprocessing copies the list, and the label maps beside it."""
+    """Whether a folder has images or lists them; planning copies the list, preprocessing the label maps beside it."""
     file = folder / "dataset.json"
     if (folder / "imagesTr").is_dir():
         return True
-    return file.is_file() and "dataset" in read_json(file) and not (folder / "gt_segmentations").is_dir()
+    return file.is_file() and "dataset" in read_json(file) and not any((folder / name).exists() for name in _OF_PLANNED)
 
 
 def channel_in_words(channel: int, channels: Mapping[str, Any]) -> str:

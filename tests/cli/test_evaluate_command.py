@@ -843,6 +843,7 @@ def test_instance_maps_without_their_option_are_refused_with_it(volumes, capsys)
     ("words", "sentence"),
     [
         (("--iou", "0.9"), "--iou is of instance maps"),
+        (("--iou", "0.5"), "--iou is of instance maps"),
         (("--border", "0"), "--border is of instance maps"),
         (("--tile", "20"), "--tile is of instance maps"),
         (("--metrics", "Dice", "--tolerance", "1"), "--tolerance is that of NSD"),

@@ -42,6 +42,13 @@ def test_the_plans_are_written_beside_nnunets_and_the_commands_printed(project, 
     assert "2.61 GiB" in said
 
 
+def test_a_preprocessing_that_was_interrupted_is_begun_again(project, capsys):
+    for file in (project.plans_file.parent / f"{PLANS}_2d").iterdir():
+        file.unlink()
+    assert main(CALL) == 0
+    assert f"nnUNetv2_preprocess -d 998 -plans_name {DEFAULT} -c 2d\n" in capsys.readouterr().out
+
+
 def test_plans_that_are_there_are_replaced_only_when_told_to(project, capsys):
     assert main(CALL) == 0
     file = project.plans_file.with_name(f"{DEFAULT}.json")

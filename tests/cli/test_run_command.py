@@ -103,6 +103,29 @@ def test_a_quick_run_writes_its_schedule_with_logvmamba_plans(folders, capsys):
     assert list(map(int, patch.split())) == plans["configurations"]["2d"]["patch_size"]  # small enough
 
 
+def test_a_cpu_is_warned_of_the_steps_that_are_due_and_of_no_others(folders, capsys):
+    def noted(*trainers: str) -> list[str]:
+        said = dry_run(capsys, 998, "2d", "--device", "cpu", "--trainer", *trainers)
+        return re.findall(r"^note: nnUNetTrainer(\S*) trains (\S+ steps.*)$", said, re.M)
+
+    ours = ("LoGVMamba", "250,000 steps, far too many for a CPU; --quick trains 400")
+    named = ("LoGVMamba_500epochs", "125,000 steps, far too many for a CPU")
+    stock = ("_1epoch", "_250epochs_NoMirroring", "_5epochs", "NoMirroring")
+    assert noted(TRAINER, f"{TRAINER}_2epochs", f"{TRAINER}_500epochs") == [ours, named]
+    entry = {"data_identifier": "x", "patch_size": [16, 16], "architecture": {}, "logvmamba": {"num_epochs": 1}}
+    short = {"inherits_from": "base", "logvmamba": {"num_epochs": 1000, "num_iterations_per_epoch": 3}}
+    plans = {"dataset_name": small_dataset.NAME, "plans_name": "nnUNetPlans"}
+    plans["configurations"] = {"base": entry, "2d": short}
+    (folders.preprocessed / small_dataset.NAME).mkdir()
+    (folders.preprocessed / small_dataset.NAME / "nnUNetPlans.json").write_text(json.dumps(plans))
+    found = noted(TRAINER, *(f"nnUNetTrainer{name}" for name in stock))
+    assert [name for name, _ in found] == ["_250epochs_NoMirroring", "NoMirroring"]
+    fold = folders.results / small_dataset.NAME / "nnUNetTrainerNoMirroring__nnUNetPlans__2d" / "fold_0"
+    (fold / "validation").mkdir(parents=True)
+    (fold / "checkpoint_final.pth").touch()
+    assert noted("nnUNetTrainerNoMirroring") == [], "it is to be validated only"
+
+
 @pytest.mark.parametrize(
     ("planned", "strides", "quick"),
     [

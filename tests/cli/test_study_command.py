@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import small_dataset
+import small_model
 from commands import NnunetFolders, commands_in
 
 from nnunet_logvmamba.cli import main
@@ -396,6 +397,23 @@ def test_without_submitit_or_slurm_nothing_is_submitted(file, folders, monkeypat
     monkeypatch.delitem(sys.modules, "submitit")
     pytest.importorskip("submitit", reason="needs submitit, which is not installed")
     assert "there is no sbatch here" in refused(capsys, "run", file, "--on", "slurm")
+    assert all_files(folders) == before
+
+
+def test_a_dry_run_plans_for_a_cluster_from_anywhere_and_says_what_is_missing_here(
+    file, folders, tmp_path, monkeypatch, capsys
+):
+    model = small_model.write_model(folders.results / small_dataset.NAME, 3, [16, 16, 16])
+    images = folders.raw / small_dataset.NAME / "imagesTr"
+    before = all_files(folders)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    note = "note: nothing could be submitted from here: --on slurm needs submitit: pip install"
+    for words in ((file,), ("predict", model, images, tmp_path / "out", "--shards", 2)):
+        said = dry_run(capsys, *words, "--on", "slurm")
+        assert said.startswith(note)
+        assert said.count(note) == 1
+        assert commands_in(said)
     assert all_files(folders) == before
 
 

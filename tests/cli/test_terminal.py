@@ -17,7 +17,7 @@ import small_results
 from commands import BIN
 from tifffile import imwrite
 
-from nnunet_logvmamba.cli import main, terminal
+from nnunet_logvmamba.cli import completion, main, terminal
 
 COLUMNS = 80
 
@@ -143,6 +143,34 @@ def test_the_doctor_and_a_real_training_fit_a_terminal(trained, monkeypatch):
     ):
         shown = run_on_pseudo_terminal([str(BIN / "logvmamba"), *map(str, words)])
         assert [line for line in too_wide(shown) if len(max(line.split(), key=len)) < 60] == [], words
+
+
+@pytest.mark.parametrize(
+    ("words", "unbuffered", "code"),
+    [("study --help", "", 141), ("completion bash", "", 141), ("completion bash", "1", 141), ("study x.toml", "", 2)],
+)
+def test_a_pipe_that_its_reader_has_closed_ends_a_command_quietly_and_hides_no_error(words, unbuffered, code):
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with os.fdopen(writing, "wb") as pipe:
+        command = [BIN / "logvmamba", *words.split()]
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, env=environment, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, int(code == 2))
+
+
+def test_another_pipe_that_breaks_is_an_error(monkeypatch, capfd):
+    def write(args):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "wb", buffering=0) as pipe:
+            pipe.write(b"x")
+
+    monkeypatch.setattr(completion, "run", write)
+    with os.fdopen(os.dup(1), "w") as stdout:  # a file, as that of a command
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["completion", "bash"]) == 2
+    assert capfd.readouterr().err == "logvmamba: completion: Broken pipe\n"
 
 
 def test_the_columns_of_a_summary_are_explained_within_the_width(on_terminal):

@@ -1,6 +1,7 @@
 """Exit codes, and what is said when a command fails."""
 
 import importlib
+import os
 import re
 import shlex
 import signal
@@ -127,6 +128,10 @@ def test_every_help_ends_with_examples_that_parse_and_a_page_that_exists(name, c
         ("Dataset503_EndoVis2017", "--restore SOURCE OUT --geometry full-third", "--geometry is not for --restore"),
         ("Dataset503_EndoVis2017", "SOURCE --images-only OUT --folds published", "--folds is not for --images-only"),
         ("Dataset504_NeurIPSCellSeg", "SOURCE --grow 0", "--grow is not for a conversion"),
+        ("Dataset504_NeurIPSCellSeg", "SOURCE --grow 2", "--grow is not for a conversion"),
+        ("Dataset504_NeurIPSCellSeg", "--gro=2 SOURCE", "--grow is not for a conversion"),
+        ("Dataset501_BraTS2020", "--images-only SOURCE OUT --protocol crossval", "--protocol is not for --images-only"),
+        ("Dataset004_Hippocampus", "--restore SOURCE OUT -d 4", "--dataset-id is not for --restore"),
         ("Dataset504_NeurIPSCellSeg", "--images-only SOURCE OUT --test-share 0.2", "--test-share is not for"),
         ("Dataset004_Hippocampus", "--restore SOURCE OUT -d 9", "--dataset-id is not for --restore"),
     ],
@@ -136,6 +141,34 @@ def test_an_option_that_would_do_nothing_is_refused(name, words, says, capsys):
         importlib.import_module(f"dataset_conversion.{name}").main(words.split())
     assert end.value.code == 2
     assert f"error: {says}" in capsys.readouterr().err
+
+
+MADE = "hippocampus target --cases 1 --shape 16 16 16"
+
+
+@pytest.mark.parametrize(("words", "unbuffered"), [("--help", ""), (MADE, ""), (MADE, "1")])
+def test_a_pipe_that_its_reader_has_closed_ends_a_command_quietly(words, unbuffered, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-m", "dataset_conversion.phantoms", *words.split()]
+    options = {"stderr": subprocess.PIPE, "env": environment, "cwd": tmp_path, "text": True, "check": False}
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(command, stdout=pipe, **options)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_pipe_that_breaks_is_an_error(monkeypatch, capfd):
+    def command():
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "wb", buffering=0) as pipe:
+            pipe.write(b"x")
+
+    with os.fdopen(os.dup(1), "w") as stdout:  # a file, as that of a command
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert command_line.run(command) == 2
+    assert capfd.readouterr().err.startswith("error: Broken pipe; ")
 
 
 def test_run_does_not_hide_programming_errors():

@@ -392,6 +392,38 @@ def test_a_file_at_which_nnunet_stops_in_preprocessed_data_is_named(tmp_path, as
     assert said in found["FAILS", "stray file"]["text"]
 
 
+def test_an_interrupted_preprocessing_comes_with_the_command_that_does_it_again(tmp_path, ask):
+    from commands import NnunetFolders
+
+    folder = small_dataset.copy_into(NnunetFolders.below(tmp_path)).parent
+    shutil.rmtree(folder / "gt_segmentations")  # which comes last
+    (folder / "splits_final.json").write_text("[]")
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**content, "dataset": {}}))  # a data set may list its files
+    two, three = (folder / f"nnUNetPlans_{name}" for name in ("2d", "3d_fullres"))
+
+    def said(where: Path, state: str = "FAILS", kind: str = "no cases") -> str:
+        code, found = ask(where)
+        assert code == (state == "FAILS")
+        assert list(found) == [(state, kind)]
+        return found[state, kind]["text"]
+
+    command = "run nnUNetv2_preprocess -d 998 -plans_name nnUNetPlans -c 2d"
+    again = f"as where preprocessing was interrupted: {command}"
+    for file in two.glob("ball_1*"):
+        file.unlink()
+    few = said(folder, "note", "too few cases")
+    assert few == f"4 of 5 preprocessed cases are in nnUNetPlans_2d, {again}"
+    for file in two.iterdir():
+        file.unlink()
+    for _ in range(2):
+        assert said(folder) == f"no preprocessed case is in nnUNetPlans_2d, {again}"
+        assert said(two) == f"no preprocessed case is in {two}, {again}"
+        shutil.rmtree(three, ignore_errors=True)
+    two.rmdir()
+    assert said(folder) == f"no preprocessed case is in {folder}: {command} 3d_fullres"
+
+
 def test_a_preprocessed_data_set_is_read_too(tmp_path, ask):
     from commands import NnunetFolders
 

@@ -233,6 +233,18 @@ def test_the_command_writes_a_configuration_that_stock_nnunet_can_read(plans_fil
     }
 
 
+def test_data_that_are_not_preprocessed_come_with_nnunets_command(plans_file, capsys):
+    words = ("--keep-network", "--train", "num_epochs=2")
+    assert command("-c", "2d", "--name", "2d_own", *words) == 0
+    assert "nnUNetv2_preprocess" not in capsys.readouterr().out
+    for file in (plans_file.parent / "nnUNetPlans_2d").iterdir():
+        file.unlink()
+    assert command("-c", "2d", "--name", "2d_own", *words, "--overwrite") == 0
+    printed = capsys.readouterr().out.splitlines()
+    first = printed.index("nnUNetv2_preprocess -d 998 -plans_name nnUNetPlans -c 2d_own")
+    assert printed[first + 1].startswith("nnUNetv2_train 998 2d_own 0 ")
+
+
 def test_a_name_is_replaced_only_when_told(plans_file, capsys):
     words = ("-c", "2d", "--name", "2d_own", "--set")
     assert command(*words, "state_size=8") == 0

@@ -126,11 +126,11 @@ class FiniteTrainer(RecordedTrainer):
 
     def _preprocess(self) -> str:
         """The command that preprocesses again; plans that were made of numbers that are not finite spoil every case."""
-        number = self.plans_manager.dataset_name[len("Dataset") :].partition("_")[0]
-        plans = self.plans_manager.plans_name
+        dataset, plans = self.plans_manager.dataset_name, self.plans_manager.plans_name
         planned = self.plans_manager.foreground_intensity_properties_per_channel
         if np.isfinite([value for channel in planned.values() for value in channel.values()]).all():
-            return f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {self.configuration_name}"
+            return preprocessed_cases.preprocessing(dataset, plans, [self.configuration_name])
+        number = dataset[len("Dataset") :].partition("_")[0]
         return (
             f"nnUNetv2_plan_and_preprocess -d {number} --clean, since the intensities in {plans} are not finite either"
         )

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -22,7 +23,8 @@ from nnunet_logvmamba.cores import THREAD_VARIABLES, usable_cores
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.ops import ahead, backends
-from nnunet_logvmamba.plugin.environment import best_device, torch_build
+from nnunet_logvmamba.plugin import preprocessed_cases
+from nnunet_logvmamba.plugin.environment import best_device, not_written_out, torch_build
 from nnunet_logvmamba.plugin.plans import (
     TRAINING_KEY,
     check_patch,
@@ -66,7 +68,7 @@ class RecipeTrainer(FiniteTrainer):
 
     Raises:
         Refused: Before any folder is created, if there is no such device or configuration here, if the configuration
-            cannot be built, or if its settings are wrong.
+            cannot be built, if its settings are wrong, if nnU-Net's folders are not set or its cases not preprocessed.
     """
 
     network_name: str | None = None
@@ -85,9 +87,12 @@ class RecipeTrainer(FiniteTrainer):
     # nnU-Net stores the arguments under these names in every checkpoint, so they stay as they are.
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = _CUDA):
         _refuse_absent_device(device)
+        _refuse_unset_folder("nnUNet_results")
         saving.check_pretrained_weights(sys.argv)
         self._resumes = bool(plans.get("continue_training"))
         settings = self._checked_settings(plans, configuration, dataset_json, device)
+        if not self._resumes:
+            _refuse_absent_cases(PlansManager(plans), configuration)
         super().__init__(self._own_plans(plans, configuration), configuration, fold, dataset_json, device)
         planned = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
         self.plan_names_our_network = is_ours(planned)
@@ -163,6 +168,7 @@ class RecipeTrainer(FiniteTrainer):
 
     def initialize(self):
         """Seed, then build network, optimizer and loss as nnU-Net does, load a pretrained encoder, log the recipe."""
+        _refuse_absent_cases(self.plans_manager, self.configuration_name)
         self._seed_everything()
         super().initialize()
         self._reading.enter_context(data_only())  # what -pretrained_weights names, nnU-Net reads after this
@@ -358,6 +364,22 @@ def _refuse_absent_device(device: torch.device) -> None:
         return
     options = ["-device cpu", *["-device mps"] * (best_device() == "mps")]
     raise Refused(f"{missing}: run the command with {' or '.join(options)} (in Python, device=torch.device('cpu')).")
+
+
+def _refuse_unset_folder(variable: str) -> None:
+    folder = os.environ.get(variable, "").strip()
+    fault = f"{variable} is not set: export {variable}=/path/to/{variable}" if not folder else not_written_out(variable)
+    if fault is not None:
+        raise Refused(f"{fault} (logvmamba doctor shows all of nnU-Net's folders).")
+
+
+def _refuse_absent_cases(plans: PlansManager, configuration: str) -> None:
+    _refuse_unset_folder("nnUNet_preprocessed")
+    identifier = plans.get_configuration(configuration).data_identifier
+    folder = Path(nnUNet_preprocessed, plans.dataset_name, identifier)
+    if not preprocessed_cases.has_cases(folder):
+        command = preprocessed_cases.preprocessing(plans.dataset_name, plans.plans_name, [configuration])
+        raise Refused(f"{folder} holds no preprocessed case of configuration '{configuration}': run {command} first.")
 
 
 def _refuse_unequal_shares(configuration: str, manager: ConfigurationManager) -> None:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -517,6 +518,42 @@ def test_a_configuration_that_is_not_in_the_plans_is_refused_before_a_folder_is_
         run_training(small_dataset.NUMBER, "3d_fulres", 0, "nnUNetTrainerLoGVMambaSwin", device=torch.device("cpu"))
     assert isinstance(end.value, SystemExit)
     assert results(nnunet_folders) == []
+
+
+@pytest.mark.parametrize("leave", [shutil.rmtree, lambda folder: [file.unlink() for file in folder.iterdir()]])
+def test_data_that_are_not_preprocessed_are_refused_before_a_folder_is_made(leave, plans_file, nnunet_folders):
+    leave(plans_file.parent / "nnUNetPlans_2d")  # or an interrupted preprocessing has left it empty
+    words = (small_dataset.NUMBER, "2d", 0, "nnUNetTrainerLoGVMamba")
+    command = "run nnUNetv2_preprocess -d 998 -plans_name nnUNetPlans -c 2d first"
+    for continues in (False, True):
+        with pytest.raises(RuntimeError, match=f"/nnUNetPlans_2d holds no preprocessed case of .*: {command}") as end:
+            run_training(*words, continue_training=continues, device=torch.device("cpu"))
+        assert isinstance(end.value, SystemExit)
+        if not continues:
+            assert results(nnunet_folders) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("nnUNet_results", None, "nnUNet_results is not set: export nnUNet_results="),
+        ("nnUNet_results", "", "nnUNet_results is not set: export nnUNet_results="),
+        ("nnUNet_results", "~/results", "nnUNet_results is ~/results, in which nnU-Net does not replace ~"),
+        ("nnUNet_preprocessed", None, "nnUNet_preprocessed is not set: export nnUNet_preprocessed="),
+    ],
+)
+def test_a_folder_of_nnunets_that_is_not_set_is_named_before_a_folder_is_made(
+    variable, value, said, make, nnunet_folders, monkeypatch
+):
+    if value is None:
+        monkeypatch.delenv(variable)
+    else:
+        monkeypatch.setenv(variable, value)
+    monkeypatch.chdir(nnunet_folders.raw)
+    with pytest.raises(RuntimeError, match=said) as end:
+        make("nnUNetTrainerLoGVMamba")
+    assert isinstance(end.value, SystemExit)
+    assert [*nnunet_folders.raw.iterdir(), *results(nnunet_folders)] == []
 
 
 def test_the_stock_network_is_not_taken_from_a_configuration_of_ours(make, nnunet_folders):
