@@ -15,6 +15,14 @@ from nnunet_logvmamba.plugin import first_run
 WHICH = (signal.SIGINT, signal.SIGTERM)
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Ctrl-C is heeded, which a process that a shell began in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("which", WHICH)
 def test_what_comes_in_a_block_comes_at_its_end(which):
     said = []
@@ -65,7 +73,7 @@ def test_a_step_is_ended_by_an_interrupt_that_comes_while_it_begins(which, tmp_p
             signal.raise_signal(which)
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
-    step = first_run.Step("wait", (sys.executable, "-c", "import time; time.sleep(600)"))
+    step = first_run.Step("wait", (sys.executable, "-c", "import time; time.sleep(60)"))
     with pytest.raises(KeyboardInterrupt), interrupts.unwinding():
         first_run.execute(step, tmp_path)
     (process,) = begun
