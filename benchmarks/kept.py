@@ -14,7 +14,7 @@ from nnunet_logvmamba import files
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.results.logs import read_text_logs
 from nnunet_logvmamba.results.record import RECORD_NAME
-from nnunet_logvmamba.results.runs import SOURCES, SUMMARY, folds_of, is_finished
+from nnunet_logvmamba.results.runs import SOURCES, SUMMARY, folds_of, is_begun, is_finished
 
 OF_A_MODEL = "plans.json", "dataset.json"
 VALIDATION = "validation"
@@ -48,7 +48,7 @@ def restore(file: Path, results: Path, models: Container[str]) -> list[str]:
     restored = []
     for name, training in read(file).items():
         fold = results / PurePath(name)
-        if fold.parent.name not in models or is_finished(fold) or _has_begun(fold):
+        if fold.parent.name not in models or is_finished(fold) or is_begun(fold):
             continue
         texts = {fold.parent / part: training["model"][part] for part in OF_A_MODEL}
         texts |= {fold / part: content for part, content in training["fold"].items()}
@@ -90,10 +90,6 @@ def keep(file: Path, results: Path, models: Container[str]) -> list[str]:
         head = f'{{"format": {FORMAT}, "circumstances": {json.dumps(here)}, "trainings": {{\n'
         files.replace_text(file, head + ",\n".join(lines) + "\n}}\n")
     return list(new)
-
-
-def _has_begun(fold: Path) -> bool:
-    return any(next(fold.glob(kind), None) for kind in ("training_log_*", "checkpoint_*"))
 
 
 def _finished(results: Path, models: Container[str]) -> Iterator[tuple[str, Path]]:

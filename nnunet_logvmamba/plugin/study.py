@@ -84,7 +84,7 @@ class Trainings(FirstRun):
             return
         for trainer in self.request.trainers:
             model = self.model(trainer)
-            if not (model / "plans.json").is_file() or not any(map(_is_begun, runs.folds_of(model))):
+            if not (model / "plans.json").is_file() or not any(map(runs.is_begun, runs.folds_of(model))):
                 continue
             other = self._what_is_other(trainer, plans, runs.read_json(model / "plans.json"))
             if other is not None:
@@ -388,7 +388,7 @@ class Planned:
             if job.stage == "train"
             and self.key(job) not in begun
             and not self.is_trained(job)
-            and _is_begun(self._fold(job))
+            and runs.is_begun(self._fold(job))
             and self._is_fresh(job)
         ]
 
@@ -489,7 +489,7 @@ class Planned:
             return State("waiting", "" if in_queue == "PENDING" else in_queue.lower())
         if failure.is_file():
             return State("failed", failure.read_text(encoding="utf-8").strip())
-        if trains and _is_begun(self._fold(job)):
+        if trains and runs.is_begun(self._fold(job)):
             if key not in begun and self._is_fresh(job):
                 return State("running", self._progress(job))
             return State("failed", f"it ended without a word, {self._progress(job, eta=False)}")
@@ -522,10 +522,6 @@ class Planned:
         if not (eta and total and seconds):
             return text
         return f"{text}, {_duration(median(seconds[-20:]) * (total - len(seconds)))} to go"
-
-
-def _is_begun(fold: Path) -> bool:
-    return any((fold / name).is_file() for name in CHECKPOINTS) or any(fold.glob("training_log_*.txt"))
 
 
 def _seconds(log: Mapping[str, list[float]]) -> list[float]:

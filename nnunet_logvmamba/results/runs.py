@@ -164,6 +164,11 @@ def is_finished(fold: Path) -> bool:
     return (fold / "validation" / SUMMARY).is_file() and not is_under_way(fold)
 
 
+def is_begun(fold: Path) -> bool:
+    """True if a training was begun in the folder, by what nnU-Net writes: a log, then checkpoints."""
+    return any(next(fold.glob(kind), None) for kind in ("training_log_*.txt", "checkpoint_*.pth"))
+
+
 def is_under_way(fold: Path) -> bool:
     """True if the training that began last has not ended: by its checkpoints, or by its record.
 

@@ -158,34 +158,38 @@ os._exit(3)
 """
 
 
-def test_a_step_that_has_ended_stays_so_if_its_process_goes_down_behind_it(tmp_path, monkeypatch):
-    (tmp_path / "gpu_steps.py").write_text(WORKER)
+@pytest.fixture
+def supervised(tmp_path, monkeypatch):
+    """Has two steps run by another program, and gives what the journal says then."""
     monkeypatch.setattr(gpu_proof, "HERE", tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
-    gpu_proof.supervise(["scan", "network"], tmp_path, "a1", [], environment, time.time() + 60)
-    found = gpu_journal.read(tmp_path)
+
+    def run(program: str) -> dict[str, dict]:
+        (tmp_path / "gpu_steps.py").write_text(program)
+        environment = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
+        gpu_proof.supervise(["scan", "network"], tmp_path, "a1", [], environment, time.time() + 60)
+        return gpu_journal.read(tmp_path)
+
+    return run
+
+
+def test_a_step_that_has_ended_stays_so_if_its_process_goes_down_behind_it(supervised):
+    found = supervised(WORKER)
     assert {name: step["state"] for name, step in found.items()} == {"scan": "end", "network": "end"}
 
 
-def test_a_step_that_crashes_as_soon_as_it_has_begun_is_stopped_and_the_next_one_begins(tmp_path, monkeypatch):
-    (tmp_path / "gpu_steps.py").write_text(CRASHING)
-    monkeypatch.setattr(gpu_proof, "HERE", tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
-    gpu_proof.supervise(["scan", "network"], tmp_path, "a1", [], environment, time.time() + 60)
-    found = gpu_journal.read(tmp_path)
+def test_a_step_that_crashes_as_soon_as_it_has_begun_is_stopped_and_the_next_one_begins(supervised):
+    found = supervised(CRASHING)
     assert {name: (step["state"], step["why"]) for name, step in found.items()} == dict.fromkeys(
         ("scan", "network"), ("stopped", "exit code 3")
     )
 
 
-def test_a_process_that_cannot_begin_is_not_started_for_every_step_and_stops_none(tmp_path, monkeypatch, capfd):
-    (tmp_path / "gpu_steps.py").write_text("import sys; sys.exit('there is no GPU')")
-    monkeypatch.setattr(gpu_proof, "HERE", tmp_path)
-    gpu_proof.supervise(["scan", "network"], tmp_path, "a1", [], dict(os.environ), time.time() + 60)
+def test_a_process_that_cannot_begin_is_not_started_for_every_step_and_stops_none(supervised, capfd):
+    found = supervised("import sys; sys.exit('there is no GPU')")
     said = capfd.readouterr()
     assert said.err.count("there is no GPU") == 1
     assert "no step has begun, exit code 1" in said.out
-    assert gpu_journal.read(tmp_path) == {}
+    assert found == {}
 
 
 def test_the_commit_is_that_of_the_code_which_runs_and_not_of_another_that_was_prepared(tmp_path):
