@@ -1,5 +1,6 @@
 """What constructors say to values that do not fit: one sentence with the name, the value and what is needed."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -75,6 +76,17 @@ def share(name: str, value: Any) -> float:
     """
     if not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise ValueError(f"{name} is {value!r}; a number from 0 to below 1 is needed")
+    return float(value)
+
+
+def above_zero(name: str, value: Any) -> float:
+    """Give ``value`` as a float.
+
+    Raises:
+        ValueError: If it is no finite number above 0.
+    """
+    if not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} is {value!r}; a number above 0 is needed")
     return float(value)
 
 

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import whole
+from .arguments import above_zero, share, whole
 from .global_tokens import GlobalTokens
 from .local_tokens import ConvTokens, LocalTokens, check_spatial_dims
 from .selective_ssm import SelectiveSSM, SkipOnly
@@ -36,9 +35,7 @@ class DropPath(nn.Module):
 
     def __init__(self, probability: float):
         super().__init__()
-        if not isinstance(probability, Real) or not 0 <= probability < 1:
-            raise ValueError(f"drop_path is {probability!r}; a probability from 0 to below 1 is needed")
-        self.probability: float = probability
+        self.probability = share("drop_path", probability)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.probability == 0:
@@ -123,7 +120,8 @@ class LoGVMambaBlock(nn.Module):
         squeeze = default_squeeze(spatial_dims) if squeeze is None else whole("squeeze", squeeze)
         inner = whole("expand", expand) * channels
 
-        self.norm = nn.LayerNorm(channels, eps=(1e-6 if spatial_dims == 3 else 1e-5) if norm_eps is None else norm_eps)
+        published_eps = 1e-6 if spatial_dims == 3 else 1e-5
+        self.norm = nn.LayerNorm(channels, eps=published_eps if norm_eps is None else above_zero("norm_eps", norm_eps))
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
         if local_tokens:
             self.local_tokens = LocalTokens(inner, spatial_dims, squeeze, window)

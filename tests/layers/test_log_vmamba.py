@@ -118,6 +118,8 @@ def test_half_precision_autocast_keeps_the_states_in_single():
         ({"squeeze": 5}, "32 channels are not divisible by squeeze 5"),
         ({"state_size": 0}, "state_size is 0"),
         ({"drop_path": 1.0}, "drop_path is 1.0"),
+        ({"norm_eps": "1e-6"}, "norm_eps is '1e-6'; a number above 0 is needed"),
+        ({"norm_eps": 0}, "norm_eps is 0; a number above 0 is needed"),
         ({"canonical_grid": None}, "canonical_grid"),
     ],
 )

@@ -103,6 +103,20 @@ def test_numbers_that_are_not_real_floating_point_are_refused(dtype):
         selective_scan(**arguments)
 
 
+@pytest.mark.parametrize("name", ["u", "A", "D", "delta_bias", "order"])
+def test_what_is_no_tensor_is_refused_by_name(name):
+    arguments = random_arguments(**GOOD, absent=("initial_state",))
+    with pytest.raises(ValueError, match=f"{name} is a list; a tensor is needed"):
+        selective_scan(**arguments | {name: [1.0]})
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C"])
+def test_what_is_needed_is_not_none(name):
+    arguments = random_arguments(**GOOD, absent=("initial_state",))
+    with pytest.raises(ValueError, match=f"{name} is None; a tensor is needed"):
+        selective_scan(**arguments | {name: None})
+
+
 def test_tensors_on_two_devices_are_refused():
     arguments = random_arguments(**GOOD, absent=("initial_state",))
     arguments["C"] = arguments["C"].to("meta")

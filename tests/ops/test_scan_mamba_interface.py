@@ -134,6 +134,12 @@ def test_complex_matrices_are_refused(name):
         selective_scan_fn(**given)
 
 
+@pytest.mark.parametrize("name", ["u", "A", "B", "z"])
+def test_what_is_no_tensor_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"^{name} is a float; a tensor is needed"):
+        selective_scan_fn(**arguments() | {name: 1.0})
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [

@@ -7,6 +7,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from nnunet_logvmamba.ops.arguments import check_tensors
+
 from .backends import check_name
 from .library import causal_conv1d_op
 
@@ -45,9 +47,10 @@ def causal_conv1d(
         Output, shape and dtype of ``x``, contiguous.
 
     Raises:
-        ValueError: If shapes or devices disagree, a dtype is not a real floating-point one, ``order`` is not a
-            permutation, or the backend is unknown or cannot run on the device.
+        ValueError: If shapes or devices disagree, an argument is no tensor, a dtype is not a real floating-point one,
+            ``order`` is not a permutation, or the backend is unknown or cannot run on the device.
     """
+    check_tensors({"x": x, "weight": weight}, {"bias": bias, "order": order})
     tensors = {"x": x, "weight": weight, "bias": bias}
     shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t is not None)
     if x.dim() != 3 or weight.dim() != 2 or (bias is not None and bias.dim() != 1):

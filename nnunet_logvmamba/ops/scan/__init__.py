@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nnunet_logvmamba.ops import backends
+from nnunet_logvmamba.ops.arguments import check_tensors
 
 from .library import selective_scan_op
 
@@ -54,9 +55,9 @@ def selective_scan(
         Output for the rows of ``u``, (batch, length, channels), dtype of ``u``, contiguous.
 
     Raises:
-        ValueError: If two shapes or devices disagree (the message names both tensors and both shapes), if a dtype is
-            not a real floating-point one, if ``order`` is not a permutation, or if the backend is unknown or cannot run
-            on the device.
+        ValueError: If two shapes or devices disagree (the message names both tensors and both shapes), if an argument
+            is no tensor or its dtype not a real floating-point one, if ``order`` is not a permutation, or if the
+            backend is unknown or cannot run on the device.
 
     References: Gu and Dao (2023), Algorithm 2.
     """
@@ -100,6 +101,8 @@ def selective_scan_with_state(
 
 def _check_arguments(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *optional: Tensor | None) -> None:
     D, delta_bias, initial_state, context, order = optional
+    given = dict(zip(_AXES, (u, delta, A, B, C, *optional), strict=True))
+    check_tensors({name: given.pop(name) for name in ("u", "delta", "A", "B", "C")}, given)
     named = {name: tensor for name, tensor in zip(_AXES, (u, delta, A, B, C, *optional)) if tensor is not None}
     for name, tensor in named.items():
         if name == "order":

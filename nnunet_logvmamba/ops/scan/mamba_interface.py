@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_logvmamba.ops.arguments import check_tensors
 from nnunet_logvmamba.ops.scan import selective_scan_with_state
 
 
@@ -45,11 +46,13 @@ def selective_scan_fn(
         gradient.
 
     Raises:
-        ValueError: If A, B or C is complex, or two shapes disagree; messages of the latter kind come from
-            :func:`nnunet_logvmamba.ops.selective_scan` and give shapes in its order, (batch, length, channels).
+        ValueError: If an argument is no tensor, A, B or C is complex, or two shapes disagree; messages of the latter
+            kind come from :func:`nnunet_logvmamba.ops.selective_scan` and give shapes in its order, (batch, length,
+            channels).
 
     References: Gu and Dao (2023), Algorithm 2; interface of mamba-ssm 2.2.
     """
+    check_tensors({"u": u, "delta": delta, "A": A, "B": B, "C": C}, {"D": D, "z": z, "delta_bias": delta_bias})
     for name, tensor in (("A", A), ("B", B), ("C", C)):
         if tensor.is_complex():
             raise ValueError(f"{name} is complex; only real A, B and C are supported, pass a real tensor.")
