@@ -248,6 +248,17 @@ def test_a_cascade_is_trained_and_predicted_stage_by_stage(trainer, own_planned,
     kernels = [value for value in second.checkpoint["network_weights"].values() if value.ndim == 5]
     assert kernels[0].shape[1] == images + labels
 
+    hidden = handed_on.rename(tmp_path / "handed_on")
+    validated = (second.path / "validation" / "summary.json").read_bytes()
+    again = ("nnUNetv2_train", own_planned.number, high, 0, "-tr", trainer, "-p", small, "-device", "cpu")
+    for options in (["--val"], ["--c"]):
+        refused = own_planned.run(*again, *options, check=False)
+        assert refused.returncode != 0
+        assert "Traceback" not in refused.stderr
+        assert "The first stage has left no segmentation of" in refused.stderr
+    hidden.rename(handed_on)
+    assert (second.path / "validation" / "summary.json").read_bytes() == validated
+
     previous = tmp_path / "previous"
     assert len(own_planned.predict(new_images, previous, low, fold="all", plans=small, trainer=trainer)) == 2
     options = ("-prev_stage_predictions", previous)

@@ -79,14 +79,22 @@ class FiniteTrainer(RecordedTrainer):
                     "train: put one there, or train the fold all, which takes every case for both."
                 )
         cases = [case for dataset in datasets for case in dataset.identifiers]
-        self._check_first_stage(cases)
+        self.check_first_stage(cases)
         self._check_cases(cases)
         return datasets
 
-    def _check_first_stage(self, cases: list[str]) -> None:
-        """Refuse the second stage of a cascade where the validation of the first has not left all cases for it."""
+    def check_first_stage(self, cases: Iterable[str] | None = None) -> None:
+        """Refuse the second stage of a cascade where the validation of the first has not left all cases for it.
+
+        Args:
+            cases: Those that are needed; None means those of the validation.
+
+        Raises:
+            Refused: With the number of missing cases, the first of them and the folder.
+        """
         if self.folder_with_segs_from_previous_stage is None:
             return
+        cases = self.do_split()[1] if cases is None else cases
         folder = Path(self.folder_with_segs_from_previous_stage)
         there = {file.stem for file in folder.glob("*")}
         missing = sorted(set(cases) - there)

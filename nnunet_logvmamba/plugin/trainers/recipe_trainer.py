@@ -320,7 +320,12 @@ class RecipeTrainer(FiniteTrainer):
         super().on_train_epoch_start()
 
     def perform_actual_validation(self, save_probabilities: bool = False):
-        """Validate as nnU-Net does, then write ``surface.json`` and, for cells, ``instances.json`` beside its file."""
+        """Validate as nnU-Net does, then write ``surface.json`` and, for cells, ``instances.json`` beside its file.
+
+        Raises:
+            Refused: If it is the second stage of a cascade and the first has not left all cases for it.
+        """
+        self.check_first_stage()
         if self.local_rank == 0:  # of an earlier training or validation, until this one has ended
             (Path(self.output_folder) / "validation" / SUMMARY).unlink(missing_ok=True)
         with saving.disk_in_words(Path(self.output_folder)):
