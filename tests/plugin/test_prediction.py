@@ -21,6 +21,7 @@ import sys
 import numpy as np
 import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
@@ -31,11 +32,13 @@ predictor = nnUNetPredictor(
 )
 predictor.initialize_from_trained_model_folder(model, (0,), "checkpoint_final.pth")
 values, properties = SimpleITKIO().read_images([image])
-labels = predictor.predict_single_npy_array(values, properties)
 planned = predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
 preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
-data, *_ = preprocessor.run_case_npy(values, None, properties, *planned)
+data, _, properties = preprocessor.run_case_npy(values, None, properties, *planned)
 logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
+labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+    logits, *planned[:2], predictor.label_manager, properties
+)
 with torch.inference_mode():
     patch = predictor.network(torch.from_numpy(data)[None, :, :24, :32, :24])
 weights, windows = torch.zeros(data.shape[1:], dtype=torch.half), torch.zeros(data.shape[1:])
