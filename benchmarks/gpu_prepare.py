@@ -123,7 +123,7 @@ def mamba(into: Path, scratch: Path, python: str | None, gpu: str, patience_s: f
         run(command, timeout=patience_s, env=os.environ | {"PATH": f"{Path(python).parent}:{os.environ['PATH']}"})
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         shutil.copy(source, into)
-        return f"source of {source.name}, to be built there ({str(error).splitlines()[0][:120]})"
+        return f"source of {source.name}, to be built there ({str(error).splitlines()[-1][:200]})"
     packed(scratch / "mamba", into / "mamba.tar.xz")
     return f"kernel of {source.name}"
 
@@ -176,7 +176,7 @@ def main() -> int:
     """Make all parts that can be made, and check their size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=PREPARED, help="where, default .gpu")
-    parser.add_argument("--python", help=f"interpreter like the machine's: Python {PYTHON} with its torch and Triton")
+    parser.add_argument("--python", help=f"interpreter like the machine's: Python {PYTHON}, its torch, Triton, joblib")
     parser.add_argument("--gpu", default="9.0", help="compute capability of the GPU, default 9.0 (H100, H200)")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"only these, by commas, of {', '.join(PARTS)}")
     parser.add_argument("--cases", type=int, default=60, help="of the hippocampus data, default 60")

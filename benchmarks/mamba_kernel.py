@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -25,15 +26,23 @@ FLAGS = [
 ]
 
 
+def toolkit() -> Path:
+    """Where CUDA lies, as nvcc says: torch takes the folder above nvcc, which may be a link or a script elsewhere."""
+    told = subprocess.run(["nvcc", "--dryrun", "-E", "none.cu"], capture_output=True, text=True, check=True).stderr
+    top = next(line.partition("TOP=")[2] for line in told.splitlines() if line.startswith("#$ TOP="))
+    return Path(top).resolve()
+
+
 def build(sdist: Path, folder: Path, gpu: str) -> None:
     """Compile the extension with mamba-ssm's own flags and lay the package beside it."""
+    os.environ["TORCH_CUDA_ARCH_LIST"] = gpu
+    home = os.environ.setdefault("CUDA_HOME", str(toolkit()))  # torch reads it as it is imported
+
     from torch.utils import cpp_extension
 
-    os.environ["TORCH_CUDA_ARCH_LIST"] = gpu
     nvidia = Path(sys.prefix, "lib", f"python{sys.version_info[0]}.{sys.version_info[1]}", "site-packages", "nvidia")
-    headers = [
-        str(path) for path in sorted(nvidia.glob("*/include"))
-    ]  # cuBLAS and others, where CUDA itself lacks them
+    # cuBLAS and others, where CUDA itself lacks them; behind CUDA's own, of which some packages have a part.
+    headers = [str(Path(home, "include")), *map(str, sorted(nvidia.glob("*/include")))]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         with tarfile.open(sdist) as archive:

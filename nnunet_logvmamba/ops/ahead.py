@@ -52,7 +52,8 @@ def scans_of(
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     with FakeTensorMode(allow_non_fake_inputs=True), recorder, torch.no_grad(), torch.autocast(device.type, dtype):
         functional_call(network, buffers, (torch.empty(tuple(shape), device=device),))
-    return recorder.scans
+    # Out of the mode, in which even these would be fake tensors, of which torch 2.11 does not like to tell an address.
+    return [tuple(_without_data(x) if isinstance(x, Tensor) else x for x in scan) for scan in recorder.scans]
 
 
 def scan_of_check() -> tuple:
@@ -65,7 +66,7 @@ _TRITON = {"auto", "triton"}
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps the arguments of every scan, without their data."""
+    """Keeps the arguments of every scan."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         if function is _SCAN:
-            self.scans.append(tuple(_without_data(x) if isinstance(x, Tensor) else x for x in arguments))
+            self.scans.append(tuple(arguments))
         return function(*arguments, **(keywords or {}))
 
 

@@ -25,6 +25,7 @@ import gpu_journal  # noqa: E402
 import gpu_prepare  # noqa: E402
 import gpu_proof  # noqa: E402
 import gpu_steps  # noqa: E402
+import mamba_kernel  # noqa: E402
 import tables  # noqa: E402
 
 from nnunet_logvmamba.ops import backends  # noqa: E402
@@ -127,6 +128,16 @@ def test_mamba_ssm_is_fetched_though_its_setup_wants_a_torch_with_cuda(tmp_path,
 
 def event(name: str, device: DeviceType, microseconds: float, **options: object) -> FunctionEvent:
     return FunctionEvent(len(name), name, 0, 0, microseconds, device_type=device, use_device="cuda", **options)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc, CUDA's compiler")
+def test_cuda_is_found_where_nvcc_really_lies(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "bin" / "nvcc"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(f'#!/bin/sh\nexec "{shutil.which("nvcc")}" "$@"\n')
+    elsewhere.chmod(0o755)
+    monkeypatch.setenv("PATH", str(elsewhere.parent), prepend=os.pathsep)
+    assert (mamba_kernel.toolkit() / "include" / "cuda_runtime.h").is_file()
 
 
 def test_the_time_of_a_kernel_counts_once_in_the_profile_of_a_gpu():

@@ -1,5 +1,7 @@
 """Which scans a network will run is known before it runs."""
 
+from types import NoneType
+
 import torch
 
 from nnunet_logvmamba.networks import catalogue
@@ -28,6 +30,8 @@ def test_the_scans_of_a_network_are_found_without_running_it():
     assert len(scans) == sum(name.endswith("A_log") for name, _ in network.named_parameters())
     for u, delta, A, *_ in scans:
         assert (u.device.type, u.dtype, delta.dtype, A.dtype) == ("meta", *[torch.float16] * 2, torch.float32)
+    # Plain tensors, which tell their address without a warning under every torch.
+    assert {type(x) for scan in scans for x in scan} == {torch.Tensor, NoneType, bool, str}
     assert {scan[0].shape[1] for scan in scans} == {8**3, 4**3}
     assert any(scan[8] is not None for scan in scans), "no stage has global tokens"
     # Running statistics of the norms and the generator of random numbers, too, are what they were.
