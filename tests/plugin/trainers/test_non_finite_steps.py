@@ -595,7 +595,7 @@ def test_a_training_that_diverges_ends_the_stock_command_and_its_workers(workers
     sentence = refused(own_planned, nnUNet_n_proc_DA=workers)
     assert sentence.startswith("Training ended in epoch 0, iteration 4 of 10: ")
     assert ", the first output that is not finite is that of encoder." in sentence
-    assert "lower initial_lr" in sentence
+    assert "lower the learning rate" in sentence
     (text,) = [path.read_text() for path in own_planned.folders.results.rglob("training_log*.txt")]
     assert text.rstrip().endswith(sentence.rstrip())
 
