@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("--python", help=f"interpreter like the machine's: Python {PYTHON}, its torch, Triton, joblib")
     parser.add_argument("--gpu", default="9.0", help="compute capability of the GPU, default 9.0 (H100, H200)")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"only these, by commas, of {', '.join(PARTS)}")
-    parser.add_argument("--cases", type=int, default=60, help="of the hippocampus data, default 60")
+    parser.add_argument("--cases", type=int, default=45, help="of the hippocampus data, default 45")
     parser.add_argument("--build-s", type=float, default=1800, help="most seconds for mamba-ssm's kernel, default 1800")
     parser.add_argument("--kernels-for", help=argparse.SUPPRESS)
     args = parser.parse_args()
