@@ -27,7 +27,8 @@ HIPPOCAMPUS_SOURCE = HERE.parents[1] / "shared" / "data" / "hippocampus"
 LARGEST_BYTES = 56 * 2**20
 PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
-# What nnU-Net, its networks and ours import and a machine with torch, SciPy and scikit-image lacks.
+# What nnU-Net, its networks and ours import and an image for deep learning lacks. It is expected to have, besides torch
+# and Triton: einops, httpx, joblib, matplotlib, msgpack, numba, pandas, scikit-image, scikit-learn, SciPy, seaborn, tqdm.
 WHEELS = (
     *("SimpleITK", "blosc2", "connected-components-3d", "ndindex", "numexpr"),
     *("monai", "nibabel", "shtab", "yacs", "requests", "urllib3", "charset-normalizer"),
