@@ -28,7 +28,8 @@ LARGEST_BYTES = 56 * 2**20
 PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
 # What nnU-Net, its networks and ours import and an image for deep learning lacks. It is expected to have, besides torch
-# and Triton: einops, httpx, joblib, matplotlib, msgpack, numba, pandas, scikit-image, scikit-learn, SciPy, seaborn, tqdm.
+# and Triton: einops, httpx, joblib, matplotlib, msgpack, numba, pandas, scikit-image, scikit-learn, SciPy, seaborn and
+# tqdm.
 WHEELS = (
     *("SimpleITK", "blosc2", "connected-components-3d", "ndindex", "numexpr"),
     *("monai", "nibabel", "shtab", "yacs", "requests", "urllib3", "charset-normalizer"),
