@@ -62,8 +62,16 @@ def build(sdist: Path, folder: Path, gpu: str) -> None:
             verbose=True,
         )
         shutil.copy(objects / "selective_scan_cuda.so", folder)
-        # In one step: somebody may look for it meanwhile.
-        shutil.copytree(source / "mamba_ssm", folder / "unfinished").rename(folder / "mamba_ssm")
+        lay_out(source, folder)
+
+
+def lay_out(source: Path, folder: Path) -> None:
+    """Put the package where Python finds it, with the metadata that tell its version."""
+    metadata = folder / f"{source.name}.dist-info"
+    metadata.mkdir()
+    shutil.copy(source / "PKG-INFO", metadata / "METADATA")
+    # In one step: somebody may look for it meanwhile.
+    Path(shutil.copytree(source / "mamba_ssm", folder / "unfinished")).rename(folder / "mamba_ssm")
 
 
 def main() -> None:

@@ -140,6 +140,18 @@ def test_cuda_is_found_where_nvcc_really_lies(tmp_path, monkeypatch):
     assert (mamba_kernel.toolkit() / "include" / "cuda_runtime.h").is_file()
 
 
+def test_a_mamba_ssm_that_was_built_says_its_version(tmp_path):
+    source, folder = tmp_path / "mamba_ssm-2.3.2", tmp_path / "built"
+    (source / "mamba_ssm").mkdir(parents=True)
+    (source / "mamba_ssm" / "__init__.py").write_text("")
+    (source / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: mamba_ssm\nVersion: 2.3.2\n")
+    folder.mkdir()
+    mamba_kernel.lay_out(source, folder)
+    found = "import importlib.metadata, mamba_ssm; print(importlib.metadata.version('mamba-ssm'))"
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    assert subprocess.check_output([sys.executable, "-c", found], env=environment, text=True) == "2.3.2\n"
+
+
 def test_the_time_of_a_kernel_counts_once_in_the_profile_of_a_gpu():
     """As torch gives it: beside the kernel its time stands in what launched it, and in an annotation around that."""
     operation = event("aten::conv3d", DeviceType.CPU, 9)
