@@ -50,8 +50,8 @@ def causal_conv1d(
         ValueError: If shapes or devices disagree, an argument is no tensor, a dtype is not a real floating-point one,
             ``order`` is not a permutation, or the backend is unknown or cannot run on the device.
     """
-    check_tensors({"x": x, "weight": weight}, {"bias": bias, "order": order})
     tensors = {"x": x, "weight": weight, "bias": bias}
+    check_tensors(tensors | {"order": order}, needed=("x", "weight"))
     shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t is not None)
     if x.dim() != 3 or weight.dim() != 2 or (bias is not None and bias.dim() != 1):
         raise ValueError(f"x is (batch, length, channels), weight (channels, kernel), bias (channels,); got {shapes}.")

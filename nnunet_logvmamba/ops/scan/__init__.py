@@ -102,8 +102,8 @@ def selective_scan_with_state(
 def _check_arguments(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *optional: Tensor | None) -> None:
     D, delta_bias, initial_state, context, order = optional
     given = dict(zip(_AXES, (u, delta, A, B, C, *optional), strict=True))
-    check_tensors({name: given.pop(name) for name in ("u", "delta", "A", "B", "C")}, given)
-    named = {name: tensor for name, tensor in zip(_AXES, (u, delta, A, B, C, *optional)) if tensor is not None}
+    check_tensors(given, needed=("u", "delta", "A", "B", "C"))
+    named = {name: tensor for name, tensor in given.items() if tensor is not None}
     for name, tensor in named.items():
         if name == "order":
             if tensor.dtype != torch.int64:

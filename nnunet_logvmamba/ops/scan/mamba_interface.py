@@ -52,7 +52,8 @@ def selective_scan_fn(
 
     References: Gu and Dao (2023), Algorithm 2; interface of mamba-ssm 2.2.
     """
-    check_tensors({"u": u, "delta": delta, "A": A, "B": B, "C": C}, {"D": D, "z": z, "delta_bias": delta_bias})
+    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    check_tensors(named, needed=("u", "delta", "A", "B", "C"))
     for name, tensor in (("A", A), ("B", B), ("C", C)):
         if tensor.is_complex():
             raise ValueError(f"{name} is complex; only real A, B and C are supported, pass a real tensor.")
