@@ -73,22 +73,24 @@ def no_ssm(case: NetworkPlan) -> nn.Module:
 
 
 def plain(case: NetworkPlan) -> nn.Module:
-    """nnU-Net's default network."""
+    """nnU-Net's default network, with the weights that nnU-Net lets it begin with."""
     stages = len(case.features)
-    return PlainConvUNet(
+    network = PlainConvUNet(
         **case.plan, n_conv_per_stage=[2] * stages, n_conv_per_stage_decoder=[2] * (stages - 1), deep_supervision=True
     )
+    return network.apply(network.initialize)
 
 
 def residual(case: NetworkPlan) -> nn.Module:
-    """nnU-Net's residual encoder network."""
+    """nnU-Net's residual encoder network, likewise."""
     stages = len(case.features)
-    return ResidualEncoderUNet(
+    network = ResidualEncoderUNet(
         **case.plan,
         n_blocks_per_stage=list(RESIDUAL_BLOCKS[:stages]),
         n_conv_per_stage_decoder=[1] * (stages - 1),
         deep_supervision=True,
     )
+    return network.apply(network.initialize)
 
 
 def swin(case: NetworkPlan, family: str) -> nn.Module:

@@ -7,7 +7,7 @@ schedule) and, within a tenth, the same number of parameters; there is no augmen
 have other distances. ``--settings`` trains LoG-VMamba with one knob turned each time instead.
 
 Every training goes into ``benchmarks/results/long_range_<device>.json`` once it has ended, and one that is there is not
-run again. ``--table`` and ``--plot PNG`` show them, ``--look`` says what the blocks of those do whose weights
+run again, unless its weights are wanted and not there. ``--table`` and ``--plot PNG`` show them, ``--look`` says what the blocks of those do whose weights
 ``--weights FOLDER`` has kept. All three train nothing.
 """
 
@@ -36,7 +36,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from dataset_conversion.phantoms.long_range import GUESS, long_range_case
+from dataset_conversion.phantoms.long_range import long_range_case
 from nnunet_logvmamba.files import locked, replace_text
 from nnunet_logvmamba.networks import catalogue
 
@@ -45,15 +45,21 @@ IMAGES = {2: (4, 64), 3: (2, 32)}
 """By axes: images in a step, and images of the test."""
 PATCHES = {2: (96, 96), 3: (32, 32, 96)}
 LOG, STOCK = "LoG-VMamba", "nnU-Net's network"
-NETWORKS = {
-    LOG: ("log", {2: 16, 3: 16}),
-    "local tokens": ("l", {2: 20}),
-    "global tokens": ("g", {2: 16, 3: 16}),
-    "VSS": ("vss", {2: 20, 3: 17}),
-    "NoSSM": ("no_ssm", {2: 20, 3: 17}),
-    STOCK: (None, {2: 17, 3: 15}),
+NETWORKS: dict[str, tuple[str | None, dict[int, tuple[int, ...]]]] = {
+    LOG: ("log", {2: (16, 32, 48), 3: (16, 32, 48)}),
+    "local tokens": ("l", {2: (20, 40, 60)}),
+    "global tokens": ("g", {2: (16, 32, 48), 3: (16, 32, 48)}),
+    "VSS": ("vss", {2: (20, 40, 60), 3: (17, 34, 51)}),
+    "NoSSM": ("no_ssm", {2: (20, 40, 60), 3: (17, 34, 51)}),
+    STOCK: (None, {2: (17, 34, 51), 3: (15, 30, 45)}),
+    f"{STOCK}, 5 stages": (None, {2: (8, 16, 24, 32, 32)}),
 }
-"""Family of the blocks and, by axes, width of the first of three stages. It differs so that parameters do not."""
+"""Family of the blocks, None for nnU-Net's network, and by axes the channels of the stages.
+
+They differ so that parameters do not. With three stages the convolutions of nnU-Net's network reach 14 to 20 pixels from
+a voxel, those of NoSSM, which has some in its blocks, 47 to 52; with five nnU-Net's network reaches over most of the
+image.
+"""
 SETTINGS: dict[str, dict[str, object]] = {
     "placement head": {"placement": "head"},
     "placement middle": {"placement": "middle"},
@@ -71,9 +77,8 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 def network_of(name: str, dims: int) -> nn.Module:
     """Build a network by its name here."""
-    family, widths = NETWORKS[LOG if name in SETTINGS else name]
-    features = tuple(widths[dims] * times for times in (1, 2, 3))
-    plan = NetworkPlan("pairs", 1, 3, features, PATCHES[dims], IMAGES[dims][0], True)
+    family, features = NETWORKS[LOG if name in SETTINGS else name]
+    plan = NetworkPlan("pairs", 1, 3, features[dims], PATCHES[dims], IMAGES[dims][0], True)
     if family is None:
         network = plain(plan)
         network.decoder.deep_supervision = False
@@ -99,6 +104,17 @@ def tests(task: dict, device: str) -> list[tuple[Tensor, Tensor]]:
     numbers = range(FIRST_TEST, FIRST_TEST + IMAGES[task["dims"]][1])
     x, y = images(numbers, 0, task)
     return list(zip(x.to(device).split(8), y.to(device).split(8)))
+
+
+def majority(dims: int = 2) -> float:
+    """Share of the targets of the test that the majority of each image names, whatever the distance."""
+    shares = []
+    for _, y in tests({"dims": dims, "distance": 14, "along": "fast", "control": False}, "cpu"):
+        for labels in y[:, 0].numpy():
+            targets, count = ndimage.label(labels)
+            dark = sum(labels[targets == target][0] == 2 for target in range(1, count + 1))
+            shares.append(max(dark, count - dark) / count)
+    return float(np.mean(shares))
 
 
 def named(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -277,7 +293,7 @@ def plot(rows: Sequence[dict], target: Path) -> None:
             ends = np.array([(min(found[distance]), max(found[distance])) for distance in distances])
             beside = distances + 0.8 * (number - 2.5)  # so that none hides another
             axes.errorbar(beside, middle, np.abs(ends.T - middle), marker="o", capsize=3, label=name)
-    axes.axhline(GUESS, color="grey", linestyle="--", label="guessing by the majority")
+    axes.axhline(majority(rows[0]["dims"]), color="grey", linestyle="--", label="guessing by the majority")
     axes.set(xlabel="distance of the cue, voxels", ylabel="targets named rightly", ylim=(0.4, 1.02))
     figure.legend(loc="outside right upper")
     figure.savefig(target, dpi=120)
@@ -298,7 +314,7 @@ def show(args: argparse.Namespace) -> None:
     elif args.table:
         print(table(rows))
     else:
-        rows = [row for row in rows if row["network"] != STOCK and (args.weights / file_of(row)).is_file()]
+        rows = [row for row in rows if not row["network"].startswith(STOCK) and (args.weights / file_of(row)).is_file()]
         if not rows:
             sys.exit(f"long_range: {args.weights} has no weights of these trainings: run them with --weights")
         for row in rows:
@@ -314,11 +330,12 @@ def main() -> int:
     if args.plot or args.table or args.look:
         show(args)
         return 0
-    print(f"Guessing by the majority names {GUESS:.0%}.", flush=True)
+    print(f"Guessing by the majority names {majority(args.dims):.0%}.", flush=True)
     for seed, distance, name in product(args.seeds, args.distances, args.networks):
         task = {"dims": args.dims, "distance": distance, "along": args.along, "control": args.control}
         wanted = {"network": name, "seed": seed, "iterations": args.iterations, **task}
-        if any(key(row) == key(wanted) for row in read(args.results)):
+        is_kept = args.weights is None or (args.weights / file_of(wanted)).is_file()
+        if is_kept and any(key(row) == key(wanted) for row in read(args.results)):
             continue
         row = train(name, seed, task, args.iterations, args.device, args.weights)
         row["circumstances"] = circumstances(None)

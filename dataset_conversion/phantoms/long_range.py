@@ -4,8 +4,8 @@ Hippocampi and tumours are smaller than the receptive field of a U-Net, so they 
 Here every image has four pairs of a cue, which is bright or dark, and a target, which always looks the same: behind a
 bright cue it is labelled 1, behind a dark one 2. A network that sees less than the distance between them has to guess.
 It can guess from the whole image, since instance norm tells every voxel how bright an image is on the average: the
-coins of the four pairs are independent, so their majority names 69 % of the targets; more takes the cue itself, or the
-borders of the image, which tell the lines apart.
+coins of the four pairs are independent, so their majority names 11 of 16 targets in the long run; more takes the cue
+itself, or the borders of the image, which tell the lines apart.
 
 As a control the class can stand in the target itself, whose middle is bright or dark; the cues then mean nothing.
 """
@@ -22,8 +22,6 @@ from dataset_conversion.phantoms.anatomy import write_volume
 PAIRS = 4
 RADIUS = 4
 """Of cues and targets, in voxels."""
-GUESS = 11 / 16
-"""Share of targets that the majority names: 2 of the 16 ways that four coins fall have 4 alike, 8 have 3, 6 have 2."""
 _CUE, _TARGET, _CORE, _NOISE = 60, 35, 2, 10
 _SHAPES = {2: (96, 96), 3: (32, 32, 96)}
 
@@ -94,10 +92,11 @@ def long_range_case(
     lines = [[size * (2 * part + 1) // 4 for part in range(2)] for size in shape[:-1]]
     if dims == 2:
         lines = [[shape[0] * (2 * part + 1) // (2 * PAIRS) for part in range(PAIRS)]]
+    play = RADIUS if dims == 2 else RADIUS - 1  # so that voxels of two lines never touch
     for line in np.stack(np.meshgrid(*lines, indexing="ij"), -1).reshape(PAIRS, dims - 1):
         cue_is_bright, core_is_bright = rng.integers(2, size=2).astype(bool)
         first = rng.integers(RADIUS + 1, shape[-1] - distance - RADIUS)
-        line = line + rng.integers(-RADIUS, RADIUS + 1, dims - 1)
+        line = line + rng.integers(-play, play + 1, dims - 1)
         apart = [np.linalg.norm(grid - [*line, place], axis=-1) for place in (first, first + distance)]
         image[apart[0] <= RADIUS] += _CUE if cue_is_bright else -_CUE
         image[apart[1] <= RADIUS] += _TARGET

@@ -10,11 +10,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from long_range import LOG, read
+from long_range import LOG, majority, read
 from matplotlib.axes import Axes
 from measure import RESULTS
-
-from dataset_conversion.phantoms.long_range import GUESS
 
 TARGET = Path(__file__).with_name("scan_at_work.png")
 COLOURS = {"as trained": "#333F48", "global tokens": "#1F6FB2", "scan": "#D1701C", "blocks": "#6B8E23"}
@@ -36,7 +34,7 @@ def draw_losses(axes: Axes, rows: list[dict]) -> None:
         axes.plot(distances, means, color=colour, linewidth=width, alpha=0.3 if width == 5 else 1, label=label)
         every = [(distance, share) for distance in distances for share in shares[distance]]
         axes.plot(*np.transpose(every), "o", color=colour, markersize=3 + 1.5 * (3 - place), fillstyle="none")
-    axes.axhline(GUESS, color="grey", linestyle="--", label="guessing by the majority")
+    axes.axhline(majority(), color="grey", linestyle="--", label="guessing by the majority")
     axes.set(xlabel="distance of the cue, pixels", ylabel="targets named rightly", ylim=(0.4, 1.03), title=LOG)
     axes.legend(fontsize=8)
 

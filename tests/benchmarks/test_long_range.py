@@ -32,11 +32,23 @@ TASK = {"dims": 2, "distance": 28, "along": "fast", "control": False}
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_networks_have_the_same_number_of_parameters_within_a_tenth(long_range, dims):
-    names = [name for name, (_, widths) in long_range.NETWORKS.items() if dims in widths]
+    names = [name for name, (_, channels) in long_range.NETWORKS.items() if dims in channels]
     sizes = {name: sum(p.numel() for p in long_range.network_of(name, dims).parameters()) for name in names}
-    assert len(sizes) == {2: 6, 3: 5}[dims]
+    assert len(sizes) == {2: 7, 3: 5}[dims]
     for name, size in sizes.items():
         assert size == pytest.approx(sizes["LoG-VMamba"], rel=0.1), name
+
+
+def test_nnunets_network_begins_with_the_weights_that_nnunet_gives_it(long_range):
+    long_range.torch.manual_seed(0)
+    network = long_range.network_of(long_range.STOCK, 2)
+    maps = [
+        layer for layer in network.modules() if isinstance(layer, long_range.nn.Conv2d) and layer.kernel_size[0] > 1
+    ]
+    for layer in maps:
+        assert not layer.bias.any()
+        fan_in = layer.weight[0].numel()
+        assert float(layer.weight.detach().std()) == pytest.approx((2 / (1 + 1e-4) / fan_in) ** 0.5, rel=0.2)
 
 
 def test_every_setting_is_another_network_than_the_default(long_range):
@@ -125,7 +137,7 @@ def test_trainings_are_written_one_by_one_not_run_again_and_shown(long_range, tm
     words += ["--results", file, "--weights", weights]
     first = tables(*words)
     assert first.returncode == 0, first.stderr
-    assert "Guessing by the majority names 69%" in first.stdout
+    assert "Guessing by the majority names 67%" in first.stdout
     rows = json.loads(file.read_text())["trainings"]
     assert [(row["network"], row["dims"], row["distance"], row["control"], row["iterations"]) for row in rows] == [
         ("LoG-VMamba", 2, 14, True, 2),

@@ -323,6 +323,13 @@ def test_targets_are_named_by_what_lies_at_the_distance_or_by_themselves(dims, a
     assert all(path.read_bytes() == (folder / path.relative_to(again)).read_bytes() for path in again.rglob("*_0000.*"))
 
 
+def test_no_two_targets_of_a_volume_touch():
+    rng = np.random.default_rng(0)
+    for _ in range(60):  # one in 60 did where lines could move by a radius each
+        _, labels = phantoms.long_range.long_range_case(rng, 86, 3)
+        assert ndimage.label(labels, np.ones((3, 3, 3)))[1] == 4
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
