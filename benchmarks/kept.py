@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from nnunet_logvmamba import files
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.results.logs import read_text_logs
-from nnunet_logvmamba.results.record import RECORD_NAME
+from nnunet_logvmamba.results.record import RECORD_NAME, read_record
 from nnunet_logvmamba.results.runs import SOURCES, SUMMARY, folds_of, is_begun, is_finished
 
 OF_A_MODEL = "plans.json", "dataset.json"
@@ -95,8 +95,14 @@ def keep(file: Path, results: Path, models: Container[str]) -> list[str]:
 def _finished(results: Path, models: Container[str]) -> Iterator[tuple[str, Path]]:
     for model in sorted(results.glob("Dataset*/*__*__*")):
         for fold in folds_of(model) if model.name in models else ():
-            if is_finished(fold):
+            if is_finished(fold) and _is_scored(fold):
                 yield fold.relative_to(results).as_posix(), fold
+
+
+def _is_scored(fold: Path) -> bool:
+    """False while a validation still writes what comes after nnU-Net's summary; the record is the last of it."""
+    record = None if (fold / ABOUT).is_file() else read_record(fold)
+    return record is None or record.get("validated_epochs") is not None
 
 
 def _text(path: Path) -> dict:

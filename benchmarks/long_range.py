@@ -7,8 +7,8 @@ schedule) and, within a tenth, the same number of parameters; there is no augmen
 have other distances. ``--settings`` trains LoG-VMamba with one knob turned each time instead.
 
 Every training goes into ``benchmarks/results/long_range_<device>.json`` once it has ended, and one that is there is not
-run again, unless its weights are wanted and not there. ``--table`` and ``--plot PNG`` show them, ``--look`` says what the blocks of those do whose weights
-``--weights FOLDER`` has kept. All three train nothing.
+run again, unless its weights are wanted and not there. ``--table`` and ``--plot PNG`` show them, ``--look`` says what
+the blocks of those do whose weights ``--weights FOLDER`` has kept. All three train nothing.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ NETWORKS: dict[str, tuple[str | None, dict[int, tuple[int, ...]]]] = {
 }
 """Family of the blocks, None for nnU-Net's network, and by axes the channels of the stages.
 
-They differ so that parameters do not. With three stages the convolutions of nnU-Net's network reach 14 to 20 pixels from
-a voxel, those of NoSSM, which has some in its blocks, 47 to 52; with five nnU-Net's network reaches over most of the
-image.
+They differ so that parameters do not. With three stages the convolutions of nnU-Net's network reach 14 to 20 pixels,
+those of NoSSM, which has some in its blocks, 47 to 52; with five stages those of nnU-Net's network reach over most of
+the image.
 """
 SETTINGS: dict[str, dict[str, object]] = {
     "placement head": {"placement": "head"},

@@ -15,6 +15,7 @@ from small_results import DATASET, write_run
 
 from nnunet_logvmamba import files
 from nnunet_logvmamba.results import comparison
+from nnunet_logvmamba.results.record import FORMAT, RECORD_NAME
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -50,6 +51,15 @@ def test_trainings_go_from_machine_to_machine_and_stay_what_they_are(tmp_path):
     assert repr((ours.pairs, ours.scores)) == repr((theirs.pairs, theirs.scores))  # NaN is not equal to itself
     assert kept.keep(second, there, MODELS) == names
     assert json.loads(second.read_text())["trainings"] == content["trainings"]
+
+
+def test_a_training_is_taken_once_all_its_scores_are_written(tmp_path):
+    record = {"format": FORMAT, "epochs": 2, "epochs_done": 2}
+    fold = write_run(tmp_path / "here", MODELS[0], 0, {"case_1": [0.8, 0.7]}, record=record)
+    file = tmp_path / "kept.json"
+    assert kept.keep(file, tmp_path / "here", MODELS) == []
+    (fold / RECORD_NAME).write_text(json.dumps(record | {"validated_epochs": 2}))
+    assert kept.keep(file, tmp_path / "here", MODELS) == [f"{DATASET}/{MODELS[0]}/fold_0"]
 
 
 def kept_of_two(tmp_path: Path) -> Path:
