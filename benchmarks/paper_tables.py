@@ -293,8 +293,10 @@ class Workplace:
             " ".join(word for word, differs in zip((row.family, self._named(row)), differing) if differs): row.name
             for row in rows
         }
+        holdout = f"_holdout_{_short(args.holdout)}" if args.holdout else ""
+        part = f"_part_{_short(sorted(row.name for row in rows))}" if args.rows else ""
         found: dict[str, Any] = {
-            "name": f"{table}_{self.budget}{'_holdout' * bool(args.holdout)}{_part(rows) if args.rows else ''}",
+            "name": f"{table}_{self.budget}{holdout}{part}",
             "dataset": int(self.data.number),
             "trainers": [f"nnUNetTrainer{family}" for family in families],
             "seeds": args.seeds,
@@ -384,9 +386,9 @@ def _ended(process: subprocess.Popen, meanwhile: Callable[[], object] | None) ->
     return process.wait()
 
 
-def _part(rows: Sequence[Row]) -> str:
-    """What tells a study of some rows from one of others, or of all."""
-    return f"_part_{hashlib.sha256(repr(sorted(row.name for row in rows)).encode()).hexdigest()[:8]}"
+def _short(words: Sequence[object]) -> str:
+    """What tells a study of some rows, or with some held-out cases, from others."""
+    return hashlib.sha256(repr(list(map(str, words))).encode()).hexdigest()[:8]
 
 
 def toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[str]:

@@ -6,6 +6,7 @@ run that was interrupted goes on where it was, whoever began it.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import io
 import json
@@ -273,6 +274,13 @@ class FirstRun:
             print(f"ATTENTION: {sentence}.", file=sys.stderr)
         if new.references is not None:
             self._check_references(new.references)
+            known = [case for case, files in self.cases.items() if _is_copy(new.images / Path(files[0]).name, files[0])]
+            if known:
+                print(
+                    f"ATTENTION: {len(known)} of the scans in {new.images} are cases of {self.dataset} itself, the "
+                    f"first is {known[0]}: their scores do not tell how well new scans are segmented.",
+                    file=sys.stderr,
+                )
         return count
 
     def _check_targets(self) -> None:
@@ -647,6 +655,10 @@ def nnunet_folders() -> tuple[Path, Path, Path]:
     if not raw.is_dir():
         raise UserError(f"nnUNet_raw is {raw}, and there is no such folder: make it, and put the data set into it")
     return raw, preprocessed, results
+
+
+def _is_copy(file: Path, other: str | Path) -> bool:
+    return file.is_file() and filecmp.cmp(file, other, shallow=False)
 
 
 def _check_reference(labels: Labels, pair: tuple[Path, Path]) -> None:

@@ -386,6 +386,19 @@ def test_references_that_the_scores_would_stop_at_are_named_before_the_training(
     assert reasons[fault] in refused(capsys, *words)
 
 
+def test_scores_of_the_data_sets_own_cases_are_called_what_they_are(folders, tmp_path, capsys):
+    new, labels = images(folders, tmp_path / "new"), folders.raw / small_dataset.NAME / "labelsTr"
+    words = ["run", 998, "2d", "--dry-run", "--predict", new, tmp_path / "out", "--references", labels]
+    assert main([*map(str, words)]) == 0
+    said = f"2 of the scans in {new} are cases of {small_dataset.NAME} itself, the first is ball_0: "
+    assert said in capsys.readouterr().err
+    for path in new.iterdir():
+        read = sitk.ReadImage(str(path))
+        sitk.WriteImage(read + 1, str(path))
+    assert main([*map(str, words)]) == 0
+    assert "itself" not in capsys.readouterr().err
+
+
 def test_scans_that_nnunet_cannot_predict_are_named_before_the_training(folders, tmp_path, capsys):
     new = images(folders, tmp_path / "new")
     (new / "ball_0_0000.nii.gz").rename(new / "ball_0.nii.gz")
