@@ -137,7 +137,8 @@ def find_skipped(folder: Path) -> list[Skipped]:
         for name in ("imagesTr", "labelsTr", "imagesTs")
         if (folder / name).is_dir()
         for path in sorted((folder / name).iterdir())
-        if volumes.nifti_stem(path) is None and not path.name.startswith(".")
+        if not path.name.startswith(".")
+        and (volumes.nifti_stem(path) is None or path.is_dir() and volumes.volume_in(path) is None)
     ]
     if (folder / "labelsTs").is_dir():
         skipped.append(Skipped(folder / "labelsTs", "masks of test scans, which come along unlabelled"))

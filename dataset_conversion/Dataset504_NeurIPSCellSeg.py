@@ -392,6 +392,8 @@ def convert(
             raise ConversionError(f"Test group {strangers[0]} does not exist; groups are those of {CASES_TABLE}.")
         tests = [case for case in cases if (case.group or case.name) in test_groups]
         cases = [case for case in cases if (case.group or case.name) not in test_groups]
+        if not cases:
+            raise ConversionError("--test-groups names every group, which leaves none to train with; name fewer.")
     elif test_share:
         cases, tests = splitting.hold_out(cases, test_share)
         notes.append(f"{test_share:g} of the training set held out for testing, by group and modality")

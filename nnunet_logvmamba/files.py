@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import glob
 import hashlib
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_logvmamba.errors import UserError
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of writing that name no file."""
 
 
 @contextmanager
@@ -162,7 +166,10 @@ def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> 
             staged.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"{folder} cannot be written to ({error.strerror}); name another folder") from error
-        yield staged
+        try:
+            yield staged
+        except OSError as error:
+            raise _in_place_of(error, staged, folder) from error
         _move_all(staged, folder, last)
         shutil.rmtree(staged)
     except BaseException:
@@ -171,6 +178,15 @@ def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> 
             with suppress(OSError):  # absent, or no longer empty
                 path.rmdir()
         raise
+
+
+def _in_place_of(error: OSError, staged: Path, folder: Path) -> Exception:
+    """What to say of an error while files are staged: the name of the target, and of a full disk something at all."""
+    named = staged if error.filename is None and error.errno in _OF_DISKS else Path(str(error.filename))
+    if named != staged and staged not in named.parents:
+        return error
+    where = folder / named.relative_to(staged)
+    return UserError(f"{where} cannot be written ({error.strerror or error}): make room, or name another folder")
 
 
 def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:

@@ -23,13 +23,31 @@ def require_source(source: Path) -> Path:
     """``source`` with its full name, links followed, so that the folders it lies in can be told; it must be a folder.
 
     Raises:
-        ConversionError: If it is none.
+        ConversionError: If it is none, or its name is not UTF-8.
     """
     source = Path(source)
     if not source.is_dir():
         state = "is a file, not a folder; unpack it first" if source.exists() else "does not exist"
         raise ConversionError(f"Source {source} {state}.")
-    return source.resolve()
+    source = source.resolve()
+    for_itk(source)
+    return source
+
+
+def for_itk(path: Path) -> str:
+    """The name of a file as SimpleITK takes it, which ends the whole process at one that is not UTF-8.
+
+    Raises:
+        ConversionError: If it is not.
+    """
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ConversionError(
+            f"The path {name!a} has bytes that are not UTF-8, which SimpleITK cannot open; rename the folder or file."
+        ) from None
+    return name
 
 
 # The file that a folder stands for, or None for other folders.
@@ -60,9 +78,7 @@ def walk_folders(source: Path, stands_for: StandsFor = for_itself) -> Iterator[P
     for folder, names, files in os.walk(source, followlinks=True, onerror=refuse):
         names[:] = sorted(name for name in names if not is_litter(name))
         for name in sorted(files):
-            path = os.path.join(folder, name)
-            if os.path.islink(path) and not os.path.exists(path):
-                raise ConversionError(f"Link {path} leads nowhere or in a circle; remove it or put the file there.")
+            require_target(os.path.join(folder, name))
         for name in names:
             path = os.path.join(folder, name)
             real = os.path.realpath(path)
@@ -71,6 +87,12 @@ def walk_folders(source: Path, stands_for: StandsFor = for_itself) -> Iterator[P
             above[path] = above[folder] | {real}
         if folder == os.fspath(source) or not stands_for(Path(folder)):
             yield Path(folder)
+
+
+def require_target(path: str | Path) -> None:
+    """Raise a ConversionError for a link that leads nowhere, as where a repository keeps large files elsewhere."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise ConversionError(f"Link {path} leads nowhere or in a circle; remove it or put the file there.")
 
 
 def is_litter(name: str) -> bool:
@@ -87,11 +109,13 @@ def files_by_stem(
         stands_for: A folder with a stem is taken for the file that this gives, and passed over if it gives none.
 
     Raises:
-        ConversionError: If one stem lies there twice, such as ``.nii`` and ``.nii.gz``.
+        ConversionError: If one stem lies there twice, such as ``.nii`` and ``.nii.gz``, or a link leads nowhere.
     """
     found: dict[str, tuple[str, Path]] = {}
     for path in sorted(folder.iterdir()):
         stem = stem_of(path)
+        if stem is not None:
+            require_target(path)
         if stem is None or (file := path if path.is_file() else stands_for(path)) is None:
             continue
         if stem in found:
@@ -126,7 +150,10 @@ def find_scans(
         for folder in folders
         for name, path in files_by_stem(folder, stem_of, stands_for).items()
     ]
-    say_unread([path for folder in folders for path in images_of_others(folder, endings)])
+    say_unread(
+        [path for folder in folders for path in images_of_others(folder, endings)]
+        + [folder for folder in folders if stem_of(folder) is not None and not any(folder.iterdir())]
+    )
     if not cases:
         raise ConversionError(f"There are no {what} below {source}.")
     return cases

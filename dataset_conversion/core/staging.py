@@ -57,9 +57,15 @@ def require_outside(source: Path, target: Path) -> None:
 def require_writable(target: Path, *, dry_run: bool = False) -> None:
     """Raise a ConversionError unless something can be written beside ``target``, or in what exists of the path to it.
 
+    A folder at which a disk is mounted is refused, since no other can take its place.
+
     What a user may do is only known once it was tried: an empty folder is made and removed. A dry run, which may not
     touch anything, asks the system instead.
     """
+    if os.path.ismount(target):
+        raise ConversionError(
+            f"Target {target} is a mount point, which no folder can take the place of; name a folder inside it."
+        )
     folder = Path(target).resolve().parent
     while not folder.exists():
         folder = folder.parent
@@ -98,6 +104,7 @@ def staged_folder(
             with writing(target):
                 staged.mkdir()
             yield staged
+            require_free_target(target, overwrite)  # others may have written there meanwhile
             with writing(target):
                 if target.exists():
                     replaced = target.rename(_sibling(target, "replaced"))
@@ -116,9 +123,10 @@ def staged_folder(
 def _remove(replaced: Path, target: Path) -> None:
     try:
         shutil.rmtree(replaced)
-    except OSError as error:
+    except (OSError, KeyboardInterrupt) as error:  # all is done but this
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else error.strerror or error
         print(
-            f"warning: {replaced} could not be removed ({error.strerror or error}); it holds the old contents of "
+            f"warning: {replaced} could not be removed ({reason}); it holds the old contents of "
             f"{target}, remove it by hand.",
             file=sys.stderr,
         )

@@ -197,7 +197,7 @@ def _check_offset(header: nibabel.Nifti1Header, voxels: np.ndarray, path: Path, 
     slope, offset = _scaling(header)
     if slope is None and np.isfinite(offset) and offset:
         with _quietly():
-            theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="NiftiImageIO"))
+            theirs = sitk.GetArrayFromImage(sitk.ReadImage(sources.for_itk(path), imageIO="NiftiImageIO"))
         readings = [f"{float(values.min())!r} to {float(values.max())!r}" for values in (voxels, theirs)]
         raise ConversionError(
             f"Case {case}: {path} has scl_slope {float(header['scl_slope']):g} and scl_inter {offset:g}, so that "
@@ -213,7 +213,7 @@ def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _read_itk_header(path: Path) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(sources.for_itk(path))
     reader.SetImageIO("NiftiImageIO")
     with _quietly():
         reader.ReadImageInformation()

@@ -161,7 +161,8 @@ def _read_other(path: Path, indices: bool) -> np.ndarray:
             if header[_PNG_BIT_DEPTH] == 16 and header[_PNG_COLOUR_TYPE] != _PNG_GREY:
                 import SimpleITK as sitk
 
-                picture = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # Pillow would keep 8 of the 16 bits
+                # Pillow would keep 8 of the 16 bits.
+                picture = sitk.GetArrayFromImage(sitk.ReadImage(sources.for_itk(path)))
                 return picture[..., 0] if header[_PNG_COLOUR_TYPE] == _PNG_GREY_ALPHA else picture
         if image.mode in ("P", "PA") and not indices or image.mode == "CMYK":
             image = image.convert("RGB")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import scipy  # loads ndimage when it is used
 
+from dataset_conversion.core import sources
 from dataset_conversion.core.cases import ConversionError
 from dataset_conversion.formats import volumes
 
@@ -55,4 +56,4 @@ def write_volume(
     image = sitk.GetImageFromArray(voxels)
     image.SetSpacing(spacing_mm)
     image.SetOrigin(origin)
-    sitk.WriteImage(image, str(path), useCompression=path.name.endswith(".gz"))
+    sitk.WriteImage(image, sources.for_itk(path), useCompression=path.name.endswith(".gz"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -59,7 +60,7 @@ def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
         parser.error(f"there is no command '{words[0]}'{_nearest(words[0], choices)}; there are {', '.join(choices)}")
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        own = _innermost(choices[words[0]], words[1:])
+        own = _innermost(choices.get(words[0], parser), words[1:])
         hint = _nearest(unknown[0].partition("=")[0], own._option_string_actions)
         own.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return args
@@ -88,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 if interrupted. Where nobody reads on, as behind ``| head``, the program ends with 141.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # nor is every arrow in the encoding of every terminal
     try:
         with ending_with_its_reader():
             return _answer(words)

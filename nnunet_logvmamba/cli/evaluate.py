@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         labels = folders.read_dataset_json(file) if file else folders.find_labels(pairs, processes=processes)
     settings = Settings(
         metrics=metrics,
-        policy=args.policy or policy_for(labels.dataset_name if labels else None),
+        policy=args.policy or (policy_for(labels.dataset_name, *folders.dataset_names(file)) if file else policy_for()),
         joining=args.hd95,
         iou=args.iou,
         border=args.border,
@@ -152,10 +152,9 @@ def run(args: argparse.Namespace) -> int:
     evaluation.summary.update(
         predictions=str(args.predictions), references=str(args.references), cases_not_scored=unscored
     )
-    if args.output is not None:
-        evaluation.write(args.output, overwrite=args.overwrite)
     terminal.show(folders.as_text(evaluation.summary, terminal.width()))
-    if args.output is not None:
+    if args.output is not None:  # after the table, which took its time and is there even if this fails
+        evaluation.write(args.output, overwrite=args.overwrite)
         terminal.show(f"\nwritten: {args.output}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -112,7 +113,10 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{args.images} holds no image of the case '{case}'")
 
     settings = CellSettings(**{field.name: getattr(args, field.name) for field in fields(CellSettings)})
-    with staged_files(args.out, overwrite=args.overwrite, last=(SCORES, SUMMARY, GALLERY)) as staged:
+    # The gallery elsewhere is written with the rest, and gets its name once all of that is in place.
+    elsewhere = replacing(args.gallery) if args.gallery is not None else nullcontext()
+    last = (SCORES, SUMMARY, GALLERY)
+    with elsewhere as gallery, staged_files(args.out, overwrite=args.overwrite, last=last) as staged:
         targets = {case: staged / f"{case}_label.tiff" for case in predictions}
         cases = [CellFiles(case, path, references.get(case), targets[case]) for case, path in predictions.items()]
         do_case = partial(recover_and_score, settings)
@@ -124,10 +128,9 @@ def run(args: argparse.Namespace) -> int:
             scores = {row["case"]: row for row in rows}
             exhibits = [(chosen[case], targets[case], images[case], scores[case]) for case in shown]
             _draw(exhibits, staged / GALLERY, settings)
-    if args.gallery is not None:
-        args.gallery.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(args.gallery) as temporary:
-            shutil.move(args.out / GALLERY, temporary)  # perhaps to another disk
+        if gallery is not None:
+            gallery.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(staged / GALLERY, gallery)  # perhaps to another disk
     terminal.show(f"{len(rows)} instance map(s) with {sum(row['predicted'] for row in rows):,} instances: {args.out}")
     if shown:
         terminal.show(f"gallery of {len(shown)} case(s): {args.gallery or args.out / GALLERY}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,6 +99,22 @@ def ending_of(path: Path) -> str | None:
     return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
 
 
+def for_itk(path: Path) -> str:
+    """Give the name of a file as SimpleITK takes it, which ends the whole process at one that is not UTF-8.
+
+    Raises:
+        UserError: If it is not.
+    """
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the path {name!a} has bytes that are not UTF-8, which SimpleITK cannot open: rename the folder or file"
+        ) from None
+    return name
+
+
 def find_cases(folder: Path, *, endings: Sequence[str] = ENDINGS, suffixes: Sequence[str] = ()) -> dict[str, Path]:
     """Give the files of a folder by case: the name without its ending and without the first of ``suffixes`` it has.
 
@@ -105,7 +122,8 @@ def find_cases(folder: Path, *, endings: Sequence[str] = ENDINGS, suffixes: Sequ
     map; nor is the gallery that ``logvmamba instances`` draws beside such files.
 
     Raises:
-        UserError: If there is no such folder, it holds no such file, or two files are of one case.
+        UserError: If there is no such folder, it holds no such file, two files are of one case, or one is a link that
+            leads nowhere or has a name that is not UTF-8.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -113,7 +131,12 @@ def find_cases(folder: Path, *, endings: Sequence[str] = ENDINGS, suffixes: Sequ
     files = {}
     for path in sorted(folder.iterdir()):
         ending = ending_of(path)
-        if ending and not path.name.startswith(".") and ending in endings and path.is_file():
+        if not ending or path.name.startswith(".") or ending not in endings:
+            continue
+        for_itk(path)
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link that leads nowhere: remove it, or put the file there")
+        if path.is_file():
             files[path] = path.name[: -len(ending)]
     marked = {name for name in files.values() if name.endswith(tuple(suffixes))}
     if marked:
@@ -220,7 +243,7 @@ def read_grid(path: Path) -> LabelMap | None:
             image = nibabel.load(path)
             stored = placed_by_nibabel(image, np.broadcast_to(np.uint8(0), image.shape[::-1]))
         header = sitk.ImageFileReader()
-        header.SetFileName(str(path))
+        header.SetFileName(for_itk(path))
         try:
             header.ReadImageInformation()
         except RuntimeError:
@@ -299,7 +322,7 @@ def read_volume(path: Path) -> Volume:
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.GlobalWarningDisplayOff()  # what they are about, the readings are compared for
     try:
-        image = sitk.ReadImage(str(path))
+        image = sitk.ReadImage(for_itk(path))
     except RuntimeError:
         if stored is None:
             raise

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.files import staged_files
+from nnunet_logvmamba.files import read_json, staged_files
 
 from .cases import ENDINGS, IMAGE_INSTEAD, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
 from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
@@ -74,6 +74,16 @@ def find_dataset_json(predictions: Path, references: Path) -> Path | None:
     predictions, references = Path(predictions).absolute(), Path(references).absolute()
     candidates = (predictions, references, references.parent, *predictions.parents[:2])
     return next((path for path in (folder / "dataset.json" for folder in candidates) if path.is_file()), None)
+
+
+def dataset_names(dataset_json: Path) -> list[str]:
+    """Give what nnU-Net calls the data set of a ``dataset.json``: the folders above it, and the plans beside it."""
+    names = [folder.name for folder in dataset_json.absolute().parents if re.match(r"Dataset\d+_", folder.name)]
+    plans = dataset_json.with_name("plans.json")
+    if plans.is_file():
+        content = read_json(plans, "remove it, or copy it anew")
+        names += [content["dataset_name"]] if isinstance(content, dict) and "dataset_name" in content else []
+    return [name for name in names if isinstance(name, str)]
 
 
 def find_pairs(

@@ -92,6 +92,6 @@ AVERAGES = {
 }
 
 
-def policy_for(dataset_name: str | None) -> str:
-    """Give the policy that is customary for a data set: ``brats`` where its name says so, else ``nnunet``."""
-    return "brats" if "brats" in (dataset_name or "").lower() else DEFAULT_POLICY
+def policy_for(*names: str | None) -> str:
+    """Give the policy that is customary for a data set: ``brats`` where one of its names says so, else ``nnunet``."""
+    return "brats" if any("brats" in (name or "").lower() for name in names) else DEFAULT_POLICY

@@ -26,6 +26,7 @@ from nnunet_logvmamba.evaluation.cases import (
     VOLUME_ENDINGS,
     check_gzip,
     ending_of,
+    for_itk,
     placed_by_itk,
     placed_by_nibabel,
 )
@@ -127,7 +128,7 @@ def _proven_by_checksum(path: Path, header: nibabel.Nifti1Header, before: bytes)
     import SimpleITK as sitk
 
     with _silent():
-        image = sitk.ReadImage(str(path))
+        image = sitk.ReadImage(for_itk(path))
     values = sitk.GetArrayViewFromImage(image)
     with path.open("rb") as file:
         file.seek(-8, io.SEEK_END)
@@ -205,7 +206,7 @@ def _itk_header(path: Path) -> sitk.ImageFileReader | None:
     try:
         with _silent():
             header = sitk.ImageFileReader()
-            header.SetFileName(str(path))
+            header.SetFileName(for_itk(path))
             header.ReadImageInformation()
     except RuntimeError:
         return None

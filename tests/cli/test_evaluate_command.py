@@ -240,6 +240,51 @@ def test_dataset_json_is_found_above_the_references_and_names_the_policy(volumes
     assert summary["policy"]["name"] == "brats"
 
 
+@pytest.mark.parametrize("place", ["above", "plans"])
+def test_a_data_set_without_a_name_is_called_as_nnunet_calls_it(volumes, place):
+    folder = volumes / "Dataset137_BraTS2021" if place == "above" else volumes / "predictions"
+    if place == "above":
+        folder.mkdir()
+        (volumes / "labelsTr").rename(folder / "labelsTr")
+        (volumes / "predictions/dataset.json").unlink()
+    else:
+        (folder / "plans.json").write_text(json.dumps({"dataset_name": "Dataset137_BraTS2021"}))
+    write_dataset_json(folder, LABELS)
+    references = (folder if place == "above" else volumes) / "labelsTr"
+    out = volumes / "out"
+    assert run(volumes / "predictions", references, "--metrics", "dice", "--output", out) == 0
+    assert read_summary(out)["policy"]["name"] == "brats"
+
+
+def test_a_table_that_cannot_be_written_is_shown_and_its_file_is_named(volumes, capsys):
+    (volumes / "file").touch()
+    words = ("--metrics", "dice", "--output", volumes / "file" / "out")
+    assert run(volumes / "predictions", volumes / "labelsTr", *words) == 2
+    said = capsys.readouterr()
+    assert "outer" in said.out
+    assert f"{volumes / 'file' / 'out'} cannot be written to (Not a directory); name another folder" in said.err
+
+
+@pytest.mark.parametrize("fault", ["dangling", "latin-1"])
+def test_links_that_lead_nowhere_and_names_that_are_no_text_are_refused(volumes, capsys, fault):
+    for name in ("labelsTr", "predictions"):
+        path = volumes / name / "b.nii.gz"
+        if fault == "dangling":
+            path.unlink()
+            path.symlink_to("../.git/annex/objects/not-here")
+        else:
+            path.rename(path.with_name(os.fsdecode(b"b\xe9.nii.gz")))
+    assert run(volumes / "predictions", volumes / "labelsTr") == 2
+    says = {"dangling": "b.nii.gz is a link that leads nowhere", "latin-1": "has bytes that are not UTF-8"}
+    assert says[fault] in capsys.readouterr().err
+
+
+def test_a_terminal_that_has_no_plus_or_minus_gets_the_table(volumes, run_command):
+    words = ["logvmamba", "evaluate", volumes / "predictions", volumes / "labelsTr"]
+    done = run_command(words, PYTHONIOENCODING="ascii")
+    assert "outer" in done.stdout
+
+
 def test_several_processes_write_the_same(volumes):
     for jobs, name in ((1, "one"), (2, "two")):
         words = ["evaluate", volumes / "predictions", volumes / "labelsTr", "--jobs", jobs, "--output", volumes / name]

@@ -330,6 +330,10 @@ def test_a_gallery_goes_where_it_is_told(cells):
     (cells / "other" / "b_label.tiff").mkdir(parents=True)
     assert run(cells / "predictions", cells / "other", *words, "--overwrite", "--grow", 0) == 2
     assert picture.read_bytes() == before
+    (cells / "file").touch()
+    words = ("--images", cells / "images", "--gallery", cells / "file" / "cells.png")
+    assert run(cells / "predictions", cells / "third", *words) == 2
+    assert not (cells / "third").exists()
 
 
 def test_an_image_of_bits_is_drawn(cells):

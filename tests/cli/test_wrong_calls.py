@@ -50,6 +50,7 @@ TYPO = "nnUNetTrainerLoGVMabma"
 CALLS = {
     "dcotor": "did you mean doctor?",
     "doctor --jsn": "did you mean --json?",
+    "--verbose doctor": "unrecognized arguments: --verbose",
     "run 997 2d": "has no data set 997",
     "run 998 4d": "there is no configuration '4d'",
     "run 998 2d --fold x": "--fold takes the numbers of folds",

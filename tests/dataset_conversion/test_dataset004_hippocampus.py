@@ -1,6 +1,7 @@
 """The hippocampus converter on generated sources in Decathlon layout and on the real selection."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -198,3 +199,36 @@ def test_own_scans_and_predictions_keep_their_names(tmp_path):
     hippocampus.restore(folder / "labelsTr", tmp_path / "submit")
     for path in sorted((tmp_path / "submit").iterdir()):
         assert (voxels(path) == voxels(folder / "labelsTr" / path.name)).all()
+
+
+@pytest.mark.parametrize("parts", [("imagesTr", "labelsTr"), ("imagesTs",)])
+def test_a_link_whose_file_was_not_fetched_is_named_and_no_case_is_lost(tmp_path, parts):
+    folder = source_with(tmp_path, num_unlabelled=1)
+    name = "hippocampus_007.nii.gz" if parts == ("imagesTs",) else "hippocampus_003.nii.gz"
+    for part in parts:
+        (folder / part / name).unlink()
+        (folder / part / name).symlink_to("../.git/annex/objects/not-here")
+    with pytest.raises(ConversionError, match=f"{parts[0]}/{name} leads nowhere"):
+        hippocampus.convert(folder, tmp_path / "raw")
+    with pytest.raises(ConversionError, match=f"{name} leads nowhere"):
+        hippocampus.convert_images(folder / parts[0], tmp_path / "out")
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_folder_that_is_called_like_a_scan_and_holds_none_is_told(tmp_path, capsys):
+    folder = source_with(tmp_path, num_unlabelled=2)
+    hollow = folder / "imagesTs" / "hippocampus_007.nii.gz"
+    hollow.unlink()
+    hollow.mkdir()
+    target = hippocampus.convert(folder, tmp_path / "raw")
+    assert f"imagesTs/{hollow.name}" in (target / reporting.REPORT).read_text()
+    hippocampus.convert_images(folder / "imagesTs", tmp_path / "out")
+    assert f"note: 1 file(s) not read, first {hollow}" in capsys.readouterr().out
+
+
+def test_a_path_that_simpleitk_cannot_open_is_refused(tmp_path, run_module, nnunet_variables):
+    folder = source_with(tmp_path)
+    moved = folder.rename(folder.with_name(os.fsdecode(b"m\xfcller")))
+    done = run_module("dataset_conversion.Dataset004_Hippocampus", moved, environment=nnunet_variables)
+    assert done.returncode == 2
+    assert "has bytes that are not UTF-8, which SimpleITK cannot open; rename the folder or file" in done.stderr

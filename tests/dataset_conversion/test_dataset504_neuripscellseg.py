@@ -308,6 +308,7 @@ def test_protocols_and_shares_choose_what_is_held_out(source, tmp_path):
         ({"test_groups": ["field_001"], "protocol": "paper"}, "has its own test set"),
         ({"test_groups": ["field_001"], "test_share": 0.5}, "choose one"),
         ({"test_groups": ["nowhere"]}, "Test group nowhere does not exist"),
+        ({"test_groups": [f"field_{number:03d}" for number in range(7)]}, "leaves none to train with; name fewer"),
     ):
         with pytest.raises(ConversionError, match=message):
             counts(507, **options)

@@ -118,3 +118,37 @@ def test_staged_file_keeps_the_old_contents_after_an_error(tmp_path):
         interrupted()
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_others_write_into_the_target_meanwhile_is_kept(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+
+    def late():
+        with staging.staged_folder(target) as staged:
+            (staged / "new").write_text("x")
+            (target / "precious").write_text("x")
+
+    with pytest.raises(ConversionError, match="not empty"):
+        late()
+    assert [path.name for path in tmp_path.rglob("*")] == ["target", "precious"]
+
+
+def test_an_interrupt_once_all_is_in_place_leaves_the_new_contents_and_names_the_old(tmp_path, monkeypatch, capsys):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "old").write_text("x")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with staging.staged_folder(target, overwrite=True) as staged:
+        (staged / "new").write_text("x")
+        monkeypatch.setattr(staging.shutil, "rmtree", interrupted)
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert "could not be removed (interrupted); it holds the old contents" in capsys.readouterr().err
+
+
+def test_a_mount_point_is_refused_since_nothing_can_take_its_place():
+    with pytest.raises(ConversionError, match="Target / is a mount point.* name a folder inside it"):
+        staging.require_writable("/")

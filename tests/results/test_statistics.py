@@ -20,6 +20,23 @@ def test_the_standard_error_is_the_sample_deviation_over_the_root_of_the_count()
     assert error == pytest.approx(0.1 / sqrt(3))
 
 
+def test_differences_that_are_equal_but_for_rounding_share_a_rank():
+    sixth = [1 - 5 / 6, 0.5 - 1 / 3, 1 / 6, 2 / 3 - 0.5, 7 / 6 - 1, 1 / 6, 5 / 6 - 2 / 3, 1 / 3 - 1 / 6, -1 / 6]
+    assert len(set(map(abs, sixth))) > 1
+    assert compare_pairs(sixth, higher_is_better=True).p == pytest.approx(stats.wilcoxon(np.sign(sixth)).pvalue)
+
+
+def test_many_cases_are_compared_in_little_memory():
+    import tracemalloc
+
+    differences = np.random.default_rng(0).standard_normal(6000)
+    tracemalloc.start()
+    found = compare_pairs(differences, higher_is_better=True)
+    assert tracemalloc.get_traced_memory()[1] < 400e6
+    tracemalloc.stop()
+    assert found.low < found.difference < found.high
+
+
 def test_one_value_has_no_standard_error_and_none_has_no_mean():
     mean, error, count = mean_and_standard_error([0.8])
     assert (mean, count) == (0.8, 1)

@@ -109,10 +109,12 @@ def _surfaces(trainer: nnUNetTrainer, validation: Path) -> tuple[dict, str]:
         predicted_only=True,
     )
     flat = all(read_labels(pair.reference).values.ndim == 2 for pair in pairs)  # of volumes, the first is enough
+    labels = labels_of(trainer.dataset_json, "dataset.json")
+    policy = policy_for(labels.dataset_name, trainer.plans_manager.dataset_name)
     evaluation = folders.evaluate(
         pairs,
-        labels_of(trainer.dataset_json, "dataset.json"),
-        Settings(metrics=METRICS_2D if flat else METRICS, policy=policy_for(trainer.plans_manager.dataset_name)),
+        labels,
+        Settings(metrics=METRICS_2D if flat else METRICS, policy=policy),
         tolerances=tolerance,
         position=False,  # nnU-Net takes the image's, and merely warns where the label's is another
         turn="Reorient" in trainer.plans_manager.plans["image_reader_writer"],
