@@ -14,6 +14,7 @@ from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.networks.costs import Summary, gib, summarize, times
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 BYTES = 4  # of a float32
@@ -55,8 +56,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     field.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="a trained network's weights; default: those it starts with"
     )
-    field.add_argument(
+    images = field.add_mutually_exclusive_group()
+    images.add_argument(
         "--noise-images", type=at_least(1, int), default=4, metavar="N", help="average over so many; default: 4"
+    )
+    images.add_argument(
+        "--cases", nargs="+", metavar="CASE", help="average over the middles of these preprocessed cases instead"
     )
 
 
@@ -104,6 +109,9 @@ def run(args: argparse.Namespace) -> int:
     )
     terminal.show("\n".join(lines))
     if args.receptive_field is not None:
+        import torch
+
+        torch.manual_seed(0)  # so that a network at its start is the same whenever it is asked for
         found = network_of_preset(args.preset, "cpu") if args.preset is not None else network_of_plans(args, "cpu")
         terminal.show(f"\n{_field(args, found[0], channels, patch_size, title)}")
     return 0
@@ -112,9 +120,12 @@ def run(args: argparse.Namespace) -> int:
 def _check_field(args: argparse.Namespace) -> None:
     target = args.receptive_field
     if target is None:
-        if args.checkpoint is not None:
-            raise UserError("--checkpoint is for --receptive-field: name the picture with it")
+        for name in ("checkpoint", "cases"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name} is for --receptive-field: name the picture with it")
         return
+    if args.cases is not None and args.preset is not None:
+        raise UserError("--cases are those of a data set: name it with -d in place of --preset")
     if target.suffix.lower() != ".png":
         raise UserError(f"{target} does not end in .png: name a PNG picture")
     if not target.parent.is_dir():
@@ -140,18 +151,57 @@ def _field(args: argparse.Namespace, network: nn.Module, channels: int, patch_si
         if difference is not None:
             raise UserError(f"{args.checkpoint} holds another network than this one ({difference})")
         network.load_state_dict(weights)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(args.noise_images, channels, *patch_size, generator=generator)
-    field = receptive_field(network, images)
+    if args.cases is not None:
+        images, what = _middles(args, channels, patch_size), f"{len(args.cases)} case(s)"
+    else:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(args.noise_images, channels, *patch_size, generator=generator)
+        what = f"{args.noise_images} image(s) of noise"
+    try:
+        field = receptive_field(network, images)
+    except ValueError as error:
+        raise UserError(f"{args.checkpoint or 'this network'}: {error}") from error
     draw({title: field}, args.receptive_field)
     said = [
         f"{share:.0%} of the field lies within {times(found)} voxels of the middle, axis by axis"
         for share, found in zip(SHARES, radii(field))
     ]
     of = "trained" if args.checkpoint is not None else "at the start"
-    return "\n".join(
-        [f"receptive field, {of}, over {args.noise_images} image(s) of noise: {args.receptive_field}", *said]
-    )
+    return "\n".join([f"receptive field, {of}, over {what}: {args.receptive_field}", *said])
+
+
+def _middles(args: argparse.Namespace, channels: int, patch_size: Sequence[int]) -> torch.Tensor:
+    """The middles of preprocessed cases, (cases, channels, \\*patch); zeros where a patch is larger than its case."""
+    import numpy as np
+    import torch
+    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_logvmamba.plugin.plans import read_plans
+    from nnunet_logvmamba.plugin.preprocessed_cases import has_cases, preprocessing
+
+    path, plans, _ = read_plans(args.dataset, args.plans)
+    manager = PlansManager(plans)
+    folder = path.parent / manager.get_configuration(args.configuration).data_identifier
+    if not has_cases(folder):
+        command = preprocessing(manager.dataset_name, args.plans, [args.configuration])
+        raise UserError(f"{folder} holds no preprocessed cases: run {command} first")
+    dataset, found = infer_dataset_class(str(folder))(str(folder)), []
+    for case in args.cases:
+        if case not in dataset.identifiers:
+            raise UserError(f"{folder} has no case '{case}': it has {dataset.identifiers[0]} and others")
+        image = np.asarray(dataset.load_case(case)[0])
+        if len(image) != channels:
+            raise UserError(
+                f"{folder} has {len(image)} channel(s) and this network takes {channels}: leave --cases out"
+            )
+        if len(patch_size) == 2:
+            image = image[:, image.shape[1] // 2]
+        begins = [(size - patch) // 2 for size, patch in zip(image.shape[1:], patch_size)]
+        box = [[begin, begin + patch] for begin, patch in zip(begins, patch_size)]
+        found.append(torch.from_numpy(crop_and_pad_nd(image, box)).float())
+    return torch.stack(found)
 
 
 def network_of_preset(name: str, device: str = "meta") -> tuple[nn.Module, int, Sequence[int], int]:

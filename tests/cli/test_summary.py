@@ -1,8 +1,10 @@
 """``logvmamba summary``: counts against the published network, against counting by hand, and against memory held."""
 
 import json
+import math
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -320,6 +322,8 @@ def test_a_network_that_is_one_module_is_opened(planned, users_trainers, capsys)
         ("--preset paper2d --receptive-field nowhere/field.png", "there is no folder nowhere for field.png"),
         ("--preset paper2d --receptive-field field.png --checkpoint none.pth", "there is no checkpoint none.pth"),
         ("--preset paper2d --checkpoint none.pth", "--checkpoint is for --receptive-field"),
+        ("-d 998 --cases ball_0", "--cases is for --receptive-field"),
+        ("--preset paper2d --receptive-field field.png --cases a", "--cases are those of a data set: name it with -d"),
     ],
 )
 def test_bad_input_is_answered_in_one_sentence(words, sentence, planned, capsys):
@@ -348,6 +352,9 @@ def test_the_receptive_field_is_said_and_drawn_before_and_after_training(planned
     ]
     assert all(0 < half <= most <= side // 2 for half, most, side in zip(*radii, (32, 48)))
 
+    assert main([*words, "--receptive-field", str(pictures[0])]) == 0
+    assert capsys.readouterr().out == start
+
     args = build_parser().parse_args(words)
     network = network_of_plans(args, "cpu")[0]
     nn.init.zeros_(network.encoder.stem[0].conv3.weight)
@@ -364,6 +371,13 @@ def test_the_receptive_field_is_said_and_drawn_before_and_after_training(planned
     assert main([*words, "--receptive-field", str(pictures[1]), "--checkpoint", str(checkpoint)]) == 0
     assert "receptive field, trained" in capsys.readouterr().out
 
+    nn.init.constant_(network.encoder.stem[0].conv3.weight, math.nan)
+    torch.save(network.state_dict(), checkpoint)
+    assert main([*words, "--receptive-field", str(tmp_path / "none.png"), "--checkpoint", str(checkpoint)]) != 0
+    assert (
+        f"{checkpoint}: the gradients of this network's middle voxel are zero or not finite" in capsys.readouterr().err
+    )
+
     torch.save({"state_dict": network.state_dict(), "epoch": 3}, checkpoint)
     assert main([*words, "--receptive-field", str(tmp_path / "none.png"), "--checkpoint", str(checkpoint)]) != 0
     assert "holds neither weights alone nor nnU-Net's 'network_weights'" in capsys.readouterr().err
@@ -372,3 +386,15 @@ def test_the_receptive_field_is_said_and_drawn_before_and_after_training(planned
     assert main([*words, "--receptive-field", str(tmp_path / "none.png"), "--checkpoint", str(checkpoint)]) != 0
     assert "holds another network than this one" in capsys.readouterr().err
     assert not (tmp_path / "none.png").exists()
+
+
+def test_the_receptive_field_over_cases_of_the_data_set(folders, tmp_path, capsys):
+    small_dataset.copy_into(folders)
+    words = ["summary", "-d", small_dataset.NUMBER, "-c", "2d", "--receptive-field", str(tmp_path / "field.png")]
+    assert main([*words, "--cases", "ball_0", "ball_1", "--patch-size", "32", "128"]) == 0  # larger than a case
+    assert "receptive field, at the start, over 2 case(s)" in capsys.readouterr().out
+    assert main([*words, "--cases", "ball_0", "nobody"]) == 2
+    assert "has no case 'nobody': it has ball_0 and others" in capsys.readouterr().err
+    shutil.rmtree(folders.preprocessed / small_dataset.NAME / "nnUNetPlans_2d")
+    assert main([*words, "--cases", "ball_0"]) == 2
+    assert "holds no preprocessed cases: run nnUNetv2_preprocess -d 998 -plans_name" in capsys.readouterr().err
