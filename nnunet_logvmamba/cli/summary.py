@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import at_least, examples
-from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.errors import NotFiniteError, UserError
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.networks.costs import Summary, gib, summarize, times
 
@@ -159,7 +159,7 @@ def _field(args: argparse.Namespace, network: nn.Module, channels: int, patch_si
         what = f"{args.noise_images} image(s) of noise"
     try:
         field = receptive_field(network, images)
-    except ValueError as error:
+    except (ValueError, NotFiniteError) as error:
         raise UserError(f"{args.checkpoint or 'this network'}: {error}") from error
     draw({title: field}, args.receptive_field)
     said = [
@@ -193,9 +193,7 @@ def _middles(args: argparse.Namespace, channels: int, patch_size: Sequence[int])
             raise UserError(f"{folder} has no case '{case}': it has {dataset.identifiers[0]} and others")
         image = np.asarray(dataset.load_case(case)[0])
         if len(image) != channels:
-            raise UserError(
-                f"{folder} has {len(image)} channel(s) and this network takes {channels}: leave --cases out"
-            )
+            raise UserError(f"{folder} has {len(image)} channel(s), this network takes {channels}: leave --cases out")
         if len(patch_size) == 2:
             image = image[:, image.shape[1] // 2]
         begins = [(size - patch) // 2 for size, patch in zip(image.shape[1:], patch_size)]
