@@ -150,7 +150,10 @@ def _field(args: argparse.Namespace, network: nn.Module, channels: int, patch_si
         difference = first_difference(network, weights)
         if difference is not None:
             raise UserError(f"{args.checkpoint} holds another network than this one ({difference})")
-        network.load_state_dict(weights)
+        try:
+            network.load_state_dict(weights)
+        except NotFiniteError as error:
+            raise UserError(f"{args.checkpoint}: {error}") from error
     if args.cases is not None:
         images, what = _middles(args, channels, patch_size), f"{len(args.cases)} case(s)"
     else:
@@ -159,7 +162,7 @@ def _field(args: argparse.Namespace, network: nn.Module, channels: int, patch_si
         what = f"{args.noise_images} image(s) of noise"
     try:
         field = receptive_field(network, images)
-    except (ValueError, NotFiniteError) as error:
+    except ValueError as error:
         raise UserError(f"{args.checkpoint or 'this network'}: {error}") from error
     draw({title: field}, args.receptive_field)
     said = [
