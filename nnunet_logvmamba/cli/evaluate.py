@@ -130,9 +130,10 @@ def run(args: argparse.Namespace) -> int:
     labels = None
     if not args.instances:
         labels = folders.read_dataset_json(file) if file else folders.find_labels(pairs, processes=processes)
+    names = [*([labels.dataset_name] if labels else []), *(folders.dataset_names(file) if file else [])]
     settings = Settings(
         metrics=metrics,
-        policy=args.policy or (policy_for(labels.dataset_name, *folders.dataset_names(file)) if file else policy_for()),
+        policy=args.policy or policy_for(*names),
         joining=args.hd95,
         iou=args.iou,
         border=args.border,

@@ -49,7 +49,8 @@ def _interleaved(num_local: int, num_global: int, local: Tensor, context: Tensor
     late = local - lead
     # Whole numbers divided as such are a loop that torch.compile cuts short on a CPU: the last positions would not be
     # written (findings/compiled_division_forgets_the_rest.sh). In double precision the quotient is exact.
-    runs = torch.floor(late.double() / run).long()
+    on_mps = late.device.type == "mps"  # which has no double precision
+    runs = late // run if on_mps else torch.floor(late.double() / run).long()
     return (
         torch.where(late < 0, local + excess, first + 1 + late + runs),
         torch.where(context < excess, context, first + (context - excess) * period),

@@ -54,7 +54,8 @@ class Work:
     def __call__(self) -> None:
         from nnunet_logvmamba.plugin.study import Planned, carry_out  # late, because it imports torch
 
-        carry_out(Planned(self.study, on="slurm"), self.job)
+        needs_device = self.job.stage in ("train", "predict")  # the others get no GPU
+        carry_out(Planned(self.study, on="slurm", elsewhere=not needs_device), self.job)
 
     def reached(self) -> str | None:
         """What it would go on from, as :meth:`Planned.reached`."""

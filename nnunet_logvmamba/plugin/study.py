@@ -164,6 +164,9 @@ class Trainings(FirstRun):
         part._check_targets()
         return part
 
+    def _target(self, trainer: str) -> Path:
+        return self._new.predictions / trainer  # also of a single one, since others may be added later
+
     # The steps of a study's jobs
 
     def preprocess(self, bases: list[str]) -> Step:
@@ -353,19 +356,22 @@ class Planned:
         words += ["--metrics", *options["metrics"]] if "metrics" in options else []
         words += ["--against", options["against"]] if "against" in options else []
         words += ["--names", *(f"{old}={new}" for old, new in options["names"].items())] if "names" in options else []
-        options_now = json.loads(json.dumps(options))
-        if first_run.is_newer(self.table, summaries) and self._compared() in (None, options_now):
+        if first_run.is_newer(self.table, summaries) and self._compared() in (None, self._to_compare()):
             return Step("compare", finished=f"it is written: {self.table}")
         return Step("compare", (*words, "--output", str(self.table.parent)))
 
     def _compared(self) -> dict[str, Any] | None:
-        """The options with which the table was made, if it was written down."""
+        """Of what and with which options the table was made, if it was written down."""
         file = self.folder / COMPARED
         return read_json(file, "remove it, and the table is made anew") if file.is_file() else None
 
     def remember_compared(self) -> None:
-        """Write down with which options the table was made."""
-        replace_text(self.folder / COMPARED, json.dumps(self.study.compare) + "\n")
+        """Write down of what and with which options the table was made."""
+        replace_text(self.folder / COMPARED, json.dumps(self._to_compare()) + "\n")
+
+    def _to_compare(self) -> dict[str, Any]:
+        trained = [self._fold(job).relative_to(self.results).as_posix() for job in self.jobs if job.stage == "train"]
+        return json.loads(json.dumps({"trainings": trained, "options": self.study.compare}))
 
     @property
     def table(self) -> Path:
@@ -501,10 +507,7 @@ class Planned:
         if job.stage == "compare":
             return self._comparison().finished is not None
         folder = self._predictions(job.number)
-        return (
-            job.stage == "predict"
-            and FirstRun._record(folder / job.trainer if len(self.study.trainers) > 1 else folder)[1]
-        )
+        return job.stage == "predict" and FirstRun._record(folder / job.trainer)[1]
 
     def _is_fresh(self, job: Job) -> bool:
         logs = [path.stat().st_mtime for path in self._fold(job).glob("training_log_*.txt")]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import small_dataset
 import small_model
+import torch
 from commands import NnunetFolders, commands_in
 
 from nnunet_logvmamba.cli import main
@@ -324,6 +325,11 @@ def test_other_options_of_the_comparison_make_the_table_anew_and_no_training(fil
     other.remember_compared()
     assert compare not in other.due()
     assert compare in first.due()
+    for name in NAMES:  # trained before the table was made, and not in it
+        finish(fold_of(folders, name, 2))
+        os.utime(fold_of(folders, name, 2) / "validation" / "summary.json", (1, 1))
+    described["folds"] = [0, 1, 2]
+    assert compare in planned(metrics=["Dice"]).due()
 
 
 def test_what_somebody_else_trains_is_left_to_them_and_the_rest_is_done(file, folders, monkeypatch, capsys):
@@ -571,6 +577,17 @@ def test_a_job_can_be_pickled_and_put_back_into_the_queue(file, folders):
     again = work.checkpoint()
     assert isinstance(again, helpers.DelayedSubmission)
     assert again.function == work
+
+
+def test_what_gets_no_gpu_asks_for_none(file, folders):
+    small_dataset.copy_into(folders)
+    content = {**study_file.read_toml(file), "device": "auto", "cluster": {"time": 60, "gpus": 1}}
+    described = study_file.make_study(content, where="x", name="small")
+    assert study.Planned(described, on="slurm", elsewhere=True).study.device == "cuda"
+    cluster.Work(described, study.Job("prepare"))()  # all of it is done
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="torch sees no such device here"):
+            cluster.Work(described, study.Job("train", 0, NAMES[0], "0"))()
 
 
 def test_a_job_whose_time_is_up_again_and_again_in_vain_is_given_up(file, folders):

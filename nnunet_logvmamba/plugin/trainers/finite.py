@@ -24,6 +24,9 @@ from .weights import bare_network
 
 _NAMED_CASES = 3
 
+LEAST_SCALE = 1.0
+"""Of a gradient scaler, which halves it for every overflow; gradients are multiplied by its inverse."""
+
 LOWER = (
     "continue with --c; if it comes again, lower the learning rate (logvmamba plans --keep-network --name NEW --train "
     "optimizer=... initial_lr=...) and train NEW with -pretrained_weights, the last checkpoint, and a trainer whose "
@@ -36,8 +39,9 @@ class FiniteTrainer(RecordedTrainer):
 
     Preprocessed cases are looked through once before the first epoch. A step whose loss or gradients are not finite is
     never applied: the optimizer leaves weights and its own state as they are, and the log says so. ``non_finite_steps``
-    of them in a row end the training; steps with a finite loss that a gradient scaler skips for an overflow of its own
-    do not count. A checkpoint with weights that are not finite is not written.
+    of them in a row end the training. Steps with a finite loss that a gradient scaler skips for an overflow of its own
+    do not count, as long as its scale is above ``LEAST_SCALE``, below which it does not go: gradients that overflow
+    there are not finite by themselves. A checkpoint with weights that are not finite is not written.
 
     Raises:
         Refused: In all these cases, with cases or modules by name.
@@ -178,6 +182,8 @@ class FiniteTrainer(RecordedTrainer):
         """Start as nnU-Net does, and count iterations anew."""
         super().on_train_epoch_start()
         self._iteration, self._left_out, self._unvalidated = 0, frozenset(), None
+        if self._has_scaler() and self.grad_scaler.get_scale() < LEAST_SCALE:  # of a checkpoint of other code
+            self.grad_scaler.update(LEAST_SCALE)
 
     def train_step(self, batch: dict) -> dict:
         """Train on a batch as nnU-Net does, unless loss or gradients are not finite.
@@ -189,7 +195,7 @@ class FiniteTrainer(RecordedTrainer):
         self._applied = self._rejected = False
         with self._naming_labels(batch):
             outputs = super().train_step(batch)
-        counts = self._rejected or not np.isfinite(outputs["loss"]).all()
+        counts = self._rejected or self._overflowed() or not np.isfinite(outputs["loss"]).all()
         # Averaged gradients are the same everywhere, so either all processes come here or none does.
         if self.is_ddp and not self._applied:
             counts = any(self._of_all_ranks(counts))
@@ -198,6 +204,13 @@ class FiniteTrainer(RecordedTrainer):
         else:
             self._in_a_row = 0
         return outputs
+
+    def _overflowed(self) -> bool:
+        """Whether a gradient scaler skipped the step although its scale is as small as makes sense, which it stays."""
+        if self._applied or not self._has_scaler() or self.grad_scaler.get_scale() >= LEAST_SCALE:
+            return False
+        self.grad_scaler.update(LEAST_SCALE)
+        return True
 
     def _skipped(self, batch: dict) -> None:
         self._in_a_row += 1

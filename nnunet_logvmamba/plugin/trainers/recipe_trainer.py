@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import sys
@@ -17,7 +18,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import distributed
+from torch import distributed, nn
 
 from nnunet_logvmamba.cores import THREAD_VARIABLES, usable_cores
 from nnunet_logvmamba.errors import Refused
@@ -140,7 +141,7 @@ class RecipeTrainer(FiniteTrainer):
         try:
             settings = check_training_settings(manager.configuration.get(TRAINING_KEY))
             with torch.device("meta"):  # no memory and hardly any time, whatever the patch
-                network = cls.build_network_architecture(plans_manager, manager, channels, classes)
+                network = _built(cls, plans_manager, manager, channels, classes)
                 check_patch(network, manager, channels)
             backend = manager.network_arch_init_kwargs.get("backend", "auto")
             if is_ours(manager.configuration["architecture"]) and backend != "auto":
@@ -171,7 +172,8 @@ class RecipeTrainer(FiniteTrainer):
         _refuse_absent_cases(self.plans_manager, self.configuration_name)
         self._seed_everything()
         super().initialize()
-        self._reading.enter_context(data_only())  # what -pretrained_weights names, nnU-Net reads after this
+        if saving.reads_pretrained_weights(sys.argv):  # which nnU-Net does after this
+            self._reading.enter_context(data_only())
         if getattr(bare_network(self), "pretrainable", False):
             self._start_encoder()
         elif "pretrained" in (self.configuration_manager.configuration.get(TRAINING_KEY) or {}):
@@ -250,7 +252,8 @@ class RecipeTrainer(FiniteTrainer):
                     parameter.grad = None
 
     def configure_optimizers(self):
-        """Give the recipe's optimizer and its schedule."""
+        """Give the recipe's optimizer and its schedule; the learning rate and decay that a subclass has set hold."""
+        self.recipe = replace(self.recipe, initial_lr=self.initial_lr, weight_decay=self.weight_decay)
         optimizer = self.recipe.make_optimizer(self.network)
         return optimizer, self.recipe.make_schedule(optimizer, self.num_epochs)
 
@@ -258,6 +261,7 @@ class RecipeTrainer(FiniteTrainer):
         loss = super()._build_loss()
         both = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
         both.weight_dice, both.weight_ce = LOSSES[self.recipe.loss]
+        both.register_forward_hook(_as_tensor)
         return loss
 
     def set_deep_supervision_enabled(self, enabled: bool):
@@ -325,6 +329,7 @@ class RecipeTrainer(FiniteTrainer):
         Raises:
             Refused: If it is the second stage of a cascade and the first has not left all cases for it.
         """
+        self._reading.close()
         self.check_first_stage()
         if self.local_rank == 0:  # of an earlier training or validation, until this one has ended
             (Path(self.output_folder) / "validation" / SUMMARY).unlink(missing_ok=True)
@@ -358,6 +363,21 @@ class RecipeTrainer(FiniteTrainer):
         with data_only():
             super().load_checkpoint(found.source)
         saving.say_and_keep_best(self, found)
+
+
+def _built(
+    trainer: type[RecipeTrainer], plans_manager: PlansManager, manager: ConfigurationManager, *sizes: int
+) -> nn.Module:
+    """Build a trainer's network as nnU-Net does, which takes the arguments of an earlier release, too."""
+    if "plans_manager" in inspect.signature(trainer.build_network_architecture).parameters:
+        return trainer.build_network_architecture(plans_manager, manager, *sizes)
+    names = "network_arch_class_name", "network_arch_init_kwargs", "network_arch_init_kwargs_req_import"
+    return trainer.build_network_architecture(*(getattr(manager, name) for name in names), *sizes)
+
+
+def _as_tensor(_: nn.Module, inputs: tuple, loss: object) -> object:
+    """Give 0 as a tensor where nnU-Net's loss is the number: without Dice, and with every voxel ignored."""
+    return loss if isinstance(loss, torch.Tensor) else (inputs[0].flatten()[:1] * 0).sum()
 
 
 def _refuse_absent_device(device: torch.device) -> None:

@@ -190,12 +190,23 @@ def check_pretrained_weights(command: Sequence[str]) -> None:
     Raises:
         Refused: If it is damaged, or holds more than data.
     """
-    for word, following in zip(command, [*command[1:], ""]):
-        option, sign, value = word.partition("=")
-        path = Path(value if sign else following)
-        meant = len(option) > len("-p") and "-pretrained_weights".startswith(option)  # argparse takes parts of it
-        if meant and path.is_file():
+    for path in _pretrained_weights(command):
+        if path.is_file():
             try:
                 read_checkpoint(path)
             except UserError as error:
                 raise Refused(f"{error}.") from error
+
+
+def reads_pretrained_weights(command: Sequence[str]) -> bool:
+    """Whether nnU-Net may read pretrained weights: what runs is its command and asked for them, or Python code."""
+    return Path(command[0]).stem != "nnUNetv2_train" or bool(_pretrained_weights(command))
+
+
+def _pretrained_weights(command: Sequence[str]) -> list[Path]:
+    found = []
+    for word, following in zip(command, [*command[1:], ""]):
+        option, sign, value = word.partition("=")
+        if len(option) > len("-p") and "-pretrained_weights".startswith(option):  # argparse takes parts of it
+            found.append(Path(value if sign else following))
+    return found

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from copy import deepcopy
+from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 
@@ -215,6 +216,41 @@ def test_an_overflow_of_the_gradient_scaler_itself_does_not_count(make):
     before = state(trainer)
     assert "channel 0 (MR)" in ends(trainer, spoiled(batch))
     assert same(before, state(trainer))
+
+
+def test_gradients_that_a_scaler_cannot_scale_are_told_and_its_scale_stays(make):
+    trainer, batches = with_term(make(), lambda output: (output * 0).square().sum().sqrt())
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    batch, before = next(batches), state(trainer)
+    said = ends(trainer, batch, steps=2 + 3)  # down to the least scale, then three in a row
+    assert "the first gradient that is not finite is that of decoder." in said
+    assert trainer.grad_scaler.get_scale() == 1
+    assert same(before, state(trainer))
+
+
+def test_a_scale_of_another_training_that_would_make_good_gradients_infinite_is_raised(make):
+    trainer = make()
+    trainer.on_train_start()
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-140)
+    trainer.grad_scaler.scale(torch.ones(1))  # as after loading a checkpoint, it is a tensor now
+    trainer.on_train_epoch_start()
+    before = state(trainer)
+    trainer.train_step(next(trainer.dataloader_train))
+    assert trainer._applied
+    assert not same(before, state(trainer))
+    assert all(value.isfinite().all() for value in state(trainer))
+
+
+@pytest.mark.parametrize("step", ["train_step", "validation_step"])
+def test_a_batch_of_which_every_voxel_is_ignored_teaches_nothing_and_ends_nothing(step, make):
+    trainer = make("nnUNetTrainerStockNetwork", "3d_fullres", labels=IGNORE)
+    trainer.recipe = replace(trainer.recipe, loss="ce")
+    trainer.initialize()
+    scales = [[16 // 2**stage] * 3 for stage in range(3)]
+    target = [torch.full((2, 1, *scale), 3, dtype=torch.int16) for scale in scales]
+    batch = {"data": torch.randn(2, 1, 16, 16, 16), "target": target, "keys": ["a", "b"]}
+    assert getattr(trainer, step)(batch)["loss"] == 0
+    assert all(value.isfinite().all() for value in state(trainer))
 
 
 def test_without_a_scaler_bfloat16_is_watched_as_float32_is(ready):

@@ -1,9 +1,11 @@
 """Trainers: their names, settings, optimizers, seeds, and what they refuse."""
 
+import argparse
 import json
 import pickle
 import re
 import shutil
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.run.run_training import run_training
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_logvmamba.layers import SelectiveSSM
 from nnunet_logvmamba.networks import LoGVMambaUNet, catalogue
@@ -165,6 +168,42 @@ def test_the_name_beats_the_configuration(make):
     trainer = make("nnUNetTrainerLoGVMamba_adam_7epochs_seed9", settings=settings)
     assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.seed) == (7, 2, 9)
     assert trainer.recipe == trainers.RECIPES["adam"], "a learning rate chosen for another optimizer must not follow"
+
+
+def test_what_a_subclass_sets_holds_as_with_nnunets_trainer(make, monkeypatch, tmp_path):
+    class OfAUser(trainers.nnUNetTrainerLoGVMamba):
+        def __init__(self, plans, configuration, fold, dataset_json, device):
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            self.initial_lr, self.weight_decay = 5e-4, 0.3
+
+        def initialize(self):
+            super().initialize()
+            self.pretext = torch.load(tmp_path / "pretext.pt", weights_only=False)
+
+    torch.save({"options": argparse.Namespace(depth=3)}, tmp_path / "pretext.pt")
+    monkeypatch.setattr(trainers, "OfAUser", OfAUser, raising=False)
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "2d", "0"])
+    trainer = make("OfAUser", settings=SHORT)
+    trainer.initialize()
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {5e-4}
+    assert max(group["weight_decay"] for group in trainer.optimizer.param_groups) == 0.3
+    assert (trainer.recipe.initial_lr, trainer.recipe.weight_decay) == (5e-4, 0.3)
+    assert trainer.pretext["options"].depth == 3
+
+
+def test_a_subclass_may_build_its_network_with_the_arguments_of_an_earlier_nnunet(make, monkeypatch):
+    class OfAnEarlierRelease(trainers.nnUNetTrainerStockNetwork):
+        @staticmethod
+        def build_network_architecture(name, arguments, imports, channels, classes, enable_deep_supervision=True):
+            return get_network_from_plans(
+                name, arguments, imports, channels, classes, deep_supervision=enable_deep_supervision
+            )
+
+    monkeypatch.setattr(trainers, "OfAnEarlierRelease", OfAnEarlierRelease, raising=False)
+    trainer = make("OfAnEarlierRelease", settings=SHORT)
+    with pytest.warns(DeprecationWarning, match="old build_network_architecture signature"):
+        trainer.initialize()
+    assert type(trainer.network).__name__ == "PlainConvUNet"
 
 
 def test_the_papers_recipe_is_the_same_in_every_configuration(make):
