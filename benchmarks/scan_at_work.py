@@ -1,4 +1,4 @@
-"""What the blocks of a trained network do: ``python benchmarks/scan_at_work.py MODEL... [--fold 0] [--cases N]``.
+"""What the blocks of a trained network do: ``tables.sh scan_at_work MODEL... [--fold 0] [--cases N]`` calls it.
 
 For trained models of ours (folders of stock nnU-Net's results), on preprocessed cases of the fold's validation split:
 how large the branch of every block is beside its input, and the scan's output beside the skip term ``D * x``, the steps

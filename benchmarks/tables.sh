@@ -8,11 +8,14 @@
 # --folder and --dry-run. PYTHON names the interpreter.
 #
 # `bash benchmarks/tables.sh long_range [options]` is another task, on generated images: who sees how far. Its options are
-# those of benchmarks/long_range.py.
+# those of benchmarks/long_range.py. `bash benchmarks/tables.sh scan_at_work MODEL...` says what the blocks of trained
+# models do, with those of benchmarks/scan_at_work.py.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if [ "${1:-}" = long_range ]; then
+case "${1:-}" in long_range | scan_at_work)
+    script=$here/$1.py
     shift
-    exec "${PYTHON:-python3}" "$here/long_range.py" "$@"
-fi
+    exec "${PYTHON:-python3}" "$script" "$@"
+    ;;
+esac
 exec "${PYTHON:-python3}" "$here/paper_tables.py" "$@"
