@@ -23,15 +23,13 @@ def require_source(source: Path) -> Path:
     """``source`` with its full name, links followed, so that the folders it lies in can be told; it must be a folder.
 
     Raises:
-        ConversionError: If it is none, or its name is not UTF-8.
+        ConversionError: If it is none.
     """
     source = Path(source)
     if not source.is_dir():
         state = "is a file, not a folder; unpack it first" if source.exists() else "does not exist"
         raise ConversionError(f"Source {source} {state}.")
-    source = source.resolve()
-    for_itk(source)
-    return source
+    return source.resolve()
 
 
 def for_itk(path: Path) -> str:
