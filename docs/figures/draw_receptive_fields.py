@@ -62,7 +62,7 @@ def main() -> None:
         draw(fields, target)
         Image.open(target).convert("RGB").quantize(96).save(target, optimize=True)
         about = {"patch": case.patch_size, "images": number, "features": case.features}
-        save(f"receptive_fields_{dims}d", about | {"networks": found}, None)
+        save(f"receptive_fields_{dims}d", about | {"fields": found}, None)
 
 
 if __name__ == "__main__":

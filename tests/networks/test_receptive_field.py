@@ -1,5 +1,8 @@
 """The effective receptive field: what it is for networks of which it is known."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -52,3 +55,15 @@ def test_a_network_without_gradients_is_refused():
 
     with pytest.raises(ValueError, match="zero or not finite, so it has no field"):
         receptive_field(Constant(), torch.randn(1, 1, 5, 5))
+
+
+def test_the_page_shows_what_was_measured():
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs" / "explanation" / "receptive-fields.md").read_text(encoding="utf-8")
+    fields = json.loads((root / "benchmarks" / "results" / "receptive_fields_2d.json").read_text())["fields"]
+    rows = []
+    for name, seen in fields.items():
+        half, most = (" × ".join(map(str, seen[which])) for which in ("half", "most"))
+        rows.append(f"| {name} | {half} | {most} | {seen['far']:.1e} |")
+    assert "\n".join(rows) in page
+    assert {"PlainConvUNet", "NoSSM", "VMamba", "LoGVMamba"} <= fields.keys()
