@@ -105,6 +105,15 @@ def test_the_tables_of_the_results_are_what_was_measured_with_equal_terms(long_r
         assert len(set(map(frozenset, of_network.values()))) == 1, "networks have other seeds"
 
 
+def test_what_the_page_says_of_the_control_was_measured(long_range):
+    rows = stored(long_range, control=True)
+    found = [(row["network"], row["distance"], row["seed"]) for row in rows]
+    assert sorted(found) == sorted((name, 44, 1) for name in long_range.NETWORKS)
+    assert {row["accuracy"] for row in rows} == {1}
+    page = " ".join((BENCHMARKS.parent / "docs" / "results.md").read_text(encoding="utf-8").split())
+    assert "all seven networks name 100 % at 44 pixels (one training each)" in page
+
+
 def test_what_the_page_says_of_trainings_without_parts_of_their_blocks_was_measured(long_range):
     page = (BENCHMARKS.parent / "docs" / "explanation" / "what-the-scan-does.md").read_text(encoding="utf-8")
     models = json.loads((BENCHMARKS / "results" / "scan_at_work.json").read_text())["models"]
