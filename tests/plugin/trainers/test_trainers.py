@@ -1,6 +1,7 @@
 """Trainers: their names, settings, optimizers, seeds, and what they refuse."""
 
 import argparse
+import gc
 import json
 import pickle
 import re
@@ -180,6 +181,7 @@ def test_what_a_subclass_sets_holds_as_with_nnunets_trainer(make, monkeypatch, t
             super().initialize()
             self.pretext = torch.load(tmp_path / "pretext.pt", weights_only=False)
 
+    gc.collect()  # trainers of other tests that were set up and never trained have torch read data alone
     torch.save({"options": argparse.Namespace(depth=3)}, tmp_path / "pretext.pt")
     monkeypatch.setattr(trainers, "OfAUser", OfAUser, raising=False)
     monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "2d", "0"])
