@@ -24,17 +24,20 @@ import importlib.util  # noqa: E402
 
 import commands  # noqa: E402
 import hypothesis  # noqa: E402
+import made_once  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import small_dataset  # noqa: E402
 import torch  # noqa: E402
 
 pytest_plugins = ["trained_projects"]
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
-# Where there is no GPU, Triton's kernels run in its interpreter. Triton looks at this when it is first imported.
+# Where there is no GPU, Triton's kernels run in its interpreter. Triton looks at this when it is first imported, which
+# is now, since the tests of commands take it away again.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")
 torch.set_num_threads(2)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
@@ -44,15 +47,16 @@ def pytest_addoption(parser):
     parser.addoption("--golden", metavar="DIR", help="folder of golden files to compare with (in layers, networks)")
 
 
-def pytest_sessionfinish():
-    small_dataset.tidy()
-
-
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and torch sees none")
     if item.get_closest_marker("vendor") and importlib.util.find_spec("selective_scan_cuda") is None:
         pytest.skip("needs mamba-ssm with its kernel, which is not installed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_by_processes(tmp_path_factory):
+    made_once.begin(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(autouse=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from commands import NnunetFolders, run_command
+from made_once import made_once
 
 NAME = "Dataset998_Balls"
 NUMBER = "998"
@@ -34,26 +33,17 @@ def write_raw(raw: Path, num_cases: int = 5, size: tuple[int, int, int] = (16, 2
     (folder / "dataset.json").write_text(json.dumps(dataset))
 
 
-_made: list[Path] = []
-
-
-def tidy() -> None:
-    """Remove what was prepared, at the end of all tests; in processes of pytest-xdist, ``atexit`` would not."""
-    while _made:
-        shutil.rmtree(_made.pop(), ignore_errors=True)
-
-
-@functools.cache
 def prepared() -> NnunetFolders:
     """Folders with the planned and preprocessed data set, made once; for reading only."""
-    root = Path(tempfile.mkdtemp(prefix="balls"))
-    _made.append(root)
+    return NnunetFolders.below(made_once("balls", _prepare))
+
+
+def _prepare(root: Path) -> None:
     folders = NnunetFolders.below(root)
     write_raw(folders.raw)
     # The planner takes this variable for a number of threads; the 0 of the training, it refuses.
     command = ["nnUNetv2_plan_and_preprocess", "-d", NUMBER, "-c", "2d", "3d_fullres", "-np", "1", "-npfp", "1"]
     run_command(command, nnUNet_n_proc_DA="1", **folders.environment)
-    return folders
 
 
 def copy_into(folders: NnunetFolders) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -74,10 +75,12 @@ def test_training_and_prediction_take_the_threads_they_are_given(nnunet_folders,
     words = ", ".join([f"{cores.usable_cores()} of {os.cpu_count()} cores may be used", *limits])
     assert f"Threads: 1 ({words})." in log.read_text()
 
-    images = nnunet_folders.raw / small_dataset.NAME / "imagesTr"
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(nnunet_folders.raw / small_dataset.NAME / "imagesTr" / "ball_0_0000.nii.gz", images)
     options = ["-i", images, "-o", tmp_path / "out", "-d", project.number, "-c", "short", "-f", 0, "-device", "cpu"]
     options += ["-tr", "nnUNetTrainerLoGVMamba", "-npp", 1, "-nps", 1]
     variables = {**nnunet_folders.environment, "OMP_THREAD_LIMIT": "1"}
     done = run_command(["python", "-c", PREDICT, *options], timeout=600, **variables)
     assert "predicted in threads: 1\n" in done.stdout
-    assert len(list((tmp_path / "out").glob("ball_*.nii.gz"))) == 5
+    assert (tmp_path / "out" / "ball_0.nii.gz").is_file()

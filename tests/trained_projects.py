@@ -6,43 +6,45 @@ from pathlib import Path
 
 import pytest
 from commands import NnunetFolders
-from small_project import Fold, Project
+from made_once import made_once
+from small_project import Project
 
 from dataset_conversion import Dataset501_BraTS2020, phantoms
 
 CASE_SHAPE = (24, 24, 20)
+DATASET = "Dataset501_BraTS2020"
 
 
 @pytest.fixture(scope="session")
-def planned(tmp_path_factory) -> Project:
+def planned() -> Project:
     """Six tumour phantoms with regions, planned and preprocessed, with short and narrow configurations; to be read."""
-    root = tmp_path_factory.mktemp("planned")
-    folders = NnunetFolders.below(root / "nnunet")
-    source = phantoms.write_brats2020(root / "source", 6, shape=CASE_SHAPE)
-    project = Project(folders, Dataset501_BraTS2020.convert(source, folders.raw, folders.preprocessed).name)
-    project.plan("2d", "3d_fullres")
-    project.narrow("2d", "3d_fullres")
-    project.configure("3d_fullres_narrow", "3d_tiny")
-    project.configure("2d_narrow", "2d_tiny")
-    return project
+
+    def make(root: Path) -> None:
+        folders = NnunetFolders.below(root)
+        source = phantoms.write_brats2020(root / "source", 6, shape=CASE_SHAPE)
+        Dataset501_BraTS2020.convert(source, folders.raw, folders.preprocessed)
+        project = Project(folders, DATASET)
+        project.plan("2d", "3d_fullres")
+        project.narrow("2d", "3d_fullres")
+        project.configure("3d_fullres_narrow", "3d_tiny")
+        project.configure("2d_narrow", "2d_tiny")
+
+    return Project(NnunetFolders.below(made_once("planned", make)), DATASET)
 
 
 @pytest.fixture(scope="session")
-def _trained(planned, tmp_path_factory) -> Project:
-    return planned.copied_to(tmp_path_factory.mktemp("trained") / "nnunet")
-
-
-@pytest.fixture(scope="session")
-def trained(_trained) -> Project:
+def trained(planned) -> Project:
     """A project with a trained model: fold 0 of ``3d_tiny``, probabilities of the validation kept; to be read."""
-    _trained.train("3d_tiny", 0, "--npz")
-    return _trained
+    root = made_once("trained", lambda root: planned.copied_to(root).train("3d_tiny", 0, "--npz"))
+    return Project(NnunetFolders.below(root), DATASET)
 
 
 @pytest.fixture(scope="session")
-def trained_2d(_trained) -> Fold:
-    """Fold 0 of ``2d_tiny`` in the same project; to be read."""
-    return _trained.train("2d_tiny", 0, "--npz")
+def trained_2d(trained, tmp_path_factory) -> Project:
+    """A copy of ``trained`` with fold 0 of ``2d_tiny`` as well; to be read."""
+    project = trained.copied_to(tmp_path_factory.mktemp("trained_2d"))
+    project.train("2d_tiny", 0, "--npz")
+    return project
 
 
 @pytest.fixture

@@ -233,14 +233,13 @@ def _scan_backends(device) -> Iterator[Finding]:
         default = backends.automatic(device.type, device.index)
     for name, backend in backends.BACKENDS.items():
         reason = backends.obstacle(name, device)
-        broken = None if reason else backends.what_fails(name, device)
         if reason is not None:
             yield Finding(section, name, NOTE, f"cannot run here: {reason}")
-        elif broken is not None:
-            yield Finding(section, name, FAILS if name == default else NOTE, broken)
         else:
-            text = f"works{', the default' if name == default else ''}; largest relative error "
-            yield Finding(section, name, OK, f"{text}{backends.largest_error(name, device):.0e}")
+            error, broken = backends.try_once(name, device)
+            works = f"works{', the default' if name == default else ''}; largest relative error {error:.0e}"
+            state = OK if broken is None else FAILS if name == default else NOTE
+            yield Finding(section, name, state, broken or works)
         if name == default and backend.made_for is None and device.type in {"cpu", "cuda"}:
             yield Finding(section, "auto", NOTE, f"the default is the slow portable {name!r}: see above")
 

@@ -195,9 +195,6 @@ def _run_here(planned: Planned, due: Sequence[Job]) -> int:
     from nnunet_logvmamba.plugin import cluster
     from nnunet_logvmamba.plugin.study import run_here
 
-    failure = next((finding for finding in doctor.examine() if finding.state == doctor.FAILS), None)
-    if failure is not None:
-        raise UserError(f"training would fail: {failure.name}: {failure.text} (logvmamba doctor shows all)")
     queue = cluster.queue() if planned.ran_on == "slurm" else {}
     there = [number for number in planned.jobs_begun.values() if number in queue]
     if there:
@@ -205,6 +202,9 @@ def _run_here(planned: Planned, due: Sequence[Job]) -> int:
             f"{len(there)} job(s) of this study are in SLURM's queue, the first is {there[0]}: give --on slurm again, "
             "or logvmamba study cancel first"
         )
+    failure = next((finding for finding in doctor.examine() if finding.state == doctor.FAILS), None)
+    if failure is not None:
+        raise UserError(f"training would fail: {failure.name}: {failure.text} (logvmamba doctor shows all)")
     _say(_counted(planned, due))
     run_here(planned, due, **_how())
     _say(f"\ndone: {planned.table if planned.table.is_file() else planned.folder}")

@@ -170,12 +170,17 @@ def what_fails(name: str, device: torch.device | str) -> str | None:
     """Run a backend once on a small input and say in a sentence what went wrong, or None if it agrees with the
     reference.
     """
+    return try_once(name, device)[1]
+
+
+def try_once(name: str, device: torch.device | str) -> tuple[float, str | None]:
+    """Give the largest error of a backend on a small input, infinite if it raises, and what ``what_fails`` says."""
     # A backend can fail in as many ways as there are compilers and drivers; each is what we are asked to report.
     try:
         error = largest_error(name, device)
     except Exception as failure:
-        return f"It raises {type(failure).__name__}: {(str(failure).strip() or '-').splitlines()[0]}."
-    return None if error <= LARGEST_ERROR else f"It gives wrong values, off by {error:.0e} of the largest."
+        return float("inf"), f"It raises {type(failure).__name__}: {(str(failure).strip() or '-').splitlines()[0]}."
+    return error, None if error <= LARGEST_ERROR else f"It gives wrong values, off by {error:.0e} of the largest."
 
 
 def largest_error(name: str, device: torch.device | str) -> float:

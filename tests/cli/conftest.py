@@ -9,6 +9,12 @@ import small_dataset
 from commands import NnunetFolders
 
 
+@pytest.fixture(autouse=True)
+def _without_interpreter(monkeypatch):
+    """As for a user; the interpreter of Triton is there for tests of kernels, and the doctor would try it."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
 @pytest.fixture
 def folders(nnunet_folders, monkeypatch) -> NnunetFolders:
     """A data set of balls in ``nnUNet_raw``, and nothing else."""

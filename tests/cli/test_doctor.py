@@ -13,12 +13,6 @@ from nnunet_logvmamba import __version__, ops
 from nnunet_logvmamba.cli import doctor, main
 
 
-@pytest.fixture(autouse=True)
-def _without_interpreter(monkeypatch):
-    """As for a user; the interpreter of Triton is there for tests of kernels."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-
-
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory) -> subprocess.CompletedProcess:
     """The doctor's table where nnU-Net's folders are set."""

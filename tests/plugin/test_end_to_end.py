@@ -74,14 +74,15 @@ def test_new_cases_are_predicted_and_evaluated_as_regions(trained, new_images, p
     assert scores[WHOLE_TUMOUR] > 0.5
 
 
-def test_two_dimensional_slices_are_trained_and_predicted(trained, trained_2d, new_images, tmp_path):
-    assert trained_2d.epochs == 4
-    weights = trained_2d.checkpoint["network_weights"]
+def test_two_dimensional_slices_are_trained_and_predicted(trained_2d, new_images, tmp_path):
+    fold = trained_2d.fold("2d_tiny")
+    assert fold.epochs == 4
+    weights = fold.checkpoint["network_weights"]
     assert {value.ndim for key, value in weights.items() if key.endswith("seg_layers.0.weight")} == {4}
-    assert trained_2d.dice[WHOLE_TUMOUR] > 0.4
-    written = trained.predict(new_images, tmp_path / "predicted", "2d_tiny")
+    assert fold.dice[WHOLE_TUMOUR] > 0.4
+    written = trained_2d.predict(new_images, tmp_path / "predicted", "2d_tiny")
     assert [path.name for path in written] == NEW_CASES
-    assert trained.evaluate(new_images.with_name("labelsTr"), tmp_path / "predicted")[WHOLE_TUMOUR] > 0.4
+    assert trained_2d.evaluate(new_images.with_name("labelsTr"), tmp_path / "predicted")[WHOLE_TUMOUR] > 0.4
 
 
 @pytest.mark.gpu
@@ -124,7 +125,7 @@ def train_and_kill(project: Project, configuration: str, in_epoch: int) -> Path:
 
 
 def test_a_training_killed_in_epoch_3_of_5_continues_there(own_planned):
-    own_planned.configure("3d_fullres_narrow", "3d_five", num_epochs=5)
+    own_planned.configure("3d_fullres_narrow", "3d_five", num_epochs=5, num_iterations_per_epoch=3)
     fold = train_and_kill(own_planned, "3d_five", in_epoch=3)
     assert not (fold / "checkpoint_final.pth").exists()
     killed = read_checkpoint(fold / "checkpoint_latest.pth")
@@ -193,17 +194,18 @@ def test_an_exported_model_predicts_the_same_where_it_is_imported(trained, new_i
 
 
 @pytest.mark.slow
-def test_the_best_of_two_configurations_and_their_ensemble_is_found(trained_2d, own_trained, new_images, tmp_path):
-    command = ("nnUNetv2_find_best_configuration", own_trained.number, "-c", "3d_tiny", "2d_tiny", "-tr", TRAINER)
-    own_trained.run(*command, "-f", 0, "-np", 1)
-    results = own_trained.folders.results / own_trained.dataset
+def test_the_best_of_two_configurations_and_their_ensemble_is_found(trained_2d, tmp_path):
+    project = trained_2d.copied_to(tmp_path / "nnunet")
+    command = ("nnUNetv2_find_best_configuration", project.number, "-c", "3d_tiny", "2d_tiny", "-tr", TRAINER)
+    project.run(*command, "-f", 0, "-np", 1)
+    results = project.folders.results / project.dataset
     found = json.loads((results / "inference_information.json").read_text())
     scores = found["all_results"]
     ensemble = [name for name in scores if name.startswith("ensemble")]
     assert len(scores) == 3
     assert len(ensemble) == 1
     for name in ("3d_tiny", "2d_tiny"):
-        expected = np.mean(list(own_trained.fold(name).dice.values()))
+        expected = np.mean(list(project.fold(name).dice.values()))
         assert scores[f"{TRAINER}__{PLANS}__{name}"] == pytest.approx(expected)
     assert found["best_model_or_ensemble"]["result_on_crossval_pre_pp"] == max(scores.values())
     assert len(segmentations(results / "ensembles" / ensemble[0])) == 2
