@@ -49,7 +49,7 @@ install install-dev:
 	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e ".$(if $(EXTRA),[dev])"; \
 	"$(BIN)/python" -m nnunet_logvmamba.plugin.environment $(EXTRA:%=--%); \
 	echo "$(STATE) $(EXTRA)" > "$(STAMP)"; \
-	echo "installed: next, type  . $(BIN)/activate && logvmamba doctor"
+	echo "installed: next, type  . $(BIN)/activate  and set nnU-Net's three folders as README.md shows; then  logvmamba doctor"
 
 lint: install-dev
 	"$(BIN)/ruff" check .

@@ -15,7 +15,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "report",
         help="one HTML page about a training: curves, scores, worst and best cases, commands, configuration",
-        description="Write one self-contained HTML page about a fold. It loads nothing, so it can be mailed and kept.",
+        description="Write one self-contained HTML page about a fold. It loads nothing, so it can be kept and "
+        "moved. It shows images and names of the cases: send it only where those may go.",
         **examples("how-to/report.md", "logvmamba report nnUNetTrainerLoGVMamba__nnUNetPlans__3d_fullres/fold_0"),
     )
     parser.add_argument(
