@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,8 @@ def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:
             if os.path.lexists(folder / name):
                 os.replace(folder / name, before / name)
         for name in names:
-            _to_disk(staged / name)
+            with suppress(OSError) if (staged / name).is_dir() else nullcontext():  # not every system takes folders
+                _to_disk(staged / name)
             os.replace(staged / name, folder / name)
             moved.append(name)
     except BaseException:

@@ -1,12 +1,14 @@
 """Files that are replaced in one step."""
 
+import errno
 import os
+import stat
 from threading import Thread
 
 import pytest
 
 from nnunet_logvmamba import files
-from nnunet_logvmamba.files import locked, replace_text, replacing
+from nnunet_logvmamba.files import locked, replace_text, replacing, staged_files
 
 
 def test_a_file_that_is_replaced_hands_on_its_permissions_and_a_link_stays_a_link(tmp_path):
@@ -61,6 +63,21 @@ def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
     with pytest.raises(OSError, match="No such file") as caught:
         replace_text(tmp_path / "nowhere" / "page.html", "new")
     assert caught.value.filename == str(tmp_path / "nowhere" / "page.html")
+
+
+def test_a_folder_is_put_in_its_place_where_the_system_cannot_wait_for_folders(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def of_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    with staged_files(tmp_path / "model", overwrite=False) as staged:
+        (staged / "fold_0").mkdir()
+        (staged / "fold_0" / "weights").write_text("x")
+    assert (tmp_path / "model" / "fold_0" / "weights").read_text() == "x"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="this system locks no folders")

@@ -95,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.gallery} exists; name another file, or replace it with --overwrite")
     predictions = find_cases(args.predictions, endings=PICTURE_ENDINGS)
     made = {f"{case}{suffix}" for case in predictions for suffix in LABEL_SUFFIXES}  # by a call with OUT there
-    predictions = {case: path for case, path in predictions.items() if case not in made}
+    if made & predictions.keys():
+        drawn = {case for case, path in predictions.items() if path.name == GALLERY}
+        predictions = {case: path for case, path in predictions.items() if case not in made | drawn}
     references, images, unscored = {}, {}, []
     if args.references is not None:
         maps = args.references.parent / args.references.name.replace("labels", "instances", 1)

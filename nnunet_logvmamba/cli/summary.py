@@ -228,7 +228,7 @@ def network_of_plans(args: argparse.Namespace, device: str = "meta") -> tuple[nn
         UserError: If there is no such plan or trainer, or the network cannot be built from it.
     """
     from nnunet_logvmamba.plugin.plans import check_dataset_json, check_planned, read_plans
-    from nnunet_logvmamba.plugin.trainer_names import check_trainer, find_trainer
+    from nnunet_logvmamba.plugin.trainer_names import built_by, check_trainer, find_trainer
 
     path, plans, dataset_json = read_plans(args.dataset, args.plans)
     check_planned(plans, args.plans, args.configuration)
@@ -247,12 +247,12 @@ def network_of_plans(args: argparse.Namespace, device: str = "meta") -> tuple[nn
         manager = plans_manager.get_configuration(args.configuration)
         channels = determine_num_input_channels(plans_manager, manager, dataset_json)
         classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
-        arguments = plans_manager, manager, channels, classes, False
+        arguments = trainer, plans_manager, manager, channels, classes, False
         try:
             with torch.device(device):
-                network = trainer.build_network_architecture(*arguments)
+                network = built_by(*arguments)
         except RuntimeError:  # also of a constructor that reads values, which the meta device has not
-            network = trainer.build_network_architecture(*arguments).to(device)
+            network = built_by(*arguments).to(device)
     except (RuntimeError, ValueError) as error:  # our sentence about the plan
         raise UserError(str(error)) from error
     optimizer = "sgd"

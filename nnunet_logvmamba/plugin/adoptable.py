@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin.checkpoints import check_whole
+from nnunet_logvmamba.plugin.environment import not_written_out
 
 DATASET = re.compile(r"Dataset\d+_[\w.-]+")
 """Names of data sets that a model can be adopted for."""
@@ -22,8 +23,10 @@ def find_checkpoints(source: Path, dataset: str, checkpoint: str, fold: str | No
     Raises:
         UserError: If there are none, one is damaged, the data set has no such name, or ``nnUNet_results`` is not set.
     """
-    if "nnUNet_results" not in os.environ:
+    if not os.environ.get("nnUNet_results", "").strip():  # noqa: SIM112 - nnU-Net's name
         raise UserError("nnUNet_results is not set: export it as the folder of nnU-Net's trained models")
+    if (fault := not_written_out("nnUNet_results")) is not None:
+        raise UserError(fault)
     if not dataset.isdecimal() and not DATASET.fullmatch(dataset):
         raise UserError(f"'{dataset}' is neither the number of a data set nor a name such as Dataset501_BraTS2020")
     found = _named(source, checkpoint, fold)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import inspect
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import replacing
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, first_difference, read_checkpoint
 from nnunet_logvmamba.plugin.environment import version_of
-from nnunet_logvmamba.plugin.trainer_names import find_trainer
+from nnunet_logvmamba.plugin.trainer_names import built_by, find_trainer
 from nnunet_logvmamba.results.runs import absolute, folds_of, is_fold, read_dataset_json, read_json
 
 if TYPE_CHECKING:
@@ -186,10 +186,7 @@ def _builder(
             f"the model was trained by {trainer_name}, and nnU-Net finds no trainer of that name: install the package "
             "that holds it"
         ) from error
-    build: Callable = trainer.build_network_architecture  # type: ignore[attr-defined]  # of every trainer of nnU-Net
-    if "plans_manager" not in inspect.signature(build).parameters:
-        raise UserError(f"{trainer_name} was written for an older nnU-Net than 2.8: predict with the version it needs")
-    return lambda: build(plans_manager, configuration, channels, classes, enable_deep_supervision=False)
+    return partial(built_by, trainer, plans_manager, configuration, channels, classes, False)
 
 
 def check_packages() -> None:

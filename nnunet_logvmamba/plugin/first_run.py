@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
@@ -43,6 +44,7 @@ from nnunet_logvmamba.plugin.plans import (
     check_dataset_json,
     check_training_settings,
     configurations_of,
+    next_stages,
     why_not_planned,
 )
 from nnunet_logvmamba.plugin.trainer_names import check_trainer, find_trainer
@@ -160,11 +162,6 @@ class FirstRun:
         self.raw, self.preprocessed, self.results = nnunet_folders()
         self.dataset = find_dataset(request.dataset, self.raw)
         self.number = _number(self.dataset)
-        if "cascade" in request.configuration:
-            raise UserError(
-                f"'{request.configuration}' is the second stage of a cascade and needs the first one of all folds: run "
-                "3d_lowres with --fold 0 1 2 3 4, then train the second stage by hand"
-            )
         for fold in request.folds:
             if not re.fullmatch(r"all|\d+", fold):
                 raise UserError(f"--fold takes the numbers of folds, as 0, or all, not '{fold}'")
@@ -192,11 +189,26 @@ class FirstRun:
 
     def _check_planned(self, plans: dict | None) -> None:
         names = PLANNED if plans is None else tuple(plans["configurations"])
+        self._check_first_stage(plans)
         if self.request.configuration not in names:
             source = "nnU-Net plans" if plans is None else f"the plans of {self.dataset} have"
             why = "" if plans is None else why_not_planned(plans, self.request.configuration)
             raise UserError(
                 f"there is no configuration '{self.request.configuration}': {source} {', '.join(names)}{why}"
+            )
+
+    def _check_first_stage(self, plans: dict | None) -> None:
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        name, first = self.request.configuration, None
+        if plans is not None and name in plans["configurations"]:
+            first = PlansManager(plans).get_configuration(name).previous_stage_name
+        elif name == "3d_cascade_fullres":
+            first = "3d_lowres"
+        if first is not None:
+            raise UserError(
+                f"'{name}' is the second stage of a cascade and needs the first one of all folds: run {first} with "
+                "--fold 0 1 2 3 4, then train the second stage by hand"
             )
 
     @property
@@ -254,11 +266,8 @@ class FirstRun:
 
     def _check_new_images(self) -> int:
         """Read every scan as ``nnUNetv2_predict`` will, now rather than after hours of training."""
-        from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-
         new = self._new
-        example = next(iter(self.cases.values()))[0]
-        reader = determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False)
+        reader = reader_of(self.dataset_json, next(iter(self.cases.values()))[0])
         channels = channels_of(self.dataset_json, "dataset.json")
         ending = self.dataset_json["file_ending"]
         scans = [list(folder.glob(f"*_0000{ending}")) for folder in (new.images, new.predictions)]
@@ -398,7 +407,7 @@ class FirstRun:
                 yield from self._prediction(trainer, dry_run=dry_run)
             for fold in self.request.folds:
                 yield from self._scores_and_page(trainer, fold)
-        if len(self.request.trainers) > 1:
+        if len({runs.method_of(trainer, "", "") for trainer in self.request.trainers}) > 1:
             models = [str(self.model(trainer)) for trainer in self.request.trainers]
             folds = ["--folds", *self.request.folds]
             yield Step("compare the trainers", ("logvmamba", "compare", *models, *folds))
@@ -432,6 +441,7 @@ class FirstRun:
     def _preprocessing(self, bases: Sequence[str]) -> Step:
         """Plan, or preprocess those of the planned configurations that are not."""
         title, plans, cores = "plan and preprocess", self._plans(), usable_cores()
+        bases = self._with_next_stages(plans, bases)
         processes = ["-np", str(cores)] if cores < 4 else []
         if plans is None:
             command = ["nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", *bases, "--verify_dataset_integrity"]
@@ -444,6 +454,15 @@ class FirstRun:
             return Step(title, finished=f"{len(self.cases)} cases are preprocessed for {', '.join(bases)}")
         words = ("nnUNetv2_preprocess", "-d", self.number, "-plans_name", self.request.plans, "-c", *due, *processes)
         return Step(title, words)
+
+    @staticmethod
+    def _with_next_stages(plans: dict | None, bases: Sequence[str]) -> list[str]:
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        found = list(bases)
+        for base in bases:
+            found += next_stages(PlansManager(plans), base) if plans else ["3d_fullres"] * (base == "3d_lowres")
+        return list(dict.fromkeys(found))
 
     def _is_preprocessed(self, plans: dict, configuration: str) -> bool:
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -479,8 +498,10 @@ class FirstRun:
             if summary.is_file() and (dry_run or _is_json(summary)):
                 return Step(title, finished=f"it is trained and validated: {folder}")
             return Step(title, (*command, "--val"))
-        begun = any((folder / name).is_file() for name in CHECKPOINTS)
-        return Step(title, (*command, *["--c"] * begun))
+        begun = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+        if begun and not dry_run and not hasattr(find_trainer(trainer), "named_epochs"):
+            _refuse_damaged(begun)
+        return Step(title, (*command, *["--c"] * bool(begun)))
 
     def _prediction(self, trainer: str, *, dry_run: bool) -> Iterator[Step]:
         request, new, target = self.request, self._new, self._target(trainer)
@@ -554,6 +575,14 @@ class FirstRun:
     def logs(self) -> Path:
         """Folder of what the commands printed."""
         return self.results / self.dataset / "run_logs"
+
+
+def _refuse_damaged(checkpoints: Sequence[Path]) -> None:
+    """Refuse to go on from a damaged checkpoint with nnU-Net's own trainers, which take the first that is there."""
+    damage = damage_of(checkpoints[0])
+    if damage is not None:
+        then = f"goes on from {checkpoints[1].name}" if len(checkpoints) > 1 else "begins anew"
+        raise UserError(f"{checkpoints[0]} is damaged ({damage}): remove it, and the training {then}")
 
 
 def _scoring(title: str, words: tuple[str, ...], target: Path, sources: Sequence[Path]) -> Step:
@@ -737,6 +766,25 @@ def read_layout(folder: Path) -> tuple[dict, dict[str, tuple[list[str], str]]]:
     if unlabelled:
         raise UserError(f"{unlabelled[0]} is missing; {len(unlabelled)} of {len(listed)} image(s) have no label there")
     return content, listed
+
+
+def reader_of(content: dict, example: str) -> type:
+    """The class with which nnU-Net reads the images of a data set.
+
+    Args:
+        content: Of ``dataset.json``.
+        example: One of the images, which nnU-Net's readers try.
+
+    Raises:
+        UserError: If none takes it.
+    """
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    try:
+        with redirect_stderr(io.StringIO()):  # nnU-Net shows why a reader does not take the file
+            return determine_reader_writer_from_dataset_json(content, example, verbose=False)
+    except RuntimeError as error:
+        raise UserError(f"{example} can be read by none of nnU-Net's readers: replace it") from error
 
 
 def _listed_in(content: dict, folder: Path) -> dict[str, tuple[list[str], str]]:

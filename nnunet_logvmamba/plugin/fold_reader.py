@@ -53,9 +53,15 @@ class FoldReader:
         """Give the files of each training case in ``nnUNet_raw``; none where that is not set or lacks them."""
         root = nnUNet_raw.get()
         folder = None if root is None else Path(root) / self._training.dataset
-        listed_there = "dataset" in self._training.dataset_json  # otherwise they are what imagesTr holds
-        if folder is None or not (folder if listed_there else folder / "imagesTr").is_dir():
+        if folder is None or not folder.is_dir():
             return {}
+        if "dataset" not in self._training.dataset_json:
+            # nnU-Net's own search compares every file with every case, in twelve processes.
+            ending = self._training.dataset_json["file_ending"]
+            found: dict[str, list[Path]] = {}
+            for path in sorted((folder / "imagesTr").glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
+                found.setdefault(path.name[: -len("_0000") - len(ending)], []).append(path)
+            return found
         listed = get_filenames_of_train_images_and_targets(str(folder), self._training.dataset_json)
         return {case: [Path(file) for file in files["images"]] for case, files in listed.items()}
 

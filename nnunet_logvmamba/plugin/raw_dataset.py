@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +17,7 @@ from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.plugin import intensities
 from nnunet_logvmamba.plugin.acceptance import Look, Model, look_inside, pairs, placed, raise_first, why_unreadable
-from nnunet_logvmamba.plugin.first_run import NNUNETS_FOLDS, read_layout
+from nnunet_logvmamba.plugin.first_run import NNUNETS_FOLDS, read_layout, reader_of
 from nnunet_logvmamba.plugin.header_traps import traps_of
 from nnunet_logvmamba.plugin.observations import Examination, Seen, by, grouped, names_of
 from nnunet_logvmamba.plugin.reading import Reading, read_once
@@ -55,16 +53,10 @@ def examine(folder: Path, *, processes: int = 1) -> Examination:
         UserError: If it is no data set that nnU-Net would begin with.
     """
     content, listed = read_layout(folder)
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-
     source = str(folder / "dataset.json")
     labels, channels = labels_of(content, source), channels_of(content, source)
     first = next(iter(listed.values()))[0][0]
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # nnU-Net shows why a reader does not take the file
-            reader = determine_reader_writer_from_dataset_json(content, first, verbose=False)
-    except RuntimeError as error:
-        raise UserError(f"{first} can be read by none of nnU-Net's readers: replace it") from error
+    reader = reader_of(content, first)
     set_by = f"let nnU-Net read all images with nibabel: 'overwrite_image_reader_writer': 'NibabelIO' in {source}"
     model = Model(channels, content["file_ending"], reader, labels, source="the data set has", reader_set_by=set_by)
     names = list(listed)

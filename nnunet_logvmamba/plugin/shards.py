@@ -210,8 +210,9 @@ class Shards:
     def _to_move(self) -> Iterator[Path]:
         for shard in range(self.number):
             folder = self.staged / str(shard)
+            beside = {f"{case}.json" for case in self.cases}  # spacings of nnU-Net's TIFF files
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():  # more shards than cases
-                if path.is_file() and (shard == 0 or path.name.endswith(self.ending)):
+                if path.is_file() and (shard == 0 or path.name.endswith(self.ending) or path.name in beside):
                     yield path
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from difflib import SequenceMatcher, get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_logvmamba.errors import Refused, UserError
 from nnunet_logvmamba.plugin.recipes import WORDS
 from nnunet_logvmamba.plugin.startup import EXT_FOLDER, VARIABLE
 from nnunet_logvmamba.plugin.trainer_families import FAMILIES
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+    from torch import nn
 
 PREFIX = "nnUNetTrainer"
 GRAMMAR = f"{PREFIX}<Family>[_{'|_'.join(WORDS)}][_<N>epochs][_seed<K>]"
@@ -81,6 +87,21 @@ def find_trainer(name: str) -> type:
         raise UserError(str(error)) from error
     except RuntimeError as error:
         raise UserError(_NOWHERE.format(name=name)) from error
+
+
+def built_by(
+    trainer: type, plans_manager: PlansManager, manager: ConfigurationManager, *options: int | bool
+) -> nn.Module:
+    """Build a trainer's network as nnU-Net does, which takes the arguments of releases before 2.8, too.
+
+    Args:
+        options: Numbers of channels and of outputs, and whether deep supervision is on, as for nnU-Net.
+    """
+    build: Callable = trainer.build_network_architecture  # type: ignore[attr-defined]  # of every trainer of nnU-Net
+    if "plans_manager" in inspect.signature(build).parameters:
+        return build(plans_manager, manager, *options)
+    names = "network_arch_class_name", "network_arch_init_kwargs", "network_arch_init_kwargs_req_import"
+    return build(*(getattr(manager, name) for name in names), *options)
 
 
 def nearest_name(typed: str, families: Sequence[str]) -> str | None:

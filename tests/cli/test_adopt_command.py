@@ -73,7 +73,20 @@ def test_what_does_not_fit_ends_with_one_sentence_and_nothing_written(source, wo
     assert list(nnunet_folders.results.iterdir()) == []
 
 
-def test_folders_of_nnunet_that_are_not_set_are_named(source, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "nnUNet_results is not set: export it"),
+        ("", "nnUNet_results is not set: export it"),
+        ("~/results", "nnUNet_results is ~/results, in which nnU-Net does not replace ~ by your home"),
+    ],
+)
+def test_folders_of_nnunet_that_are_not_set_are_named(value, said, source, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("nnUNet_results")
-    assert main(["adopt", str(source), "-d", "701"]) == 2
-    assert "nnUNet_results is not set: export it" in capsys.readouterr().err
+    if value is not None:
+        monkeypatch.setenv("nnUNet_results", value)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["adopt", str(source.absolute()), "-d", "701"]) == 2
+    assert said in capsys.readouterr().err
+    assert list((tmp_path / "here").iterdir()) == []

@@ -285,8 +285,8 @@ def test_overwriting_replaces_our_files_and_keeps_others(cells):
 
 
 def test_maps_that_were_written_among_the_predictions_are_none(cells):
-    for _ in range(2):
-        assert run(cells / "predictions", cells / "predictions", "--overwrite") == 0
+    for more in [(), ("--images", cells / "images"), ("--images", cells / "images"), ()]:
+        assert run(cells / "predictions", cells / "predictions", "--overwrite", *more) == 0
     assert sorted(path.name for path in (cells / "predictions").glob("*.tiff")) == ["a_label.tiff", "b_label.tiff"]
 
 

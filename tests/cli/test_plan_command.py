@@ -60,6 +60,11 @@ def test_plans_that_are_there_are_replaced_only_when_told_to(project, capsys):
     assert main([*again, "--overwrite"]) == 0
     full = json.loads(file.read_text())["configurations"]["3d_fullres"]
     assert full["architecture"]["arch_kwargs"]["family"] == "no_ssm"
+    file.write_bytes(before[:500])
+    capsys.readouterr()
+    assert main([*again, "--overwrite"]) == 2
+    assert f"{file} " in capsys.readouterr().err
+    assert file.read_bytes() == before[:500]
 
 
 @pytest.mark.parametrize(

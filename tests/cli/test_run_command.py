@@ -17,6 +17,7 @@ import SimpleITK as sitk
 import small_dataset
 from commands import BIN, NnunetFolders, commands_in
 from small_project import Project, segmentations
+from tifffile import imwrite
 
 from nnunet_logvmamba.cli import main, terminal
 from nnunet_logvmamba.errors import UserError
@@ -89,6 +90,13 @@ def test_two_trainers_and_folds_are_trained_one_by_one_and_compared(folders, tmp
     assert sum(f" {labels} " in command for command in found) == 2
     models = [str(folders.results / small_dataset.NAME / f"{name}__nnUNetPlans__2d") for name in names]
     assert found[-1] == f"logvmamba compare {' '.join(models)} --folds 0 1"
+
+
+def test_seeds_of_one_method_are_not_compared(folders, capsys):
+    names = [f"{TRAINER}_seed{seed}" for seed in (1, 2)]
+    found = commands_in(dry_run(capsys, 998, "2d", "--trainer", *names))
+    assert sum(command.startswith("nnUNetv2_train") for command in found) == 2
+    assert not any(command.startswith("logvmamba compare") for command in found)
 
 
 def test_a_quick_run_writes_its_schedule_with_logvmamba_plans(folders, capsys):
@@ -183,6 +191,57 @@ def test_what_was_left_unfinished_is_begun_again_or_continued(folders, capsys):
     assert first().startswith("logvmamba evaluate")
     next(data.glob("*.pkl")).unlink()
     assert first().startswith("nnUNetv2_preprocess -d 998 -plans_name nnUNetPlans -c 2d")
+
+
+def with_a_cascade(plans_file: Path) -> None:
+    """Link configurations as nnU-Net does, so that the cases of the second stage are those of the full resolution."""
+    content = json.loads(plans_file.read_text())
+    low = {**content["configurations"]["3d_fullres"], "data_identifier": "nnUNetPlans_3d_lowres"}
+    content["configurations"] |= {
+        "3d_lowres": {**low, "next_stage": "3d_cascade_fullres"},
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        "second": {"inherits_from": "3d_cascade_fullres"},
+        "no_cascade": {"inherits_from": "3d_fullres"},
+    }
+    plans_file.write_text(json.dumps(content))
+
+
+def test_a_first_stage_has_the_cases_of_the_second_which_its_validation_asks_for(folders, capsys):
+    def first(configuration: str) -> str:
+        return commands_in(dry_run(capsys, 998, configuration))[0]
+
+    assert " -c 3d_lowres 3d_fullres --verify_dataset_integrity" in first("3d_lowres")
+    with_a_cascade(small_dataset.copy_into(folders))
+    assert f"{first('3d_lowres')} ".startswith("nnUNetv2_preprocess -d 998 -plans_name nnUNetPlans -c 3d_lowres ")
+    data = folders.preprocessed / small_dataset.NAME
+    shutil.copytree(data / "nnUNetPlans_3d_fullres", data / "nnUNetPlans_3d_lowres")
+    assert first("3d_lowres").startswith("nnUNetv2_train 998 3d_lowres 0 ")
+    shutil.rmtree(data / "nnUNetPlans_3d_fullres")
+    assert first("3d_lowres").startswith("nnUNetv2_preprocess -d 998 -plans_name nnUNetPlans -c 3d_fullres")
+
+
+def test_a_second_stage_is_known_by_what_it_needs_and_not_by_its_name(folders, capsys):
+    with_a_cascade(small_dataset.copy_into(folders))
+    said = refused(capsys, 998, "second")
+    assert "'second' is the second stage of a cascade and needs the first one of all folds: run 3d_lowres" in said
+    assert commands_in(dry_run(capsys, 998, "no_cascade"))[0].startswith("nnUNetv2_train 998 no_cascade 0 ")
+
+
+def test_a_stock_training_whose_checkpoint_is_damaged_says_which_to_remove(folders):
+    small_dataset.copy_into(folders)
+    fold = folders.results / small_dataset.NAME / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").write_bytes(b"half")
+    (fold / "checkpoint_best.pth").write_bytes(b"whole")
+    request = first_run.Request("998", "2d", ("nnUNetTrainer",), device="cpu")
+    steps = first_run.FirstRun(request).steps()
+    assert next(steps).finished is not None
+    with pytest.raises(UserError, match=r"checkpoint_latest.pth is damaged .*remove it, .* from checkpoint_best.pth"):
+        next(steps)
+    ours = first_run.FirstRun(first_run.Request("998", "2d", (TRAINER,), device="cpu"))
+    fold.parent.rename(ours.model(TRAINER))
+    *_, training = (step for _, step in zip(range(2), ours.steps()))
+    assert training.command[-1] == "--c"
 
 
 def test_the_planner_gets_no_zero_for_a_number_of_threads(folders, monkeypatch, capsys):
@@ -403,6 +462,25 @@ def test_scans_that_nnunet_cannot_predict_are_named_before_the_training(folders,
     new = images(folders, tmp_path / "new")
     (new / "ball_0_0000.nii.gz").rename(new / "ball_0.nii.gz")
     assert "ball_0.nii.gz has no channel number" in refused(capsys, 998, "2d", "--predict", new, tmp_path / "out")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_volumes_in_tiff_are_read_without_a_word_and_damaged_ones_are_named(damaged, folders, tmp_path, capsys):
+    dataset = folders.raw / small_dataset.NAME
+    for path in dataset.glob("*Tr/*.nii.gz"):
+        values = sitk.GetArrayFromImage(sitk.ReadImage(path))
+        imwrite(path.with_name(path.name.replace(".nii.gz", ".tif")), values)
+        path.unlink()
+    content = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps({**content, "file_ending": ".tif"}))
+    new = images(folders, tmp_path / "new")
+    if damaged:
+        (dataset / "imagesTr" / "ball_0_0000.tif").write_bytes(b"II*")
+        said = refused(capsys, 998, "3d_fullres", "--predict", new, tmp_path / "out")
+        assert "ball_0_0000.tif can be read by none of nnU-Net's readers" in said
+    else:
+        assert main(["run", "998", "3d_fullres", "--dry-run", "--predict", str(new), str(tmp_path / "out")]) == 0
+        assert "Traceback" not in capsys.readouterr().err
 
 
 def test_segmentations_are_no_scans_to_predict_and_the_scans_come_first(folders, tmp_path, capsys):

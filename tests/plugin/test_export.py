@@ -307,6 +307,29 @@ def test_a_trainer_that_is_not_installed_is_named(own_model, tmp_path, capsys):
     assert_refused(capsys, own_model / "fold_0", tmp_path / "m.onnx", naming="trained by nnUNetTrainerNobodyHas")
 
 
+def test_a_trainer_with_the_arguments_of_an_earlier_nnunet_is_built_as_it_predicts(own_model, monkeypatch):
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    from nnunet_logvmamba.plugin import export as exporting
+    from nnunet_logvmamba.plugin import trainers
+    from nnunet_logvmamba.plugin.plans import to_our_architecture
+
+    class OfAnEarlierRelease(trainers.nnUNetTrainerLoGVMamba):
+        @staticmethod
+        def build_network_architecture(name, arguments, imports, channels, classes, enable_deep_supervision=True):
+            return get_network_from_plans(
+                name, arguments, imports, channels, classes, deep_supervision=enable_deep_supervision
+            )
+
+    monkeypatch.setattr(exporting, "find_trainer", lambda name: OfAnEarlierRelease)
+    file = own_model / "plans.json"
+    content = json.loads(file.read_text())
+    for configuration in content["configurations"].values():
+        configuration["architecture"] = to_our_architecture(configuration["architecture"], configuration["patch_size"])
+    file.write_text(json.dumps(content))
+    assert isinstance(exporting.read_network(own_model / "fold_0").network, LoGVMambaUNet)
+
+
 @pytest.mark.parametrize(
     ("size", "why"),
     [

@@ -6,8 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_dataset
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin import first_run
@@ -54,6 +56,29 @@ def test_more_shards_than_scans_are_gathered(model, nnunet_folders, tmp_path):
     assert shards.is_done
     expected = [*(f"ball_{case}.nii.gz" for case in range(5)), "plans.json", first_run.PREDICTED_BY]
     assert sorted(path.name for path in shards.out.iterdir()) == expected
+
+
+def test_spacings_beside_tiff_volumes_stay_with_them(nnunet_folders, tmp_path):
+    dataset = nnunet_folders.raw / small_dataset.NAME
+    (dataset / "imagesTr").mkdir(parents=True)
+    model = nnunet_folders.results / small_dataset.NAME / "nnUNetTrainerNoSSM__nnUNetPlans__2d"
+    (model / "fold_0").mkdir(parents=True)
+    (model / "fold_0" / "checkpoint_final.pth").write_bytes(b"weights")
+    content = {"channel_names": {"0": "MR"}, "labels": small_dataset.LABELS, "file_ending": ".tif"}
+    (model / "dataset.json").write_text(json.dumps(content))
+    for case in "abc":
+        (dataset / "imagesTr" / f"{case}_0000.tif").write_bytes(case.encode())
+    shards = Shards(model, dataset / "imagesTr", tmp_path / "out", ("0",), 2, "cpu")
+    shards.begin()
+    for shard, cases in enumerate(("ac", "b")):
+        (shards.staged / str(shard)).mkdir()
+        for case in cases:
+            properties = {"spacing": (3.0, 1.0, 1.0)}
+            target = shards.staged / str(shard) / f"{case}.tif"
+            Tiff3DIO().write_seg(np.ones((4, 5, 6), np.uint8), str(target), properties)
+    shards.gather()
+    for case in "abc":
+        assert json.loads((shards.out / f"{case}.json").read_text()) == {"spacing": [3.0, 1.0, 1.0]}
 
 
 @pytest.mark.parametrize("inherited", [False, True])

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         add_configuration,
         check_configuration,
         check_patch,
+        next_stages,
         write_configurations,
     )
 
@@ -59,6 +60,7 @@ _HOME = {
     "add_configuration": "configurations",
     "check_configuration": "configurations",
     "check_patch": "configurations",
+    "next_stages": "configurations",
     "write_configurations": "configurations",
 }
 

@@ -146,6 +146,23 @@ def write_configurations(path: Path, plans: dict, names: Sequence[str], *, overw
         write_plans(path, now)
 
 
+def next_stages(plans: PlansManager, name: str) -> list[str]:
+    """Configurations whose preprocessed cases nnU-Net's final validation of a first stage asks for.
+
+    The second stage of a cascade has those of another configuration, whose name is given in its place.
+    """
+    found = []
+    for stage in plans.get_configuration(name).next_stage_names or []:
+        data = plans.get_configuration(stage).data_identifier
+        same = (
+            other for other in plans.available_configurations if plans.get_configuration(other).data_identifier == data
+        )
+        found.append(
+            next((other for other in same if plans.get_configuration(other).previous_stage_name is None), stage)
+        )
+    return found
+
+
 def check_configuration(plans: dict, dataset_json: dict, name: str) -> None:
     """Build a configuration's network without memory and compare its patch with its strides.
 
@@ -178,7 +195,8 @@ def check_patch(network: nn.Module, configuration: ConfigurationManager, num_inp
     """
     patch_size, axes = list(configuration.patch_size), len(configuration.spacing)
     pads = getattr(network, "pads_itself", False)
-    totals = [1] * axes if pads else [prod(axis) for axis in zip(*configuration.pool_op_kernel_sizes)]
+    strides = configuration.configuration["architecture"]["arch_kwargs"].get("strides", [])  # not every network has any
+    totals = [1] * axes if pads or not strides else [prod(axis) for axis in zip(*strides)]
     least = getattr(network, "smallest_input", 1)
     if len(patch_size) != axes:
         raise UserError(

@@ -16,14 +16,14 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.files import read_json
+from nnunet_logvmamba.files import locked, read_json
 from nnunet_logvmamba.networks.catalogue import Network
 from nnunet_logvmamba.plugin.memory import StepMemory, budget, card_for, estimate
 from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, OPTIMIZERS
 
 from .architecture import build_network
 from .configurations import check_configuration, complete_architecture
-from .files import NNUNETS_CONFIGURATIONS, write_plans
+from .files import NNUNETS_CONFIGURATIONS, configurations_of, write_plans
 from .settings import check_knobs
 
 COPIES = OPTIMIZERS[DEFAULT_RECIPE.optimizer].copies
@@ -134,7 +134,7 @@ class LoGVMambaPlanner(ExperimentPlanner):
         return plan
 
     def save_plans(self, plans: dict) -> None:
-        """Leave out what the network is not made for, fill the memory with patches, check, and save as nnU-Net does.
+        """Leave out what the network is not made for, fill the memory with patches, check, and replace the file.
 
         What nnU-Net's file of the same name holds beyond its own configurations stays; those of its own that are left
         out now go, for they are of another network.
@@ -155,13 +155,14 @@ class LoGVMambaPlanner(ExperimentPlanner):
         for name, plan in configurations.items():
             self._fill(plan, plans, name)
             check_configuration(plans, self.dataset_json, name)
-        former = {*NNUNETS_CONFIGURATIONS} - configurations.keys()
-        with contextlib.redirect_stdout(io.StringIO()):
-            super().save_plans(plans)
-        if former := former & configurations.keys():  # nnU-Net has put them back, as they were in the file
-            for name in former:
-                del configurations[name]
-            write_plans(Path(str(nnUNet_preprocessed)) / self.dataset_name / f"{self.plans_identifier}.json", plans)
+        recursive_fix_for_json_export(plans)
+        file = Path(str(nnUNet_preprocessed)) / self.dataset_name / f"{self.plans_identifier}.json"
+        with locked(file.parent):
+            if file.is_file():
+                there = configurations_of(read_json(file, "remove it, and the data set is planned anew"), file)
+                for name in there.keys() - configurations.keys() - {*NNUNETS_CONFIGURATIONS}:
+                    configurations[name] = there[name]
+            write_plans(file, plans)
 
     def _is_planned(self, plan: dict) -> bool:
         return "spacing" not in plan or len(plan["spacing"]) in self.network.dims

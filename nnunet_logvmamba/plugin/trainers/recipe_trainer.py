@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import random
 import sys
@@ -32,9 +31,11 @@ from nnunet_logvmamba.plugin.plans import (
     check_training_settings,
     foreground_in_words,
     is_ours,
+    next_stages,
     to_our_architecture,
 )
 from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, LOSSES, PUBLISHED, PUBLISHED_RECIPES, RECIPES, Recipe
+from nnunet_logvmamba.plugin.trainer_names import built_by
 from nnunet_logvmamba.plugin.trust import data_only
 from nnunet_logvmamba.results.runs import SUMMARY
 
@@ -141,7 +142,7 @@ class RecipeTrainer(FiniteTrainer):
         try:
             settings = check_training_settings(manager.configuration.get(TRAINING_KEY))
             with torch.device("meta"):  # no memory and hardly any time, whatever the patch
-                network = _built(cls, plans_manager, manager, channels, classes)
+                network = built_by(cls, plans_manager, manager, channels, classes)
                 check_patch(network, manager, channels)
             backend = manager.network_arch_init_kwargs.get("backend", "auto")
             if is_ours(manager.configuration["architecture"]) and backend != "auto":
@@ -365,16 +366,6 @@ class RecipeTrainer(FiniteTrainer):
         saving.say_and_keep_best(self, found)
 
 
-def _built(
-    trainer: type[RecipeTrainer], plans_manager: PlansManager, manager: ConfigurationManager, *sizes: int
-) -> nn.Module:
-    """Build a trainer's network as nnU-Net does, which takes the arguments of an earlier release, too."""
-    if "plans_manager" in inspect.signature(trainer.build_network_architecture).parameters:
-        return trainer.build_network_architecture(plans_manager, manager, *sizes)
-    names = "network_arch_class_name", "network_arch_init_kwargs", "network_arch_init_kwargs_req_import"
-    return trainer.build_network_architecture(*(getattr(manager, name) for name in names), *sizes)
-
-
 def _as_tensor(_: nn.Module, inputs: tuple, loss: object) -> object:
     """Give 0 as a tensor where nnU-Net's loss is the number: without Dice, and with every voxel ignored."""
     return loss if isinstance(loss, torch.Tensor) else (inputs[0].flatten()[:1] * 0).sum()
@@ -405,6 +396,14 @@ def _refuse_absent_cases(plans: PlansManager, configuration: str) -> None:
     if not preprocessed_cases.has_cases(folder):
         command = preprocessed_cases.preprocessing(plans.dataset_name, plans.plans_name, [configuration])
         raise Refused(f"{folder} holds no preprocessed case of configuration '{configuration}': run {command} first.")
+    for stage in next_stages(plans, configuration):
+        folder = Path(nnUNet_preprocessed, plans.dataset_name, plans.get_configuration(stage).data_identifier)
+        if not preprocessed_cases.has_cases(folder):
+            command = preprocessed_cases.preprocessing(plans.dataset_name, plans.plans_name, [stage])
+            raise Refused(
+                f"{folder} holds no preprocessed case: '{configuration}' is the first stage of a cascade, whose final "
+                f"validation predicts for the second with them: run {command} first."
+            )
 
 
 def _refuse_unequal_shares(configuration: str, manager: ConfigurationManager) -> None:

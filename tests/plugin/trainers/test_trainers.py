@@ -20,6 +20,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.run.run_training import run_training
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.layers import SelectiveSSM
 from nnunet_logvmamba.networks import LoGVMambaUNet, catalogue
 from nnunet_logvmamba.plugin import plans, recipes, trainers
@@ -216,6 +217,21 @@ def test_the_papers_recipe_is_the_same_in_every_configuration(make):
 def test_a_learning_rate_follows_the_optimizer_it_was_chosen_for(make):
     settings = {"optimizer": "sgd", "initial_lr": 0.05}
     assert make("nnUNetTrainerLoGVMamba_sgd", settings=settings).recipe.initial_lr == 0.05
+
+
+def test_a_first_stage_without_the_cases_of_the_second_is_refused_before_it_trains(make, plans_file):
+    content = json.loads(plans_file.read_text())
+    content["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "small"}
+    plans_file.write_text(json.dumps(content))
+    data = plans_file.parent / "nnUNetPlans_3d_fullres"
+    own = shutil.copytree(data, plans_file.parent / "nnUNetPlans_3d_lowres")
+    links = {"data_identifier": own.name, "next_stage": "3d_cascade_fullres"}
+    make("nnUNetTrainerNoSSM", settings=SHORT, **links).initialize()
+    shutil.rmtree(data)
+    with pytest.raises(
+        Refused, match="'small' is the first stage of a cascade, .*nnUNetv2_preprocess .* -c 3d_fullres"
+    ):
+        make("nnUNetTrainerNoSSM", settings=SHORT, **links).initialize()
 
 
 @pytest.mark.parametrize(("batch", "forced"), [(1, 0), (2, 1), (3, 1), (4, 1), (5, 2)])
