@@ -333,7 +333,9 @@ def gpu_checks_section(steps: dict[str, dict]) -> str:
     compared = [row for row in rows.get("correctness", ()) if "errors" in row]
     for dtype in dict.fromkeys(row["dtype"] for row in compared):
         errors = [
-            max(row["errors"].values()) for row in compared if (row["backend"], row["dtype"]) == ("triton", dtype)
+            max(row["errors"].values(), default=float("inf"))
+            for row in compared
+            if (row["backend"], row["dtype"]) == ("triton", dtype)
         ]
         if errors:
             lines.append(f"`triton` against float64, {dtype}: largest relative error {max(errors):.0e}.")

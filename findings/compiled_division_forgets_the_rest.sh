@@ -11,8 +11,9 @@
 # Source: torch/_inductor/codegen/cpp.py, try_loop_split of CppScheduling, whose conditions do not ask for a length that
 #   the step divides.
 # Cost: as an index, a wrong element or an error about bounds from a kernel that nobody wrote; as a value, noise.
-# Remedy: divide in double precision, torch.floor(index.double() / step).long(), which is exact below 2**53; or build
-#   the vector by repeat_interleave outside of what is compiled.
+# Remedy: divide in double precision, with half a step to spare, torch.floor((index.double() + 0.5) / step).long(): on CUDA
+#   a division by a number is a product with its reciprocal, and 49 * (1 / 49.0) is less than 1. Or build the vector by
+#   repeat_interleave outside of what is compiled.
 set -euo pipefail
 
 folder=$(mktemp -d)
@@ -36,7 +37,7 @@ def blocks(length, step):
 
 def blocks_in_double(length, step):
     index = torch.arange(length)
-    return index + torch.floor(index.double() / step).long()
+    return index + torch.floor((index.double() + 0.5) / step).long()
 
 
 def wrong(function, length, step, backend="inductor"):

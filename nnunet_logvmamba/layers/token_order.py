@@ -48,9 +48,11 @@ def _interleaved(num_local: int, num_global: int, local: Tensor, context: Tensor
     lead = first - excess  # local tokens between the excess and the first interleaved global token
     late = local - lead
     # Whole numbers divided as such are a loop that torch.compile cuts short on a CPU: the last positions would not be
-    # written (findings/compiled_division_forgets_the_rest.sh). In double precision the quotient is exact.
+    # written (findings/compiled_division_forgets_the_rest.sh). By the numbers in the middle between two, in double
+    # precision, the quotient never comes near the next whole number: on CUDA, and compiled for it, what is divided by a
+    # number is multiplied by its reciprocal, and 49 * (1 / 49) is less than 1.
     on_mps = late.device.type == "mps"  # which has no double precision
-    runs = late // run if on_mps else torch.floor(late.double() / run).long()
+    runs = late // run if on_mps else torch.floor((late.double() + 0.5) / run).long()
     return (
         torch.where(late < 0, local + excess, first + 1 + late + runs),
         torch.where(context < excess, context, first + (context - excess) * period),

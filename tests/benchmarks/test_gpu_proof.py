@@ -105,6 +105,24 @@ def test_the_errors_of_mamba_ssm_are_written_and_are_not_ours(monkeypatch):
     assert {line.split()[0] for line in wrong} == {"numba"}
 
 
+def test_a_backend_that_raises_is_a_wrong_row_and_the_others_are_compared(tmp_path, monkeypatch):
+    there = replace(backends.BACKENDS["chunked"], module="no_such_module")
+    monkeypatch.setitem(backends.BACKENDS, "numba", there)
+    names = ["numba", "chunked"]
+    rows, wrong = correctness.errors_of_backends(names, "cpu", correctness.SMALL[:1], dtypes=["float32"])
+    assert [(row["backend"], bool(row["errors"])) for row in rows] == [("numba", False), ("chunked", True)]
+    (line,) = wrong
+    assert line.startswith("numba float32 ")
+    assert "raises ValueError: Scan backend 'numba' cannot run" in line
+    assert "no_such_module" in line
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # slow, and not what this is about
+    gpu_steps.run("correctness", gpu_steps.Setting("cpu", True, tmp_path, "a1"))
+    step = gpu_journal.read(tmp_path)["correctness"]
+    assert step["state"] == "end"
+    assert all("no_such_module" in line for line in step["wrong"])
+    assert step["wrong"]
+
+
 def test_mamba_ssm_is_fetched_though_its_setup_wants_a_torch_with_cuda(tmp_path, monkeypatch):
     """Its setup reads the version of CUDA, None without it, unless it is told to build nothing."""
     source = tmp_path / "mamba_ssm-1.0"

@@ -44,6 +44,19 @@ def test_every_position_is_filled_once_and_each_kind_keeps_its_order(placement):
         assert (global_at.diff() > 0).all(), (num_local, num_global)
 
 
+def test_every_position_is_filled_once_where_a_division_is_a_product_with_the_reciprocal(monkeypatch):
+    """As on CUDA; 49 * (1 / 49) is less than 1 in double precision, and so are 49, 98, 103, 107 and every eighth."""
+    monkeypatch.setattr(torch.Tensor, "__truediv__", lambda tensor, number: tensor * (1.0 / number))
+    assert (torch.tensor([49.0], dtype=torch.float64) / 49 < 1).all()
+    for run in range(1, 1200):
+        for num_global in (1, 2, 7):
+            for num_local in (run * num_global, run * num_global - num_global // 2):
+                positions = torch.cat(token_positions("interleaved", num_local, num_global))
+                assert torch.equal(positions.sort().values, torch.arange(num_local + num_global)), (run, num_global)
+    (order,) = sequence_orders((20, 80, 64), 108, "interleaved")
+    assert torch.equal(order.sort().values, torch.arange(20 * 80 * 64 + 108))
+
+
 def test_directions_scan_rows_columns_and_both_backwards():
     orders = [raster_order((2, 3), direction).tolist() for direction in range(4)]
     assert orders == [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]]

@@ -183,7 +183,7 @@ class FiniteTrainer(RecordedTrainer):
         super().on_train_epoch_start()
         self._iteration, self._left_out, self._unvalidated = 0, frozenset(), None
         if self._has_scaler() and self.grad_scaler.get_scale() < LEAST_SCALE:  # of a checkpoint of other code
-            self.grad_scaler.update(LEAST_SCALE)
+            self.grad_scaler.load_state_dict({**self.grad_scaler.state_dict(), "scale": LEAST_SCALE})
 
     def train_step(self, batch: dict) -> dict:
         """Train on a batch as nnU-Net does, unless loss or gradients are not finite.

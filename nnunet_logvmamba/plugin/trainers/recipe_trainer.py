@@ -363,6 +363,9 @@ class RecipeTrainer(FiniteTrainer):
         refuse_foreign_checkpoint(self, found.content, found.source)
         with data_only():
             super().load_checkpoint(found.source)
+        for state in self.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):  # nnU-Net puts it on the GPU; Adam would wait for it in each step
+                state["step"] = state["step"].cpu()
         saving.say_and_keep_best(self, found)
 
 

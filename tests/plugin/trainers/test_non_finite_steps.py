@@ -231,8 +231,8 @@ def test_gradients_that_a_scaler_cannot_scale_are_told_and_its_scale_stays(make)
 def test_a_scale_of_another_training_that_would_make_good_gradients_infinite_is_raised(make):
     trainer = make()
     trainer.on_train_start()
-    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-140)
-    trainer.grad_scaler.scale(torch.ones(1))  # as after loading a checkpoint, it is a tensor now
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    trainer.grad_scaler.load_state_dict({**trainer.grad_scaler.state_dict(), "scale": 2.0**-140})
     trainer.on_train_epoch_start()
     before = state(trainer)
     trainer.train_step(next(trainer.dataloader_train))

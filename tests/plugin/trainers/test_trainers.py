@@ -486,7 +486,7 @@ def kill_after_latest(filename: str) -> None:
         raise KeyboardInterrupt
 
 
-def test_a_seeded_training_that_was_killed_continues_as_if_it_had_not_been(make):
+def test_a_seeded_training_that_was_killed_continues_as_if_it_had_not_been(make, monkeypatch):
     unbroken = make("nnUNetTrainerLoGVMamba_seed3", settings=SHORT)
     unbroken.run_training()
     killed = make("nnUNetTrainerLoGVMamba_seed3", settings=SHORT)
@@ -497,7 +497,14 @@ def test_a_seeded_training_that_was_killed_continues_as_if_it_had_not_been(make)
     with pytest.raises(KeyboardInterrupt):
         killed.run_training()
     continued = make("nnUNetTrainerLoGVMamba_seed3", settings=SHORT)
-    continued.load_checkpoint(str(Path(continued.output_folder) / "checkpoint_latest.pth"))
+    moved = []
+    with monkeypatch.context() as patched:  # on a GPU, nnU-Net leaves them there
+        patched.setattr(torch.Tensor, "cpu", lambda tensor: moved.append(tensor) or tensor.clone())
+        continued.load_checkpoint(str(Path(continued.output_folder) / "checkpoint_latest.pth"))
+    steps = [state["step"] for state in continued.optimizer.state.values()]
+    assert steps
+    assert {id(step) for step in steps}.isdisjoint(map(id, moved))
+    assert len(moved) >= len(steps)
     assert continued.current_epoch == 1
     continued.run_training()
     assert losses(continued) == losses(unbroken)
