@@ -8,12 +8,12 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin.study_file import Cluster, Study
@@ -27,19 +27,29 @@ _PATHS = {"nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrai
 """Variables that name a folder or file, or several, separated like those of ``PATH``; the last one may say none."""
 
 
+class Task(Protocol):
+    """What a job does; it can be pickled, and called again where it was interrupted."""
+
+    def __call__(self) -> None:
+        """Do it."""
+
+    def reached(self) -> str:
+        """Describe how far it is: the text differs once it has got further."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """Jobs that begin together.
 
     Attributes:
-        work: What each does, called without arguments; it can be pickled, and called again where it was interrupted.
+        work: What each does.
         gpus: For each.
         waits: ``ok`` if the stage before must have succeeded, ``one`` if it must have ended somehow, ``any`` if all
             before must.
     """
 
     name: str
-    work: Sequence[Callable[[], None]]
+    work: Sequence[Task]
     gpus: int = 0
     waits: str = "any"
 
@@ -57,11 +67,11 @@ class Work:
         needs_device = self.job.stage in ("train", "predict")  # the others get no GPU
         carry_out(Planned(self.study, on="slurm", elsewhere=not needs_device), self.job)
 
-    def reached(self) -> str | None:
-        """What it would go on from, as :meth:`Planned.reached`."""
+    def reached(self) -> str:
+        """What it would go on from, as :meth:`Planned.reached`; all but trainings begin anew."""
         from nnunet_logvmamba.plugin.study import Planned
 
-        return Planned(self.study, on="slurm").reached(self.job)
+        return Planned(self.study, on="slurm").reached(self.job) if self.job.stage == "train" else self.job.stage
 
 
 @dataclass
@@ -69,14 +79,13 @@ class Resumable:
     """Work as SLURM runs it, from the beginning or again.
 
     Attributes:
-        work: It may have a method ``reached``, which gives a text that differs once the work has got further.
         environment: Variables that are set for it.
         limit_s: Seconds that it may run before it is put back into the queue.
         before: What it had ``reached`` when its time was up for the last time.
         in_vain: So often in a row its time was up and it had got no further.
     """
 
-    work: Callable[[], None]
+    work: Task
     environment: Mapping[str, str]
     limit_s: float = inf
     before: str | None = None
@@ -98,16 +107,15 @@ class Resumable:
         """
         from submitit.helpers import DelayedSubmission
 
-        reached = self.work.reached() if hasattr(self.work, "reached") else None
+        reached = self.work.reached()
         # One that was sent away to make room for others has not had its time. SLURM may give notice a minute early.
-        if reached is not None and time.time() - self.begun > 0.9 * self.limit_s - 60:
+        if time.time() - self.begun > 0.9 * self.limit_s - 60:
             self.in_vain = self.in_vain + 1 if reached == self.before else 0
             self.before = reached
             if self.in_vain > 1:
                 raise UserError(
-                    f"its time was up {self.in_vain + 1} times, each after {self.limit_s / 60:.0f} min, without a new "
-                    "checkpoint, so it was not put back into the queue: give it more (time in the file), then study "
-                    "resume"
+                    f"its time was up {self.in_vain + 1} times, each after {self.limit_s / 60:.0f} min, and it had got "
+                    "no further, so it was not put back into the queue: give it more time, then study resume"
                 )
         return DelayedSubmission(self)
 

@@ -495,7 +495,7 @@ class FirstRun:
         command += ["-num_gpus", str(self.request.num_gpus)] if self.request.num_gpus > 1 else []
         final, summary = folder / "checkpoint_final.pth", folder / "validation" / "summary.json"
         if final.is_file() and not runs.is_under_way(folder) and (dry_run or damage_of(final) is None):
-            if summary.is_file() and (dry_run or _is_json(summary)):
+            if runs.is_finished(folder) and (dry_run or _is_json(summary)):
                 return Step(title, finished=f"it is trained and validated: {folder}")
             return Step(title, (*command, "--val"))
         begun = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]

@@ -236,3 +236,8 @@ class Shard:
             self.shards.gather()
         else:
             self.shards.predict(self.number)
+
+    def reached(self) -> str:
+        """Describe how far it is: the text differs once more is predicted."""
+        numbers = range(self.shards.number) if self.number is None else [self.number]
+        return f"{sum(len(self.shards.missing(number)) for number in numbers)} missing"

@@ -84,7 +84,8 @@ class Trainings(FirstRun):
             return
         for trainer in self.request.trainers:
             model = self.model(trainer)
-            if not (model / "plans.json").is_file() or not any(map(runs.is_begun, runs.folds_of(model))):
+            folds = runs.folds_of(model) if model.is_dir() else []
+            if not (model / "plans.json").is_file() or not any(runs.is_begun(f) or runs.is_finished(f) for f in folds):
                 continue
             other = self._what_is_other(trainer, plans, runs.read_json(model / "plans.json"))
             if other is not None:
@@ -459,10 +460,8 @@ class Planned:
         """Whether a training is finished and validated, by nnU-Net's files."""
         return runs.is_finished(self._fold(job))
 
-    def reached(self, job: Job) -> str | None:
-        """Describe what a training would go on from: the text differs once that is more. None for other jobs."""
-        if job.stage != "train":
-            return None
+    def reached(self, job: Job) -> str:
+        """Describe what a training would go on from: the text differs once that is more."""
         fold = self._fold(job)
         checkpoints = [path for name in CHECKPOINTS if (path := fold / name).is_file()]
         validated = len(list((fold / "validation").glob("*")))

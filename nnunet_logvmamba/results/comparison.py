@@ -31,7 +31,10 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Score:
-    """Mean and standard error over runs; ``scored`` case values stand behind it and ``left_out`` ones had no value."""
+    """Mean and standard error over folds, or over the seeds of one fold.
+
+    ``scored`` case values stand behind it and ``left_out`` ones had no value.
+    """
 
     mean: float
     error: float
@@ -171,6 +174,13 @@ def _read(paths: Sequence[Path], wanted: Sequence[str] | None) -> tuple[list[Run
         folders = [folder for folder in folders if folder.name.removeprefix("fold_") in wanted]
     unfinished = [folder for folder in folders if not is_finished(folder)]
     finished = {folder.name.removeprefix("fold_") for folder in folders if folder not in unfinished}
+    apart = [folder for folder in folders if folder.name == "fold_all"] if len(finished) > 1 else []
+    if apart and wanted is not None:
+        raise UserError(
+            "fold all is validated on the cases that it was trained on, so it is compared alone: give --folds all, or "
+            "leave it out"
+        )
+    folders = [folder for folder in folders if folder not in apart]
     lacking = [fold for fold in wanted or () if fold not in finished]
     if lacking and finished:
         raise UserError(f"fold {' or '.join(lacking)} is finished nowhere: finish it, or leave it out of --folds")
@@ -188,6 +198,7 @@ def _read(paths: Sequence[Path], wanted: Sequence[str] | None) -> tuple[list[Run
     if len(datasets) > 1:
         raise UserError(f"the results are of {' and '.join(datasets)}: compare one data set at a time")
     notes = [f"Left out, not finished: {folder.parent.name}/{folder.name}." for folder in unfinished]
+    notes += ["Left out: fold all, which is validated on the cases that it was trained on."] * bool(apart)
     return runs, notes
 
 
@@ -350,13 +361,20 @@ def _run_means(run: Run, metric: str, labels: Sequence[str]) -> dict[str, float]
 
 
 def _scores(method: Method, metric: str, labels: Sequence[str]) -> dict[str, Score]:
-    means = [_run_means(run, metric, labels) for run in method.runs]
+    by_fold: dict[str, list[dict[str, float]]] = {}
+    for run in method.runs:
+        by_fold.setdefault(run.fold, []).append(_run_means(run, metric, labels))
     scores = {}
     for label in (*labels, AVERAGE):
         members = labels if label == AVERAGE else (label,)
         values = np.concatenate([_values(run, metric, member) for run in method.runs for member in members])
         there = int(np.isfinite(values).sum())
-        scores[label] = Score(*mean_and_standard_error([mean[label] for mean in means]), there, len(values) - there)
+        means = [[mean[label] for mean in seeds] for seeds in by_fold.values()]
+        # Seeds of a fold share its cases, so they are averaged where there are several folds.
+        spread = means[0] if len(means) == 1 else [mean_and_standard_error(seeds)[0] for seeds in means]
+        mean, error, _ = mean_and_standard_error(spread)
+        runs = int(np.isfinite(np.concatenate(means)).sum())
+        scores[label] = Score(mean, error, runs, there, len(values) - there)
     return scores
 
 
@@ -380,6 +398,16 @@ def _mean_over_seeds(method: Method, metric: str, labels: Sequence[str]) -> dict
     return {fold: _mean(np.stack(seeds), axis=0) for fold, seeds in sorted(tables.items())}
 
 
+def _by_case(method: Method, by_fold: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Put folds side by side, (labels, cases); of a case that several folds were validated on, the mean."""
+    cases = {run.fold: sorted(run.cases) for run in method.runs}
+    columns: dict[str, list[np.ndarray]] = {}
+    for fold, values in by_fold.items():
+        for case, column in zip(cases[fold], values.T, strict=True):
+            columns.setdefault(case, []).append(column)
+    return np.stack([_mean(np.stack(found), axis=0) for found in columns.values()], axis=1)
+
+
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
     """Mean of what is there, NaN where nothing is."""
     there = np.isfinite(values)
@@ -393,7 +421,7 @@ def _pairs(methods: Sequence[Method], metric: str, labels: Sequence[str], agains
         if against is not None and against not in (first.name, second.name):
             continue
         here, there = (_mean_over_seeds(method, metric, labels) for method in (first, second))
-        differences = np.concatenate([here[fold] - there[fold] for fold in here], axis=1)
+        differences = _by_case(first, {fold: here[fold] - there[fold] for fold in here})
         everywhere = {fold: _in_every_run((first, second), fold, metric, labels) for fold in here}
         for index, label in enumerate((*labels, AVERAGE)):
             values = _mean(differences, axis=0) if label == AVERAGE else differences[index]
@@ -470,7 +498,7 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append(f"No record of what it cost (written by our trainers only): {', '.join(lacking)}.")
     for what, read in _CIRCUMSTANCES.items():
         said = {method.name: sorted({read(record) for record in found if record}) for method, found in records}
-        if len({tuple(values) for values in said.values() if values}) > 1:
+        if len({value for values in said.values() for value in values}) > 1:
             listed = "; ".join(f"{name} {', '.join(values)}" for name, values in said.items() if values)
             notes.append(f"Not trained alike, {what}: {listed}.")
     return notes
@@ -493,6 +521,7 @@ _CIRCUMSTANCES = {
     "iterations": lambda record: str((record.get("epochs_done") or 0) * (record.get("iterations_per_epoch") or 0)),
     "patch": lambda record: "x".join(map(str, record.get("patch_size") or [])),
     "batch": lambda record: str(record.get("batch_size")),
+    "nnunet_logvmamba": lambda record: str((record.get("versions") or {}).get("nnunet_logvmamba")),
     "nnU-Net": lambda record: str((record.get("versions") or {}).get("nnunetv2")),
     "torch": lambda record: str((record.get("versions") or {}).get("torch")),
 }

@@ -34,7 +34,7 @@ def _num_epochs(logging: Mapping[str, Sequence]) -> int:
 def read_text_logs(fold: Path) -> dict[str, list[float]]:
     """Give what nnU-Net's text logs say, older ones first; NaN for what they do not, such as moving averages."""
     epochs: dict[int, dict[str, float]] = {}
-    for log in sorted(fold.glob("training_log_*.txt"), key=_begun):
+    for log in logs_of(fold):
         epoch = None
         text = log.read_text(encoding="utf-8", errors="replace")
         for line in text[: text.rfind("\n") + 1].splitlines():  # the last one may be cut off within a number
@@ -64,6 +64,11 @@ def _number(word: str) -> float:
         return float(word)
     except ValueError:
         return nan
+
+
+def logs_of(fold: Path) -> list[Path]:
+    """Give nnU-Net's text logs of a fold in the order in which they were begun."""
+    return sorted(fold.glob("training_log_*.txt"), key=_begun)
 
 
 def _begun(log: Path) -> tuple[list[int], int]:

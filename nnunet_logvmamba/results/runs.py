@@ -13,7 +13,8 @@ from nnunet_logvmamba import files
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
 from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS, INSTANCES, RANKED, SURFACE_METRICS
-from nnunet_logvmamba.results.record import read_record
+from nnunet_logvmamba.results.logs import logs_of
+from nnunet_logvmamba.results.record import RECORD_NAME, read_record
 
 SUMMARY = "summary.json"
 
@@ -161,7 +162,23 @@ def _is_model(path: Path) -> bool:
 
 def is_finished(fold: Path) -> bool:
     """True if nnU-Net's final validation wrote its scores, and no training was begun in the folder after that."""
-    return (fold / "validation" / SUMMARY).is_file() and not is_under_way(fold)
+    return (fold / "validation" / SUMMARY).is_file() and not is_under_way(fold) and not _lacks_validation(fold)
+
+
+def _lacks_validation(fold: Path) -> bool:
+    """True if, by nnU-Net's logs, a training without a record of ours ended and its validation did not.
+
+    Its scores are then those of an earlier training, which nnU-Net leaves until the new ones are there.
+    """
+    if (fold / RECORD_NAME).is_file():
+        return False
+    for log in reversed(logs_of(fold)):
+        text = log.read_text(encoding="utf-8", errors="replace")
+        if "Mean Validation Dice" in text:
+            return False
+        if re.search(r": Epoch \d+\s*$", text, re.MULTILINE):
+            return True
+    return False
 
 
 def is_begun(fold: Path) -> bool:

@@ -17,10 +17,10 @@ from nnunet_logvmamba.results.record import COSTS, Cost
 
 NOT_BEYOND_NOISE = "†"
 DEFINITION = (
-    "Each value is the mean over the cases of a run, then mean ± standard error over runs (folds and seeds); the "
-    "average is over classes within a run. Best in bold; † marks what is not beyond noise of the best, or was not "
-    "compared with it. (7 of 16): so many values there were. Where the methods have values for different cases, "
-    "nothing is bold."
+    "Each value is the mean over the cases of a run, then mean ± standard error over folds, their seeds averaged, or "
+    "over the seeds of one fold; the average is over classes within a run. Best in bold; † marks what is not beyond "
+    "noise of the best, or was not compared with it. (7 of 16): so many values there were. Where the methods have "
+    "values for different cases, nothing is bold."
 )
 TESTS = (
     "Difference: first minus second, mean over cases, seeds averaged per case. Interval: 95 %, BCa bootstrap over "

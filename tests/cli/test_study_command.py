@@ -280,6 +280,8 @@ def test_a_model_of_another_study_is_refused_and_one_of_the_same_is_not(file, fo
     plan(folders, patch_size=[32, 32])
     line = refused(capsys, "run", file)
     assert f"{fold.parent} has results of another study: its plans differ from nnUNetPlans in patch_size" in line
+    (fold / "checkpoint_final.pth").unlink()  # a result stands without its weights, too
+    assert "has results of another study" in refused(capsys, "run", file)
 
 
 def test_the_folder_of_another_study_is_refused_and_one_that_has_grown_is_not(file, folders, capsys):
@@ -618,9 +620,22 @@ def test_a_job_whose_time_is_up_again_and_again_in_vain_is_given_up(file, folder
     for _ in range(2):
         after(3500)
     with pytest.raises(
-        UserError, match=r"its time was up 3 times, each after 58 min, without a new checkpoint, .* give it more"
+        UserError, match=r"its time was up 3 times, each after 58 min, and it had got no further, .* give it more"
     ):
         after(3500)
+
+
+@pytest.mark.parametrize("stage", ["prepare", "predict"])
+def test_a_job_that_begins_anew_each_time_is_given_up_after_the_third(stage, file, folders):
+    pytest.importorskip("submitit.helpers", reason="needs submitit, which is not installed")
+    described = study_file.make_study(study_file.read_toml(file), where="x", name="small")
+    work = cluster.Resumable(cluster.Work(described, study.Job(stage)), {}, limit_s=3480)
+    for _ in range(2):
+        work.begun = time.time() - 3500
+        work = work.checkpoint().function
+    work.begun = time.time() - 3500
+    with pytest.raises(UserError, match="its time was up 3 times"):
+        work.checkpoint()
 
 
 # How far it is

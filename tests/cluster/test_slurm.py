@@ -151,7 +151,7 @@ def test_a_training_whose_time_never_suffices_is_given_up(node, project, tmp_pat
     )
     ask(project, node, "run", file, "--on", "slurm")
     wait(node)
-    told = r"failed +its time was up 3 times, each after 1 min, without a new checkpoint, .*: give it more"
+    told = r"failed +its time was up 3 times, each after 1 min, and it had got no further, .*: give it more"
     assert re.search(told, ask(project, node, "status", file))
     fold = project.fold("longer", 0, f"{TRAINERS[0]}_seed1")
     assert len(list(fold.path.glob("training_log_*.txt"))) == 3

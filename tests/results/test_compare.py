@@ -60,7 +60,7 @@ def results(tmp_path) -> Path:
 # Numbers by hand
 
 
-def test_mean_and_standard_error_run_over_folds_and_seeds(results):
+def test_the_standard_error_runs_over_folds_whose_seeds_share_their_cases(results):
     # Run means: 0.80, 0.84 | 0.82, 0.90; the average of two labels is taken within a run.
     for (seed, fold), value in {(1, 0): 0.80, (1, 1): 0.84, (2, 0): 0.82, (2, 1): 0.90}.items():
         dice = {f"case_{fold}_{k}": [value - 0.1, value + 0.1] for k in range(3)}
@@ -70,13 +70,63 @@ def test_mean_and_standard_error_run_over_folds_and_seeds(results):
     assert [method.name for method in found.methods] == ["LoGVMamba", "VMamba"]
     assert [run.seed for run in found.methods[0].runs] == [1, 1, 2, 2]
     score = found.scores["dice"]["LoGVMamba"]["average"]
-    expected = [0.80, 0.84, 0.82, 0.90]
     assert score.mean == pytest.approx(0.84)
-    assert score.error == pytest.approx(np.std(expected, ddof=1) / sqrt(4))
+    assert score.error == pytest.approx(np.std([0.81, 0.87], ddof=1) / sqrt(2))
     assert (score.runs, score.scored, score.left_out) == (4, 24, 0)
     assert found.scores["dice"]["LoGVMamba"]["Anterior"].mean == pytest.approx(0.74)
     assert found.scores["dice"]["LoGVMamba"]["Posterior"].mean == pytest.approx(0.94)
     assert (found.folds, found.num_cases) == (("0", "1"), 6)
+
+
+def test_one_fold_has_the_standard_error_of_its_seeds(results):
+    for seed, value in enumerate((0.80, 0.84, 0.88), start=1):
+        write_run(results, model(f"{LOG}_seed{seed}"), 0, {"a": [value, value]})
+        write_run(results, model(f"{VSS}_seed{seed}"), 0, {"a": [0.5, 0.5]})
+    score = comparison.compare([results]).scores["dice"]["LoGVMamba"]["average"]
+    assert (score.mean, score.error) == (pytest.approx(0.84), pytest.approx(0.04 / sqrt(3)))
+
+
+def test_fold_all_is_never_mixed_with_others(results):
+    for trainer, level in ((LOG, 0.8), (VSS, 0.85)):
+        for fold in (0, 1):
+            write_run(results, model(trainer), fold, scores(fold, level, prefix=f"fold{fold}"))
+    before = comparison.compare([results])
+    for trainer, level in ((LOG, 0.99), (VSS, 0.9)):
+        everything = {
+            case: values for fold in (0, 1) for case, values in scores(fold, level, prefix=f"fold{fold}").items()
+        }
+        write_run(results, model(trainer), "all", everything)
+    found = comparison.compare([results])
+    assert (found.scores, found.pairs, found.folds) == (before.scores, before.pairs, ("0", "1"))
+    assert "Left out: fold all, which is validated on the cases that it was trained on." in found.notes
+    assert "give --folds all, or leave it out" in refused(results, folds=["0", "all"])
+    assert comparison.compare([results], folds=["all"]).folds == ("all",)
+
+
+def test_a_case_that_several_folds_are_validated_on_counts_once(results):
+    for trainer, better in ((LOG, 0.0), (VSS, 0.01)):
+        for fold in range(3):
+            dice = {f"case_{k}": [0.8 + better + 0.01 * k] * 2 for k in range(4)}
+            write_run(results, model(trainer), fold, dice)
+    found = comparison.compare([results])
+    (pair,) = (pair for pair in found.pairs if (pair.metric, pair.label) == ("dice", "average"))
+    assert (found.num_cases, pair.test.cases) == (4, 4)
+    assert pair.test.p == pytest.approx(0.125)
+
+
+def test_trainings_of_one_method_that_were_not_alike_are_told(results):
+    for seed, (epochs, version) in enumerate(((10, "0.1"), (1000, "0.2")), start=1):
+        record = {
+            "epochs": epochs,
+            "epochs_done": epochs,
+            "iterations_per_epoch": 25,
+            "versions": {"nnunet_logvmamba": version},
+        }
+        for trainer in (LOG, VSS):
+            write_run(results, model(f"{trainer}_seed{seed}"), 0, {"a": [0.8, 0.8]}, record=record)
+    notes = " ".join(comparison.compare([results]).notes)
+    assert "Not trained alike, iterations: LoGVMamba 250, 25000; VMamba 250, 25000." in notes
+    assert "Not trained alike, nnunet_logvmamba: LoGVMamba 0.1, 0.2; VMamba 0.1, 0.2." in notes
 
 
 def test_pairs_are_tested_case_by_case_with_seeds_averaged(results):

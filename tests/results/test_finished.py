@@ -90,6 +90,25 @@ def test_a_finished_training_stays_finished(change, fold):
     assert is_finished(fold)
 
 
+def log(fold: Path, name: str, *lines: str) -> None:
+    (fold / f"training_log_{name}.txt").write_text("".join(f"2026-01-01 00:00:00.000000: {line}\n" for line in lines))
+
+
+def test_a_stock_training_begun_anew_is_not_finished_by_the_scores_of_the_one_before(fold, monkeypatch):
+    (fold / "logvmamba.json").unlink()  # nnU-Net's own trainers write none
+    stay_as_nnunet_leaves_it(fold)
+    assert is_finished(fold)
+    log(fold, "2026_1_9_10_00_00", "Epoch 0 ", "Mean Validation Dice:  0.8")
+    assert is_finished(fold)
+    log(fold, "2026_1_10_9_00_00", "Epoch 0 ", "predicting a")
+    assert not is_finished(fold)
+    assert option_of(fold, monkeypatch) == "--val"
+    log(fold, "2026_1_11_9_00_00", "predicting a", "Mean Validation Dice:  0.9")  # by --val
+    assert is_finished(fold)
+    log(fold, "2026_1_12_9_00_00", "predicting a")  # the same weights once more
+    assert is_finished(fold)
+
+
 @pytest.mark.parametrize(
     ("change", "option"),
     [(begin_anew, "--c"), (begin_anew_without_a_save, "--c"), (stay_as_nnunet_leaves_it, None)],
