@@ -128,7 +128,7 @@ PUBLISHED_RECIPES = {
     **RECIPES,
     "eoformer": Recipe("adamw", 2e-4, 1e-5, decays_all=True, schedule="cosine", warm_up=1 / 6),
     "nested_former": Recipe("adamw", 1e-4, 1e-5, decays_all=True, schedule="cosine", warm_up=1 / 6, loss="dice"),
-    "segmamba": Recipe("sgd", 1e-2, 3e-5, loss="ce"),
+    "segmamba": Recipe("sgd", 1e-2, 3e-5, decays_all=True, loss="ce"),
     "swin_umamba": Recipe("adamw", 1e-4, 0.05, eps=1e-5, decays_all=True, schedule="cosine", final_lr=1e-6),
     "umamba": Recipe("sgd", 1e-2, 3e-5, decays_all=True),
 }

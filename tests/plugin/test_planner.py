@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import small_dataset
@@ -131,6 +132,24 @@ def test_a_network_for_volumes_has_no_plans_for_pictures(folders):
     with pytest.raises(UserError, match="SegMamba is for 3D and this data set is not"):
         made(12, SEG)
     assert not file_of(folders).exists()
+
+
+@pytest.mark.parametrize(("network", "counted"), [(OURS, 1), (catalogue.row("EoFormer"), 2)])
+def test_patches_are_guessed_by_their_voxels_only_where_the_network_does_not_pad_them(
+    network, counted, folders, monkeypatch
+):
+    found = planner.LoGVMambaPlanner(small_dataset.NAME, 8, "Mine", network, {})
+    seen = []
+
+    def step(configuration, channels, batch_size):
+        seen.append(configuration["patch_size"])
+        return SimpleNamespace(weights=0, optimizer=0, peak=2 * found.budget)
+
+    monkeypatch.setattr(found, "_step", step)
+    monkeypatch.setattr(found, "_ours", lambda architecture, patch: architecture)
+    for patch in ((160, 96, 96), (144, 96, 96)):
+        assert found.static_estimate_VRAM_usage(patch, 1, 3, "a.network", {}, []) > found.budget
+    assert len(seen) == counted
 
 
 def test_a_card_that_is_too_small_is_refused_in_a_sentence(folders):

@@ -87,6 +87,19 @@ def test_widths_kernels_strides_norms_are_the_plans_and_block_counts_are_dropped
     assert ours["arch_kwargs"] == {k: v for k, v in before["arch_kwargs"].items() if k not in dropped}
 
 
+def test_norms_without_arguments_are_norms_by_themselves_and_none_at_all_is_refused(stock):
+    configuration = stock[0]["configurations"]["2d"]
+    architecture = deepcopy(configuration["architecture"])
+    architecture["arch_kwargs"]["norm_op_kwargs"] = None
+    ours = plans.to_our_architecture(architecture, configuration["patch_size"])
+    assert ours["arch_kwargs"]["norm_op_kwargs"] == {}
+    for name in ("norm_op", "nonlin"):
+        architecture = deepcopy(configuration["architecture"])
+        architecture["arch_kwargs"][name] = None
+        with pytest.raises(ValueError, match=f"{name} is null in the plan; LoGVMambaUNet needs one"):
+            plans.to_our_architecture(architecture, configuration["patch_size"])
+
+
 def test_both_stock_networks_lead_to_the_same_network_of_ours(stock):
     content = deepcopy(stock[0])
     configurations = content["configurations"]

@@ -87,6 +87,21 @@ class LoGVMambaUNet(PlannedNetwork):
     preset: ClassVar = PAPER_3D
 
     @known_arguments
+    @classmethod
+    def from_plan(cls, planned: dict[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
+        """Give the arguments that follow from a U-Net that nnU-Net planned; knobs come on top.
+
+        Raises:
+            ValueError: If it has no norms or no nonlinearities.
+        """
+        for name in ("norm_op", "nonlin"):
+            if planned.get(name, name) is None:
+                raise ValueError(f"{name} is null in the plan; {cls.__name__} needs one, so name its class there")
+        found = super().from_plan(planned, patch_size)
+        if found.get("norm_op_kwargs", found) is None:  # nnU-Net then takes what the norm has by itself
+            found["norm_op_kwargs"] = {}
+        return found
+
     def __init__(
         self,
         input_channels: int,

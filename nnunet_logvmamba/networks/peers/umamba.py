@@ -203,7 +203,7 @@ class UMamba(PlannedNetwork):
     Stages have as many blocks as the plan says in the first half of the encoder, counted from the top, and in the first
     half of the decoder, counted from the bottom, and one block elsewhere, as published. In 2D the last step up has no
     skip, as published. Convolutions have a bias, norms are instance norms with epsilon 1e-5, the nonlinearity is a
-    leaky ReLU of slope 0.01, whatever the plan says of them.
+    leaky ReLU of slope 0.01, and there is no dropout, whatever the plan says of them.
     """
 
     pads_itself: ClassVar[bool] = True

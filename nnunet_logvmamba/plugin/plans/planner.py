@@ -56,6 +56,7 @@ class LoGVMambaPlanner(ExperimentPlanner):
     ):
         super().__init__(dataset_name_or_id, gpu_memory_target_in_gb, plans_name=plans_name)
         self.network, self.knobs = network, knobs
+        self._pads = network.load().pads_itself
         self.budget = budget(gpu_memory_target_in_gb)
         # nnU-Net compares its estimate with a reference value that is scaled from one memory and one batch to others.
         # Ours are bytes of the least batch, so there is nothing to scale.
@@ -83,7 +84,7 @@ class LoGVMambaPlanner(ExperimentPlanner):
         axes, voxels = len(patch_size), prod(map(int, patch_size))
         if axes not in self.network.dims:
             return 1  # it is left out in the end
-        if axes in self._counted:
+        if axes in self._counted and not self._pads:  # what is padded inside does not grow with the patch
             before, memory = self._counted[axes]
             fixed = memory.weights + memory.optimizer
             guess = fixed + (memory.peak - fixed) * voxels / before

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from torch import nn
+from torch import distributed, nn
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.networks import catalogue
@@ -122,7 +122,9 @@ def _ways(trainer: RecipeTrainer, memory: StepMemory, usable: int) -> str:
         each = max(1.0, (memory.peak - one) / (trainer.batch_size - 1))
         batch = min(trainer.batch_size - 1, 1 + int((limit - one) / each))
         if batch >= 1 and (less := of_step(trainer, batch).peak) <= limit:
-            ways.append(f"a batch of {batch}, {gib(less)} GiB ({derived} NEW{kept} --batch-size {batch})")
+            # A configuration has the batch of all GPUs, of which the trainer has its share.
+            whole = batch * (distributed.get_world_size() if trainer.is_ddp else 1)
+            ways.append(f"a batch of {whole}, {gib(less)} GiB ({derived} NEW{kept} --batch-size {whole})")
     if not ways:
         return "neither a smaller batch nor checkpointing would fit: take a smaller patch or network, or a larger GPU."
     return f"what would fit: {', or '.join(ways)}."
