@@ -516,6 +516,11 @@ class FirstRun:
             command += ["-device", self.device]
             command += ["-npp", "1", "-nps", "1"] if usable_cores() < 4 else []
             if not dry_run:
+                lacking = [path for path in trained if not path.is_file()]
+                if lacking:
+                    raise UserError(
+                        f"{lacking[0]} is not there, so nothing can be predicted with it: train that fold anew"
+                    )
                 target.mkdir(parents=True, exist_ok=True)
                 replace_text(record, json.dumps({**wanted, "finished": False}, indent=1) + "\n")
             yield Step(title, tuple(map(str, command)), checkpoints=tuple(trained))
@@ -533,6 +538,8 @@ class FirstRun:
             return False
         if len(list(target.glob(f"*{self.dataset_json['file_ending']}"))) < self.new_cases:
             return False
+        if not any(path.is_file() for path in trained):  # they are gone, what they made is there
+            return _what_differs(there, wanted) is None
         if not all(path.is_file() for path in trained):
             return False
         if "weights" in there:

@@ -193,7 +193,10 @@ class Trainings(FirstRun):
         yield from self._scores_and_page(trainer, fold)
 
     def predict(self, trainer: str, *, dry_run: bool) -> Iterator[Step]:
-        """Give the steps that predict scans with all folds, and score that if references are there."""
+        """Give the steps that predict scans with all folds, and score that if references are there.
+
+        Predictions stand without the weights that made them, too.
+        """
         yield from self._prediction(trainer, dry_run=dry_run)
 
 

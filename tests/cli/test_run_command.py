@@ -540,6 +540,20 @@ def test_other_weights_and_more_scans_are_predicted_anew(predicted, folders, cap
     assert "\n$ nnUNetv2_predict" in dry_run(capsys, *words)
 
 
+def test_predictions_stand_without_the_weights_that_made_them_and_none_are_begun_without(predicted):
+    new = first_run.NewScans(predicted / "new", predicted / "out")
+    run = first_run.FirstRun(first_run.Request("998", "2d", (TRAINER,), device="cpu", new=new))
+    (run.model(TRAINER) / "fold_0" / "checkpoint_final.pth").unlink()
+    (step,) = run._prediction(TRAINER, dry_run=False)
+    assert step.finished is not None
+    record = predicted / "out" / first_run.PREDICTED_BY
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    before = record.read_bytes()
+    with pytest.raises(UserError, match="checkpoint_final.pth is not there, so nothing can be predicted with it"):
+        list(run._prediction(TRAINER, dry_run=False))
+    assert record.read_bytes() == before
+
+
 def test_predictions_of_other_data_are_refused_wherever_they_lie(predicted, folders, monkeypatch, capsys):
     moved = move(predicted, monkeypatch)
     new, out = moved / "new", moved / "out"
