@@ -97,4 +97,4 @@ def test_the_mark_of_mamba_ssm_counts_as_well():
 
 def test_a_record_names_what_is_not_as_usual():
     assert RECIPES["sgd"].facts() == {"optimizer": "sgd", "initial_lr": 1e-2, "weight_decay": 3e-5}
-    assert PUBLISHED_RECIPES["segmamba"].facts() == {**RECIPES["sgd"].facts(), "loss": "ce"}
+    assert PUBLISHED_RECIPES["segmamba"].facts() == {**RECIPES["sgd"].facts(), "decays_all": True, "loss": "ce"}

@@ -86,7 +86,6 @@ class LoGVMambaUNet(PlannedNetwork):
 
     preset: ClassVar = PAPER_3D
 
-    @known_arguments
     @classmethod
     def from_plan(cls, planned: dict[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
         """Give the arguments that follow from a U-Net that nnU-Net planned; knobs come on top.
@@ -102,6 +101,7 @@ class LoGVMambaUNet(PlannedNetwork):
             found["norm_op_kwargs"] = {}
         return found
 
+    @known_arguments
     def __init__(
         self,
         input_channels: int,
