@@ -127,7 +127,7 @@ def test_the_batch_that_is_named_is_that_of_all_gpus(trainer, monkeypatch):
     one, whole = gpu_memory.of_step(made, 1), gpu_memory.of_step(made)
     usable = int((one.peak + (whole.peak - one.peak) / 3) * (1 + memory.ERROR) * 1.001)  # two patches
     assert "--batch-size 2)" in gpu_memory._ways(made, whole, usable)
-    made.is_ddp = True
+    made.is_ddp, made.network = True, torch.nn.DataParallel(made.network)  # which has its network where DDP has it
     monkeypatch.setattr(gpu_memory.distributed, "get_world_size", lambda: 4)
     assert "a batch of 8, " in gpu_memory._ways(made, whole, usable)
     assert "--batch-size 8)" in gpu_memory._ways(made, whole, usable)
