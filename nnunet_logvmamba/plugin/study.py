@@ -401,11 +401,13 @@ class Planned:
             and runs.is_begun(self._fold(job))
             and self._is_fresh(job)
         ]
+        return [job for job in due if not self.needs(job, theirs)], theirs
 
-        def needs_theirs(job: Job) -> bool:
-            return bool(theirs) and job.stage == "compare" or any(self._same(job, other) for other in theirs)
-
-        return [job for job in due if job.stage == "train" and job not in theirs or not needs_theirs(job)], theirs
+    def needs(self, job: Job, trainings: Sequence[Job]) -> bool:
+        """Whether a job is among these trainings, or wants what they leave."""
+        if job.stage == "train":
+            return job in trainings
+        return bool(trainings) and job.stage == "compare" or any(self._same(job, other) for other in trainings)
 
     @property
     def prepares_more(self) -> bool:
@@ -585,8 +587,14 @@ def run_here(planned: Planned, due: Sequence[Job], **shown: Any) -> None:
     failed: list[Job] = []
     planned.folder.mkdir(parents=True, exist_ok=True)
     with _alone(planned.folder) as doing:
-        planned.remember({planned.key(job): "" for job in due})
+        planned.remember({})
+        theirs: list[Job] = []
         for job in due:
+            theirs += planned.split([job])[1]  # some may have been begun meanwhile
+            if planned.needs(job, theirs):
+                shown.get("show", print)(f"\n# {planned.key(job)}: left to whoever is at it, or at what it needs")
+                continue
+            planned.remember({planned.key(job): ""})
             doing(planned.key(job))
             try:
                 carry_out(planned, job, **shown)

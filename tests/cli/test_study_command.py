@@ -625,6 +625,29 @@ def test_a_job_whose_time_is_up_again_and_again_in_vain_is_given_up(file, folder
         after(3500)
 
 
+def test_what_somebody_else_has_begun_meanwhile_is_left_to_them(file, folders, monkeypatch, capsys):
+    plan(folders)
+    planned = study.Planned(study_file.make_study(study_file.read_toml(file), where="x", name="small"))
+    due = [job for job in planned.jobs if job.stage != "prepare"]
+    first, second = (fold_of(folders, NAMES[0], fold) for fold in (0, 1))
+    did = []
+
+    def carry_out(planned: study.Planned, job: study.Job, **shown: object) -> None:
+        did.append(planned.key(job))
+        if job.trainer == NAMES[0] and job.fold == "0":
+            finish(first)
+            log_epochs(second, 3)  # by somebody else
+
+    monkeypatch.setattr(study, "carry_out", carry_out)
+    study.run_here(planned, due)
+    left = [planned.key(job) for job in due if planned.key(job) not in did]
+    assert left == [f"train {NAMES[0]}__nnUNetPlans__2d fold_1", "compare"]
+    assert "left to whoever is at it" in capsys.readouterr().out
+    # An interrupted study has not begun what comes later, so that is left to others the next time, too.
+    assert left[0] not in planned.jobs_begun
+    assert [planned.key(job) for job in planned.split(due)[1]] == [left[0]]
+
+
 @pytest.mark.parametrize("stage", ["prepare", "predict"])
 def test_a_job_that_begins_anew_each_time_is_given_up_after_the_third(stage, file, folders):
     pytest.importorskip("submitit.helpers", reason="needs submitit, which is not installed")
