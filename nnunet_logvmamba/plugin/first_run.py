@@ -44,7 +44,7 @@ from nnunet_logvmamba.plugin.plans import (
     check_dataset_json,
     check_training_settings,
     configurations_of,
-    next_stages,
+    first_stage_of,
     why_not_planned,
 )
 from nnunet_logvmamba.plugin.trainer_names import check_trainer, find_trainer
@@ -198,12 +198,9 @@ class FirstRun:
             )
 
     def _check_first_stage(self, plans: dict | None) -> None:
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-        name, first = self.request.configuration, None
-        if plans is not None and name in plans["configurations"]:
-            first = PlansManager(plans).get_configuration(name).previous_stage_name
-        elif name == "3d_cascade_fullres":
+        name = self.request.configuration
+        first = first_stage_of(plans["configurations"], name) if plans else None
+        if name == "3d_cascade_fullres":
             first = "3d_lowres"
         if first is not None:
             raise UserError(
@@ -458,6 +455,8 @@ class FirstRun:
     @staticmethod
     def _with_next_stages(plans: dict | None, bases: Sequence[str]) -> list[str]:
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        from nnunet_logvmamba.plugin.plans import next_stages
 
         found = list(bases)
         for base in bases:

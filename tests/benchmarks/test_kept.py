@@ -28,7 +28,9 @@ def test_trainings_go_from_machine_to_machine_and_stay_what_they_are(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     for number, model in enumerate([*MODELS, "nnUNetTrainerNoSSM_seed1__nnUNetPlans__other"]):
         fold = write_run(here, model, 0, {f"case_{case}": [0.8, 0.7 + number / 10] for case in range(4)})
-        (fold / "training_log_2026_1_1_0_0_0.txt").write_text("x: Epoch 0\nx: train_loss -0.5\n")
+        (fold / "training_log_2026_1_1_0_0_0.txt").write_text(
+            "x: Epoch 0\nx: train_loss -0.5\nx: Mean Validation Dice:  0.8\n"
+        )
     unfinished = write_run(here, MODELS[0], 1, {"case_5": [0.5, 0.5]})
     (unfinished / "checkpoint_latest.pth").touch()
     first, second = tmp_path / "first.json", tmp_path / "second.json"

@@ -15,6 +15,7 @@ from nnunet_logvmamba.plugin.plans.files import (
     configurations_of,
     find_plans,
     first_fold,
+    first_stage_of,
     read_plans,
     why_not_planned,
     write_plans,

@@ -149,6 +149,17 @@ def first_fold(configuration: ConfigurationManager) -> str:
     return "0" if configuration.next_stage_names is None else "all"
 
 
+def first_stage_of(configurations: dict[str, Any], name: str) -> str | None:
+    """The configuration before this one in a cascade, which may be inherited; None if it is no second stage."""
+    seen: set[object] = set()
+    while isinstance(entry := configurations.get(name), dict) and name not in seen:
+        if "previous_stage" in entry:
+            return entry["previous_stage"]
+        seen.add(name)
+        name = entry.get("inherits_from", "")
+    return None
+
+
 def write_plans(path: Path, plans: dict) -> None:
     """Replace a plans file in one step, so that nobody ever reads half of it."""
     replace_text(path, json.dumps(plans, indent=4) + "\n")
