@@ -67,7 +67,8 @@ def test_training_and_prediction_take_the_threads_they_are_given(nnunet_folders,
     small_dataset.write_raw(nnunet_folders.raw)
     small_dataset.copy_into(nnunet_folders)
     project = Project(nnunet_folders, small_dataset.NAME)
-    project.configure("3d_fullres", "short", "--keep-network", num_epochs=1, num_iterations_per_epoch=1)
+    project.narrow("3d_fullres")
+    project.configure("3d_fullres_narrow", "short", "--keep-network", num_epochs=1, num_iterations_per_epoch=1)
     fold = project.train("short", OMP_THREAD_LIMIT="1", timeout=600)
     assert json.loads((fold.path / "logvmamba.json").read_text())["device"]["threads"] == 1
     (log,) = fold.path.glob("training_log*.txt")

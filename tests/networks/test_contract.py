@@ -75,7 +75,7 @@ def promises(slow: Callable[[str, str], bool]) -> pytest.MarkDecorator:
 
 every_network = pytest.mark.parametrize("network", catalogue.NETWORKS, ids=lambda network: network.name)
 every_network_and_plan = promises(slow=lambda name, plan: False)
-every_network_and_plan_traced = promises(slow=lambda name, plan: name in SLOW_TO_TRACE)
+every_network_and_plan_traced = promises(slow=lambda name, plan: name in SLOW_TO_TRACE or plan == "anisotropic")
 
 
 def size(network: catalogue.Network, plan: str, other: bool = False) -> tuple[int, ...]:
