@@ -151,15 +151,14 @@ def next_stages(plans: PlansManager, name: str) -> list[str]:
 
     The second stage of a cascade has those of another configuration, whose name is given in its place.
     """
+    stages = plans.get_configuration(name).next_stage_names
+    others = {other: plans.get_configuration(other) for other in plans.available_configurations} if stages else {}
     found = []
-    for stage in plans.get_configuration(name).next_stage_names or []:
-        data = plans.get_configuration(stage).data_identifier
-        same = (
-            other for other in plans.available_configurations if plans.get_configuration(other).data_identifier == data
-        )
-        found.append(
-            next((other for other in same if plans.get_configuration(other).previous_stage_name is None), stage)
-        )
+    for stage in stages or []:
+        if stage in others:  # else nnU-Net says so
+            data = others[stage].data_identifier
+            same = [it for it, one in others.items() if one.data_identifier == data]
+            found.append(next((it for it in same if others[it].previous_stage_name is None), stage))
     return found
 
 

@@ -363,9 +363,10 @@ class RecipeTrainer(FiniteTrainer):
         refuse_foreign_checkpoint(self, found.content, found.source)
         with data_only():
             super().load_checkpoint(found.source)
-        for state in self.optimizer.state.values():
-            if torch.is_tensor(state.get("step")):  # nnU-Net puts it on the GPU; Adam would wait for it in each step
-                state["step"] = state["step"].cpu()
+        for group in self.optimizer.param_groups:
+            for state in (self.optimizer.state.get(parameter, {}) for parameter in group["params"]):
+                if torch.is_tensor(state.get("step")) and not (group.get("fused") or group.get("capturable")):
+                    state["step"] = state["step"].cpu()  # nnU-Net puts it on the GPU; Adam would wait for it each time
         saving.say_and_keep_best(self, found)
 
 
