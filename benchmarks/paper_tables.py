@@ -484,6 +484,20 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
+def refuse_more_than_asked(rows: Sequence[Row]) -> None:
+    """Refuse rows that are not all trainers on all configurations of theirs, since a study trains these.
+
+    Raises:
+        UserError: If there are others.
+    """
+    families, configurations = ({getattr(row, name) for row in rows} for name in ("family", "configuration"))
+    if len(rows) != len(families) * len(configurations):
+        raise UserError(
+            f"these rows have {len(families)} trainers and {len(configurations)} configurations, and every trainer "
+            "would be trained on every configuration: name the other rows as well, or make a call for each trainer"
+        )
+
+
 def main() -> int:
     """Prepare, train what is missing, compare."""
     args = _arguments()
@@ -492,6 +506,8 @@ def main() -> int:
     tables = {table: chosen(rows_of(table, data), args.rows) for table in args.tables}
     workplace = Workplace(args, data)
     try:
+        for rows in tables.values():
+            refuse_more_than_asked(rows)
         with unwinding():
             workplace.prepare()
             for table, rows in tables.items():

@@ -187,6 +187,14 @@ def test_some_rows_of_a_table_are_a_study_of_their_own(source, tmp_path):
     assert alone.name != study.name, "the one would be refused after the other"
 
 
+def test_rows_that_would_train_others_as_well_are_refused(source, tmp_path):
+    words = ("8", "--source", source, "--folder", tmp_path / "tables", "--dry-run")
+    done = run(*words, "--rows", "VSS, 1 direction", "LoG-VMamba, 4 directions", check=False)
+    assert done.returncode == 2
+    assert "these rows have 2 trainers and 2 configurations" in done.stderr
+    assert not (tmp_path / "tables").exists()
+
+
 def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('dataset = 7\n[cluster]\ncpus = 8\nsbatch = { qos = "long" }\n')
