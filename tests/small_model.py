@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_logvmamba.networks import catalogue
@@ -56,6 +57,19 @@ def small_swin_architecture() -> dict:
         "arch_kwargs": arguments,
         "_kw_requires_import": [],
     }
+
+
+def of_an_earlier_release(trainer: type) -> type:
+    """A trainer of a user that builds its network with the arguments of nnU-Net before 2.8."""
+
+    class OfAnEarlierRelease(trainer):
+        @staticmethod
+        def build_network_architecture(name, arguments, imports, channels, classes, enable_deep_supervision=True):
+            return get_network_from_plans(
+                name, arguments, imports, channels, classes, deep_supervision=enable_deep_supervision
+            )
+
+    return OfAnEarlierRelease
 
 
 def write_model(

@@ -193,7 +193,7 @@ def answer(words: Sequence[object], capsys) -> tuple[int, str]:
     [pytest.param(name, marks=[pytest.mark.slow] if name == "export" else []) for name in COMMANDS],
     indirect=True,  # what is whole enough is exported, which takes seconds
 )
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_input_ends_in_one_sentence_or_does_no_harm(command, data, tmp_path, monkeypatch, capsys):
     root, words, whole = command

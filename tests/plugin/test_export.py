@@ -18,6 +18,7 @@ from small_model import (
     RGB,
     SWIN_TRAINER,
     TRAINER,
+    of_an_earlier_release,
     planned_architecture,
     small_swin_architecture,
     write_model,
@@ -308,20 +309,12 @@ def test_a_trainer_that_is_not_installed_is_named(own_model, tmp_path, capsys):
 
 
 def test_a_trainer_with_the_arguments_of_an_earlier_nnunet_is_built_as_it_predicts(own_model, monkeypatch):
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
     from nnunet_logvmamba.plugin import export as exporting
     from nnunet_logvmamba.plugin import trainers
     from nnunet_logvmamba.plugin.plans import to_our_architecture
 
-    class OfAnEarlierRelease(trainers.nnUNetTrainerLoGVMamba):
-        @staticmethod
-        def build_network_architecture(name, arguments, imports, channels, classes, enable_deep_supervision=True):
-            return get_network_from_plans(
-                name, arguments, imports, channels, classes, deep_supervision=enable_deep_supervision
-            )
-
-    monkeypatch.setattr(exporting, "find_trainer", lambda name: OfAnEarlierRelease)
+    earlier = of_an_earlier_release(trainers.nnUNetTrainerLoGVMamba)
+    monkeypatch.setattr(exporting, "find_trainer", lambda name: earlier)
     file = own_model / "plans.json"
     content = json.loads(file.read_text())
     for configuration in content["configurations"].values():

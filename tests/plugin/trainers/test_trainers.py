@@ -18,7 +18,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.run.run_training import run_training
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from small_model import of_an_earlier_release
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.layers import SelectiveSSM
@@ -195,14 +195,8 @@ def test_what_a_subclass_sets_holds_as_with_nnunets_trainer(make, monkeypatch, t
 
 
 def test_a_subclass_may_build_its_network_with_the_arguments_of_an_earlier_nnunet(make, monkeypatch):
-    class OfAnEarlierRelease(trainers.nnUNetTrainerStockNetwork):
-        @staticmethod
-        def build_network_architecture(name, arguments, imports, channels, classes, enable_deep_supervision=True):
-            return get_network_from_plans(
-                name, arguments, imports, channels, classes, deep_supervision=enable_deep_supervision
-            )
-
-    monkeypatch.setattr(trainers, "OfAnEarlierRelease", OfAnEarlierRelease, raising=False)
+    earlier = of_an_earlier_release(trainers.nnUNetTrainerStockNetwork)
+    monkeypatch.setattr(trainers, "OfAnEarlierRelease", earlier, raising=False)
     trainer = make("OfAnEarlierRelease", settings=SHORT)
     with pytest.warns(DeprecationWarning, match="old build_network_architecture signature"):
         trainer.initialize()
