@@ -212,15 +212,16 @@ def _run_here(planned: Planned, due: Sequence[Job]) -> int:
 
 
 def _hand_over(planned: Planned, due: Sequence[Job]) -> int:
-    from nnunet_logvmamba.plugin import cluster
-    from nnunet_logvmamba.plugin.study import running_here
+    from nnunet_logvmamba.plugin.study import alone
 
-    here = running_here(planned.folder)
-    if here is not None:
-        raise UserError(
-            f"the study runs already, as process {here.process} of {here.host}, which is at: {here.key}; logvmamba "
-            "study cancel ends that"
-        )
+    with alone(planned.folder) as doing:
+        doing("submit")
+        return _submit(planned, due)
+
+
+def _submit(planned: Planned, due: Sequence[Job]) -> int:
+    from nnunet_logvmamba.plugin import cluster
+
     queue, begun = cluster.queue(), planned.jobs_begun
     there = {job: begun[planned.key(job)] for job in due if begun.get(planned.key(job)) in queue}
     # What waits for trainings is to wait for those that are handed over now, too.
@@ -251,7 +252,7 @@ def _status(planned: Planned) -> int:
 
     queue = cluster.queue() if planned.ran_on == "slurm" else {}
     here = running_here(planned.folder)
-    states = {job: planned.state(job, queue, None if here is None else here.key) for job in planned.jobs}
+    states = {job: planned.state(job, queue, None if here is None else here.doing) for job in planned.jobs}
     shown = {job: state for job, state in states.items() if job.stage != "prepare" or state.word != "missing"}
     rows = [[planned.key(job), state.word, state.detail] for job, state in shown.items()]
     print(as_text_table(["job", "state", "more"], rows, terminal.width()))

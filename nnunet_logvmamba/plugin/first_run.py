@@ -26,6 +26,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from nnunet_logvmamba.claims import Holder, claimed
 from nnunet_logvmamba.cores import usable_cores
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import check_same_grid, find_cases, image_of, read_grid, read_labels, turned_like
@@ -66,6 +67,7 @@ _STEP = 8
 """Voxels by which the patch of a quick run shrinks where a network has no strides."""
 
 PREDICTED_BY = "predicted_by.json"
+PREPROCESSING_LOCK = "preprocessing.lock"
 LAYOUT = (
     "nnU-Net wants DATASET/dataset.json, DATASET/imagesTr/<case>_0000.nii.gz (one file per channel) and "
     "DATASET/labelsTr/<case>.nii.gz, DATASET being Dataset123_Name in nnUNet_raw"
@@ -396,7 +398,7 @@ class FirstRun:
         Args:
             dry_run: Nothing is run between the steps, so what is not there yet is left open.
         """
-        yield from self._preparation()
+        yield from self._preparation(dry_run=dry_run)
         for trainer in self.request.trainers:
             for fold in self.request.folds:
                 yield self._training(trainer, fold, dry_run=dry_run)
@@ -429,11 +431,27 @@ class FirstRun:
             found[trainer] = epochs * schedule["num_iterations_per_epoch"]
         return found
 
-    def _preparation(self) -> Iterator[Step]:
-        yield self._preprocessing([self.request.configuration])
+    def _preparation(self, *, dry_run: bool) -> Iterator[Step]:
+        yield from self.preprocess([self.request.configuration], dry_run=dry_run)
         self._check_planned(self._plans())  # a small data set has no 3d_lowres
         if self.request.quick or self.request.derived is not None:
             yield self._configuration()
+
+    def preprocess(self, bases: Sequence[str], *, dry_run: bool) -> Iterator[Step]:
+        """Give the step that plans and preprocesses these configurations, which one process does at a time.
+
+        nnU-Net begins by removing what is there.
+        """
+        step = self._preprocessing(bases)
+        if dry_run or step.finished is not None:
+            yield step
+            return
+
+        def waits(holder: Holder) -> None:
+            print(f"\n# waiting for {holder}, which preprocesses {self.dataset}", flush=True)
+
+        with claimed(self.preprocessed / self.dataset / PREPROCESSING_LOCK, waits=waits):
+            yield self._preprocessing(bases)
 
     def _preprocessing(self, bases: Sequence[str]) -> Step:
         """Plan, or preprocess those of the planned configurations that are not."""

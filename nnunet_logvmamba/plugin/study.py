@@ -7,8 +7,6 @@ and nothing has to watch over a study that runs on a cluster.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,8 +16,9 @@ from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from statistics import median
-from typing import IO, Any
+from typing import Any
 
+from nnunet_logvmamba.claims import HeldError, Holder, claimed, holder_of
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.plugin import first_run
@@ -39,6 +38,7 @@ STAGES = ("prepare", "train", "predict", "compare")
 
 RECORD = "study.json"
 COMPARED = "compared.json"
+LOCK = "local.lock"
 FRESH_S = 300
 """A training that was begun by hand counts as running while its log is younger than this, or than three epochs."""
 
@@ -169,10 +169,6 @@ class Trainings(FirstRun):
         return self._new.predictions / trainer  # also of a single one, since others may be added later
 
     # The steps of a study's jobs
-
-    def preprocess(self, bases: list[str]) -> Step:
-        """Give the step that plans and preprocesses these configurations."""
-        return self._preprocessing(bases)
 
     def configure(self) -> Iterator[Step]:
         """Give the step that writes the configuration, if it is derived from another."""
@@ -322,7 +318,7 @@ class Planned:
         if job.stage in ("predict", "compare") and not dry_run:
             self._check_trained(job)
         if job.stage == "prepare":
-            yield from self._preparation()
+            yield from self._preparation(dry_run=dry_run)
         elif job.stage == "train":
             yield from self.part(job.number).train(job.trainer, job.fold, dry_run=dry_run)
         elif job.stage == "predict":
@@ -343,11 +339,12 @@ class Planned:
     def _same(one: Job, other: Job) -> bool:
         return (one.number, one.trainer) == (other.number, other.trainer)
 
-    def _preparation(self) -> Iterator[Step]:
+    def _preparation(self, *, dry_run: bool) -> Iterator[Step]:
         for plans in self.study.plans:
             numbers = [number for number, request in enumerate(self._requests) if request.plans == plans]
             parts = [self.part(number) for number in numbers]
-            yield parts[0].preprocess(list(dict.fromkeys(part.request.configuration for part in parts)))
+            bases = list(dict.fromkeys(part.request.configuration for part in parts))
+            yield from parts[0].preprocess(bases, dry_run=dry_run)
             for part in parts:
                 yield from part.configure()
 
@@ -585,8 +582,7 @@ def run_here(planned: Planned, due: Sequence[Job], **shown: Any) -> None:
         UserError: If one failed, or the study runs here already.
     """
     failed: list[Job] = []
-    planned.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(planned.folder) as doing:
+    with alone(planned.folder) as doing:
         planned.remember({})
         theirs: list[Job] = []
         for job in due:
@@ -612,54 +608,22 @@ def run_here(planned: Planned, due: Sequence[Job], **shown: Any) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[Callable[[str], None]]:
-    """Hold the study while it runs on this machine; what is given writes down which job is being done."""
-    import fcntl
+def alone(folder: Path) -> Iterator[Callable[[str], None]]:
+    """Hold the study while its jobs run here or are handed over; what is given writes down what is being done.
 
-    with (folder / "local.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            there = _read_lock(lock)
-            raise UserError(
-                f"the study runs already, as process {there.process} of {there.host}, which is at: {there.key}"
-            ) from None
-
-        def doing(key: str) -> None:
-            lock.truncate(0)
-            lock.write(json.dumps([socket.gethostname(), os.getpid(), key]))
-            lock.flush()
-
-        doing("")
-        yield doing
-        lock.truncate(0)
-
-
-@dataclass(frozen=True)
-class Running:
-    """The process that does one job of a study after the other, and the key of that it is at."""
-
-    host: str
-    process: int
-    key: str
-
-
-def _read_lock(lock: IO[str]) -> Running:
-    lock.seek(0)
-    return Running(*json.loads(lock.read() or '["?", 0, ""]'))
-
-
-def running_here(folder: Path) -> Running | None:
-    """Give the process that runs the study without a cluster, None if none does."""
-    import fcntl
-
+    Raises:
+        UserError: If another process does either.
+    """
     try:
-        lock = (folder / "local.lock").open("r+")
-    except FileNotFoundError:
-        return None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _read_lock(lock)
-        return None
+        with claimed(folder / LOCK) as doing:
+            yield doing
+    except HeldError as error:
+        raise UserError(
+            f"the study runs already, as {error.holder}, which is at: {error.holder.doing}; logvmamba study cancel "
+            "ends that"
+        ) from None
+
+
+def running_here(folder: Path) -> Holder | None:
+    """Give the process that runs the study without a cluster, None if none does."""
+    return holder_of(folder / LOCK)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 import small_dataset
 from commands import BIN, NnunetFolders, commands_in
+from holder import held_elsewhere
 from small_project import Project, segmentations
 from tifffile import imwrite
 
@@ -191,6 +193,26 @@ def test_what_was_left_unfinished_is_begun_again_or_continued(folders, capsys):
     assert first().startswith("logvmamba evaluate")
     next(data.glob("*.pkl")).unlink()
     assert first().startswith("nnUNetv2_preprocess -d 998 -plans_name nnUNetPlans -c 2d")
+
+
+def test_what_another_process_preprocesses_is_waited_for_and_not_done_again(folders, capfd):
+    run = first_run.FirstRun(first_run.Request("998", "2d", (TRAINER,), ("0",), "cpu"))
+    (dry,) = run.preprocess(["2d"], dry_run=True)
+    found: list[first_run.Step] = []
+    lock = folders.preprocessed / small_dataset.NAME / first_run.PREPROCESSING_LOCK
+    with held_elsewhere(lock, "preprocess") as other:
+        assert next(run.preprocess(["2d"], dry_run=True)) == dry, "which waits for nobody"
+        thread = threading.Thread(target=lambda: found.extend(run.preprocess(["2d"], dry_run=False)))
+        thread.start()
+        while "waiting" not in (said := capfd.readouterr().out):
+            assert thread.is_alive()
+            time.sleep(0.02)
+        assert f"# waiting for process {other.pid} of" in said
+        small_dataset.copy_into(folders)
+        other.communicate("\n")
+        thread.join()
+    assert dry.command[0] == "nnUNetv2_plan_and_preprocess"
+    assert [step.finished for step in found] == ["5 cases are preprocessed for 2d"]
 
 
 def with_a_cascade(plans_file: Path) -> None:

@@ -16,7 +16,9 @@ import small_dataset
 import small_model
 import torch
 from commands import NnunetFolders, commands_in
+from holder import held_elsewhere
 
+from nnunet_logvmamba.claims import Holder
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
@@ -721,11 +723,10 @@ def test_a_study_runs_here_once_at_a_time_and_says_which_job_it_is_at(file, fold
     planned = study.Planned(study_file.make_study(study_file.read_toml(file), where="x", name="small"))
     planned.folder.mkdir(parents=True)
     job = planned.jobs[1]
-    with study._alone(planned.folder) as doing:
-        doing(planned.key(job))
-        assert study.running_here(planned.folder) == study.Running(socket.gethostname(), os.getpid(), planned.key(job))
+    with held_elsewhere(planned.folder / study.LOCK, planned.key(job)) as other:
+        assert study.running_here(planned.folder) == Holder(socket.gethostname(), other.pid, planned.key(job))
         assert status(capsys, file)[f"{NAMES[0]}__nnUNetPlans__2d fold_0"] == "running: before its first epoch"
-        with pytest.raises(UserError, match=f"runs already, as process {os.getpid()} of .*, which is at: train"):
+        with pytest.raises(UserError, match=f"runs already, as process {other.pid} of .*, which is at: train"):
             study.run_here(planned, [job])
     assert study.running_here(planned.folder) is None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import time
@@ -13,12 +14,13 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import distributed, nn
 
+from nnunet_logvmamba.claims import HeldError, Holder, claimed, holder_of
 from nnunet_logvmamba.cores import THREAD_VARIABLES, usable_cores
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.networks import catalogue
@@ -54,6 +56,9 @@ INHERITED_SETTINGS = (
     "non_finite_steps",
 )
 """Settings of a configuration that are attributes of the trainer under the same names, most of them nnU-Net's."""
+
+LOCK = "in_use.lock"
+"""File of a fold that the process holds which trains or validates there."""
 
 _CUDA = torch.device("cuda")
 
@@ -95,6 +100,8 @@ class RecipeTrainer(FiniteTrainer):
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         if not self._resumes:
             _refuse_absent_cases(PlansManager(plans), configuration)
+        model = "__".join((type(self).__name__, plans["plans_name"], configuration))
+        _refuse_held(Path(nnUNet_results, plans["dataset_name"], model, f"fold_{fold}"))
         super().__init__(self._own_plans(plans, configuration), configuration, fold, dataset_json, device)
         planned = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
         self.plan_names_our_network = is_ours(planned)
@@ -289,10 +296,23 @@ class RecipeTrainer(FiniteTrainer):
         """Train as nnU-Net does.
 
         Raises:
-            Refused: If the disk is full.
+            Refused: If the disk is full, or another process is at this fold.
         """
-        with saving.disk_in_words(Path(self.output_folder)):
+        with saving.disk_in_words(Path(self.output_folder)), self._alone("train"):
             super().run_training()
+
+    @contextmanager
+    def _alone(self, doing: str) -> Iterator[None]:
+        """Hold the fold: what two processes write there together is of use to neither."""
+        if self.local_rank != 0:
+            yield
+            return
+        fold = Path(self.output_folder)
+        try:
+            with claimed(fold / LOCK, doing):
+                yield
+        except HeldError as error:
+            raise _at_it(fold, error.holder) from None
 
     def train_step(self, batch: dict) -> dict:
         """Train on a batch as nnU-Net does.
@@ -328,8 +348,13 @@ class RecipeTrainer(FiniteTrainer):
         """Validate as nnU-Net does, then write ``surface.json`` and, for cells, ``instances.json`` beside its file.
 
         Raises:
-            Refused: If it is the second stage of a cascade and the first has not left all cases for it.
+            Refused: If it is the second stage of a cascade and the first has not left all cases for it, or another
+                process is at this fold.
         """
+        with self._alone("validate"):
+            self._validate(save_probabilities)
+
+    def _validate(self, save_probabilities: bool) -> None:
         self._reading.close()
         self.check_first_stage()
         if self.local_rank == 0:  # of an earlier training or validation, until this one has ended
@@ -391,6 +416,19 @@ def _refuse_unset_folder(variable: str) -> None:
     fault = f"{variable} is not set: export {variable}=/path/to/{variable}" if not folder else not_written_out(variable)
     if fault is not None:
         raise Refused(f"{fault} (logvmamba doctor shows all of nnU-Net's folders).")
+
+
+def _refuse_held(fold: Path) -> None:
+    several = distributed.is_available() and distributed.is_initialized()
+    holder = None if several and distributed.get_rank() else holder_of(fold / LOCK)
+    if holder is not None:
+        raise _at_it(fold, holder)
+
+
+def _at_it(fold: Path, holder: Holder) -> Refused:
+    return Refused(
+        f"{holder} is at {fold} ({holder.doing}), and two would write the same files: wait for its end, or end it."
+    )
 
 
 def _refuse_absent_cases(plans: PlansManager, configuration: str) -> None:

@@ -20,6 +20,7 @@ import pytest
 import small_dataset
 import torch
 from commands import NnunetFolders
+from holder import held_elsewhere
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint, run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from small_model import flip
@@ -320,6 +321,27 @@ def test_a_pretrained_encoder_with_changed_bytes_is_refused(tmp_path, monkeypatc
     flip(path)
     with pytest.raises(ValueError, match="encoder.pth is damaged .the checksum of its part .*: fetch the file again"):
         pretraining.checkpoint_asked_for({})
+
+
+def test_a_fold_that_another_process_is_at_is_left_alone(make, nnunet_folders):
+    here = make()
+    fold = Path(here.output_folder)
+    here.initialize()
+    with held_elsewhere(fold / "in_use.lock", "train") as other:
+        before = sorted(fold.rglob("*"))
+        words = rf"process {other.pid} of \S+ is at {fold} \(train\), and two would write the same files"
+        with pytest.raises(Refused, match=words):
+            make()
+        for begin in (here.run_training, here.perform_actual_validation):
+            with pytest.raises(Refused, match=words):
+                begin()
+        assert sorted(fold.rglob("*")) == before, "nothing was begun"
+    held = []
+    here.on_epoch_end = lambda: held.append((fold / "in_use.lock").read_text())
+    here.num_epochs = 1
+    here.run_training()
+    assert [json.loads(text)[1:] for text in held] == [[os.getpid(), "train"]]
+    make()
 
 
 def test_half_a_file_of_folds_is_named(make, nnunet_folders):
