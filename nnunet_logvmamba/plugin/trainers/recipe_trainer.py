@@ -151,6 +151,8 @@ class RecipeTrainer(FiniteTrainer):
             with torch.device("meta"):  # no memory and hardly any time, whatever the patch
                 network = built_by(cls, plans_manager, manager, channels, classes)
                 check_patch(network, manager, channels)
+            if not getattr(network, "any_patch", True):
+                saving.check_patch_of_pretrained_weights(sys.argv, manager.patch_size)
             backend = manager.network_arch_init_kwargs.get("backend", "auto")
             if is_ours(manager.configuration["architecture"]) and backend != "auto":
                 backends.choose(backend, device)

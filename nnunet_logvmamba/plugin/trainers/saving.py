@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_logvmamba.errors import Refused, UserError
 from nnunet_logvmamba.files import replacing
+from nnunet_logvmamba.networks.blocks.images import times
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, DamagedError, read_checkpoint, why_outdated
 
@@ -196,6 +198,28 @@ def check_pretrained_weights(command: Sequence[str]) -> None:
                 read_checkpoint(path)
             except UserError as error:
                 raise Refused(f"{error}.") from error
+
+
+def check_patch_of_pretrained_weights(command: Sequence[str], patch_size: Sequence[int]) -> None:
+    """Refuse weights of another patch for a network whose weights are those of one: their shapes need not tell.
+
+    Args:
+        command: ``sys.argv``.
+        patch_size: Voxels per axis that the network is built for.
+
+    Raises:
+        ValueError: Naming the file and both patches.
+    """
+    for path in filter(Path.is_file, _pretrained_weights(command)):
+        arguments = read_checkpoint(path).get("init_args", {})
+        if not {"plans", "configuration"} <= arguments.keys():
+            continue  # bare weights say nothing of where they come from
+        there = PlansManager(arguments["plans"]).get_configuration(arguments["configuration"]).patch_size
+        if list(there) != list(patch_size):
+            raise ValueError(
+                f"{path} was trained with the patch {times(there)}, and this configuration has {times(patch_size)}, "
+                "for which the network has weights of its own: write one with that patch (logvmamba plans --patch-size)"
+            )
 
 
 def reads_pretrained_weights(command: Sequence[str]) -> bool:

@@ -1,10 +1,18 @@
 """Systems of others under stock commands: each is trained and predicts, and says at once what it cannot take."""
 
+import json
+import sys
+from copy import deepcopy
+
 import numpy as np
 import pytest
+import small_dataset
+import torch
 from small_project import SETTINGS, TRAIN, Project, voxels
 
+from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.networks import catalogue
+from nnunet_logvmamba.plugin import trainers
 
 SHORT = {**SETTINGS, "num_epochs": 1, "num_iterations_per_epoch": 2}
 # Network, base of the configuration and what makes it small; none: the stock plan as it stands, of which ours is made.
@@ -59,3 +67,29 @@ def test_a_plan_that_does_not_fit_ends_in_one_sentence_before_anything_is_writte
     assert words in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not project.model(configuration, trainer).exists()
+
+
+def test_pretrained_weights_of_another_order_of_the_same_sizes_are_refused(nnunet_folders, tmp_path, monkeypatch):
+    plans_file, path = small_dataset.copy_into(nnunet_folders), tmp_path / "theirs.pth"
+    content = json.loads(plans_file.read_text())
+    dataset = json.loads((plans_file.parent / "dataset.json").read_text())
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "3d_fullres", "0", "-pretrained_weights", str(path)])
+
+    def plans_with(patch: list[int]) -> dict:
+        plans = {**deepcopy(content), "continue_training": False}
+        plans["configurations"]["3d_fullres"]["patch_size"] = patch
+        return plans
+
+    def make(trainer: str, patch: list[int]):
+        return getattr(trainers, trainer)(plans_with(patch), "3d_fullres", 0, dataset, torch.device("cpu"))
+
+    trained = {"plans": plans_with([32, 16, 16]), "configuration": "3d_fullres"}
+    torch.save({"network_weights": {}, "init_args": trained}, path)
+    words = f"{path} was trained with the patch 32 x 16 x 16, and this configuration has 16 x 32 x 16"
+    with pytest.raises(Refused, match=words):
+        make("nnUNetTrainerNestedFormer", [16, 32, 16])
+    assert not list(nnunet_folders.results.rglob("*"))
+    make("nnUNetTrainerNestedFormer", [32, 16, 16])
+    make("nnUNetTrainerLoGVMamba", [16, 32, 16])
+    torch.save({"network_weights": {}}, path)
+    make("nnUNetTrainerNestedFormer", [16, 32, 16])
