@@ -78,25 +78,26 @@ def claimed(
 def holder_of(file: Path) -> Holder | None:
     """Give the other process that holds a file, None if none does."""
     try:
-        lock = file.open("r+")
+        lock = file.open()
     except FileNotFoundError:
         return None
     with lock:
         try:
-            _take(lock)
+            _take(lock, only_look=True)
         except HeldError as error:
             return error.holder
         return None
 
 
-def _take(lock: IO[str], *, wait: bool = False) -> None:
+def _take(lock: IO[str], *, wait: bool = False, only_look: bool = False) -> None:
     if os.name == "nt":
         return
     import fcntl
 
+    kind = fcntl.LOCK_SH if only_look else fcntl.LOCK_EX  # who may only read takes no other
     try:
         # Not flock, which children that are forked inherit: those of nnU-Net outlive a parent that is killed.
-        fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.lockf(lock, kind | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise HeldError(_read(lock)) from None

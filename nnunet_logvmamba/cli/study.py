@@ -132,6 +132,9 @@ def run(args: argparse.Namespace) -> int:
         _check_cluster(dry_run=args.dry_run)
     planned = library.Planned(study, on=on, elsewhere=on == "slurm")
     planned.check()
+    left_out = planned.part(0).unlisted()
+    if left_out is not None:
+        _say(left_out)
     due, theirs = planned.split(planned.due())
     for job in theirs:
         _say(f"left out, since nnU-Net's log says that somebody is at it: {planned.key(job)}")
@@ -192,10 +195,9 @@ def _counted(planned: Planned, due: Sequence[Job]) -> str:
 
 def _run_here(planned: Planned, due: Sequence[Job]) -> int:
     from nnunet_logvmamba.cli import doctor
-    from nnunet_logvmamba.plugin import cluster
     from nnunet_logvmamba.plugin.study import run_here
 
-    queue = cluster.queue() if planned.ran_on == "slurm" else {}
+    queue = _queue(planned)
     there = [number for number in planned.jobs_begun.values() if number in queue]
     if there:
         raise UserError(
@@ -245,12 +247,22 @@ def _submit(planned: Planned, due: Sequence[Job]) -> int:
     return 0
 
 
+def _queue(planned: Planned) -> dict[str, str]:
+    """What SLURM has, if jobs of the study were ever submitted to it."""
+    from nnunet_logvmamba.plugin import cluster
+
+    return cluster.queue(planned.record) if any(planned.jobs_begun.values()) else {}
+
+
 def _status(planned: Planned) -> int:
     from nnunet_logvmamba.evaluation.report import as_text_table
-    from nnunet_logvmamba.plugin import cluster
     from nnunet_logvmamba.plugin.study import running_here
 
-    queue = cluster.queue() if planned.ran_on == "slurm" else {}
+    try:
+        queue = _queue(planned)
+    except UserError as error:
+        terminal.show(f"note: {error}")
+        queue = {}
     here = running_here(planned.folder)
     states = {job: planned.state(job, queue, None if here is None else here.doing) for job in planned.jobs}
     shown = {job: state for job, state in states.items() if job.stage != "prepare" or state.word != "missing"}
@@ -278,7 +290,7 @@ def _cancel(planned: Planned) -> int:
             raise UserError(f"the study runs on {here.host} as process {here.process}: end it there")
         os.kill(here.process, signal.SIGTERM)
         terminal.show(f"ended process {here.process}, which ran the study on this machine")
-    queue = cluster.queue() if planned.ran_on == "slurm" else {}
+    queue = _queue(planned)
     numbers = sorted(number for number in planned.jobs_begun.values() if number in queue)
     cluster.cancel(numbers)
     terminal.show(f"{len(numbers)} job(s) cancelled; what is done stays, and logvmamba study resume goes on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 
@@ -32,7 +33,7 @@ def show(text: str) -> None:
 def show_command(command: str) -> None:
     """Print a command; where it is too wide for a terminal, in several lines that can be copied as they are."""
     lines, limit = [""], width()
-    for word in command.split():
+    for word in re.findall(r"""(?:'[^']*'|"[^"]*"|\\.|\S)+""", command):  # as a shell has them, quotes and all
         if limit is not None and len(f"{lines[-1]} {word} \\") > limit and lines[-1].strip():
             lines.append("   ")
         lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word

@@ -6,6 +6,7 @@ import getpass
 import io
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_TIMEOUTS = 1000
 """So often may the time of a job be up before it is given up."""
+SENT_AWAY_S = 600
+"""The longest time between the signal to end and the end that a job waits for."""
 _PATHS = {"nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer", "nnUNet_logvmamba_pretrained"}
 """Variables that name a folder or file, or several, separated like those of ``PATH``; the last one may say none."""
 
@@ -97,7 +100,14 @@ class Resumable:
         for name, value in self.environment.items():
             if name.startswith("nnUNet_") or name not in os.environ:  # what a node says about threads, stays
                 os.environ[name] = value
-        self.work()
+        try:
+            self.work()
+        except UserError as error:
+            if getattr(error, "code", 0) == -signal.SIGTERM:
+                # All of a job that is sent away hears that it is to end, its command at once. If it ended now it would
+                # count as failed; SLURM is about to end it, and then puts it back where that is its way.
+                time.sleep(SENT_AWAY_S)
+            raise
 
     def checkpoint(self) -> Any:
         """Give what is put back into the queue when the time is nearly up: the same, which goes on where it was.
@@ -218,6 +228,7 @@ def _parameters(name: str, folder: Path, cluster: Cluster, gpus: int, needed: It
         "dependency": ",".join(sorted(needed)),
         "hold": True,  # until all are accepted
         "kill-on-invalid-dep": "yes",
+        "requeue": True,  # a cluster may have it that nothing goes back into the queue unless it was asked for
     }
     wanted = {
         "job_name": name,
@@ -252,10 +263,20 @@ def _environment(cluster: Cluster, gpus: int) -> dict[str, str]:
     return {"nnUNet_n_proc_DA": cores, "OMP_NUM_THREADS": cores, **found}
 
 
-def queue() -> dict[str, str]:
-    """Give the states of the user's jobs, by their numbers, such as ``{"12_0": "RUNNING"}``; none without SLURM."""
+def queue(record: Path | None = None) -> dict[str, str]:
+    """Give the states of the user's jobs, by their numbers, such as ``{"12_0": "RUNNING"}``.
+
+    Args:
+        record: Where it stands that jobs were submitted.
+
+    Raises:
+        UserError: If there is no SLURM here to be asked.
+    """
     if shutil.which("squeue") is None:
-        return {}
+        raise UserError(
+            "jobs were submitted to SLURM, and there is no squeue here that would tell what became of them: run this "
+            "where they were submitted" + (f", or remove {record}, if none of them is left" if record else "")
+        )
     command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i %T"]
     return dict(line.split() for line in _run(*command).splitlines() if line.strip())
 

@@ -26,7 +26,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nnunet_logvmamba.claims import Holder, claimed
+from nnunet_logvmamba.claims import Holder, claimed, holder_of
 from nnunet_logvmamba.cores import usable_cores
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import check_same_grid, find_cases, image_of, read_grid, read_labels, turned_like
@@ -67,6 +67,7 @@ _STEP = 8
 """Voxels by which the patch of a quick run shrinks where a network has no strides."""
 
 PREDICTED_BY = "predicted_by.json"
+SCORED_AGAINST = "scored_against.json"
 PREPROCESSING_LOCK = "preprocessing.lock"
 LAYOUT = (
     "nnU-Net wants DATASET/dataset.json, DATASET/imagesTr/<case>_0000.nii.gz (one file per channel) and "
@@ -153,7 +154,9 @@ class Step:
     @property
     def typed(self) -> str:
         """The command as a user would type it."""
-        return " ".join([*(f"{name}={value}" for name, value in self.environment.items()), shlex.join(self.command)])
+        return " ".join(
+            [*(f"{name}={shlex.quote(value)}" for name, value in self.environment.items()), shlex.join(self.command)]
+        )
 
 
 class FirstRun:
@@ -244,6 +247,17 @@ class FirstRun:
                 f"{self._splits} lists {len(gone)} case(s) that the data set does not have, the first is {gone[0]}: "
                 "correct it, or remove it, and nnU-Net makes new folds"
             )
+
+    def unlisted(self) -> str | None:
+        """Say which cases are in no fold, if a training of some leaves any out."""
+        listed = self._cases_of_splits()
+        beyond = sorted(self.cases.keys() - listed) if listed and self.request.folds != ("all",) else []
+        if not beyond:
+            return None
+        return (
+            f"ATTENTION: {len(beyond)} of {len(self.cases)} case(s) are in no fold of {self._splits}, the first is "
+            f"{beyond[0]}: they are neither trained nor validated on"
+        )
 
     def _check_folds(self, number: int, source: str) -> None:
         beyond = [fold for fold in self.request.folds if fold != "all" and int(fold) >= number]
@@ -408,7 +422,7 @@ class FirstRun:
                 yield from self._scores_and_page(trainer, fold)
         if len({runs.method_of(trainer, "", "") for trainer in self.request.trainers}) > 1:
             models = [str(self.model(trainer)) for trainer in self.request.trainers]
-            folds = ["--folds", *self.request.folds]
+            folds = ["--folds", *compared_folds(self.request.folds)]
             yield Step("compare the trainers", ("logvmamba", "compare", *models, *folds))
 
     def steps_due(self) -> dict[str, int]:
@@ -451,7 +465,31 @@ class FirstRun:
             print(f"\n# waiting for {holder}, which preprocesses {self.dataset}", flush=True)
 
         with claimed(self.preprocessed / self.dataset / PREPROCESSING_LOCK, waits=waits):
-            yield self._preprocessing(bases)
+            step = self._preprocessing(bases)
+            if step.finished is None:
+                self._refuse_read(bases)
+            yield step
+
+    def _refuse_read(self, bases: Sequence[str]) -> None:
+        """Refuse to preprocess anew what a training reads."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        plans = self._plans()
+        if plans is None:
+            return
+        manager = PlansManager(plans)
+        due = [base for base in bases if not self._is_preprocessed(plans, base)]
+        gone = {manager.get_configuration(base).data_identifier for base in due}
+        for fold in sorted((self.results / self.dataset).glob("*__*__*/fold_*")):
+            _, name, configuration = fold.parent.name.split("__")
+            holder = holder_of(fold / runs.IN_USE)
+            if holder is None or name != self.request.plans or configuration not in plans["configurations"]:
+                continue
+            if manager.get_configuration(configuration).data_identifier in gone:
+                raise UserError(
+                    f"{', '.join(due)} would be preprocessed anew, since cases are missing, and {holder} reads what is "
+                    f"there: wait until {fold} is trained, or end that"
+                )
 
     def _preprocessing(self, bases: Sequence[str]) -> Step:
         """Plan, or preprocess those of the planned configurations that are not."""
@@ -545,8 +583,20 @@ class FirstRun:
                 content = {**wanted, "weights": _weights(trained), "finished": True}
                 replace_text(record, json.dumps(content, indent=1) + "\n")
         if new.references is not None:
-            words = ("logvmamba", "evaluate", str(target), str(new.references), "--predicted-only")
-            yield _scoring(f"score the predictions of {trainer}", words, target / "scores", [record])
+            yield from self._scores_of_predictions(trainer, new.references, dry_run=dry_run)
+
+    def _scores_of_predictions(self, trainer: str, references: Path, *, dry_run: bool) -> Iterator[Step]:
+        """Score anew where the predictions or the references are others than those that were scored."""
+        target = self._target(trainer)
+        scored_against = target / SCORED_AGAINST
+        wanted = {path.name: digest_of(path) for path in find_cases(references).values()}
+        words = ("logvmamba", "evaluate", str(target), str(references), "--predicted-only")
+        step = _scoring(f"score the predictions of {trainer}", words, target / "scores", [target / PREDICTED_BY])
+        if step.finished is not None and (not scored_against.is_file() or runs.read_json(scored_against) != wanted):
+            step = _scoring(step.title, words, target / "scores")
+        yield step
+        if not dry_run and step.finished is None:
+            replace_text(scored_against, json.dumps(wanted, indent=1) + "\n")
 
     def _is_predicted(self, target: Path, wanted: dict, trained: Sequence[Path]) -> bool:
         """Whether all scans are predicted with the weights that are there."""
@@ -601,6 +651,11 @@ class FirstRun:
         return self.results / self.dataset / "run_logs"
 
 
+def compared_folds(folds: Sequence[str]) -> list[str]:
+    """Give those of the folds that a comparison is over: ``all`` was validated on what it was trained on."""
+    return [fold for fold in folds if fold != "all"] or list(folds)
+
+
 def _refuse_damaged(checkpoints: Sequence[Path]) -> None:
     """Refuse to go on from a damaged checkpoint with nnU-Net's own trainers, which take the first that is there."""
     damage = damage_of(checkpoints[0])
@@ -609,8 +664,9 @@ def _refuse_damaged(checkpoints: Sequence[Path]) -> None:
         raise UserError(f"{checkpoints[0]} is damaged ({damage}): remove it, and the training {then}")
 
 
-def _scoring(title: str, words: tuple[str, ...], target: Path, sources: Sequence[Path]) -> Step:
-    if is_newer(target / "scores.json", sources):
+def _scoring(title: str, words: tuple[str, ...], target: Path, sources: Sequence[Path] | None = None) -> Step:
+    """Give the step that scores; it is finished if that was done after the sources were written, if any are given."""
+    if sources is not None and is_newer(target / "scores.json", sources):
         return Step(title, finished=f"it is scored: {target}")
     return Step(title, (*words, "--output", str(target), *["--overwrite"] * target.exists()))
 

@@ -41,6 +41,8 @@ COMPARED = "compared.json"
 LOCK = "local.lock"
 FRESH_S = 300
 """A training that was begun by hand counts as running while its log is younger than this, or than three epochs."""
+FRESH_BEFORE_FIRST_S = 3600
+"""The same for one that has no epoch yet, of whose length nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -327,7 +329,8 @@ class Planned:
             yield self._comparison()
 
     def _check_trained(self, job: Job) -> None:
-        needed = [each for each in self.jobs if each.stage == "train" and (not job.trainer or self._same(job, each))]
+        needed = [each for each in self._compared_jobs if not job.trainer]
+        needed = needed or [each for each in self.jobs if each.stage == "train" and self._same(job, each)]
         open_ = [each for each in needed if not self.is_trained(each)]
         if open_:
             raise UserError(
@@ -348,11 +351,16 @@ class Planned:
             for part in parts:
                 yield from part.configure()
 
+    @property
+    def _compared_jobs(self) -> list[Job]:
+        folds = first_run.compared_folds(self.study.folds)
+        return [job for job in self.jobs if job.stage == "train" and job.fold in folds]
+
     def _comparison(self) -> Step:
-        trained = [job for job in self.jobs if job.stage == "train"]
+        trained = self._compared_jobs
         models = list(dict.fromkeys(str(self.model(job)) for job in trained))
         summaries = [self._fold(job) / "validation" / runs.SUMMARY for job in trained]
-        words = ["logvmamba", "compare", *models, "--folds", *self.study.folds]
+        words = ["logvmamba", "compare", *models, "--folds", *first_run.compared_folds(self.study.folds)]
         options = self.study.compare
         words += ["--metrics", *options["metrics"]] if "metrics" in options else []
         words += ["--against", options["against"]] if "against" in options else []
@@ -371,7 +379,7 @@ class Planned:
         replace_text(self.folder / COMPARED, json.dumps(self._to_compare()) + "\n")
 
     def _to_compare(self) -> dict[str, Any]:
-        trained = [self._fold(job).relative_to(self.results).as_posix() for job in self.jobs if job.stage == "train"]
+        trained = [self._fold(job).relative_to(self.results).as_posix() for job in self._compared_jobs]
         return json.loads(json.dumps({"trainings": trained, "options": self.study.compare}))
 
     @property
@@ -393,10 +401,8 @@ class Planned:
             job
             for job in due
             if job.stage == "train"
-            and self.key(job) not in begun
             and not self.is_trained(job)
-            and runs.is_begun(self._fold(job))
-            and self._is_fresh(job)
+            and (self._is_held(job) or (self.key(job) not in begun and self._is_fresh(job)))
         ]
         return [job for job in due if not self.needs(job, theirs)], theirs
 
@@ -414,13 +420,18 @@ class Planned:
 
     # What was done
 
+    @property
+    def record(self) -> Path:
+        """File that says what the study is, and which jobs were begun."""
+        return self.folder / RECORD
+
     def _read_record(self) -> dict[str, Any]:
         """Where jobs were begun, and their numbers in the queue by their keys.
 
         Raises:
             UserError: If the folder is that of another study.
         """
-        file, mine = self.folder / RECORD, self.study.definition
+        file, mine = self.record, self.study.definition
         if not file.is_file():
             return {"on": None, "jobs": {}}
         record = read_json(file, "remove it, if no job of the study is in the queue")
@@ -453,7 +464,7 @@ class Planned:
         jobs = {**self._read_record()["jobs"], **begun}
         content = {"study": self.study.definition, "on": self.on, "jobs": jobs}
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(self.folder / RECORD, json.dumps(content, indent=1) + "\n")
+        replace_text(self.record, json.dumps(content, indent=1) + "\n")
 
     def _fold(self, job: Job) -> Path:
         return self.model(job) / f"fold_{job.fold}"
@@ -497,7 +508,7 @@ class Planned:
         if failure.is_file():
             return State("failed", failure.read_text(encoding="utf-8").strip())
         if trains and runs.is_begun(self._fold(job)):
-            if key not in begun and self._is_fresh(job):
+            if self._is_held(job) or (key not in begun and self._is_fresh(job)):
                 return State("running", self._progress(job))
             return State("failed", f"it ended without a word, {self._progress(job, eta=False)}")
         return State("missing")
@@ -510,10 +521,16 @@ class Planned:
         folder = self._predictions(job.number)
         return job.stage == "predict" and FirstRun._record(folder / job.trainer)[1]
 
+    def _is_held(self, job: Job) -> bool:
+        return holder_of(self._fold(job) / runs.IN_USE) is not None
+
     def _is_fresh(self, job: Job) -> bool:
+        if not runs.is_begun(self._fold(job)):
+            return False
         logs = [path.stat().st_mtime for path in self._fold(job).glob("training_log_*.txt")]
         seconds = _seconds(read_text_logs(self._fold(job)))
-        return bool(logs) and time.time() - max(logs) < max(FRESH_S, 3 * max(seconds, default=0))
+        fresh = max(FRESH_S, 3 * max(seconds)) if seconds else FRESH_BEFORE_FIRST_S
+        return bool(logs) and time.time() - max(logs) < fresh
 
     def _progress(self, job: Job, *, eta: bool = True) -> str:
         """Epoch and time to go, by nnU-Net's log."""

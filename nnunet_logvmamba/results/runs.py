@@ -17,6 +17,8 @@ from nnunet_logvmamba.results.logs import logs_of
 from nnunet_logvmamba.results.record import RECORD_NAME, read_record
 
 SUMMARY = "summary.json"
+IN_USE = "in_use.lock"
+"""File of a fold that the process holds which trains or validates there, if the trainer is one of ours."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tifffile import imwrite
 from nnunet_logvmamba.cli import main, terminal
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.plugin import first_run
+from nnunet_logvmamba.results import runs
 
 TRAINER = "nnUNetTrainerLoGVMamba"
 
@@ -99,6 +100,15 @@ def test_seeds_of_one_method_are_not_compared(folders, capsys):
     found = commands_in(dry_run(capsys, 998, "2d", "--trainer", *names))
     assert sum(command.startswith("nnUNetv2_train") for command in found) == 2
     assert not any(command.startswith("logvmamba compare") for command in found)
+
+
+def test_what_was_trained_on_all_cases_is_not_compared_beside_numbered_folds(folders, capsys):
+    def compared(*folds: object) -> str:
+        words = (998, "2d", "--trainer", TRAINER, "nnUNetTrainerLVMamba", "--fold", *folds)
+        return commands_in(dry_run(capsys, *words))[-1]
+
+    assert compared(0, "all", 1).endswith(" --folds 0 1")
+    assert compared("all").endswith(" --folds all")
 
 
 def test_a_quick_run_writes_its_schedule_with_logvmamba_plans(folders, capsys):
@@ -213,6 +223,22 @@ def test_what_another_process_preprocesses_is_waited_for_and_not_done_again(fold
         thread.join()
     assert dry.command[0] == "nnUNetv2_plan_and_preprocess"
     assert [step.finished for step in found] == ["5 cases are preprocessed for 2d"]
+
+
+def test_what_a_training_reads_is_not_preprocessed_anew(folders):
+    small_dataset.copy_into(folders)
+    run = first_run.FirstRun(first_run.Request("998", "2d", (TRAINER,), ("0",), "cpu"))
+    next((folders.preprocessed / small_dataset.NAME / "nnUNetPlans_2d").glob("*.pkl")).unlink()
+    fold = run.model("nnUNetTrainerLVMamba") / "fold_2"
+    with held_elsewhere(fold / runs.IN_USE, "train") as other:
+        words = f"2d would be preprocessed anew, since cases are missing, and process {other.pid} of .* reads what is "
+        with pytest.raises(UserError, match=words + f"there: wait until {fold} is trained, or end that"):
+            next(run.preprocess(["2d"], dry_run=False))
+        for path in (folders.preprocessed / small_dataset.NAME / "nnUNetPlans_3d_fullres").glob("*.pkl"):
+            path.unlink()
+        step = next(run.preprocess(["3d_fullres"], dry_run=False))
+        assert step.command[0] == "nnUNetv2_preprocess"
+    assert next(run.preprocess(["2d"], dry_run=False)).command[0] == "nnUNetv2_preprocess"
 
 
 def with_a_cascade(plans_file: Path) -> None:
@@ -404,6 +430,18 @@ def test_so_few_cases_that_nnunet_makes_no_folds_are_trained_all_at_once_or_with
     dry_run(capsys, 998, "2d")
 
 
+def test_cases_that_are_in_no_fold_are_told(folders, capsys):
+    small_dataset.copy_into(folders)
+    splits = folders.preprocessed / small_dataset.NAME / "splits_final.json"
+    assert "ATTENTION" not in dry_run(capsys, 998, "2d")
+    splits.write_text(json.dumps([{"train": ["ball_0", "ball_1"], "val": ["ball_3"]}]))
+    said = dry_run(capsys, 998, "2d")
+    assert (
+        f"ATTENTION: 2 of 5 case(s) are in no fold of {splits}, the first is ball_2: they are neither trained" in said
+    )
+    assert "ATTENTION" not in dry_run(capsys, 998, "2d", "--fold", "all")
+
+
 def test_a_fold_is_one_however_it_is_written(folders, capsys):
     found = commands_in(dry_run(capsys, 998, "2d", "--fold", "00", "01", "0"))
     trained = [command.split()[3] for command in found if command.startswith("nnUNetv2_train")]
@@ -576,6 +614,38 @@ def test_predictions_stand_without_the_weights_that_made_them_and_none_are_begun
     assert record.read_bytes() == before
 
 
+def test_references_that_were_corrected_or_are_anothers_are_scored_anew(predicted, folders):
+    def scored(references: Path) -> bool:
+        """Whether a run scores; what that would leave is written."""
+        new = first_run.NewScans(predicted / "new", predicted / "out", references)
+        run = first_run.FirstRun(first_run.Request("998", "2d", (TRAINER,), device="cpu", new=new))
+        found = []
+        for step in run._prediction(TRAINER, dry_run=False):
+            if step.title.startswith("score") and step.finished is None:
+                (predicted / "out" / "scores").mkdir(exist_ok=True)
+                (predicted / "out" / "scores" / "scores.json").write_text("{}")
+                found.append(step.command[3])
+        assert found in ([], [str(references)])
+        return bool(found)
+
+    readers = [predicted / name for name in ("one reader", "another")]
+    for folder in readers:
+        folder.mkdir()
+        for case in ("ball_0.nii.gz", "ball_1.nii.gz"):
+            shutil.copy(folders.raw / small_dataset.NAME / "labelsTr" / case, folder)
+            os.utime(folder / case, (1, 1))
+    one, other = readers
+    assert scored(one)
+    assert not scored(one)
+    assert not scored(other), "it is a copy"
+    corrected = sitk.ReadImage(other / "ball_0.nii.gz") * 0
+    sitk.WriteImage(corrected, other / "ball_0.nii.gz")
+    os.utime(other / "ball_0.nii.gz", (1, 1))
+    assert scored(other)
+    assert not scored(other)
+    assert scored(one)
+
+
 def test_predictions_of_other_data_are_refused_wherever_they_lie(predicted, folders, monkeypatch, capsys):
     moved = move(predicted, monkeypatch)
     new, out = moved / "new", moved / "out"
@@ -632,6 +702,28 @@ def test_what_a_command_prints_fits_the_terminal_that_shows_it(tmp_path, monkeyp
 
 def step(code: str) -> first_run.Step:
     return first_run.Step("do it", (Path(sys.executable).name, "-c", code))
+
+
+def test_a_command_can_be_typed_as_it_is_shown_whatever_its_paths(on_terminal, capsys):
+    variables = {"nnUNet_results": "/data/my results", "nnUNet_n_proc_DA": "2"}
+    words = ("nnUNetv2_predict", "-i", "/data/New  Scans (2024)/it's here", "-o", "/x/" + "a long name " * 9)
+    typed = first_run.Step("predict", words, environment=variables).typed
+    for columns in (None, 60):
+        on_terminal(columns)
+        terminal.show_command(typed)
+        shown = capsys.readouterr().out
+        program = "import json, os, sys; print(json.dumps([dict(os.environ), sys.argv[1:]]))"
+        there = shown.replace("nnUNetv2_predict", f"{sys.executable} -c '{program}' nnUNetv2_predict")
+        done = subprocess.run(["sh", "-c", there], capture_output=True, text=True, check=True)
+        environment, found = json.loads(done.stdout)
+        assert tuple(found) == words
+        assert variables.items() <= environment.items()
+
+
+@pytest.fixture
+def on_terminal(monkeypatch):
+    """Have output shown on a terminal of so many columns, or on none."""
+    return lambda columns: monkeypatch.setattr(terminal, "width", lambda: columns)
 
 
 def test_what_a_command_prints_is_shown_and_kept(tmp_path, capfdbinary):

@@ -23,7 +23,7 @@ from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin import cluster, first_run, plans, study, study_file
-from nnunet_logvmamba.plugin.shards import Shards
+from nnunet_logvmamba.plugin.shards import Shard, Shards
 from nnunet_logvmamba.plugin.study_file import Cluster
 
 TRAINERS = ("nnUNetTrainerNoSSM", "nnUNetTrainerStockNetwork")
@@ -513,6 +513,7 @@ def test_what_waits_for_what_is_told_to_slurm(file, folders, tmp_path, monkeypat
     prepare, train, compare, _ = (programs / "seen").read_text().split("\n---\n")
     for text in ("partition=long", "account=us", "time=2880", "mem=32G", "cpus-per-task=8", "qos=q", "signal=USR2@120"):
         assert f"#SBATCH --{text}\n" in train
+    assert all("#SBATCH --requeue\n" in text for text in (prepare, train, compare))
     assert "--gpus-per-node=a100:1\n" in train
     assert "gpus-per-node" not in prepare + compare
     assert "--array=0-7%3\n" in train
@@ -539,6 +540,18 @@ def test_what_waits_for_what_is_told_to_slurm(file, folders, tmp_path, monkeypat
     assert "2 job(s) of this study are in SLURM's queue, the first is 8_0: give --on slurm again" in refused(
         capsys, "run", file, "--device", "cpu"
     )
+    # Nor where nobody can ask the queue; of the jobs that there are, nothing is forgotten.
+    record = jobs.parent / study.RECORD
+    before = record.read_bytes()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("PATH", "")
+        unknown = "no squeue here that would tell what became of them: run this where they were submitted, or remove "
+        unknown += str(record)
+        assert unknown in refused(capsys, "run", file, "--device", "cpu", "--on", "local")
+        assert unknown in refused(capsys, "cancel", file)
+        assert main(["study", "status", str(file)]) == 0
+        assert "note: jobs were submitted to SLURM" in capsys.readouterr().out
+    assert record.read_bytes() == before
     assert main(["study", "cancel", str(file)]) == 0
     assert (programs / "cancelled").read_text() == "8_0 8_1"
 
@@ -627,6 +640,17 @@ def test_a_job_whose_time_is_up_again_and_again_in_vain_is_given_up(file, folder
         after(3500)
 
 
+def test_a_job_that_is_told_to_end_waits_for_slurm_to_end_it(monkeypatch, tmp_path):
+    """SLURM tells the whole step, and puts it back some seconds later, unless it has ended and so failed."""
+    waited = []
+    monkeypatch.setattr(cluster.time, "sleep", waited.append)
+    for code in ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "raise SystemExit(1)"):
+        work = cluster.Resumable(lambda code=code: first_run.run_steps([python(code)], tmp_path), {})
+        with pytest.raises(first_run.StepFailed):
+            work()
+    assert waited == [cluster.SENT_AWAY_S]
+
+
 def test_what_somebody_else_has_begun_meanwhile_is_left_to_them(file, folders, monkeypatch, capsys):
     plan(folders)
     planned = study.Planned(study_file.make_study(study_file.read_toml(file), where="x", name="small"))
@@ -692,6 +716,39 @@ def test_the_status_is_read_from_nnunets_files(file, folders, capsys):
         f"{NAMES[3]}{name}1": "missing",
         "compare": "missing",
     }
+
+
+def test_a_training_that_a_process_is_at_runs_whoever_began_it_and_however_old_its_log_is(file, folders, capsys):
+    plan(folders)
+    planned = study.Planned(study_file.make_study(study_file.read_toml(file), where="x", name="small"))
+    due = planned.due()
+    held, first, long_ago = (fold_of(folders, name, k) for name, k in ((NAMES[0], 0), (NAMES[0], 1), (NAMES[1], 0)))
+    for fold, age in ((held, 9000), (first, 900), (long_ago, 9000)):
+        log = log_epochs(fold, 0 if fold != held else 4)
+        os.utime(log, (time.time() - age,) * 2)
+    keys = [planned.key(job) for job in planned.jobs if job.stage == "train"]
+    planned.remember({keys[0]: ""})
+    name = f"{NAMES[0]}__nnUNetPlans__2d fold_"
+    with held_elsewhere(held / "in_use.lock", "train"):
+        assert status(capsys, file)[f"{name}0"] == "running: epoch 5 of 10, 6 min to go"
+        assert [planned.key(job) for job in planned.split(due)[1]] == keys[:2]
+    assert status(capsys, file)[f"{name}0"] == "failed: it ended without a word, epoch 5 of 10"
+    assert [planned.key(job) for job in planned.split(due)[1]] == [keys[1]], "its first epoch may take this long"
+
+
+def test_the_folds_of_a_comparison_are_those_that_keep_cases_apart(file, folders, capsys):
+    def compared(*folds: object) -> str:
+        return commands_in(dry_run(capsys, "run", file, "--folds", *folds))[-1]
+
+    assert " --folds 0 1 " in compared(0, 1, "all")
+    assert " --folds all " in compared("all")
+    described = study_file.make_study({**study_file.read_toml(file), "folds": [0, "all"]}, where="x", name="small")
+    planned = study.Planned(described)
+    for job in planned.jobs:
+        if job.stage == "train" and job.fold == "0":
+            finish(fold_of(folders, job.trainer))
+    plan(folders)
+    assert [step.command[1] for step in planned.steps(planned.jobs[-1])] == ["compare"], "fold all is not needed"
 
 
 def python(code: str, title: str = "do it") -> first_run.Step:
@@ -798,6 +855,16 @@ def test_a_shard_that_died_is_run_again_and_half_a_file_is_not_taken_for_a_whole
         "plans.json",
         first_run.PREDICTED_BY,
     ]
+
+
+def test_how_far_a_shard_is_does_not_depend_on_reading_it(shards, monkeypatch):
+    """SLURM gives two minutes, in which some eighty large volumes can be read."""
+    job, all_of_it = (Shard(shards, number) for number in (1, None))
+    before = job.reached(), all_of_it.reached()
+    (shards.staged / "1").mkdir(parents=True)
+    (shards.staged / "1" / "ball_1.nii.gz").write_bytes(b"whole or not")
+    assert job.reached() != before[0]
+    assert all_of_it.reached() != before[1]
 
 
 def test_cases_that_are_missing_are_named_and_nothing_is_there(shards):

@@ -39,7 +39,7 @@ from nnunet_logvmamba.plugin.plans import (
 from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, LOSSES, PUBLISHED, PUBLISHED_RECIPES, RECIPES, Recipe
 from nnunet_logvmamba.plugin.trainer_names import built_by
 from nnunet_logvmamba.plugin.trust import data_only
-from nnunet_logvmamba.results.runs import SUMMARY
+from nnunet_logvmamba.results.runs import IN_USE, SUMMARY
 
 from . import gpu_memory, pretraining, saving
 from .finite import FiniteTrainer
@@ -56,9 +56,6 @@ INHERITED_SETTINGS = (
     "non_finite_steps",
 )
 """Settings of a configuration that are attributes of the trainer under the same names, most of them nnU-Net's."""
-
-LOCK = "in_use.lock"
-"""File of a fold that the process holds which trains or validates there."""
 
 _CUDA = torch.device("cuda")
 
@@ -311,7 +308,7 @@ class RecipeTrainer(FiniteTrainer):
             return
         fold = Path(self.output_folder)
         try:
-            with claimed(fold / LOCK, doing):
+            with claimed(fold / IN_USE, doing):
                 yield
         except HeldError as error:
             raise _at_it(fold, error.holder) from None
@@ -422,7 +419,7 @@ def _refuse_unset_folder(variable: str) -> None:
 
 def _refuse_held(fold: Path) -> None:
     several = distributed.is_available() and distributed.is_initialized()
-    holder = None if several and distributed.get_rank() else holder_of(fold / LOCK)
+    holder = None if several and distributed.get_rank() else holder_of(fold / IN_USE)
     if holder is not None:
         raise _at_it(fold, holder)
 
