@@ -17,6 +17,7 @@ from typing import Any
 
 from nnunet_logvmamba.errors import UserError
 
+_BEFORE = ".before"
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of writing that name no file."""
 
@@ -172,7 +173,10 @@ def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> 
             raise _in_place_of(error, staged, folder) from error
         _move_all(staged, folder, last)
         shutil.rmtree(staged)
-    except BaseException:
+    except BaseException as error:
+        before = staged / _BEFORE
+        if before.is_dir() and any(before.iterdir()):
+            raise UserError(f"{folder} could not be put back as it was: move back what lies in {before}") from error
         shutil.rmtree(staged, ignore_errors=True)
         for path in new:
             with suppress(OSError):  # absent, or no longer empty
@@ -197,7 +201,7 @@ def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:
         kind = "folder" if (staged / target.name).is_dir() else "file"
         if os.path.lexists(target) and not (target.is_dir() if kind == "folder" else target.is_file()):
             raise UserError(f"{target} is in the way: it is no {kind}; move it, or name another folder")
-    before = staged / ".before"
+    before = staged / _BEFORE
     before.mkdir()
     moved = []
     try:
@@ -207,11 +211,12 @@ def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:
         for name in names:
             with suppress(OSError) if (staged / name).is_dir() else nullcontext():  # not every system takes folders
                 _to_disk(staged / name)
-            os.replace(staged / name, folder / name)
             moved.append(name)
+            os.replace(staged / name, folder / name)
     except BaseException:
         for name in moved:
-            os.replace(folder / name, staged / name)
+            if not os.path.lexists(staged / name):  # an interrupt may come between the two lines
+                os.replace(folder / name, staged / name)
         for path in before.iterdir():
             os.replace(path, folder / path.name)
         raise

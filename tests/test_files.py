@@ -2,12 +2,15 @@
 
 import errno
 import os
+import re
 import stat
+from pathlib import Path
 from threading import Thread
 
 import pytest
 
 from nnunet_logvmamba import files
+from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import locked, replace_text, replacing, staged_files
 
 
@@ -78,6 +81,64 @@ def test_a_folder_is_put_in_its_place_where_the_system_cannot_wait_for_folders(t
         (staged / "fold_0").mkdir()
         (staged / "fold_0" / "weights").write_text("x")
     assert (tmp_path / "model" / "fold_0" / "weights").read_text() == "x"
+
+
+NAMES = ("fold_0", "fold_1", "plans.json", "summary.json")
+
+
+def fill(folder: Path, content: str) -> Path:
+    for name in NAMES:
+        path = folder / name if name.endswith("json") else folder / name / "weights"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("moves", range(2 * len(NAMES)))
+def test_an_interrupt_between_any_two_moves_leaves_the_target_as_it_was(tmp_path, monkeypatch, moves, after):
+    """Before a move and after it, which is where Python tells of one that came meanwhile."""
+    target = fill(tmp_path / "model", "old")
+    before, replace, done = contents(target), os.replace, []
+
+    def interrupted(source, destination):
+        done.append(destination)
+        if len(done) != moves + 1 or after:
+            replace(source, destination)
+        if len(done) == moves + 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        staged_files(target, overwrite=True, last=("summary.json",)) as staged,
+    ):
+        fill(staged, "new")
+    assert len(done) > moves
+    assert contents(target) == before
+
+
+def test_what_cannot_be_put_back_is_not_removed(tmp_path, monkeypatch):
+    target, replace, done = fill(tmp_path / "model", "old"), os.replace, []
+
+    def interrupted(source, destination):
+        done.append(destination)
+        if len(done) > len(NAMES):  # and again while the old ones are put back
+            raise KeyboardInterrupt
+        replace(source, destination)
+
+    monkeypatch.setattr(files.os, "replace", interrupted)
+    with (
+        pytest.raises(UserError, match="could not be put back as it was: move back what lies in ") as caught,
+        staged_files(target, overwrite=True) as staged,
+    ):
+        fill(staged, "new")
+    kept = Path(re.findall("lies in (.*)", str(caught.value))[0])
+    assert contents(kept) == contents(fill(tmp_path / "expected", "old"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="this system locks no folders")

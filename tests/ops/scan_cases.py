@@ -59,6 +59,14 @@ def random_arguments(
     return arguments
 
 
+def nothing_fades() -> dict[str, Tensor]:
+    """Arguments with A above zero and an input of zero but for the end, until which the state stays zero."""
+    arguments = random_arguments(length=700, dtype=torch.float32, absent=("initial_state",))
+    arguments["A"] = -arguments["A"]
+    arguments["u"][:, :695] = 0
+    return arguments
+
+
 def run(arguments: dict[str, Tensor], **options) -> tuple[Tensor, Tensor]:
     """Output and last state for arguments by name."""
     return selective_scan_with_state(**arguments, **options)

@@ -59,6 +59,15 @@ def test_values_and_gradients_are_those_of_the_equation(length, kernel, bias, sh
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_derivatives_of_every_kind_are_right(shuffled):
     *tensors, order = arguments(5, 3, shuffled=shuffled, requires_grad=True)
+    derivatives_are_right(*tensors, order)
+
+
+def test_derivatives_of_a_kernel_longer_than_the_sequence_are_right():
+    derivatives_are_right(*arguments(2, 3, kernel=4, requires_grad=True))
+
+
+def derivatives_are_right(x, weight, bias, order):
+    tensors = x, weight, bias
     compute = lambda *tensors: causal_conv1d(*tensors, order=order, silu=True)  # noqa: E731
     assert torch.autograd.gradcheck(compute, tensors, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(compute, tensors)
@@ -79,6 +88,38 @@ def test_sums_are_single_precision_whatever_the_input_and_autocast_say(dtype):
         assert_matches_reference(
             causal_conv1d(x, weight, bias), causal_conv1d(x.double(), weight.double(), bias.double())
         )
+
+
+def test_derivatives_of_every_kind_are_those_without_autocast():
+    *tensors, _ = arguments(30, kernel=4, dtype=torch.float32)
+
+    def found() -> list[torch.Tensor]:
+        compute = lambda *tensors: causal_conv1d(*tensors, silu=True)  # noqa: E731
+        value, tangent = torch.func.jvp(compute, tuple(tensors), tuple(tensors))
+        first = torch.func.grad(lambda x: compute(x, *tensors[1:]).square().sum())
+        _, second = torch.func.jvp(first, (tensors[0],), (tensors[0],))
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        grads = torch.autograd.grad(compute(*leaves).square().sum(), leaves, create_graph=True)
+        return [value, tangent, second, *torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)]
+
+    expected = found()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for one, other in zip(found(), expected):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("mixed", [(0,), (1, 2), (2,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_have_the_dtypes_that_a_compiler_is_told(dtype, mixed):
+    """As under autocast, where images are in half precision and a bias is not."""
+    *tensors, order = arguments(dtype=torch.float32)
+    tensors = [tensor.to(dtype) if place in mixed else tensor for place, tensor in enumerate(tensors)]
+    inputs = (torch.randn_like(tensors[0]), *tensors, order, True, "auto")
+    torch.library.opcheck(BACKWARD_OP, inputs, rtol=1e-2, atol=1e-2)
+    with torch._subclasses.FakeTensorMode() as mode:
+        told = BACKWARD_OP(*(mode.from_tensor(i) if isinstance(i, torch.Tensor) else i for i in inputs))
+    for one, fake, tensor in zip(BACKWARD_OP(*inputs), told, tensors):
+        assert (one.dtype, one.shape) == (fake.dtype, fake.shape) == (tensor.dtype, tensor.shape)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from numerics import assert_matches_reference
-from scan_cases import PLAIN, random_arguments, run_with_gradients, upstream
+from scan_cases import PLAIN, nothing_fades, random_arguments, run, run_with_gradients, upstream
 from torch import nn
 from torch.autograd import forward_ad, functional
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
@@ -268,6 +268,17 @@ def test_composition_stays_finite_where_decays_underflow():
     given = [arguments[name] for name in PLAIN]
     gradients = rows.backward(composed, *grads, *given, None, None, True)
     assert all(torch.isfinite(x).all() for x in gradients if x is not None)
+
+
+def test_tangents_are_finite_where_nothing_fades_a_state_of_zero():
+    arguments = nothing_fades()
+    given = [arguments.get(name) for name in PLAIN]
+    for one, other in zip(composed.forward(*given, True), run(arguments, backend="reference")):
+        assert_matches_reference(one, other, what="output or last state")
+    u = arguments["u"]
+    scan = lambda u: selective_scan(**{**arguments, "u": u}, delta_softplus=True)  # noqa: E731
+    value, tangent = jvp(scan, (u,), (u,))
+    assert_matches_reference(tangent, value, what="tangent, of what is linear in u")
 
 
 def test_composition_needs_operations_by_the_logarithm_of_the_length():

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numba import njit
 from numerics import assert_matches_reference
-from scan_cases import random_arguments, run, run_with_gradients, upstream
+from scan_cases import nothing_fades, random_arguments, run, run_with_gradients, upstream
 
 from nnunet_logvmamba.ops import backends
 from nnunet_logvmamba.ops.scan import numba_kernels, numba_launch, numba_threads, numba_vectors
@@ -151,6 +152,22 @@ def test_both_kinds_of_threads_give_the_same_bits(threads):
         numba_threads._torchs_team = team
     for key, value in expected.items():
         assert torch.equal(actual[key], value), key
+
+
+@pytest.mark.usefixtures("eager_to_split")
+def test_where_nothing_fades_a_state_of_zero_stays_zero_in_every_segment(threads):
+    arguments = nothing_fades()
+    expected = run(arguments, backend="reference")
+    threads(4)
+    for one, other in zip(run(arguments, backend="numba"), expected):
+        assert_matches_reference(one, other, what="output or last state", backend="numba")
+
+
+def test_an_interrupt_that_the_team_told_to_nobody_is_told(monkeypatch):
+    """One that comes as a thread enters the callback; ctypes has nowhere to raise it."""
+    monkeypatch.setattr(numba_threads, "_torchs_team", lambda: lambda work, *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        numba_threads.run(lambda: None, 2)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -299,10 +316,15 @@ SCAN_ONCE = (
 )
 
 
-def scan_in_a_new_process(**variables):
+def scan_in_a_new_process(before="", **variables):
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | variables
     result = subprocess.run(
-        [sys.executable, "-c", SCAN_ONCE], capture_output=True, text=True, env=environment, timeout=600, check=False
+        [sys.executable, "-c", before + SCAN_ONCE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=600,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     return tuple(map(int, result.stdout.split())), result.stderr
@@ -323,6 +345,29 @@ def test_a_folder_that_the_user_names_for_numba_is_used(tmp_path):
     scan_in_a_new_process(NUMBA_CACHE_DIR=str(tmp_path / "mine"), XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert list((tmp_path / "mine").rglob("*.nbc"))
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this system sets no such limit")
+def test_a_full_disk_costs_compiled_code_its_place_and_a_damaged_index_is_begun_anew(tmp_path):
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
+    compiled, said = scan_in_a_new_process(full, NUMBA_CACHE_DIR=str(tmp_path))
+    assert compiled == (2, 0)
+    assert "cannot be kept and is compiled anew in every process ([Errno 27] File too large)" in said
+    assert scan_in_a_new_process(NUMBA_CACHE_DIR=str(tmp_path))[0] == (2, 0)
+    indices = list(tmp_path.rglob("*.nbi"))
+    assert len(indices) == 2
+    for path in indices:
+        path.write_bytes(b"")
+    for expected in ((2, 0), (0, 2)):
+        assert scan_in_a_new_process(NUMBA_CACHE_DIR=str(tmp_path)) == (expected, "")
+
+
+def test_compiled_code_is_kept_nowhere_if_not_in_a_folder_of_this_version():
+    beside = Path(numba_kernels.__file__).parent / "__pycache__"
+    compiled, said = scan_in_a_new_process(NUMBA_CACHE_DIR="/proc/nowhere")
+    assert compiled == (2, 0)
+    assert re.search("compiled anew in every process .*/proc/nowhere/.* cannot be written to", said)
+    assert not list(beside.glob("*.nb[ic]"))
 
 
 def test_automatic_choice_on_the_cpu_is_numba():

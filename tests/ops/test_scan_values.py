@@ -3,7 +3,7 @@
 import pytest
 import torch
 from numerics import assert_matches_reference
-from scan_cases import expected_with_gradients, random_arguments, run, run_with_gradients, upstream
+from scan_cases import expected_with_gradients, nothing_fades, random_arguments, run, run_with_gradients, upstream
 
 from nnunet_logvmamba.ops import available_backends, selective_scan, selective_scan_with_state
 from nnunet_logvmamba.ops.scan import chunked
@@ -104,6 +104,15 @@ def test_decay_that_underflows_in_float32_keeps_values_finite_and_right(backend)
     arguments["A"] = arguments["A"] * 200.0
     assert (torch.exp(arguments["A"] * 2) == 0).any()
     assert_all_match(arguments, backend)
+
+
+def test_where_nothing_fades_a_state_of_zero_stays_zero(backend):
+    """Decays above 1 overflow over parts of the sequence, and infinity times a state of zero would be NaN."""
+    arguments = nothing_fades()
+    expected = run(arguments, backend="reference")
+    assert all(value.isfinite().all() for value in expected)
+    for one, other in zip(run(arguments, backend=backend), expected):
+        assert_matches_reference(one, other, what="output or last state", backend=backend)
 
 
 def assert_chunked_matches_written_reference(arguments):

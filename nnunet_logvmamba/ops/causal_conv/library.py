@@ -7,7 +7,7 @@ import torch
 from nnunet_logvmamba.ops.registration import derivative_of, register
 from nnunet_logvmamba.ops.scan import rows
 
-from . import backends, portable
+from . import backends, composed
 
 _ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? order, bool silu, str backend"
 _ORDER = -3  # its place in the arguments of either op
@@ -25,7 +25,7 @@ def _convolve(x, weight, bias, order, silu, backend):
 
 
 def _composed(x, weight, bias, order, silu, backend):
-    y = portable.forward(rows.in_order(x, order), weight, bias, silu)
+    y = composed.forward(rows.in_order(x, order), weight, bias, silu)
     return rows.in_order(y, rows.places(order)).to(x.dtype).contiguous()
 
 
@@ -37,7 +37,7 @@ def _gradients(grad_y, x, weight, bias, order, silu, backend):
 
 
 def _composed_gradients(grad_y, x, weight, bias, order, silu, backend):
-    return _found(portable, grad_y, x, weight, bias, order, silu)
+    return _found(composed, grad_y, x, weight, bias, order, silu)
 
 
 def _found(compute, grad_y, x, weight, bias, order, silu):
@@ -56,7 +56,8 @@ def _fake(x, *others):
 
 
 def _fake_gradients(grad_y, x, weight, bias, *others):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), x.new_empty(0 if bias is None else bias.shape)
+    grad_bias = x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_bias
 
 
 def _derivative(ctx, grad_y):

@@ -126,8 +126,9 @@ class _Problem:
         )
 
     def lane_decays(self, piece: Piece) -> Tensor:
-        """exp(A * sum of dt over a lane), (lane, batch, group, state, channel)."""
-        return torch.exp(self.grouped(piece.of(self.dt).sum(0)).unsqueeze(-2) * self.A)
+        """exp(A * sum of dt over a lane), (lane, batch, group, state, channel); finite, so that zero states stay."""
+        decays = torch.exp(self.grouped(piece.of(self.dt).sum(0)).unsqueeze(-2) * self.A)
+        return decays.clamp_(max=torch.finfo(decays.dtype).max)
 
     def entries(self, piece: Piece, decay: Tensor, added: Tensor, entry: Tensor) -> Tensor:
         """States that enter each lane, when ``entry`` enters the first: (lane, batch, group, state, channel)."""

@@ -82,7 +82,7 @@ def recurrence(decay: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
     h, product = _doubled(decay, added, 2)
     ends, products_of_lanes = recurrence(product.select(2, LANE_LENGTH - 1), h.select(2, LANE_LENGTH - 1))
     h = h + product * _shifted(ends, 1, 1, 0.0).unsqueeze(2)
-    product = product * _shifted(products_of_lanes, 1, 1, 1.0).unsqueeze(2)
+    product = _finite(product * _shifted(products_of_lanes, 1, 1, 1.0).unsqueeze(2))
     return h.flatten(1, 2).narrow(1, 0, length), product.flatten(1, 2).narrow(1, 0, length)
 
 
@@ -90,9 +90,14 @@ def _doubled(product: Tensor, h: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     reach = 1
     while reach < h.shape[axis]:
         h = h + product * _shifted(h, axis, reach, 0.0)
-        product = product * _shifted(product, axis, reach, 1.0)
+        product = _finite(product * _shifted(product, axis, reach, 1.0))
         reach *= 2
     return h, product
+
+
+def _finite(product: Tensor) -> Tensor:
+    """What is too large, where A is above zero, times a state of zero is zero and not NaN."""
+    return product.clamp(max=torch.finfo(product.dtype).max)
 
 
 def _states(u, delta, A, B, delta_bias, initial_state, delta_softplus) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import numba
 import numpy as np
 import torch
+from numba.core.caching import FunctionCache
 from torch import Tensor
 
 from nnunet_logvmamba.ops.backends import compiled_code_folder, compute_dtype
@@ -177,9 +180,9 @@ class _Problem:
             torch.addcmul(handed[segment], fading[segment], grad_leaving[segment], out=grad_leaving[segment - 1])
 
     def _fading(self, segments: int) -> Tensor:
-        """What is left of a state at the end of every segment."""
+        """What is left of a state at the end of every segment; finite, so that nothing of zero is zero."""
         spans = torch.from_numpy(self.spans).view(segments, self.batch, self.channels, 1)
-        return torch.exp(spans * self.A)
+        return torch.exp(spans * self.A).clamp_(max=torch.finfo(self.A.dtype).max)
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
@@ -194,21 +197,49 @@ def _flat(x: Tensor) -> np.ndarray:
     return x.as_strided((span,), (1,)).numpy()
 
 
+class _Kept(FunctionCache):
+    """numba's cache of a kernel, without which it is only slower to begin."""
+
+    def save_overload(self, sig, data):
+        """Keep compiled code, or say that it cannot be, as on a full disk."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _say_not_kept(error)
+
+    def load_overload(self, sig, target_context):
+        """Give code that was kept, or None, also where the index is damaged; it is then begun anew."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # of whatever half a file makes of itself
+            with suppress(OSError):
+                self.flush()
+            return None
+
+
 def _keep_compiled_code() -> None:
-    """Let numba keep what it compiles in our folder."""
-    of_the_user = numba.config.CACHE_DIR
+    """Let numba keep what it compiles in our folder, and nowhere else: others do not tell versions of ours apart."""
+    of_the_user, ours = numba.config.CACHE_DIR, compiled_code_folder()
     try:
-        numba.config.CACHE_DIR = str(compiled_code_folder())
+        numba.config.CACHE_DIR = str(ours)
         for kernel in (numba_kernels.forward, numba_kernels.carry_backward, numba_kernels.backward):
-            kernel.enable_caching()
+            cache = _Kept(kernel.py_func)
+            if ours not in Path(cache.cache_path).parents:
+                _say_not_kept(f"{ours} cannot be written to")
+                return
+            kernel._cache = cache
     except RuntimeError as error:
-        warnings.warn(
-            f"The compiled scan cannot be kept and is compiled anew in every process ({error}); "
-            f"set NUMBA_CACHE_DIR to a folder that can be written to.",
-            stacklevel=2,
-        )
+        _say_not_kept(error)
     finally:
         numba.config.CACHE_DIR = of_the_user
+
+
+def _say_not_kept(why: object) -> None:
+    warnings.warn(
+        f"The compiled scan cannot be kept and is compiled anew in every process ({why}); set NUMBA_CACHE_DIR to a "
+        "folder that can be written to.",
+        stacklevel=2,
+    )
 
 
 _keep_compiled_code()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -29,9 +30,11 @@ def run(work: Callable[[], None], threads: int) -> None:
     fewer threads than it is asked for. The first error of any call is raised.
     """
     errors: list[BaseException] = []
+    began: set[int] = set()
 
     def guarded(_: int | None = None) -> None:
         try:
+            began.add(threading.get_ident())
             work()
         except BaseException as error:  # an error cannot pass through OpenMP; it is raised below
             errors.append(error)
@@ -45,6 +48,9 @@ def run(work: Callable[[], None], threads: int) -> None:
         team(_Work(guarded), None, threads, 0)
     if errors:
         raise errors[0]
+    if threading.get_ident() not in began:
+        # An interrupt that came before the first line there; ctypes tells it to nobody.
+        raise KeyboardInterrupt
 
 
 @functools.cache
