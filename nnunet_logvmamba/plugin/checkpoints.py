@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint of nnU-Net: copy the one that its training wrote")
     return content
+
+
+def is_mask(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds nothing but zeros and minus infinity, as the buffer of an attention's mask."""
+    allowed = tensor == 0
+    return bool(allowed.any() and (allowed | (tensor == -inf)).all())
 
 
 def _began(content: Mapping[str, Any]) -> float:

@@ -13,7 +13,7 @@ from typing import IO, Any
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import read_json
 from nnunet_logvmamba.plugin.acceptance import raise_first
-from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, check_whole, read_checkpoint
+from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, check_whole, is_mask, read_checkpoint
 
 READ = (".pth", ".pkl", "plans.json")
 """How the names of the files end that nnU-Net reads and that may have code run: checkpoints, pickles, plans."""
@@ -102,7 +102,7 @@ def _not_finite(weights: object) -> Iterator[str]:
     for name, tensor in weights.items() if isinstance(weights, dict) else ():
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
             number = tensor.numel() - int(torch.isfinite(tensor).sum())
-            if number:
+            if number and not is_mask(tensor):
                 yield f"{number} of {tensor.numel()} in '{name}'"
 
 

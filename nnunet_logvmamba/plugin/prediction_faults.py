@@ -41,7 +41,7 @@ _FUNCTIONS = {
 _going_on = False  # while the other cases of a command are predicted on behalf of one that cannot be
 
 
-def _callers(functions: Container[str] = _FUNCTIONS) -> dict[str, dict[str, Any]]:
+def running_functions(functions: Container[str] = _FUNCTIONS) -> dict[str, dict[str, Any]]:
     """Variables of those of nnU-Net's functions that are running, the innermost where there are several of a name."""
     found: dict[str, dict[str, Any]] = {}
     frame: FrameType | None = sys._getframe(1)
@@ -76,7 +76,7 @@ class Case:
     @classmethod
     def running(cls) -> Case | None:
         """Find it; None where nnU-Net's predictor is not at work."""
-        callers = _callers()
+        callers = running_functions()
         inner = callers.get("predict_logits_from_preprocessed_data")
         data = "data"
         if inner is None:
@@ -140,7 +140,7 @@ def case_begins() -> None:
         NotFiniteError: If the preprocessed image holds NaN or infinite numbers.
     """
     begin = "predict_logits_from_preprocessed_data"
-    loading = _callers({begin}).get(begin)
+    loading = running_functions({begin}).get(begin)
     if loading is None or loading.get("params") is not loading["self"].list_of_parameters[0]:
         return  # not a case, or one that was looked at with the first fold
     case = Case.running()
@@ -189,7 +189,8 @@ def logits_not_finite(logits: Tensor, image: Tensor) -> bool:
     Raises:
         NotFiniteError: If it is.
     """
-    if "validation_step" in (callers := _callers()) and hasattr(callers["validation_step"].get("self"), "grad_scaler"):
+    callers = running_functions()
+    if "validation_step" in callers and hasattr(callers["validation_step"].get("self"), "grad_scaler"):
         return True
     case = Case.running()
     if case is not None:
@@ -313,7 +314,7 @@ def _remaining(first: dict, rest: Iterator[dict], known: dict[str, Any]) -> Iter
 
 def weights_file() -> str | None:
     """Name the file that nnU-Net is loading weights from; None if it is not known."""
-    callers = _callers()
+    callers = running_functions()
     for function, variable in _LOADERS.items():
         if isinstance(callers.get(function, {}).get(variable), str):
             return callers[function][variable]

@@ -43,6 +43,9 @@ OPTIMIZERS = {
 """By the word of a configuration's ``optimizer``; each has a recipe of the same name."""
 
 
+OF_RECIPES = frozenset({"weight_decay", "betas", "eps", "momentum", "nesterov"})
+"""What a recipe says of the optimizer, by torch's words, beside the learning rate, which a schedule sets."""
+
 LOSSES = {"dice_ce": (1, 1), "ce": (0, 1), "dice": (1, 0)}
 """Weights of nnU-Net's two losses, soft Dice and cross-entropy (of regions binary), by the word of a recipe."""
 

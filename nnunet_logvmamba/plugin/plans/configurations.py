@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
 from math import prod
 from pathlib import Path
@@ -152,7 +153,10 @@ def next_stages(plans: PlansManager, name: str) -> list[str]:
     The second stage of a cascade has those of another configuration, whose name is given in its place.
     """
     stages = plans.get_configuration(name).next_stage_names
-    others = {other: plans.get_configuration(other) for other in plans.available_configurations} if stages else {}
+    others = {}
+    for other in plans.available_configurations if stages else ():
+        with suppress(RuntimeError, ValueError):  # it inherits from one that is gone, which is its own affair
+            others[other] = plans.get_configuration(other)
     found = []
     for stage in stages or []:
         if stage in others:  # else nnU-Net says so

@@ -16,6 +16,7 @@ from torch import distributed, nn
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.plugin import preprocessed_cases
+from nnunet_logvmamba.plugin.checkpoints import is_mask
 from nnunet_logvmamba.plugin.plans import SETTINGS
 from nnunet_logvmamba.plugin.preprocessed_cases import MEND
 
@@ -281,7 +282,7 @@ class FiniteTrainer(RecordedTrainer):
         Raises:
             Refused: If a weight is not finite; nothing is written then.
         """
-        weight = next(not_finite(bare_network(self).state_dict().items()), None)
+        weight = _weight(self)
         if weight is not None:
             self._end(
                 f"No checkpoint of epoch {self.current_epoch} was written, since the weight {weight} is not finite "
@@ -321,6 +322,12 @@ def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[str]:
             yield name
 
 
+def _weight(trainer: FiniteTrainer) -> str | None:
+    """Give the name of the first weight that is not finite; masks are no weights."""
+    weights = bare_network(trainer).state_dict()
+    return next((name for name in not_finite(weights.items()) if not is_mask(weights[name])), None)
+
+
 def first_not_finite_module(network: nn.Module, run: Callable[[], object]) -> str | None:
     """Run something that calls a network, and give the first of its modules whose output is not finite."""
     found: list[str] = []
@@ -354,7 +361,7 @@ def _in_batch(trainer: FiniteTrainer, batch: dict) -> str | None:
             if number:
                 words = preprocessed_cases.channel_in_words(channel, _channels(trainer.dataset_json))
                 return f"{words} of case {case} holds {number} voxel(s) that are not finite: {MEND}"
-    weight = next(not_finite(bare_network(trainer).state_dict().items()), None)
+    weight = _weight(trainer)
     return None if weight is None else f"the weight {weight} is not finite: {LOWER}"
 
 

@@ -36,7 +36,16 @@ from nnunet_logvmamba.plugin.plans import (
     next_stages,
     to_our_architecture,
 )
-from nnunet_logvmamba.plugin.recipes import DEFAULT_RECIPE, LOSSES, PUBLISHED, PUBLISHED_RECIPES, RECIPES, Recipe
+from nnunet_logvmamba.plugin.prediction_faults import running_functions
+from nnunet_logvmamba.plugin.recipes import (
+    DEFAULT_RECIPE,
+    LOSSES,
+    OF_RECIPES,
+    PUBLISHED,
+    PUBLISHED_RECIPES,
+    RECIPES,
+    Recipe,
+)
 from nnunet_logvmamba.plugin.trainer_names import built_by
 from nnunet_logvmamba.plugin.trust import data_only
 from nnunet_logvmamba.results.runs import IN_USE, SUMMARY
@@ -44,7 +53,7 @@ from nnunet_logvmamba.results.runs import IN_USE, SUMMARY
 from . import gpu_memory, pretraining, saving
 from .finite import FiniteTrainer
 from .scores import write_instance_scores, write_surface_scores
-from .weights import bare_network, refuse_foreign_checkpoint
+from .weights import bare_network, refuse_foreign_checkpoint, refuse_other_optimizer
 
 INHERITED_SETTINGS = (
     "num_epochs",
@@ -58,6 +67,8 @@ INHERITED_SETTINGS = (
 """Settings of a configuration that are attributes of the trainer under the same names, most of them nnU-Net's."""
 
 _CUDA = torch.device("cuda")
+_LOADER = "maybe_load_checkpoint"
+"""nnU-Net's function that initializes a trainer and then reads the file of ``-pretrained_weights``."""
 
 
 class RecipeTrainer(FiniteTrainer):
@@ -138,26 +149,42 @@ class RecipeTrainer(FiniteTrainer):
         plans_manager = PlansManager({k: v for k, v in plans.items() if k != "continue_training"})
         try:
             manager = plans_manager.get_configuration(configuration)
-        except RuntimeError as error:  # nnU-Net's sentence; it lists those that there are
+        except (RuntimeError, ValueError) as error:  # nnU-Net's sentence; it lists those that there are
             raise Refused(str(error)) from error
-        _refuse_unequal_shares(configuration, manager)
+        if "--val" not in sys.argv:
+            _refuse_unequal_shares(configuration, manager)
         channels = determine_num_input_channels(plans_manager, manager, dataset_json)
         classes = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
         try:
             settings = check_training_settings(manager.configuration.get(TRAINING_KEY))
-            with torch.device("meta"):  # no memory and hardly any time, whatever the patch
-                network = built_by(cls, plans_manager, manager, channels, classes)
-                check_patch(network, manager, channels)
+            network = cls._on_meta(plans_manager, manager, channels, classes)
             if not getattr(network, "any_patch", True):
                 saving.check_patch_of_pretrained_weights(sys.argv, manager.patch_size)
             backend = manager.network_arch_init_kwargs.get("backend", "auto")
             if is_ours(manager.configuration["architecture"]) and backend != "auto":
                 backends.choose(backend, device)
-            if getattr(network, "pretrainable", False) and not plans.get("continue_training"):
+            if network and getattr(network, "pretrainable", False) and not plans.get("continue_training"):
                 pretraining.check_checkpoint(network.encoder, settings)
         except ValueError as error:
             raise Refused(f"Configuration '{configuration}' cannot be trained: {error}") from error
         return settings
+
+    @classmethod
+    def _on_meta(cls, plans_manager: PlansManager, manager: ConfigurationManager, *sizes: int) -> nn.Module | None:
+        """Build the network without memory, in hardly any time, and check the patch.
+
+        One that somebody else's code builds may ask for values, which there are none of: then nothing is checked.
+        """
+        try:
+            with torch.device("meta"):
+                network = built_by(cls, plans_manager, manager, *sizes, True)
+                check_patch(network, manager, sizes[0])
+        except Exception:
+            builder = cls.build_network_architecture.__module__
+            if builder.startswith(("nnunet_logvmamba.", "nnunetv2.")):
+                raise
+            return None
+        return network
 
     @classmethod
     def choose_recipe(cls, configuration_manager: ConfigurationManager) -> Recipe:
@@ -179,7 +206,8 @@ class RecipeTrainer(FiniteTrainer):
         _refuse_absent_cases(self.plans_manager, self.configuration_name)
         self._seed_everything()
         super().initialize()
-        if saving.reads_pretrained_weights(sys.argv):  # which nnU-Net does after this
+        caller = running_functions({_LOADER}).get(_LOADER, {})
+        if caller.get("pretrained_weights_file") is not None:  # it reads them after this
             self._reading.enter_context(data_only())
         if getattr(bare_network(self), "pretrainable", False):
             self._start_encoder()
@@ -373,21 +401,29 @@ class RecipeTrainer(FiniteTrainer):
         """
         saving.save_whole(self, filename, super().save_checkpoint)
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: dict | str | os.PathLike) -> None:
         """Load a checkpoint of this very trainer and network, with ``--c`` the first that is whole.
 
+        Weight decay and all else that a recipe says of the optimizer stay those of this trainer.
+
         Raises:
-            Refused: If it is damaged or holds more than data, if another trainer wrote it, or if its tensors are not
-                those of this network; nothing is changed.
+            Refused: If it is damaged or holds more than data, if another trainer wrote it, or if its tensors or, with
+                ``--c``, its optimizer are not those of this one; nothing is changed.
         """
-        found = saving.read_whole(filename_or_checkpoint, choose=self._resumes and not self.was_initialized)
+        source = filename_or_checkpoint
+        source = os.fspath(source) if isinstance(source, os.PathLike) else source
+        found = saving.read_whole(source, choose=self._resumes and not self.was_initialized)
         if not self.was_initialized:
             self._continues = True
             self.initialize()
         refuse_foreign_checkpoint(self, found.content, found.source)
-        with data_only():
-            super().load_checkpoint(found.source)
-        for group in self.optimizer.param_groups:
+        if self._resumes:
+            refuse_other_optimizer(self.optimizer, found.content, found.source)
+        said = [{key: group[key] for key in OF_RECIPES & group.keys()} for group in self.optimizer.param_groups]
+        with saving.as_file(found.source) as file, data_only():
+            super().load_checkpoint(file)
+        for group, settings in zip(self.optimizer.param_groups, said):
+            group.update(settings)
             for state in (self.optimizer.state.get(parameter, {}) for parameter in group["params"]):
                 if torch.is_tensor(state.get("step")) and not (group.get("fused") or group.get("capturable")):
                     state["step"] = state["step"].cpu()  # nnU-Net puts it on the GPU; Adam would wait for it each time

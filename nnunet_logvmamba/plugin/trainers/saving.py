@@ -8,9 +8,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -163,6 +165,18 @@ def read_whole(source: str | dict[str, Any], *, choose: bool) -> Whole:
     return Whole(str(chosen), content, f"{why}; {reasons}" if reasons else why, best.get("_best_ema"))
 
 
+@contextmanager
+def as_file(source: str | dict[str, Any]) -> Iterator[str]:
+    """Give a file with a checkpoint, which is what nnU-Net loads, although it says that the content would do."""
+    if isinstance(source, str):
+        yield source
+        return
+    with TemporaryDirectory() as folder:
+        file = os.path.join(folder, CHECKPOINTS[0])
+        torch.save(source, file)
+        yield file
+
+
 def say_and_keep_best(trainer: nnUNetTrainer, found: Whole) -> None:
     """Say in the log why a checkpoint was chosen, and let no later epoch be a best that is worse than the one saved.
 
@@ -220,11 +234,6 @@ def check_patch_of_pretrained_weights(command: Sequence[str], patch_size: Sequen
                 f"{path} was trained with the patch {times(there)}, and this configuration has {times(patch_size)}, "
                 "for which the network has weights of its own: write one with that patch (logvmamba plans --patch-size)"
             )
-
-
-def reads_pretrained_weights(command: Sequence[str]) -> bool:
-    """Whether nnU-Net may read pretrained weights: what runs is its command and asked for them, or Python code."""
-    return Path(command[0]).stem != "nnUNetv2_train" or bool(_pretrained_weights(command))
 
 
 def _pretrained_weights(command: Sequence[str]) -> list[Path]:

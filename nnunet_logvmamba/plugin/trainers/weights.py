@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
+from torch import nn, optim
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.plugin.checkpoints import first_difference
@@ -33,6 +33,29 @@ def refuse_foreign_checkpoint(trainer: nnUNetTrainer, checkpoint: dict, source: 
             f"{name} holds another network than configuration '{trainer.configuration_name}' builds ({difference}): "
             f"use the plans it was trained with, or remove the file to start anew."
         )
+
+
+def refuse_other_optimizer(optimizer: optim.Optimizer, checkpoint: dict, source: object) -> None:
+    """Raise Refused if a checkpoint's optimizer is of another kind: torch would take its settings, or stop later."""
+    there = (checkpoint.get("optimizer_state") or {}).get("param_groups")
+    if there is None:
+        return
+    here = optimizer.state_dict()["param_groups"]
+    kinds = [_kind(groups) for groups in (here, there)]
+    if kinds[0] == kinds[1] and [len(group["params"]) for group in here] == [len(group["params"]) for group in there]:
+        return
+    differs = f"{kinds[1]}, not {kinds[0]}" if kinds[0] != kinds[1] else "it decays other parameters"
+    raise Refused(
+        f"{source if isinstance(source, str) else 'The checkpoint'} was trained with another optimizer than is asked "
+        f"for now ({differs}): put the recipe back and continue, or train another configuration with "
+        "-pretrained_weights."
+    )
+
+
+def _kind(groups: list[dict]) -> str:
+    if "betas" not in groups[0]:
+        return "SGD" if "momentum" in groups[0] else "another"
+    return "AdamW" if groups[0].get("decoupled_weight_decay") else "Adam"
 
 
 def bare_network(trainer: nnUNetTrainer) -> nn.Module:

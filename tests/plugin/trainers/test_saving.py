@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from small_model import flip
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.plugin import trainers
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
-from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, logging_of_checkpoints
+from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, logging_of_checkpoints, read_checkpoint
 from nnunet_logvmamba.plugin.trainers import pretraining, saving
 
 FINAL, LATEST, BEST = CHECKPOINTS
@@ -321,6 +322,67 @@ def test_a_pretrained_encoder_with_changed_bytes_is_refused(tmp_path, monkeypatc
     flip(path)
     with pytest.raises(ValueError, match="encoder.pth is damaged .the checksum of its part .*: fetch the file again"):
         pretraining.checkpoint_asked_for({})
+
+
+def groups_of(optimizer: torch.optim.Optimizer) -> list[dict]:
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+OTHERS = {
+    ("adam", "sgd"): "SGD, not Adam|Adam, not SGD",
+    ("adam", "adamw"): "Adam, not AdamW|AdamW, not Adam",
+    ("sgd", "adamw"): "SGD, not AdamW|AdamW, not SGD",
+}
+
+
+@pytest.mark.parametrize("trained", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("asked", ["adam", "adamw", "sgd"])
+def test_a_training_goes_on_with_the_recipe_that_it_says_or_not_at_all(trained, asked, make):
+    def trainer(optimizer: str, *, resumes: bool, decay: float):
+        found = make(resumes=resumes, optimizer=optimizer, weight_decay=decay, num_epochs=2)
+        found.initialize()
+        return found
+
+    before = trainer(trained, resumes=False, decay=0.1)
+    latest = Path(before.output_folder) / LATEST
+    before.save_checkpoint(str(latest))
+    resumed = trainer(asked, resumes=True, decay=0.5)
+    weights, expected = deepcopy(resumed.network.state_dict()), groups_of(resumed.optimizer)
+    if trained != asked:
+        words = OTHERS[tuple(sorted((trained, asked), key=("adam", "sgd", "adamw").index))]
+        with pytest.raises(Refused, match=rf"trained with another optimizer than is asked for now \(({words})\)"):
+            resumed.load_checkpoint(str(latest))
+        for name, value in resumed.network.state_dict().items():
+            assert torch.equal(value, weights[name]), name
+        validating = trainer(asked, resumes=False, decay=0.5)
+        validating.load_checkpoint(str(latest))
+    else:
+        resumed.load_checkpoint(str(latest))
+        assert groups_of(resumed.optimizer) == expected
+        assert expected[0]["weight_decay"] == resumed.recipe.weight_decay == 0.5
+    for name, value in (validating if trained != asked else resumed).network.state_dict().items():
+        assert torch.equal(value, before.network.state_dict()[name]), name
+
+
+def test_other_groups_of_parameters_are_another_optimizer(make):
+    before = make()
+    before.initialize()
+    latest = Path(before.output_folder) / LATEST
+    before.save_checkpoint(str(latest))
+    resumed = make(resumes=True)
+    resumed.initialize()
+    resumed.optimizer = replace(resumed.recipe, decays_all=True).make_optimizer(resumed.network)
+    with pytest.raises(Refused, match="another optimizer than is asked for now .it decays other parameters"):
+        resumed.load_checkpoint(str(latest))
+
+
+@pytest.mark.parametrize("kind", [str, Path, read_checkpoint])
+def test_a_checkpoint_is_loaded_by_name_path_or_content(kind, make, fold):
+    resumed = make()
+    resumed.load_checkpoint(kind(fold / FINAL))
+    assert resumed.current_epoch == 3
+    saved = read_checkpoint(fold / FINAL)["network_weights"]
+    assert all(torch.equal(value, saved[name]) for name, value in resumed.network.state_dict().items())
 
 
 def test_a_fold_that_another_process_is_at_is_left_alone(make, nnunet_folders):

@@ -19,11 +19,13 @@ from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.run.run_training import run_training
 from small_model import of_an_earlier_release
+from torch import nn
 
 from nnunet_logvmamba.errors import Refused
 from nnunet_logvmamba.layers import SelectiveSSM
 from nnunet_logvmamba.networks import LoGVMambaUNet, catalogue
-from nnunet_logvmamba.plugin import plans, recipes, trainers
+from nnunet_logvmamba.plugin import model_check, plans, recipes, trainers
+from nnunet_logvmamba.plugin.checkpoints import read_checkpoint
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
 
@@ -172,7 +174,8 @@ def test_the_name_beats_the_configuration(make):
     assert trainer.recipe == trainers.RECIPES["adam"], "a learning rate chosen for another optimizer must not follow"
 
 
-def test_what_a_subclass_sets_holds_as_with_nnunets_trainer(make, monkeypatch, tmp_path):
+@pytest.mark.parametrize("command", ["nnUNetv2_train", "my_script.py"])
+def test_what_a_subclass_sets_holds_as_with_nnunets_trainer(command, make, monkeypatch, tmp_path):
     class OfAUser(trainers.nnUNetTrainerLoGVMamba):
         def __init__(self, plans, configuration, fold, dataset_json, device):
             super().__init__(plans, configuration, fold, dataset_json, device)
@@ -185,9 +188,10 @@ def test_what_a_subclass_sets_holds_as_with_nnunets_trainer(make, monkeypatch, t
     gc.collect()  # trainers of other tests that were set up and never trained have torch read data alone
     torch.save({"options": argparse.Namespace(depth=3)}, tmp_path / "pretext.pt")
     monkeypatch.setattr(trainers, "OfAUser", OfAUser, raising=False)
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "2d", "0"])
+    monkeypatch.setattr(sys, "argv", [command, "998", "2d", "0"])
     trainer = make("OfAUser", settings=SHORT)
     trainer.initialize()
+    assert torch.load(tmp_path / "pretext.pt", weights_only=False), "nor is the rest of the process told to read less"
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {5e-4}
     assert max(group["weight_decay"] for group in trainer.optimizer.param_groups) == 0.3
     assert (trainer.recipe.initial_lr, trainer.recipe.weight_decay) == (5e-4, 0.3)
@@ -201,6 +205,69 @@ def test_a_subclass_may_build_its_network_with_the_arguments_of_an_earlier_nnune
     with pytest.warns(DeprecationWarning, match="old build_network_architecture signature"):
         trainer.initialize()
     assert type(trainer.network).__name__ == "PlainConvUNet"
+
+
+class AsksForValues(nn.Module):
+    """A network of somebody's that is fine, but not without values."""
+
+    def __init__(self, channels: int, classes: int, *, where: str):
+        super().__init__()
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.1, 3)] if where == "as it is built" else [0.1]
+        self.where = where
+        self.head = nn.Conv3d(channels, classes, 1)
+        self.decoder = nn.Module()
+        self.decoder.deep_supervision = False
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+    def forward(self, x):
+        if self.where == "as it runs" and x.mean().item() > 1e9:
+            return x
+        return self.head(x)
+
+
+def with_a_network_that_asks(where: str) -> type:
+    class OfAUser(trainers.nnUNetTrainerStockNetwork):
+        @staticmethod
+        def build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        ):
+            return AsksForValues(num_input_channels, num_output_channels, where=where)
+
+        def __init__(self, plans, configuration, fold, dataset_json, device):
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            self.enable_deep_supervision = False
+
+    return OfAUser
+
+
+@pytest.mark.parametrize("where", ["as it is built", "as it runs", "nowhere"])
+def test_a_network_of_somebody_elses_may_ask_for_values_and_hold_a_mask(where, make, monkeypatch):
+    monkeypatch.setattr(trainers, "OfAUser", with_a_network_that_asks(where), raising=False)
+    trainer = make("OfAUser", settings={**SHORT, "num_epochs": 1})
+    trainer.run_training()
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    assert read_checkpoint(final)["network_weights"]["mask"].isinf().any()
+    assert _not_finite_in(final) == []
+    trainer.network.head.weight.data[0] = torch.nan
+    with pytest.raises(Refused, match="since the weight head.weight is not finite"):
+        trainer.save_checkpoint(str(final))
+    trainer.network.head.weight.data[:] = -torch.inf
+    with pytest.raises(Refused, match="since the weight head.weight is not finite"):
+        trainer.save_checkpoint(str(final))
+
+
+def _not_finite_in(path: Path) -> list[str]:
+    return list(model_check._not_finite(read_checkpoint(path)["network_weights"]))
+
+
+def test_a_configuration_that_inherits_from_nowhere_is_its_own_affair(make, plans_file):
+    content = json.loads(plans_file.read_text())
+    content["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "small"}
+    content["configurations"]["broken"] = {"inherits_from": "gone"}
+    plans_file.write_text(json.dumps(content))
+    make("nnUNetTrainerNoSSM", settings=SHORT, next_stage="3d_cascade_fullres")
+    with pytest.raises(Refused, match="gone does not exist in the plans"):
+        make("nnUNetTrainerNoSSM", settings=SHORT, inherits_from="gone")
 
 
 def test_the_papers_recipe_is_the_same_in_every_configuration(make):
