@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         _say(left_out)
     due, theirs = planned.split(planned.due())
     for job in theirs:
-        _say(f"left out, since nnU-Net's log says that somebody is at it: {planned.key(job)}")
+        _say(f"left out, since somebody is at it: {planned.key(job)}")
     if args.dry_run:
         _show_steps(planned, due)
         return 0

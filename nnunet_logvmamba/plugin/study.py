@@ -400,11 +400,14 @@ class Planned:
         theirs = [
             job
             for job in due
-            if job.stage == "train"
-            and not self.is_trained(job)
-            and (self._is_held(job) or (self.key(job) not in begun and self._is_fresh(job)))
+            if job.stage == "train" and not self.is_trained(job) and self._is_theirs(job, begun.get(self.key(job)))
         ]
         return [job for job in due if not self.needs(job, theirs)], theirs
+
+    def _is_theirs(self, job: Job, number: str | None) -> bool:
+        if number:
+            return False  # of what was handed over, the queue knows
+        return self._is_held(job) or (number is None and self._is_fresh(job))
 
     def needs(self, job: Job, trainings: Sequence[Job]) -> bool:
         """Whether a job is among these trainings, or wants what they leave."""

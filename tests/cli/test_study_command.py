@@ -732,6 +732,8 @@ def test_a_training_that_a_process_is_at_runs_whoever_began_it_and_however_old_i
     with held_elsewhere(held / "in_use.lock", "train"):
         assert status(capsys, file)[f"{name}0"] == "running: epoch 5 of 10, 6 min to go"
         assert [planned.key(job) for job in planned.split(due)[1]] == keys[:2]
+        planned.remember({keys[0]: "8_0"})
+        assert [planned.key(job) for job in planned.split(due)[1]] == [keys[1]], "the queue knows of the other"
     assert status(capsys, file)[f"{name}0"] == "failed: it ended without a word, epoch 5 of 10"
     assert [planned.key(job) for job in planned.split(due)[1]] == [keys[1]], "its first epoch may take this long"
 
