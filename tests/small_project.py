@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from commands import NnunetFolders, run_command
+from fingerprints import write_fingerprint
 
 TRAINER = "nnUNetTrainerLoGVMamba"
 PLANS = "nnUNetPlans"
@@ -71,6 +72,7 @@ class Project:
 
     def plan(self, *configurations: str) -> None:
         """Plan and preprocess."""
+        write_fingerprint(self.number, self.folders.environment)
         # The planner takes this variable for a number of threads; the 0 of the training, it refuses.
         command = ("nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", *configurations, "-np", 1, "-npfp", 1)
         self.run(*command, nnUNet_n_proc_DA="1")
