@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder2
 from skimage.io import imsave
 from tifffile import imwrite
 
@@ -298,7 +299,7 @@ def test_several_processes_write_the_same(volumes):
     [(LABELS, {}), (REGIONS, {"regions_class_order": [1, 2, 3]}), ({**LABELS, "ignore": 4}, {})],
     ids=["labels", "regions", "ignore"],
 )
-def test_dice_and_iou_are_those_of_nnunet(volumes, run_command, labels, more):
+def test_dice_and_iou_are_those_of_nnunet(volumes, labels, more):
     predictions, references = volumes / "predictions", volumes / "labelsTr"
     write_dataset_json(predictions, labels, **more)
     if "ignore" in labels:
@@ -308,10 +309,8 @@ def test_dice_and_iou_are_those_of_nnunet(volumes, run_command, labels, more):
             write_volume(path, values)
     plans = volumes / "plans.json"
     plans.write_text(json.dumps({"label_manager": "LabelManager"}))
-    run_command(
-        ["nnUNetv2_evaluate_folder", references, predictions]
-        + ["-djfile", predictions / "dataset.json", "-pfile", plans, "-np", 1, "-o", volumes / "theirs.json"]
-    )
+    files = (predictions / "dataset.json", plans, volumes / "theirs.json")
+    compute_metrics_on_folder2(*map(str, (references, predictions, *files)), num_processes=1)
     theirs = json.loads((volumes / "theirs.json").read_text())
     assert run(predictions, references, "--metrics", "dice", "iou", "--output", volumes / "out") == 0
     rows = {(row["case"], row["label"]): row for row in read_rows(volumes / "out")}
