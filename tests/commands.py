@@ -7,8 +7,12 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 BIN = Path(sys.executable).parent
 
@@ -52,6 +56,15 @@ class NnunetFolders:
             "nnUNet_preprocessed": str(self.preprocessed),
             "nnUNet_results": str(self.results),
         }
+
+
+@contextmanager
+def environment_with(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process for a while, for what need not run in one of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
 
 
 def run_command(

@@ -28,6 +28,7 @@ import made_once  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import triton_interpreter  # noqa: E402
 
 pytest_plugins = ["trained_projects"]
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
@@ -38,6 +39,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     if importlib.util.find_spec("triton") is not None:
         importlib.import_module("triton")
+        triton_interpreter.patch_language_once_per_launch()
 torch.set_num_threads(2)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")

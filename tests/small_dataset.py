@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from commands import NnunetFolders, run_command
+from fingerprints import write_fingerprint
 from made_once import made_once
 
 NAME = "Dataset998_Balls"
@@ -41,6 +42,7 @@ def prepared() -> NnunetFolders:
 def _prepare(root: Path) -> None:
     folders = NnunetFolders.below(root)
     write_raw(folders.raw)
+    write_fingerprint(NUMBER, folders.environment)
     # The planner takes this variable for a number of threads; the 0 of the training, it refuses.
     command = ["nnUNetv2_plan_and_preprocess", "-d", NUMBER, "-c", "2d", "3d_fullres", "-np", "1", "-npfp", "1"]
     run_command(command, nnUNet_n_proc_DA="1", **folders.environment)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import numpy as np
 import SimpleITK as sitk
 import torch
-from commands import NnunetFolders, run_command
+from commands import NnunetFolders, environment_with, run_command
+from fingerprints import write_fingerprint
+
+from nnunet_logvmamba.cli import main
 
 TRAINER = "nnUNetTrainerLoGVMamba"
 PLANS = "nnUNetPlans"
@@ -71,6 +76,7 @@ class Project:
 
     def plan(self, *configurations: str) -> None:
         """Plan and preprocess."""
+        write_fingerprint(self.number, self.folders.environment)
         # The planner takes this variable for a number of threads; the 0 of the training, it refuses.
         command = ("nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", *configurations, "-np", 1, "-npfp", 1)
         self.run(*command, nnUNet_n_proc_DA="1")
@@ -78,7 +84,9 @@ class Project:
     def configure(self, base: str, name: str, *options: object, **settings: object) -> None:
         """Write a configuration with ``logvmamba plans``; what ``settings`` leave open is ``SETTINGS``, seed 1."""
         words = [f"{key}={value}" for key, value in {**SETTINGS, "seed": 1, **settings}.items()]
-        self.run("logvmamba", "plans", "-d", self.number, "-c", base, "--name", name, "--train", *words, *options)
+        command = ("plans", "-d", self.number, "-c", base, "--name", name, "--train", *words, *options)
+        with environment_with(self.folders.environment), redirect_stdout(StringIO()):
+            assert main([*map(str, command)]) == 0
 
     def narrow(self, *bases: str, plans: str = PLANS) -> None:
         """Add ``<base>_narrow`` with ``WIDTHS``, in nnU-Net's own format, since our command leaves widths to plans."""

@@ -87,7 +87,6 @@ def test_converters_know_nothing_of_the_package_but_what_a_cell_is():
             (f"nnunet_logvmamba.results.{module}", {"torch", "monai", "nnunetv2"})
             for module in ("record", "runs", "logs", "comparison", "tables", "page.page")
         ),
-        ("nnunet_logvmamba.evaluation.surface", {"nnunetv2"}),  # MONAI itself imports torchvision where it can
     ],
 )
 def test_importing_a_part_does_not_load_what_it_can_do_without(module, unwanted, run_command):

@@ -140,11 +140,30 @@ def tables(*words: object) -> subprocess.CompletedProcess:
     )
 
 
-def test_trainings_are_written_one_by_one_not_run_again_and_shown(long_range, tmp_path):
+@pytest.fixture
+def called(long_range, monkeypatch, capsys):
+    """Like ``tables``, in this process."""
+
+    def call(*words: object) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["long_range.py", *map(str, words)])
+        capsys.readouterr()
+        try:
+            code = long_range.main()
+        except SystemExit as stop:
+            code = stop.code
+        said, complained = capsys.readouterr()
+        if isinstance(code, str):  # which Python prints, and ends with 1
+            code, complained = 1, complained + code
+        return subprocess.CompletedProcess(sys.argv, code, said, complained)
+
+    return call
+
+
+def test_trainings_are_written_one_by_one_not_run_again_and_shown(long_range, called, tmp_path):
     file, weights = tmp_path / "rows.json", tmp_path / "weights"
     words = ["--networks", "LoG-VMamba", "NoSSM", "--distances", 14, "--seeds", 1, "--iterations", 2, "--control"]
     words += ["--results", file, "--weights", weights]
-    first = tables(*words)
+    first = called(*words)
     assert first.returncode == 0, first.stderr
     assert "Guessing by the majority names 67%" in first.stdout
     rows = json.loads(file.read_text())["trainings"]
@@ -155,7 +174,7 @@ def test_trainings_are_written_one_by_one_not_run_again_and_shown(long_range, tm
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
     assert sorted(path.name for path in weights.iterdir()) == sorted(map(long_range.file_of, rows))
     before = file.read_bytes()
-    second = tables(*words)
+    second = called(*words)
     assert second.returncode == 0, second.stderr
     assert "NoSSM" not in second.stdout
     assert file.read_bytes() == before
@@ -166,14 +185,14 @@ def test_trainings_are_written_one_by_one_not_run_again_and_shown(long_range, tm
     assert printed[2] == f"| LoG-VMamba | 112,164 | {100 * rows[0]['accuracy']:.1f} |"
     assert len(printed) == 4
     picture = tmp_path / "accuracy.png"
-    done = tables(*words, "--plot", picture)
+    done = called(*words, "--plot", picture)
     assert (done.returncode, picture.exists()) == (0, True), done.stderr
-    done = tables(*words, "--plot", tmp_path / "other.png", "--along", "slow")
+    done = called(*words, "--plot", tmp_path / "other.png", "--along", "slow")
     assert done.returncode == 1
     assert "has no trainings with dims=2, along=slow, control=True, iterations=2" in done.stderr
     assert not (tmp_path / "other.png").exists()
 
-    done = tables(*words, "--look")
+    done = called(*words, "--look")
     assert done.returncode == 0, done.stderr
     log, control = json.loads(file.read_text())["trainings"]
     assert log.items() >= rows[0].items()
@@ -187,15 +206,15 @@ def test_trainings_are_written_one_by_one_not_run_again_and_shown(long_range, tm
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("by_the_script", "words", "sentence"),
     [
-        (("--dims", "3"), "in 3D there is no 'local tokens' with as many parameters"),
-        (("--settings", "--networks", "VSS"), "leave --networks out"),
-        (("--look",), "needs the folder of --weights"),
+        (True, ("--dims", "3"), "in 3D there is no 'local tokens' with as many parameters"),
+        (False, ("--settings", "--networks", "VSS"), "leave --networks out"),
+        (False, ("--look",), "needs the folder of --weights"),
     ],
 )
-def test_a_wrong_call_trains_nothing(tmp_path, words, sentence):
-    done = tables(*words, "--results", tmp_path / "rows.json")
+def test_a_wrong_call_trains_nothing(called, tmp_path, by_the_script, words, sentence):
+    done = (tables if by_the_script else called)(*words, "--results", tmp_path / "rows.json")
     assert done.returncode == 2
     assert sentence in done.stderr
     assert not list(tmp_path.iterdir())

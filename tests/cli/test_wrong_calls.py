@@ -14,6 +14,10 @@ from nnunet_logvmamba.cli import SUB_COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("nnunet_logvmamba.cli", "numpy", "scipy")
+# What is slow among all that these import is loaded in every call, and found there.
+OF_COMMANDS = (*QUICK, *(f"nnunet_logvmamba.cli.{name}" for name in SUB_COMMANDS))
+OF_COMMANDS += ("nnunet_logvmamba.evaluation.folders", "nnunet_logvmamba.results.runs")
+OF_COMMANDS += ("nnunet_logvmamba.plugin.plans", "nnunet_logvmamba.plugin.checkpoint_damage")
 SLOW = ("torch", "torchvision", "batchgenerators", "scipy.ndimage", "scipy.stats", "skimage", "monai", "matplotlib")
 SLOW += ("SimpleITK", "nibabel", "tifffile", "PIL", "pandas", "numba", "onnx", "jinja2")
 
@@ -205,11 +209,12 @@ def test_every_command_answers_a_wrong_call_at_once(here):
     assert {call.partition(" ")[0] for call in CALLS} >= set(SUB_COMMANDS)
     folders = {f"nnUNet_{part}": str(here / f"nnUNet_{part}") for part in ("raw", "preprocessed", "results")}
     calls = [("nnunet_logvmamba.cli", call.split()) for call in CALLS]
-    check(CALLS, answers(calls, here, folders))
+    check(CALLS, answers(calls, here, folders, OF_COMMANDS))
 
 
 def test_every_command_says_at_once_which_variables_are_not_set(here):
-    check(UNSET, answers([("nnunet_logvmamba.cli", call.split()) for call in UNSET], here, {}))
+    calls = [("nnunet_logvmamba.cli", call.split()) for call in UNSET]
+    check(UNSET, answers(calls, here, {}, OF_COMMANDS))
 
 
 def test_every_converter_answers_a_wrong_call_at_once(here):

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from fingerprints import write_fingerprint
 
 from dataset_conversion import Dataset004_Hippocampus as hippocampus
 from dataset_conversion import Dataset501_BraTS2020 as brats
@@ -127,6 +128,7 @@ def planned(request, tmp_path_factory):
     miniature.write(root / "source")
     name = miniature.convert(root / "source", root / "raw", root / "preprocessed", number).name
     splits = (root / "preprocessed" / name / "splits_final.json").read_text()
+    write_fingerprint(number, environment)
     said = run(
         environment, "nnUNetv2_plan_and_preprocess", "-d", number, "--verify_dataset_integrity",
         "-c", miniature.configuration, "-np", 1, "-npfp", 1,

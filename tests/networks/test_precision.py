@@ -69,13 +69,19 @@ def assert_follows(losses: list[float], single: list[float]) -> None:
     assert abs(np.mean(losses[-20:]) - np.mean(single[-20:])) < gained / 20
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_a_block_trains_for_300_steps_in_half_precision_as_in_single(dtype, volume):
+@pytest.fixture(scope="module")
+def in_single(volume) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+    """Input and target of the block, and the losses of its training in float32, which every half is to follow."""
     torch.manual_seed(2)
     image, label = volume[:, :1, 4:12, 4:12, 4:12], volume[:, 1:, 4:12, 4:12, 4:12]
     x = image * torch.randn(1, 16, 1, 1, 1)
     target = label * torch.randn(1, 16, 1, 1, 1)
-    single = train(small_block(), x, target, torch.float32, STEPS)
+    return x, target, train(small_block(), x, target, torch.float32, STEPS)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_block_trains_for_300_steps_in_half_precision_as_in_single(dtype, in_single):
+    x, target, single = in_single
     assert_follows(train(small_block(), x, target, dtype, STEPS), single)
 
 

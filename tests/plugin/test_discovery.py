@@ -33,6 +33,14 @@ assert not heavy, f"looking for a trainer loaded {heavy}"
 print(json.dumps(found))
 """
 
+# As in a process that has not loaded the trainers yet.
+UNPICKLE = """
+for name in [name for name in sys.modules if name.startswith("nnunet_logvmamba.plugin.trainers")]:
+    del sys.modules[name]
+with open({file!r}, "rb") as stored:
+    print(pickle.load(stored).__qualname__)
+"""
+
 USERS_TRAINER = """
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -49,10 +57,6 @@ def users_folder(tmp_path) -> Path:
     return folder
 
 
-def find_trainers(run_command, *names: str, **env: str) -> list[list[str]]:
-    return json.loads(run_command(["python", "-c", FIND, *names], **env).stdout.splitlines()[-1])
-
-
 def test_python_starts_with_our_folder_set_and_without_torch(run_command):
     code = "import os, sys; print(os.environ['nnUNet_extTrainer']); print({'torch', 'numpy'} & sys.modules.keys())"
     folder, loaded = run_command(["python", "-c", code]).stdout.splitlines()
@@ -66,11 +70,18 @@ def test_the_hook_loads_nothing_at_start_but_itself(run_command):
     assert loaded == ["nnunet_logvmamba", "nnunet_logvmamba.plugin", "nnunet_logvmamba.plugin.startup"]
 
 
-def test_nnunet_finds_every_family_and_names_made_on_demand(run_command):
+def test_nnunet_finds_every_family_and_names_made_on_demand_which_survive_pickling(run_command, tmp_path):
+    from nnunet_logvmamba.plugin import trainers
+
+    file = tmp_path / "trainer.pkl"
+    file.write_bytes(pickle.dumps(trainers.nnUNetTrainerGVMamba_7epochs_seed1))
     names = [f"nnUNetTrainer{family}" for family in ("LoGVMamba", "LVMamba", "GVMamba", "VMamba", "NoSSM")]
     names += [f"nnUNetTrainer{row.trainer}" for row in NETWORKS if row.home.startswith("peers.")]
     names += ["nnUNetTrainerLoGVMamba_5epochs", "nnUNetTrainerNoSSM_seed0", "nnUNetTrainerLVMamba_5epochs_seed3"]
-    assert find_trainers(run_command, *names) == [["nnunet_logvmamba.plugin.trainers", name] for name in names]
+    done = run_command(["python", "-c", FIND + UNPICKLE.format(file=str(file)), *names])
+    found, unpickled = done.stdout.splitlines()[-2:]
+    assert json.loads(found) == [["nnunet_logvmamba.plugin.trainers", name] for name in names]
+    assert unpickled == "nnUNetTrainerGVMamba_7epochs_seed1"
 
 
 def test_a_misspelt_name_ends_the_stock_command_with_the_nearest_one(run_command, tmp_path):
@@ -215,12 +226,3 @@ def test_an_environment_without_the_package_that_inherits_the_variable_still_get
     code = f"import runpy; print('__getattr__' in runpy.run_path({str(module)!r}))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("True\n", "")
-
-
-def test_a_trainer_made_on_demand_survives_pickling_into_another_process(run_command, tmp_path):
-    from nnunet_logvmamba.plugin import trainers
-
-    stored = tmp_path / "trainer.pkl"
-    stored.write_bytes(pickle.dumps(trainers.nnUNetTrainerGVMamba_7epochs_seed1))
-    code = f"import pickle; print(pickle.load(open({str(stored)!r}, 'rb')).__qualname__)"
-    assert run_command(["python", "-c", code]).stdout.splitlines()[-1] == "nnUNetTrainerGVMamba_7epochs_seed1"

@@ -80,7 +80,8 @@ def test_two_dimensional_slices_are_trained_and_predicted(trained_2d, new_images
     weights = fold.checkpoint["network_weights"]
     assert {value.ndim for key, value in weights.items() if key.endswith("seg_layers.0.weight")} == {4}
     assert fold.dice[WHOLE_TUMOUR] > 0.4
-    written = trained_2d.predict(new_images, tmp_path / "predicted", "2d_tiny")
+    # Without processes for it; the prediction in 3D has them.
+    written = trained_2d.predict(new_images, tmp_path / "predicted", "2d_tiny", "-npp", 0, "-nps", 0)
     assert [path.name for path in written] == NEW_CASES
     assert trained_2d.evaluate(new_images.with_name("labelsTr"), tmp_path / "predicted")[WHOLE_TUMOUR] > 0.4
 

@@ -30,6 +30,23 @@ def folders(nnunet_folders) -> NnunetFolders:
     return nnunet_folders
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _every_step_is_counted_once():
+    """Several tests plan the same: a step whose network, patch, channels, labels and batch were counted is known."""
+    count, counted = planner.LoGVMambaPlanner._step, {}
+
+    def step(self, configuration, channels, batch_size):
+        labels = (self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+        what = json.dumps([configuration, channels, batch_size, labels], default=repr)
+        if what not in counted:
+            counted[what] = count(self, configuration, channels, batch_size)
+        return counted[what]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner.LoGVMambaPlanner, "_step", step)
+        yield
+
+
 def fingerprint(shape: list[int], folders: NnunetFolders, spacing: tuple[float, ...] = (1.0, 1.0, 1.0)) -> None:
     values = dict.fromkeys(("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5"), 1.0)
     content = {

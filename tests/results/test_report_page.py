@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -104,11 +104,17 @@ def cells(folder: Path, labels: tuple[str, str] = ("interior", "boundary"), case
     return fold
 
 
-def refused(*words: object, **env: str) -> str:
-    done = run_command(["logvmamba", "report", *words], check=False, **env)
-    assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    return line
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+    """A function that takes the words of a wrong call and gives the one line with which the command refuses it."""
+
+    def answer(*words: object) -> str:
+        capsys.readouterr()
+        assert main(["report", *map(str, words)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    return answer
 
 
 # The page
@@ -298,7 +304,7 @@ def test_a_raw_data_set_that_lost_its_images_has_none(tmp_path, monkeypatch):
     assert "No images were found" not in report.build(fold, FoldReader)
 
 
-def test_a_training_without_validation_has_a_page_with_its_curves(trained, tmp_path):
+def test_a_training_without_validation_has_a_page_with_its_curves(trained, tmp_path, refused):
     fold = tmp_path / trained.model("3d_tiny").name / "fold_0"
     fold.mkdir(parents=True)
     for name in ("plans.json", "dataset.json"):
@@ -587,7 +593,9 @@ def test_the_page_opens_in_the_browser_of_the_user(tmp_path):
 def test_a_computer_without_a_browser_is_told_where_the_page_is(tmp_path):
     fold = cells(tmp_path)
     nothing = {"PATH": str(tmp_path), "BROWSER": "", "DISPLAY": "", "WAYLAND_DISPLAY": ""}
-    sentence = refused(fold, "--cases", 0, "--open", **nothing)
+    done = run_command(["logvmamba", "report", fold, "--cases", 0, "--open"], check=False, **nothing)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (sentence,) = done.stderr.strip().splitlines()
     assert sentence == (
         f"logvmamba: there is no browser to show {fold / 'report.html'}: open it by hand, or copy it to a computer "
         "with a browser"
@@ -617,12 +625,12 @@ def test_labels_are_drawn_however_their_numbers_are_written(spelled, tmp_path):
 # What is refused
 
 
-def test_what_is_no_fold_is_refused(tmp_path):
+def test_what_is_no_fold_is_refused(tmp_path, refused):
     assert "is not the folder of a fold: name TRAINER__PLANS__CONFIGURATION/fold_0" in refused(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_files_are_named_and_nothing_is_written(tmp_path):
+def test_wrong_files_are_named_and_nothing_is_written(tmp_path, refused):
     fold = cells(tmp_path)
     images = tmp_path / "images"
     with pytest.raises(UserError, match="there is no channel 4: the images have 1, from 0"):

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import small_dataset
 import torch
+from commands import environment_with
 from small_project import TRAIN, TRAINER
 
+from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.plugin import trainers
 from nnunet_logvmamba.plugin.trainers import recording as run_record
 from nnunet_logvmamba.plugin.trainers.recording import split_digest
@@ -74,10 +76,12 @@ def test_the_record_says_what_was_trained_on_what(record, trained):
     assert record["device"]["type"] == "cpu"
 
 
-def test_the_record_counts_what_logvmamba_summary_counts(record, trained):
-    done = trained.run("logvmamba", "summary", "-d", "501", "-c", "3d_tiny")
-    assert f"parameters    {record['parameters']:,}" in done.stdout
-    (total,) = re.findall(r"multiply-adds ([0-9.]+) GMAC", done.stdout)
+def test_the_record_counts_what_logvmamba_summary_counts(record, trained, capsys):
+    with environment_with(trained.folders.environment):
+        assert main(["summary", "-d", "501", "-c", "3d_tiny"]) == 0
+    said = capsys.readouterr().out
+    assert f"parameters    {record['parameters']:,}" in said
+    (total,) = re.findall(r"multiply-adds ([0-9.]+) GMAC", said)
     assert f"{record['multiply_adds'] / 1e9:.2f}" == total
     weights = trained.fold("3d_tiny").checkpoint["network_weights"]
     assert record["parameters"] == sum(value.numel() for value in weights.values())
