@@ -6,7 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import time
@@ -325,21 +325,8 @@ class RecipeTrainer(FiniteTrainer):
         Raises:
             Refused: If the disk is full, or another process is at this fold.
         """
-        with saving.disk_in_words(Path(self.output_folder)), self._alone("train"):
+        with saving.disk_in_words(Path(self.output_folder)), _alone(self, "train"):
             super().run_training()
-
-    @contextmanager
-    def _alone(self, doing: str) -> Iterator[None]:
-        """Hold the fold: what two processes write there together is of use to neither."""
-        if self.local_rank != 0:
-            yield
-            return
-        fold = Path(self.output_folder)
-        try:
-            with claimed(fold / IN_USE, doing):
-                yield
-        except HeldError as error:
-            raise _at_it(fold, error.holder) from None
 
     def train_step(self, batch: dict) -> dict:
         """Train on a batch as nnU-Net does.
@@ -378,20 +365,16 @@ class RecipeTrainer(FiniteTrainer):
             Refused: If it is the second stage of a cascade and the first has not left all cases for it, or another
                 process is at this fold.
         """
-        with self._alone("validate"):
-            self._validate(save_probabilities)
-
-    def _validate(self, save_probabilities: bool) -> None:
-        self._reading.close()
-        self.check_first_stage()
-        if self.local_rank == 0:  # of an earlier training or validation, until this one has ended
-            (Path(self.output_folder) / "validation" / SUMMARY).unlink(missing_ok=True)
-        with saving.disk_in_words(Path(self.output_folder)):
+        with saving.disk_in_words(Path(self.output_folder)), _alone(self, "validate"):
+            self._reading.close()
+            self.check_first_stage()
+            if self.local_rank == 0:  # of an earlier training or validation, until this one has ended
+                (Path(self.output_folder) / "validation" / SUMMARY).unlink(missing_ok=True)
             super().perform_actual_validation(save_probabilities)
-        write_surface_scores(self)
-        write_instance_scores(self)
-        if self.local_rank == 0:
-            self.record_validation()
+            write_surface_scores(self)
+            write_instance_scores(self)
+            if self.local_rank == 0:
+                self.record_validation()
 
     def save_checkpoint(self, filename: str) -> None:
         """Save as nnU-Net does, but whole or not at all.
@@ -458,6 +441,17 @@ def _refuse_held(fold: Path) -> None:
     holder = None if several and distributed.get_rank() else holder_of(fold / IN_USE)
     if holder is not None:
         raise _at_it(fold, holder)
+
+
+@contextmanager
+def _alone(trainer: RecipeTrainer, doing: str) -> Iterator[None]:
+    """Hold the fold: what two processes write there together is of use to neither."""
+    fold = Path(trainer.output_folder)
+    try:
+        with claimed(fold / IN_USE, doing) if trainer.local_rank == 0 else nullcontext():
+            yield
+    except HeldError as error:
+        raise _at_it(fold, error.holder) from None
 
 
 def _at_it(fold: Path, holder: Holder) -> Refused:
