@@ -386,7 +386,7 @@ def _ended(process: subprocess.Popen, meanwhile: Callable[[], object] | None) ->
     return process.wait()
 
 
-def resolved(word: str) -> Path:
+def _resolved(word: str) -> Path:
     """Give a path that a command means which runs elsewhere."""
     return Path(word).resolve()
 
@@ -416,7 +416,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"{', '.join(TABLES)}, 6, 7, 8 or all")
     parser.add_argument("--data", choices=tuple(DATA), default="hippocampus", help="default: %(default)s")
-    parser.add_argument("--source", type=resolved, help="folder of the data; default: ../shared/data/NAME")
+    parser.add_argument("--source", type=_resolved, help="folder of the data; default: ../shared/data/NAME")
     parser.add_argument("--folder", type=Path, default=ROOT / ".tables", help="everything goes below it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="default: 1 2")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="default: 0")
@@ -434,7 +434,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--holdout",
         nargs=2,
-        type=resolved,
+        type=_resolved,
         metavar=("IMAGES", "REFERENCES"),
         help="folders of cases to predict and score as well",
     )

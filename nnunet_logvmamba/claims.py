@@ -10,9 +10,10 @@ import errno
 import json
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -44,8 +45,8 @@ def claimed(
 ) -> Iterator[Callable[[str], None]]:
     """Hold a file, which is made if need be; what is given writes down what is being done.
 
-    A process does not keep itself out, and gives a file up that it opens and closes otherwise. Where the file system
-    knows no locks there is a warning.
+    A process does not keep itself out, and gives a file up that it opens and closes otherwise. Where nothing can be
+    locked, since the file system knows no locks or the file is somebody else's, there is a warning.
 
     Args:
         file: For no other purpose.
@@ -56,9 +57,15 @@ def claimed(
         HeldError: If another process holds it and ``waits`` is None.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+") as lock:
+    try:
+        lock = _opened(file)
+    except PermissionError as error:
+        _warn(file, error)
+        yield lambda doing: None
+        return
+    with lock:
         try:
-            _take(lock)
+            _take_now(lock)
         except HeldError as error:
             if waits is None:
                 raise
@@ -76,10 +83,10 @@ def claimed(
 
 
 def holder_of(file: Path) -> Holder | None:
-    """Give the other process that holds a file, None if none does."""
+    """Give the other process that holds a file, None if none does or nobody may know."""
     try:
-        lock = file.open()
-    except FileNotFoundError:
+        lock = file.open(encoding="utf-8")
+    except (FileNotFoundError, PermissionError):
         return None
     with lock:
         try:
@@ -87,6 +94,24 @@ def holder_of(file: Path) -> Holder | None:
         except HeldError as error:
             return error.holder
         return None
+
+
+def _opened(file: Path) -> IO[str]:
+    is_new = not file.exists()
+    lock = file.open("a+", encoding="utf-8")
+    if is_new:
+        with suppress(OSError):  # on a folder that several users share, the next one may be another
+            file.chmod(0o666)
+    return lock
+
+
+def _take_now(lock: IO[str]) -> None:
+    """Take a lock, or wait for a moment: whoever only looks at it holds it for as long as that takes."""
+    for _ in range(4):
+        with suppress(HeldError):
+            return _take(lock)
+        time.sleep(0.25)
+    _take(lock)
 
 
 def _take(lock: IO[str], *, wait: bool = False, only_look: bool = False) -> None:
@@ -101,11 +126,16 @@ def _take(lock: IO[str], *, wait: bool = False, only_look: bool = False) -> None
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise HeldError(_read(lock)) from None
-        warnings.warn(
-            f"{lock.name} cannot be locked ({error.strerror}), so nothing keeps another process from doing the same at "
-            "the same time",
-            stacklevel=3,
-        )
+        if not only_look:
+            _warn(lock.name, error)
+
+
+def _warn(file: Path | str, error: OSError) -> None:
+    warnings.warn(
+        f"{file} cannot be locked ({error.strerror}), so nothing keeps another process from doing the same at the same "
+        "time",
+        stacklevel=2,
+    )
 
 
 def _read(lock: IO[str]) -> Holder:

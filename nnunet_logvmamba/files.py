@@ -172,7 +172,6 @@ def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> 
         except OSError as error:
             raise _in_place_of(error, staged, folder) from error
         _move_all(staged, folder, last)
-        shutil.rmtree(staged)
     except BaseException as error:
         before = staged / _BEFORE
         if before.is_dir() and any(before.iterdir()):
@@ -182,6 +181,7 @@ def staged_files(folder: Path, *, overwrite: bool, last: Sequence[str] = ()) -> 
             with suppress(OSError):  # absent, or no longer empty
                 path.rmdir()
         raise
+    shutil.rmtree(staged, ignore_errors=True)
 
 
 def _in_place_of(error: OSError, staged: Path, folder: Path) -> Exception:

@@ -7,8 +7,12 @@ import fcntl
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 import warnings
+from pathlib import Path
 
 import pytest
 from holder import held_elsewhere
@@ -50,6 +54,9 @@ def test_who_waits_says_so_once_and_goes_on_when_it_is_free(tmp_path):
     with held_elsewhere(file, "preprocess") as other:
         thread = threading.Thread(target=take)
         thread.start()
+        while not told:
+            assert thread.is_alive()
+            time.sleep(0.02)
         assert not reached.wait(0.3)
         assert [holder.process for holder in told] == [other.pid]
         other.communicate("\n")
@@ -65,6 +72,40 @@ def test_a_holder_that_has_not_written_who_it_is_keeps_others_out(tmp_path):
         assert holder_of(file) == Holder("?", 0, "")
 
 
+def test_who_only_looks_keeps_nobody_out(tmp_path):
+    """A look takes the lock for a moment; what comes in that moment tries again."""
+    file = tmp_path / "a.lock"
+    file.touch()
+    script = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.lockf(f, fcntl.LOCK_SH); print(flush=True)"
+    words = [sys.executable, "-c", script + "; time.sleep(0.4)", str(file)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as looking:
+        looking.stdout.readline()
+        with claimed(file):
+            pass
+
+
+def test_a_file_is_there_for_all_who_share_the_folder(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with claimed(tmp_path / "a.lock"):
+            assert (tmp_path / "a.lock").stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+
+
+def test_a_file_of_somebody_else_keeps_nobody_from_his_work(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert holder_of(tmp_path / "a.lock") is None
+    with (
+        pytest.warns(UserWarning, match=r"a\.lock cannot be locked \(Permission denied\)"),
+        claimed(tmp_path / "a.lock"),
+    ):
+        pass
+
+
 def test_where_nothing_can_be_locked_there_is_a_warning(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -75,6 +116,9 @@ def test_where_nothing_can_be_locked_there_is_a_warning(tmp_path, monkeypatch):
         claimed(tmp_path / "a.lock"),
     ):
         pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert holder_of(tmp_path / "a.lock") is None
     monkeypatch.undo()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

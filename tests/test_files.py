@@ -122,6 +122,21 @@ def test_an_interrupt_between_any_two_moves_leaves_the_target_as_it_was(tmp_path
     assert contents(target) == before
 
 
+def test_what_is_in_its_place_stays_there_if_the_old_cannot_be_removed(tmp_path, monkeypatch):
+    target, removed = fill(tmp_path / "model", "old"), []
+
+    def interrupted(folder, **_):
+        removed.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged_files(target, overwrite=True) as staged:
+        fill(staged, "new")
+    assert len(removed) == 1
+    assert {name: (target / name).read_text() for name in NAMES[2:]} == dict.fromkeys(NAMES[2:], "new")
+    assert (target / "fold_1" / "weights").read_text() == "new"
+
+
 def test_what_cannot_be_put_back_is_not_removed(tmp_path, monkeypatch):
     target, replace, done = fill(tmp_path / "model", "old"), os.replace, []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,13 +135,19 @@ def run(args: argparse.Namespace) -> int:
     left_out = planned.part(0).unlisted()
     if left_out is not None:
         _say(left_out)
-    due, theirs = planned.split(planned.due())
+    try:
+        queue = _queue(planned)
+    except UserError:
+        if not args.dry_run:
+            raise
+        queue = {}
+    due, theirs = planned.split(planned.due(), queue)
     for job in theirs:
         _say(f"left out, since somebody is at it: {planned.key(job)}")
     if args.dry_run:
         _show_steps(planned, due)
         return 0
-    return _hand_over(planned, due) if on == "slurm" else _run_here(planned, due)
+    return _hand_over(planned, due) if on == "slurm" else _run_here(planned, due, queue)
 
 
 def _study(args: argparse.Namespace) -> Study:
@@ -193,11 +199,10 @@ def _counted(planned: Planned, due: Sequence[Job]) -> str:
     return f"{to_do} of {len(trainings)} training(s) to do, {len(due)} job(s) in all"
 
 
-def _run_here(planned: Planned, due: Sequence[Job]) -> int:
+def _run_here(planned: Planned, due: Sequence[Job], queue: Mapping[str, str]) -> int:
     from nnunet_logvmamba.cli import doctor
     from nnunet_logvmamba.plugin.study import run_here
 
-    queue = _queue(planned)
     there = [number for number in planned.jobs_begun.values() if number in queue]
     if there:
         raise UserError(
@@ -251,7 +256,7 @@ def _queue(planned: Planned) -> dict[str, str]:
     """What SLURM has, if jobs of the study were ever submitted to it."""
     from nnunet_logvmamba.plugin import cluster
 
-    return cluster.queue(planned.record) if any(planned.jobs_begun.values()) else {}
+    return cluster.queue(f"remove {planned.record}") if any(planned.jobs_begun.values()) else {}
 
 
 def _status(planned: Planned) -> int:
@@ -321,7 +326,8 @@ def _predict(args: argparse.Namespace) -> int:
     if shards.is_done:
         _say(f"nothing to do: {len(shards.cases)} case(s) are predicted: {out}")
         return 0
-    queue = cluster.queue() if shards.jobs_begun else {}
+    record = shards.staged / first_run.PREDICTED_BY
+    queue = cluster.queue(f"empty the list of 'jobs' in {record}") if shards.jobs_begun else {}
     there = [number for number in shards.jobs_begun if number in queue]
     if there:
         raise UserError(f"{len(there)} job(s) of this prediction are in the queue, the first is {there[0]}")

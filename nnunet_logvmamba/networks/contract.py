@@ -72,6 +72,11 @@ class PlannedNetwork(nn.Module):
         refuse_weights(state_dict)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
+    @property
+    def is_of_one_patch(self) -> bool:
+        """Whether its weights are those of the patch that it was built for."""
+        return not self.any_patch
+
     @classmethod
     def from_plan(cls, planned: dict[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
         """Give the arguments that follow from a U-Net that nnU-Net planned; knobs come on top.

@@ -263,11 +263,11 @@ def _environment(cluster: Cluster, gpus: int) -> dict[str, str]:
     return {"nnUNet_n_proc_DA": cores, "OMP_NUM_THREADS": cores, **found}
 
 
-def queue(record: Path | None = None) -> dict[str, str]:
+def queue(or_else: str = "") -> dict[str, str]:
     """Give the states of the user's jobs, by their numbers, such as ``{"12_0": "RUNNING"}``.
 
     Args:
-        record: Where it stands that jobs were submitted.
+        or_else: What to do where no job is left, if there is no SLURM here.
 
     Raises:
         UserError: If there is no SLURM here to be asked.
@@ -275,7 +275,7 @@ def queue(record: Path | None = None) -> dict[str, str]:
     if shutil.which("squeue") is None:
         raise UserError(
             "jobs were submitted to SLURM, and there is no squeue here that would tell what became of them: run this "
-            "where they were submitted" + (f", or remove {record}, if none of them is left" if record else "")
+            "where they were submitted" + (f", or {or_else}, if none of them is left" if or_else else "")
         )
     command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i %T"]
     return dict(line.split() for line in _run(*command).splitlines() if line.strip())

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
@@ -249,9 +249,9 @@ class FirstRun:
             )
 
     def unlisted(self) -> str | None:
-        """Say which cases are in no fold, if a training of some leaves any out."""
+        """Say which cases are in no fold, where no training takes all."""
         listed = self._cases_of_splits()
-        beyond = sorted(self.cases.keys() - listed) if listed and self.request.folds != ("all",) else []
+        beyond = sorted(self.cases.keys() - listed) if listed and "all" not in self.request.folds else []
         if not beyond:
             return None
         return (
@@ -476,20 +476,28 @@ class FirstRun:
 
         plans = self._plans()
         if plans is None:
-            return
-        manager = PlansManager(plans)
-        due = [base for base in bases if not self._is_preprocessed(plans, base)]
-        gone = {manager.get_configuration(base).data_identifier for base in due}
+            due, gone = list(bases), {f"{PLANS}_{base}" for base in bases}
+        else:
+            due = [base for base in bases if not self._is_preprocessed(plans, base)]
+            gone = {PlansManager(plans).get_configuration(base).data_identifier for base in due}
         for fold in sorted((self.results / self.dataset).glob("*__*__*/fold_*")):
-            _, name, configuration = fold.parent.name.split("__")
             holder = holder_of(fold / runs.IN_USE)
-            if holder is None or name != self.request.plans or configuration not in plans["configurations"]:
-                continue
-            if manager.get_configuration(configuration).data_identifier in gone:
+            if holder is not None and self._data_of(fold.parent) in gone:
                 raise UserError(
                     f"{', '.join(due)} would be preprocessed anew, since cases are missing, and {holder} reads what is "
                     f"there: wait until {fold} is trained, or end that"
                 )
+
+    def _data_of(self, model: Path) -> str | None:
+        """Name of the preprocessed folder that a model is trained on, whatever its plans are called."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        _, name, configuration = model.name.split("__", 2)
+        for file in (model / "plans.json", self.preprocessed / self.dataset / f"{name}.json"):
+            if file.is_file():
+                with suppress(RuntimeError, ValueError, KeyError):  # without this configuration
+                    return PlansManager(str(file)).get_configuration(configuration).data_identifier
+        return None
 
     def _preprocessing(self, bases: Sequence[str]) -> Step:
         """Plan, or preprocess those of the planned configurations that are not."""
@@ -588,15 +596,20 @@ class FirstRun:
     def _scores_of_predictions(self, trainer: str, references: Path, *, dry_run: bool) -> Iterator[Step]:
         """Score anew where the predictions or the references are others than those that were scored."""
         target = self._target(trainer)
-        scored_against = target / SCORED_AGAINST
-        wanted = {path.name: digest_of(path) for path in find_cases(references).values()}
+        scored_against, wanted = target / SCORED_AGAINST, self._reference_digests
+        there = json.loads(scored_against.read_text(encoding="utf-8")) if _is_json(scored_against) else None
         words = ("logvmamba", "evaluate", str(target), str(references), "--predicted-only")
-        step = _scoring(f"score the predictions of {trainer}", words, target / "scores", [target / PREDICTED_BY])
-        if step.finished is not None and (not scored_against.is_file() or runs.read_json(scored_against) != wanted):
-            step = _scoring(step.title, words, target / "scores")
+        sources = [target / PREDICTED_BY] if there == wanted else None
+        step = _scoring(f"score the predictions of {trainer}", words, target / "scores", sources)
         yield step
         if not dry_run and step.finished is None:
             replace_text(scored_against, json.dumps(wanted, indent=1) + "\n")
+
+    @cached_property
+    def _reference_digests(self) -> dict[str, str]:
+        references = self._new.references
+        assert references is not None
+        return {path.name: digest_of(path) for path in find_cases(references).values()}
 
     def _is_predicted(self, target: Path, wanted: dict, trained: Sequence[Path]) -> bool:
         """Whether all scans are predicted with the weights that are there."""
@@ -665,7 +678,7 @@ def _refuse_damaged(checkpoints: Sequence[Path]) -> None:
 
 
 def _scoring(title: str, words: tuple[str, ...], target: Path, sources: Sequence[Path] | None = None) -> Step:
-    """Give the step that scores; it is finished if that was done after the sources were written, if any are given."""
+    """Give the step that scores; it is finished if that was done after the sources were written; None if never."""
     if sources is not None and is_newer(target / "scores.json", sources):
         return Step(title, finished=f"it is scored: {target}")
     return Step(title, (*words, "--output", str(target), *["--overwrite"] * target.exists()))
@@ -697,7 +710,7 @@ def _json_or_word(value: object) -> str:
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return False
     return True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -391,29 +391,30 @@ class Planned:
         """All jobs of which a step is due, whoever may be at them."""
         return [job for job in self.jobs if any(step.finished is None for step in self.steps(job, dry_run=True))]
 
-    def split(self, due: Sequence[Job]) -> tuple[list[Job], list[Job]]:
-        """Give the jobs that may begin, and trainings that somebody else is at: nnU-Net writes to their logs now.
+    def split(self, due: Sequence[Job], queued: Container[str] = ()) -> tuple[list[Job], list[Job]]:
+        """Give the jobs that may begin, and trainings that somebody else is at; what needs these is in neither.
 
-        What needs these is in neither.
+        Args:
+            queued: Numbers of jobs that are in the queue.
         """
         begun = self.jobs_begun
         theirs = [
             job
             for job in due
-            if job.stage == "train" and not self.is_trained(job) and self._is_theirs(job, begun.get(self.key(job)))
+            if job.stage == "train"
+            and not self.is_trained(job)
+            and begun.get(self.key(job)) not in queued
+            and self._is_at_work(job, begun)
         ]
         return [job for job in due if not self.needs(job, theirs)], theirs
-
-    def _is_theirs(self, job: Job, number: str | None) -> bool:
-        if number:
-            return False  # of what was handed over, the queue knows
-        return self._is_held(job) or (number is None and self._is_fresh(job))
 
     def needs(self, job: Job, trainings: Sequence[Job]) -> bool:
         """Whether a job is among these trainings, or wants what they leave."""
         if job.stage == "train":
             return job in trainings
-        return bool(trainings) and job.stage == "compare" or any(self._same(job, other) for other in trainings)
+        if job.stage == "compare":
+            return any(training in self._compared_jobs for training in trainings)
+        return any(self._same(job, training) for training in trainings)
 
     @property
     def prepares_more(self) -> bool:
@@ -511,7 +512,7 @@ class Planned:
         if failure.is_file():
             return State("failed", failure.read_text(encoding="utf-8").strip())
         if trains and runs.is_begun(self._fold(job)):
-            if self._is_held(job) or (key not in begun and self._is_fresh(job)):
+            if self._is_at_work(job, begun):
                 return State("running", self._progress(job))
             return State("failed", f"it ended without a word, {self._progress(job, eta=False)}")
         return State("missing")
@@ -524,11 +525,12 @@ class Planned:
         folder = self._predictions(job.number)
         return job.stage == "predict" and FirstRun._record(folder / job.trainer)[1]
 
-    def _is_held(self, job: Job) -> bool:
-        return holder_of(self._fold(job) / runs.IN_USE) is not None
-
-    def _is_fresh(self, job: Job) -> bool:
-        if not runs.is_begun(self._fold(job)):
+    def _is_at_work(self, job: Job, begun: Container[str]) -> bool:
+        """Whether a process is at a training: that of one of ours holds its fold, any other writes to its log."""
+        lock = self._fold(job) / runs.IN_USE
+        if lock.is_file():
+            return holder_of(lock) is not None
+        if self.key(job) in begun or not runs.is_begun(self._fold(job)):
             return False
         logs = [path.stat().st_mtime for path in self._fold(job).glob("training_log_*.txt")]
         seconds = _seconds(read_text_logs(self._fold(job)))

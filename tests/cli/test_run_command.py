@@ -238,6 +238,21 @@ def test_what_a_training_reads_is_not_preprocessed_anew(folders):
             path.unlink()
         step = next(run.preprocess(["3d_fullres"], dry_run=False))
         assert step.command[0] == "nnUNetv2_preprocess"
+    # Other plans have the same folder of cases, and a folder that somebody renamed stands beside them.
+    plans_file = folders.preprocessed / small_dataset.NAME / "nnUNetPlans.json"
+    fold = run.results / small_dataset.NAME / "nnUNetTrainer__OurPlans__2d" / "fold_0"
+    with (
+        held_elsewhere(fold / runs.IN_USE, "train"),
+        held_elsewhere(fold.parent.with_name("a__b__2d__old") / "fold_0" / runs.IN_USE, "train"),
+    ):
+        assert next(run.preprocess(["2d"], dry_run=False)).command[0] == "nnUNetv2_preprocess", "nobody knows its plans"
+        shutil.copy(plans_file, fold.parent / "plans.json")
+        with pytest.raises(UserError, match=f"wait until {fold} is trained"):
+            next(run.preprocess(["2d"], dry_run=False))
+        plans_file.rename(plans_file.with_name("gone"))
+        with pytest.raises(UserError, match=f"wait until {fold} is trained"):
+            next(run.preprocess(["2d"], dry_run=False))
+        plans_file.with_name("gone").rename(plans_file)
     assert next(run.preprocess(["2d"], dry_run=False)).command[0] == "nnUNetv2_preprocess"
 
 
@@ -440,6 +455,7 @@ def test_cases_that_are_in_no_fold_are_told(folders, capsys):
         f"ATTENTION: 2 of 5 case(s) are in no fold of {splits}, the first is ball_2: they are neither trained" in said
     )
     assert "ATTENTION" not in dry_run(capsys, 998, "2d", "--fold", "all")
+    assert "ATTENTION" not in dry_run(capsys, 998, "2d", "--fold", 0, "all")
 
 
 def test_a_fold_is_one_however_it_is_written(folders, capsys):
@@ -643,6 +659,8 @@ def test_references_that_were_corrected_or_are_anothers_are_scored_anew(predicte
     os.utime(other / "ball_0.nii.gz", (1, 1))
     assert scored(other)
     assert not scored(other)
+    assert scored(one)
+    (predicted / "out" / first_run.SCORED_AGAINST).write_text("half a fi")
     assert scored(one)
 
 

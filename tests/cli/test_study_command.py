@@ -729,11 +729,15 @@ def test_a_training_that_a_process_is_at_runs_whoever_began_it_and_however_old_i
     keys = [planned.key(job) for job in planned.jobs if job.stage == "train"]
     planned.remember({keys[0]: ""})
     name = f"{NAMES[0]}__nnUNetPlans__2d fold_"
+    # One of ours that was killed has let go, however young its log is.
+    (fold_of(folders, NAMES[1], 1) / "in_use.lock").touch()
+    log_epochs(fold_of(folders, NAMES[1], 1), 3)
     with held_elsewhere(held / "in_use.lock", "train"):
         assert status(capsys, file)[f"{name}0"] == "running: epoch 5 of 10, 6 min to go"
         assert [planned.key(job) for job in planned.split(due)[1]] == keys[:2]
         planned.remember({keys[0]: "8_0"})
-        assert [planned.key(job) for job in planned.split(due)[1]] == [keys[1]], "the queue knows of the other"
+        assert [planned.key(job) for job in planned.split(due, {"8_0": "RUNNING"})[1]] == [keys[1]], "it is our own"
+        assert [planned.key(job) for job in planned.split(due, {"9": "RUNNING"})[1]] == keys[:2]
     assert status(capsys, file)[f"{name}0"] == "failed: it ended without a word, epoch 5 of 10"
     assert [planned.key(job) for job in planned.split(due)[1]] == [keys[1]], "its first epoch may take this long"
 
@@ -751,6 +755,9 @@ def test_the_folds_of_a_comparison_are_those_that_keep_cases_apart(file, folders
             finish(fold_of(folders, job.trainer))
     plan(folders)
     assert [step.command[1] for step in planned.steps(planned.jobs[-1])] == ["compare"], "fold all is not needed"
+    of_all = [job for job in planned.jobs if job.fold == "all"]
+    assert planned.needs(planned.jobs[-1], planned.jobs[1:2])
+    assert not planned.needs(planned.jobs[-1], of_all)
 
 
 def python(code: str, title: str = "do it") -> first_run.Step:

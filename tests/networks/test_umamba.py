@@ -87,6 +87,8 @@ def test_channel_tokens_are_where_a_map_has_no_more_voxels_than_channels():
     assert small().tied == [2]
     assert small(patch=(16, 16, 17)).tied == []  # 4 x 4 x 5 voxels, as the convolutions leave them
     assert small(channel_tokens=False).tied == []
+    assert small().is_of_one_patch
+    assert not small(channel_tokens=False).is_of_one_patch
     assert small(patch=None, channel_tokens=False).tied == []
 
 

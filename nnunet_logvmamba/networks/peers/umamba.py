@@ -505,6 +505,11 @@ class UMambaEnc(UMamba):
         """The patch as the strides divide it."""
         return [size + -size % multiple for size, multiple in zip(self.patch_size, self.multiples)]
 
+    @property
+    def is_of_one_patch(self) -> bool:
+        """Whether tokens of a layer are channels."""
+        return bool(self.tied)
+
     def voxels(self, stage: int) -> int:
         """Voxels of a stage's map for the patch."""
         return prod(self.padded_patch) // prod(prod(step) for step in self.strides[: stage + 1])

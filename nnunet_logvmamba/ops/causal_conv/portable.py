@@ -1,4 +1,4 @@
-"""The causal convolution by torch's own, on any device, in the compute dtype; torch differentiates all of it again."""
+"""The causal convolution by torch's own, on any device, in the compute dtype."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from torch import distributed, nn
 
 from nnunet_logvmamba.claims import HeldError, Holder, claimed, holder_of
 from nnunet_logvmamba.cores import THREAD_VARIABLES, usable_cores
-from nnunet_logvmamba.errors import Refused
+from nnunet_logvmamba.errors import Refused, UserError
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.ops import ahead, backends
 from nnunet_logvmamba.plugin import preprocessed_cases
@@ -67,7 +67,7 @@ INHERITED_SETTINGS = (
 """Settings of a configuration that are attributes of the trainer under the same names, most of them nnU-Net's."""
 
 _CUDA = torch.device("cuda")
-_LOADER = "maybe_load_checkpoint"
+_READS_PRETRAINED = "maybe_load_checkpoint"
 """nnU-Net's function that initializes a trainer and then reads the file of ``-pretrained_weights``."""
 
 
@@ -158,12 +158,12 @@ class RecipeTrainer(FiniteTrainer):
         try:
             settings = check_training_settings(manager.configuration.get(TRAINING_KEY))
             network = cls._on_meta(plans_manager, manager, channels, classes)
-            if not getattr(network, "any_patch", True):
+            if getattr(network, "is_of_one_patch", False):
                 saving.check_patch_of_pretrained_weights(sys.argv, manager.patch_size)
             backend = manager.network_arch_init_kwargs.get("backend", "auto")
             if is_ours(manager.configuration["architecture"]) and backend != "auto":
                 backends.choose(backend, device)
-            if network and getattr(network, "pretrainable", False) and not plans.get("continue_training"):
+            if network is not None and getattr(network, "pretrainable", False) and not plans.get("continue_training"):
                 pretraining.check_checkpoint(network.encoder, settings)
         except ValueError as error:
             raise Refused(f"Configuration '{configuration}' cannot be trained: {error}") from error
@@ -179,9 +179,10 @@ class RecipeTrainer(FiniteTrainer):
             with torch.device("meta"):
                 network = built_by(cls, plans_manager, manager, *sizes, True)
                 check_patch(network, manager, sizes[0])
-        except Exception:
+        except Exception as error:
             builder = cls.build_network_architecture.__module__
-            if builder.startswith(("nnunet_logvmamba.", "nnunetv2.")):
+            is_refused = isinstance(error, UserError) and error.__cause__ is None  # by its sizes, not as it ran
+            if is_refused or builder.startswith(("nnunet_logvmamba.", "nnunetv2.")):
                 raise
             return None
         return network
@@ -206,7 +207,7 @@ class RecipeTrainer(FiniteTrainer):
         _refuse_absent_cases(self.plans_manager, self.configuration_name)
         self._seed_everything()
         super().initialize()
-        caller = running_functions({_LOADER}).get(_LOADER, {})
+        caller = running_functions({_READS_PRETRAINED}).get(_READS_PRETRAINED, {})
         if caller.get("pretrained_weights_file") is not None:  # it reads them after this
             self._reading.enter_context(data_only())
         if getattr(bare_network(self), "pretrainable", False):
