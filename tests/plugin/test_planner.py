@@ -126,6 +126,24 @@ def test_what_is_left_over_goes_into_the_batch(folders):
     assert one_more > memory.budget(6) or full.batch_size == most
 
 
+def test_a_step_is_counted_once(folders, monkeypatch):
+    fingerprint([40, 50, 40], folders)
+    count, counted = planner.estimate, []
+
+    def estimate(build, manager, *arguments, batch_size, **options):
+        counted.append(
+            json.dumps([manager.configuration["architecture"], manager.patch_size, batch_size], default=repr)
+        )
+        return count(build, manager, *arguments, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(planner, "estimate", estimate)
+    found = made(12, SWIN, name="Counted")
+    assert len(counted) == len(set(counted)) > 1
+    chosen = found.configuration("2d")
+    assert found.memory["2d"] == found._step(chosen.configuration, 1, chosen.batch_size)
+    assert len(counted) == len(set(counted))
+
+
 @pytest.mark.parametrize(("network", "left"), [(SWIN, ["2d"]), (SEG, ["3d_fullres"])])
 def test_a_network_for_some_axes_is_planned_for_those(folders, network, left):
     fingerprint([40, 50, 40], folders)

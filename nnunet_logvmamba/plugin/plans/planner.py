@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class LoGVMambaPlanner(ExperimentPlanner):
         self._labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
         self._largest_batch: dict[str, int] = {}
         self._counted: dict[int, tuple[int, StepMemory]] = {}
+        self._steps: dict[str, StepMemory] = {}
         self.memory: dict[str, StepMemory] = {}
 
     def generate_data_identifier(self, configuration_name: str) -> str:
@@ -120,8 +122,15 @@ class LoGVMambaPlanner(ExperimentPlanner):
         return complete_architecture(architecture, patch, self.network.path, self.knobs)
 
     def _step(self, configuration: dict, channels: int, batch_size: int) -> StepMemory:
-        manager = ConfigurationManager(configuration)
-        return estimate(build_network, manager, self._labels, channels, copies=COPIES, batch_size=batch_size)
+        """Count a step, or give what was counted for the same network, patch and batch."""
+        what = [configuration["architecture"], list(configuration["patch_size"]), channels, batch_size]
+        key = json.dumps(what, default=repr)
+        if key not in self._steps:
+            manager = ConfigurationManager(configuration)
+            self._steps[key] = estimate(
+                build_network, manager, self._labels, channels, copies=COPIES, batch_size=batch_size
+            )
+        return self._steps[key]
 
     def get_plans_for_configuration(self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache):
         """Plan as nnU-Net does, and put our network in the place of its own."""
