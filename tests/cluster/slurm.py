@@ -39,6 +39,7 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 KillWait=10
+JobRequeue=0
 SlurmctldParameters=idle_on_node_suspend
 SchedulerParameters=batch_sched_delay=1,sched_interval=5,bf_interval=5
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
