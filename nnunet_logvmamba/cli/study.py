@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_logvmamba.claims import HeldError, claimed
 from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import at_least, examples
 from nnunet_logvmamba.errors import UserError
 
 if TYPE_CHECKING:
+    from nnunet_logvmamba.plugin.shards import Shards
     from nnunet_logvmamba.plugin.study import Job, Planned
-    from nnunet_logvmamba.plugin.study_file import Study
+    from nnunet_logvmamba.plugin.study_file import Cluster, Study
 
 PAGE = "how-to/study.md"
 ACTIONS = ("run", "status", "resume", "cancel", "predict")
@@ -312,7 +314,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.on == "slurm":
         _check_cluster(dry_run=args.dry_run)
     from nnunet_logvmamba.plugin import first_run  # late, because these import torch
-    from nnunet_logvmamba.plugin.shards import Shard, Shards
+    from nnunet_logvmamba.plugin.shards import Shards
     from nnunet_logvmamba.results.runs import absolute, folds_of
 
     if args.on == "slurm":
@@ -335,13 +337,25 @@ def _predict(args: argparse.Namespace) -> int:
     if args.dry_run:
         first_run.run_steps(map(shards.step, due), shards.logs, dry_run=True, **_how())
         return 0
+    try:
+        with claimed(shards.staged / "local.lock", "predict"):
+            return _begin_shards(shards, due, asked if args.on == "slurm" else None)
+    except HeldError as error:
+        raise UserError(f"{error.holder} is at this prediction already: wait for its end, or end it") from None
+
+
+def _begin_shards(shards: Shards, due: Sequence[int], asked: Cluster | None) -> int:
+    """Predict here, or hand over to a cluster what is due."""
+    from nnunet_logvmamba.plugin import cluster, first_run
+    from nnunet_logvmamba.plugin.shards import Shard
+
     shards.begin()
-    if args.on == "slurm":
-        gpus = asked.gpus if device == "cuda" else 0
+    if asked is not None:
+        gpus = asked.gpus if shards.device == "cuda" else 0
         stages = [cluster.Stage("shards", [Shard(shards, shard) for shard in due], gpus)]
         stages.append(cluster.Stage("gather", [Shard(shards)], gpus))
         shards.begin(cluster.submit("predict", shards.staged / "jobs", stages, asked))
-        _say(f"{len(due)} shard(s) submitted to SLURM; {out} is written when all cases are there")
+        _say(f"{len(due)} shard(s) submitted to SLURM; {shards.out} is written when all cases are there")
         return 0
     for shard in due:
         try:
@@ -349,5 +363,5 @@ def _predict(args: argparse.Namespace) -> int:
         except first_run.StepFailed as error:  # tried once more below
             _say(f"\n{error}")
     shards.gather(**_how())
-    _say(f"\ndone: {len(shards.cases)} case(s): {out}")
+    _say(f"\ndone: {len(shards.cases)} case(s): {shards.out}")
     return 0

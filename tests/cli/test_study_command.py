@@ -866,6 +866,23 @@ def test_a_shard_that_died_is_run_again_and_half_a_file_is_not_taken_for_a_whole
     ]
 
 
+def test_a_prediction_is_run_by_one_process_at_a_time(folders, tmp_path, capsys):
+    model = small_model.write_model(folders.results / small_dataset.NAME, 3, [16, 16, 16])
+    images, out = folders.raw / small_dataset.NAME / "imagesTr", tmp_path / "out"
+    words = ("predict", model, images, out, "--device", "cpu")
+    assert main(["study", *map(str, words), "--dry-run"]) == 0
+    shards = Shards(model, images, out, ("0",), 1, "cpu")
+    shards.begin()  # by the other
+    before = (shards.staged / first_run.PREDICTED_BY).read_bytes()
+    capsys.readouterr()
+    with held_elsewhere(shards.staged / "local.lock", "predict") as other:
+        line = refused(capsys, *words)
+    assert f"process {other.pid} of " in line
+    assert "is at this prediction already: wait for its end" in line
+    assert (shards.staged / first_run.PREDICTED_BY).read_bytes() == before
+    assert {path.name for path in shards.staged.iterdir()} == {"local.lock", first_run.PREDICTED_BY}
+
+
 def test_how_far_a_shard_is_does_not_depend_on_reading_it(shards, monkeypatch):
     """SLURM gives two minutes, in which some eighty large volumes can be read."""
     job, all_of_it = (Shard(shards, number) for number in (1, None))
