@@ -57,10 +57,8 @@ def claimed(
         HeldError: If another process holds it and ``waits`` is None.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = _opened(file)
-    except PermissionError as error:
-        _warn(file, error)
+    lock = _opened(file)
+    if lock is None:
         yield lambda doing: None
         return
     with lock:
@@ -96,9 +94,13 @@ def holder_of(file: Path) -> Holder | None:
         return None
 
 
-def _opened(file: Path) -> IO[str]:
+def _opened(file: Path) -> IO[str] | None:
     is_new = not file.exists()
-    lock = file.open("a+", encoding="utf-8")
+    try:
+        lock = file.open("a+", encoding="utf-8")
+    except PermissionError as error:
+        _warn(file, error)
+        return None
     if is_new:
         with suppress(OSError):  # on a folder that several users share, the next one may be another
             file.chmod(0o666)

@@ -558,7 +558,7 @@ class FirstRun:
         command += ["-num_gpus", str(self.request.num_gpus)] if self.request.num_gpus > 1 else []
         final, summary = folder / "checkpoint_final.pth", folder / "validation" / "summary.json"
         if final.is_file() and not runs.is_under_way(folder) and (dry_run or damage_of(final) is None):
-            if runs.is_finished(folder) and (dry_run or _is_json(summary)):
+            if runs.is_finished(folder) and (dry_run or _json_in(summary) is not None):
                 return Step(title, finished=f"it is trained and validated: {folder}")
             return Step(title, (*command, "--val"))
         begun = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
@@ -597,9 +597,8 @@ class FirstRun:
         """Score anew where the predictions or the references are others than those that were scored."""
         target = self._target(trainer)
         scored_against, wanted = target / SCORED_AGAINST, self._reference_digests
-        there = json.loads(scored_against.read_text(encoding="utf-8")) if _is_json(scored_against) else None
         words = ("logvmamba", "evaluate", str(target), str(references), "--predicted-only")
-        sources = [target / PREDICTED_BY] if there == wanted else None
+        sources = [target / PREDICTED_BY] if _json_in(scored_against) == wanted else None
         step = _scoring(f"score the predictions of {trainer}", words, target / "scores", sources)
         yield step
         if not dry_run and step.finished is None:
@@ -707,12 +706,12 @@ def _json_or_word(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _is_json(path: Path) -> bool:
+def _json_in(path: Path) -> Any:
+    """What a file holds; None if it is not there or damaged."""
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return False
-    return True
+        return None
 
 
 def _weights(files: Sequence[Path]) -> dict[str, str]:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from nnunet_logvmamba.ops.scan.reference import in_compute_dtype
 
+from .portable import before_silu
+
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     """Output (batch, length, channels) in the compute dtype."""
@@ -24,9 +26,7 @@ def backward(
     """Gradients of x, weight and bias in the compute dtype; None where it is absent."""
     grad_y, x, weight, bias = in_compute_dtype(grad_y, x, weight, bias)
     if silu:
-        y = _convolved(x, weight, bias)
-        share = torch.sigmoid(y)
-        grad_y = grad_y * share * (1 + y * (1 - share))
+        grad_y = before_silu(grad_y, _convolved(x, weight, bias))
     kernel = weight.shape[1]
     grad_x = sum(weight[:, k] * _later(grad_y, k - kernel + 1) for k in range(kernel))
     grad_weight = torch.stack([(grad_y * _later(x, kernel - 1 - k)).sum((0, 1)) for k in range(kernel)], dim=1)

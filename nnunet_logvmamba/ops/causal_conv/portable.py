@@ -21,9 +21,7 @@ def backward(
     """Gradients of x, weight and bias; None where it is absent."""
     grad_y, x, weight, bias = in_compute_dtype(grad_y, x, weight, bias)
     if silu:
-        y = _convolved(x, weight, bias)
-        share = torch.sigmoid(y)
-        grad_y = grad_y * share * (1 + y * (1 - share))
+        grad_y = before_silu(grad_y, _convolved(x, weight, bias))
     channels, kernel = weight.shape
     grad_y = F.pad(grad_y.transpose(1, 2), (0, kernel - 1))
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
@@ -40,6 +38,12 @@ def backward(
         [True, True, bias is not None],
     )
     return grad_x.transpose(1, 2), grad_weight.squeeze(1), grad_bias if bias is not None else None
+
+
+def before_silu(grad_y: Tensor, y: Tensor) -> Tensor:
+    """Gradient of what SiLU was applied to, ``y``."""
+    share = torch.sigmoid(y)
+    return grad_y * share * (1 + y * (1 - share))
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
