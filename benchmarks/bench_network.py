@@ -27,7 +27,7 @@ from unittest.mock import patch
 import torch
 from correctness import checked
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-from measure import RESULTS, circumstances, save, side_by_side
+from measure import RESULTS, circumstances, peak_of_tensors, save, side_by_side
 from torch import nn
 from workloads import HIPPOCAMPUS, NETWORKS, PATCHES, PEERS, PICTURES, TINY, NetworkPlan
 
@@ -215,12 +215,16 @@ def step(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan, device: s
     return train, parameters
 
 
-def peak_memory(name: str, case: NetworkPlan, device: str, of_peers: bool) -> int:
-    """Bytes that two steps need beyond what an idle process has, in a process of its own."""
+def peak_memory(name: str, case: NetworkPlan, device: str, of_peers: bool) -> dict[str, int]:
+    """Bytes that two steps need beyond what an idle process has, in a process of its own.
+
+    On a CPU ``peak_bytes`` is what the process needs, and ``tensor_peak_bytes`` what tensors hold of it, weights and
+    the optimizer's included; on a GPU it is tensors that are counted.
+    """
     command = [sys.executable, __file__, "--device", device, "--memory-of", name, case.name]
     command += ["--peers"] if of_peers else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def kept(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan) -> int:
@@ -231,11 +235,15 @@ def kept(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan) -> int:
 
 
 def _print_memory(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan, device: str) -> None:
+    def two_steps() -> None:
+        call, _ = step(build, case, device)
+        call()
+        call()
+
     before = peak_memory_bytes(torch.device(device))
-    call, _ = step(build, case, device)
-    call()
-    call()
-    print(peak_memory_bytes(torch.device(device)) - before)
+    two_steps()
+    found = {"peak_bytes": peak_memory_bytes(torch.device(device)) - before}
+    print(json.dumps(found | ({"tensor_peak_bytes": peak_of_tensors(two_steps)} if device == "cpu" else {})))
 
 
 def measured(case: NetworkPlan, device: str) -> dict[str, object]:
@@ -248,9 +256,9 @@ def measured(case: NetworkPlan, device: str) -> dict[str, object]:
         name: seconds[name]
         | {
             "ratio": seconds[name]["seconds"] / seconds["PlainConvUNet"]["seconds"],
-            "peak_bytes": peak_memory(name, case, device, of_peers=False),
             "parameters": parameters[name],
         }
+        | peak_memory(name, case, device, of_peers=False)
         | ({"kept_bytes": kept(build, case)} if case.training else {})
         for name, build in builders(case).items()
     }
@@ -276,7 +284,7 @@ def measured_peers(case: NetworkPlan, device: str) -> dict[str, object]:
     for name, row in rows.items():
         row["step"] = seconds[name] | {"ratio": seconds[name]["seconds"] / seconds["PlainConvUNet"]["seconds"]}
         row["prediction"] = predicting[name] | {"voxels_per_second": voxels / predicting[name]["seconds"]}
-        row["peak_bytes"] = peak_memory(name, case, device, of_peers=True)
+        row |= peak_memory(name, case, device, of_peers=True)
     print(case.name, json.dumps(rows, indent=2), flush=True)
     return {"case": case.name, "patch": case.patch_size, "batch": case.batch_size, "networks": rows}
 

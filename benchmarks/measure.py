@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,20 @@ def peak_on_gpu(call: Callable[[], object]) -> int:
     peak = torch.cuda.max_memory_allocated() - before
     del result
     return peak
+
+
+def peak_of_tensors(call: Callable[[], object]) -> int:
+    """Bytes that tensors hold at most while a call makes and drops them, on the CPU, as torch's profiler counts them.
+
+    A process holds more, since its allocator keeps what was freed in pieces.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        seen.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
 
 
 def _seconds(candidate: Callable[[], object], device: str) -> float:

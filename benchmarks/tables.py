@@ -35,9 +35,11 @@ All networks of a table were built as their trainers build them from one plan, w
 one process: three training steps (forward, backward, SGD step, all heads) and three predictions (one head) of a batch.
 So this says what a step costs, not what it teaches. With batch 2 the prediction is of two patches at once, where
 nnU-Net predicts one at a time: [one patch](benchmarks.md#one-patch-cpu) is measured apart. Peak memory is that of two
-training steps in a process of its own, beyond what an idle one has. "Sequential scan" is the algorithm that mamba-ssm
-publishes as its reference, one step after the other with gradients by autograd. Multiply-adds (GMAC) are those of one
-patch forwards; scans are not among them. Some networks have widths of their own and do not follow the plan's.
+training steps in a process of its own, beyond what an idle one has; newer tables also have what tensors hold of it at
+most, weights and the optimizer's included, since the rest is what the allocator keeps. "Sequential scan" is the
+algorithm that mamba-ssm publishes as its reference, one step after the other with gradients by autograd. Multiply-adds
+(GMAC) are those of one patch forwards; scans are not among them. Some networks have widths of their own and do not
+follow the plan's.
 """
 
 LEGEND = """`reference` is the sequential algorithm that mamba-ssm publishes, with autograd, and the better of one and
@@ -49,6 +51,13 @@ loop takes quadratic time, or mambapy's tensors of one number per state and step
 ONE_PATCH = """torch 2.13 keeps most convolutions of a batch of 1 away from oneDNN; our networks take them there, with
 channels innermost (`networks/prediction.py`). Torch's own way is the same network without that. Differences between
 the logits of the two are relative: the largest over the largest logit, and root mean squares."""
+
+SIZES = {
+    "kept_bytes": "kept for backward, MiB",
+    "tensor_peak_bytes": "tensors at most, MiB",
+    "peak_bytes": "peak memory, MiB",
+}
+"""What is measured of memory, and how it is called."""
 
 NO_GPU = """Nothing has been measured on a GPU yet. The kernels are proven in Triton's interpreter and compile for
 every NVIDIA generation from sm_75 to sm_100; how fast they are there is open."""
@@ -159,6 +168,11 @@ def scan_section(results: dict, fast: str) -> str:
     return "\n\n".join(parts)
 
 
+def peaks_of(networks: dict[str, dict]) -> list[str]:
+    """Which peaks were measured of all networks; older files lack that of tensors."""
+    return [key for key in ("tensor_peak_bytes", "peak_bytes") if all(key in row for row in networks.values())]
+
+
 def network_section(results: dict) -> str:
     """Tables of the networks."""
     parts, last = [], None
@@ -170,10 +184,11 @@ def network_section(results: dict) -> str:
         patch = " × ".join(map(str, case["patch"]))
         head = [f"{case['what'].capitalize()}, {patch}, batch {case['batch']}", "seconds", "times PlainConvUNet"]
         keeps = all("kept_bytes" in row for row in case["networks"].values())
-        head += ["kept for backward, MiB"] * keeps + ["peak memory, MiB", "parameters"]
+        sizes = (["kept_bytes"] if keeps else []) + peaks_of(case["networks"])
+        head += [SIZES[key] for key in sizes] + ["parameters"]
         rows = [
             [name, f"{row['seconds']:.3g}", f"{row['ratio']:.2f}"]
-            + [f"{row[key] / 2**20:,.0f}" for key in ("kept_bytes", "peak_bytes")[not keeps :]]
+            + [f"{row[key] / 2**20:,.0f}" for key in sizes]
             + [f"{row['parameters']:,}"]
             for name, row in case["networks"].items()
         ]
@@ -213,10 +228,11 @@ def peers_page(stored: dict[str, dict]) -> str:
         for case in stored[f"peers_{device}"]["networks"]:
             patch = " × ".join(map(str, case["patch"]))
             head = [f"{patch}, batch {case['batch']}", "parameters", "GMAC", "seconds per step", "times PlainConvUNet"]
-            head += ["peak memory, MiB", "prediction, 10³ voxels/s"]
+            peaks = peaks_of(case["networks"])
+            head += [*(SIZES[key] for key in peaks), "prediction, 10³ voxels/s"]
             rows = [
                 [name, f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e9:.1f}", f"{row['step']['seconds']:.3g}"]
-                + [f"{row['step']['ratio']:.2f}", f"{row['peak_bytes'] / 2**20:,.0f}"]
+                + [f"{row['step']['ratio']:.2f}", *(f"{row[key] / 2**20:,.0f}" for key in peaks)]
                 + [f"{row['prediction']['voxels_per_second'] / 1e3:,.0f}"]
                 for name, row in case["networks"].items()
             ]
@@ -246,12 +262,15 @@ def measured_twice(stored: dict[str, dict]) -> str:
 
 
 def in_words(networks: dict[str, dict]) -> list[str]:
-    """How U-Mamba-Enc's step compares with that of LoG-VMamba and with itself on the sequential scan."""
+    """How a step of LoG-VMamba compares with U-Mamba-Enc's, and that with its own on the sequential scan."""
     step = {name: row["step"]["seconds"] for name, row in networks.items()}
     ours, enc = catalogue.DEFAULT.trainer, catalogue.row("UMambaEnc").trainer
     said = []
     if ours in step and enc in step:
         said.append(f"A step of {ours} takes {step[ours] / step[enc]:.2f} times that of {enc}.")
+        if "tensor_peak_bytes" in peaks_of(networks):
+            ratio_of_peaks = networks[ours]["tensor_peak_bytes"] / networks[enc]["tensor_peak_bytes"]
+            said.append(f"Its tensors need {ratio_of_peaks:.2f} times the memory of those of {enc}.")
     if f"{enc}, sequential scan" in step:
         times = step[f"{enc}, sequential scan"] / step[enc]
         said.append(f"With our scan {enc} takes a step {times:.0f} times as fast as with the sequential one.")

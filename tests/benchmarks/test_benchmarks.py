@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # the scripts import each other by their names, as when they are run
@@ -305,6 +306,17 @@ def test_what_is_timed_though_the_scan_is_wrong_says_so_and_comes_into_no_table(
     assert gpu_steps.proven(replace(setting, commit="b2"))["wrong"], "compared anew, since it was another commit"
 
 
+def test_what_tensors_hold_at_most_is_counted_to_the_byte():
+    def three_of_which_two_at_once() -> None:
+        first = torch.empty(1000, dtype=torch.float32)
+        second = torch.empty(2000, dtype=torch.float32)
+        del first
+        third = torch.empty(500, dtype=torch.float32)
+        del second, third
+
+    assert measure.peak_of_tensors(three_of_which_two_at_once) == 12_000
+
+
 def test_nothing_is_timed_on_a_cpu_where_the_scan_is_wrong(monkeypatch):
     monkeypatch.setattr(correctness, "LARGEST_ERROR", dict.fromkeys(correctness.DTYPES, -1.0))
     with pytest.raises(SystemExit, match="the scan is wrong, so nothing is timed"):
@@ -313,7 +325,15 @@ def test_nothing_is_timed_on_a_cpu_where_the_scan_is_wrong(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "script", ["bench_scan", "bench_network", "bench_network --prediction", "bench_conversion", "bench_finite"]
+    "script",
+    [
+        "bench_scan",
+        "bench_network",
+        "bench_network --prediction",
+        "bench_network --peers",
+        "bench_conversion",
+        "bench_finite",
+    ],
 )
 def test_a_benchmark_runs_at_small_size(script):
     name, *options = script.split()
@@ -327,6 +347,11 @@ def test_a_benchmark_runs_at_small_size(script):
         assert not tables.refusal({"found": results})
         if "--prediction" in options:
             assert "| 1 thread |" in tables.page({"prediction_cpu": results})
+        if "--peers" in options:
+            page = tables.peers_page({"peers_cpu": results})
+            assert "tensors at most, MiB | peak memory, MiB |" in page
+            tiny = results["networks"][0]["networks"]
+            assert all(row["tensor_peak_bytes"] < row["peak_bytes"] for row in tiny.values())
     finally:
         path.unlink(missing_ok=True)
 
