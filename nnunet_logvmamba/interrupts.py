@@ -48,8 +48,8 @@ def put_off() -> Iterator[None]:
     finally:
         for which, handler in previous.items():
             signal.signal(which, handler)
-    for number in dict.fromkeys(came):
-        signal.raise_signal(number)
+        for number in dict.fromkeys(came):  # also behind an error, which may be one that the caller lives with
+            signal.raise_signal(number)
 
 
 @contextmanager

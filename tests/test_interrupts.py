@@ -40,6 +40,17 @@ def test_what_comes_in_a_block_comes_at_its_end(which):
         signal.raise_signal(which)
 
 
+def test_what_comes_ahead_of_an_error_is_not_lost():
+    def fail() -> None:
+        with interrupts.put_off():
+            signal.raise_signal(signal.SIGTERM)
+            raise OSError("no such program")
+
+    with pytest.raises(KeyboardInterrupt) as raised, interrupts.unwinding():
+        fail()
+    assert str(raised.value.__context__) == "no such program"
+
+
 def test_what_is_ignored_stays_so():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:

@@ -69,6 +69,7 @@ _STEP = 8
 PREDICTED_BY = "predicted_by.json"
 SCORED_AGAINST = "scored_against.json"
 PREPROCESSING_LOCK = "preprocessing.lock"
+PREDICTION_LOCK = "prediction.lock"
 LAYOUT = (
     "nnU-Net wants DATASET/dataset.json, DATASET/imagesTr/<case>_0000.nii.gz (one file per channel) and "
     "DATASET/labelsTr/<case>.nii.gz, DATASET being Dataset123_Name in nnUNet_raw"
@@ -306,15 +307,18 @@ class FirstRun:
         return count
 
     def _check_targets(self) -> None:
-        """Refuse to write to folders that hold anything else."""
         for trainer in self.request.trainers:
-            target, wanted = self._target(trainer), self._predicted_by(trainer)
-            taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
-            other = _what_differs(self._record(target)[0], wanted) if taken else None
-            if other is not None:
-                raise UserError(
-                    f"{target} holds something else than predictions of this run{other}: name a new or an empty folder"
-                )
+            self._check_target(trainer)
+
+    def _check_target(self, trainer: str) -> None:
+        """Refuse to write to a folder that holds anything else."""
+        target, wanted = self._target(trainer), self._predicted_by(trainer)
+        there = {path.name for path in target.iterdir()} - {PREDICTION_LOCK} if target.is_dir() else target.exists()
+        other = _what_differs(self._record(target)[0], wanted) if there else None
+        if other is not None:
+            raise UserError(
+                f"{target} holds something else than predictions of this run{other}: name a new or an empty folder"
+            )
 
     def _check_references(self, folder: Path) -> None:
         """Refuse true segmentations that the scores of the predictions would stop at."""
@@ -571,25 +575,37 @@ class FirstRun:
         title = f"predict with {trainer}"
         trained = [self.model(trainer) / f"fold_{fold}" / "checkpoint_final.pth" for fold in request.folds]
         wanted, record = self._predicted_by(trainer), target / PREDICTED_BY
-        if self._is_predicted(target, wanted, trained):
-            yield Step(title, finished=f"{self.new_cases} case(s) are predicted: {target}")
-        else:
+        finished = Step(title, finished=f"{self.new_cases} case(s) are predicted: {target}")
+
+        def predict() -> Iterator[Step]:
+            self._check_target(trainer)  # by now
+            if self._is_predicted(target, wanted, trained):
+                yield finished
+                return
             command = ["nnUNetv2_predict", "-i", new.images, "-o", target, "-d", self.number]
             command += ["-c", self.configuration, "-f", *request.folds, "-tr", trainer, *self._plans_option]
             command += ["-device", self.device]
             command += ["-npp", "1", "-nps", "1"] if usable_cores() < 4 else []
             if not dry_run:
-                lacking = [path for path in trained if not path.is_file()]
-                if lacking:
-                    raise UserError(
-                        f"{lacking[0]} is not there, so nothing can be predicted with it: train that fold anew"
-                    )
-                target.mkdir(parents=True, exist_ok=True)
                 replace_text(record, json.dumps({**wanted, "finished": False}, indent=1) + "\n")
             yield Step(title, tuple(map(str, command)), checkpoints=tuple(trained))
             if not dry_run:
                 content = {**wanted, "weights": _weights(trained), "finished": True}
                 replace_text(record, json.dumps(content, indent=1) + "\n")
+
+        def waits(holder: Holder) -> None:
+            print(f"\n# waiting for {holder}, which predicts into {target}", flush=True)
+
+        if self._is_predicted(target, wanted, trained):
+            yield finished
+        elif dry_run:
+            yield from predict()
+        else:
+            lacking = [path for path in trained if not path.is_file()]
+            if lacking:
+                raise UserError(f"{lacking[0]} is not there, so nothing can be predicted with it: train that fold anew")
+            with claimed(target / PREDICTION_LOCK, waits=waits):
+                yield from predict()
         if new.references is not None:
             yield from self._scores_of_predictions(trainer, new.references, dry_run=dry_run)
 

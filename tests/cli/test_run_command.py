@@ -630,6 +630,50 @@ def test_predictions_stand_without_the_weights_that_made_them_and_none_are_begun
     assert record.read_bytes() == before
 
 
+def test_what_another_process_predicts_into_a_folder_is_waited_for_and_stays(predicted, capfd):
+    out = predicted / "out"
+    record, lock = out / first_run.PREDICTED_BY, out / first_run.PREDICTION_LOCK
+    finished = record.read_text()
+    unfinished = finished.replace('"finished": true', '"finished": false')
+    new = first_run.NewScans(predicted / "new", out)
+
+    def meanwhile(record_of_the_other: str) -> list[object]:
+        found: list[object] = []
+
+        def run() -> None:
+            try:
+                found.extend(first_run.FirstRun(request)._prediction(TRAINER, dry_run=False))
+            except UserError as error:
+                found.append(str(error))
+
+        record.write_text(unfinished)
+        with held_elsewhere(lock, "predict") as other:
+            thread = threading.Thread(target=run)
+            thread.start()
+            while "waiting" not in (said := capfd.readouterr().out):
+                assert thread.is_alive()
+                time.sleep(0.02)
+            assert f"# waiting for process {other.pid} of" in said
+            record.write_text(record_of_the_other)
+            other.communicate("\n")
+            thread.join()
+        return found
+
+    request = first_run.Request("998", "2d", (TRAINER,), device="cpu", new=new)
+    (step,) = meanwhile(finished)
+    assert step.finished is not None
+    (step,) = meanwhile(unfinished)
+    assert step.command[0] == "nnUNetv2_predict", "the other was ended before its own end"
+    (said,) = meanwhile(finished.replace(TRAINER, "nnUNetTrainerNoSSM"))
+    assert "holds something else than predictions of this run; model: nnUNetTrainerNoSSM" in said
+    # Nor does a claim alone make the folder another's.
+    record.unlink()
+    for path in out.iterdir():
+        if path.name != lock.name:
+            path.unlink()
+    assert next(first_run.FirstRun(request)._prediction(TRAINER, dry_run=False)).command[0] == "nnUNetv2_predict"
+
+
 def test_references_that_were_corrected_or_are_anothers_are_scored_anew(predicted, folders):
     def scored(references: Path) -> bool:
         """Whether a run scores; what that would leave is written."""
