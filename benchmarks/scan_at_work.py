@@ -168,7 +168,7 @@ def look_at(model: Path, fold: int, most: int | None, device: str) -> dict[str, 
         image, truth = torch.from_numpy(np.array(data)), np.array(segmentation)[0]
         for way in (None, *ways(blocks)):
             with without(way, blocks) if way else watched(blocks, did):
-                logits = predictor.predict_sliding_window_return_logits(image)
+                logits = predictor.predict_sliding_window_return_logits(image).cpu()
             predicted = np.asarray(manager.convert_logits_to_segmentation(logits))
             rows[f"without {way}" if way else "as trained"].append(dice(predicted, truth, manager.foreground_labels))
     return {

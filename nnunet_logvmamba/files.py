@@ -22,6 +22,14 @@ _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of writing that name no file."""
 
 
+def may_be_written(folder: str | Path) -> bool:
+    """Whether this user may write into a folder or, where there is none, make it."""
+    folder = Path(folder).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give another path in the same folder to write to; it becomes ``path``, or is removed if anything goes wrong.

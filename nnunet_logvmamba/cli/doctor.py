@@ -21,6 +21,7 @@ from nnunet_logvmamba.cli import terminal
 from nnunet_logvmamba.cli.options import at_least, examples
 from nnunet_logvmamba.cores import usable_cores, usable_threads
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.files import may_be_written
 from nnunet_logvmamba.plugin import startup
 from nnunet_logvmamba.plugin.environment import (
     device_option,
@@ -50,6 +51,7 @@ OPTIONAL = {"triton", "mamba-ssm", "causal-conv1d"}
 TESTED_NNUNET = (2, 8)
 
 OK, NOTE, FAILS = "ok", "note", "FAILS"
+COMPILE = "nnUNet_compile"
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,12 @@ def examine() -> Iterator[Finding]:
         yield Finding("devices", "-device", NOTE, needed)
     yield from _thread_limit()
     for device, _ in devices:
-        yield from _scan_backends(device)
+        try:
+            yield from _scan_backends(device)
+            if device.type == "cuda" and os.name != "nt" and os.environ.get(COMPILE, "t").lower() in {"true", "1", "t"}:
+                yield _compiler(device)
+        except torch.OutOfMemoryError:
+            yield Finding(f"selective scan on {device}", "memory", FAILS, "none is left: see who uses it (nvidia-smi)")
     yield from _nnunet()
     yield from _paths()
     yield from _caches()
@@ -244,6 +251,23 @@ def _scan_backends(device) -> Iterator[Finding]:
             yield Finding(section, "auto", NOTE, f"the default is the slow portable {name!r}: see above")
 
 
+def _compiler(device) -> Finding:
+    """Compile something small as nnU-Net compiles networks on a GPU, for which it needs the same as our kernels do."""
+    import torch
+
+    section, name = f"selective scan on {device}", "torch.compile"
+    try:
+        torch.compile(lambda x: x.exp() + 1)(torch.ones(2, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of compilers, drivers and folders
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and "raised:" not in line]
+        said = lines[0] if lines else type(error).__name__
+        remedy = f"a C compiler and Python's header files are often missing; export {COMPILE}=f does without it"
+        return Finding(section, name, FAILS, f"fails, and nnU-Net trains with it: {said}; {remedy}")
+    return Finding(section, name, OK, "works")
+
+
 def _nnunet() -> Iterator[Finding]:
     section = "nnU-Net"
     error = torchvision_error()
@@ -293,23 +317,15 @@ def _paths() -> Iterator[Finding]:
             yield Finding(section, name, FAILS, fault)
         elif os.path.exists(folder) and not os.path.isdir(folder):
             yield Finding(section, name, FAILS, f"{folder} is a file; {use}: name a folder")
-        elif not os.path.isdir(folder) and not _can_be_made(folder):
+        elif not os.path.isdir(folder) and not may_be_written(folder):
             state = FAILS if name == "nnUNet_results" else when_absent
             yield Finding(section, name, state, f"{folder} does not exist and you cannot make it; {use}: name another")
         elif not os.path.isdir(folder):
             yield Finding(section, name, when_absent, f"{folder} does not exist; {use}: mkdir -p {shlex.quote(folder)}")
-        elif name == "nnUNet_results" and not os.access(folder, os.W_OK | os.X_OK):
+        elif name == "nnUNet_results" and not may_be_written(folder):
             yield Finding(section, name, FAILS, f"{folder} is not yours to write to; {use}: name another")
         else:
             yield Finding(section, name, OK, folder)
-
-
-def _can_be_made(folder: str) -> bool:
-    """Whether the nearest folder above that exists may be written to."""
-    above = os.path.abspath(folder)
-    while not os.path.exists(above):
-        above = os.path.dirname(above)
-    return os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)
 
 
 def _caches() -> Iterator[Finding]:
@@ -327,7 +343,9 @@ def _caches() -> Iterator[Finding]:
         yield Finding(section, "numba", OK, str(compiled_code_folder()))
     except RuntimeError as error:  # a user without a home
         yield Finding(section, "numba", NOTE, f"nowhere ({_first_line(error)}): set NUMBA_CACHE_DIR")
-    yield Finding(section, "triton", OK if version_of("triton") else NOTE, str(triton_cache_folder()))
+    folder = triton_cache_folder()
+    lacks = "" if may_be_written(folder) else ", where you may not write: kernels that it lacks cannot be compiled"
+    yield Finding(section, "triton", OK if version_of("triton") and not lacks else NOTE, f"{folder}{lacks}")
 
 
 def _first_line(error: BaseException) -> str:

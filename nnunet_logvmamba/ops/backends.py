@@ -11,11 +11,13 @@ Everything they promise beyond that (dtypes, layout, aliasing, rows in another o
 from __future__ import annotations
 
 import functools
+import getpass
 import hashlib
 import importlib
 import importlib.util
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from types import ModuleType
 import torch
 
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.files import may_be_written
 
 
 @dataclass(frozen=True)
@@ -174,10 +177,16 @@ def what_fails(name: str, device: torch.device | str) -> str | None:
 
 
 def try_once(name: str, device: torch.device | str) -> tuple[float, str | None]:
-    """Give the largest error of a backend on a small input, infinite if it raises, and what ``what_fails`` says."""
+    """Give the largest error of a backend on a small input, infinite if it raises, and what ``what_fails`` says.
+
+    Raises:
+        torch.OutOfMemoryError: If the device has no memory left for it, which says nothing of the backend.
+    """
     # A backend can fail in as many ways as there are compilers and drivers; each is what we are asked to report.
     try:
         error = largest_error(name, device)
+    except torch.OutOfMemoryError:
+        raise  # of this moment and not of the backend
     except Exception as failure:
         return float("inf"), f"It raises {type(failure).__name__}: {(str(failure).strip() or '-').splitlines()[0]}."
     return error, None if error <= LARGEST_ERROR else f"It gives wrong values, off by {error:.0e} of the largest."
@@ -277,9 +286,26 @@ _TRITON_CACHE_DIR = os.environ.get("TRITON_CACHE_DIR")
 def triton_cache_folder() -> Path:
     """Folder in which the kernels of the scan are kept, Triton's own: what ``TRITON_CACHE_DIR`` named when this package
     was imported, else ``.triton/cache`` below ``TRITON_HOME`` or the user's home.
+
+    Where that home cannot be written to, as in many containers, it is one of this user for files that may go.
     """
-    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
-    return Path(_TRITON_CACHE_DIR or os.path.join(home, ".triton", "cache"))
+    if _TRITON_CACHE_DIR:
+        return Path(_TRITON_CACHE_DIR)
+    kept = Path(os.environ.get("TRITON_HOME") or os.path.expanduser("~"), ".triton", "cache")
+    return kept if may_be_written(kept) else _passing_folder()
+
+
+@functools.cache
+def _passing_folder() -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(tempfile.gettempdir(), f"triton_{user}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not folder.is_symlink() and (not hasattr(os, "getuid") or folder.stat().st_uid == user):
+            return folder
+    except OSError:
+        pass  # it is a file, or nobody may make one there
+    return Path(tempfile.mkdtemp(prefix="triton_"))  # nobody else's code is run
 
 
 def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:

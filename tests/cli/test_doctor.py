@@ -106,6 +106,31 @@ def test_a_thread_limit_under_which_stock_training_would_hang_is_found(monkeypat
     assert "unset OMP_THREAD_LIMIT" in finding.text
 
 
+def test_a_compiler_that_nnunet_needs_and_that_is_not_there_makes_the_doctor_fail():
+    from torch._inductor import config
+
+    device = torch.device("cpu")
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        finding = doctor._compiler(device)
+    assert finding.state == doctor.FAILS
+    assert "no-such-compiler" in finding.text or "C++ compiler" in finding.text
+    assert "export nnUNet_compile=f" in finding.text
+    torch.compiler.reset()
+    assert doctor._compiler(device).state == doctor.OK
+
+
+def test_a_folder_for_kernels_that_nothing_can_be_added_to_is_noted(monkeypatch, tmp_path):
+    from nnunet_logvmamba.ops import backends
+
+    states = []
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "cache", tmp_path / "cache"):
+        monkeypatch.setattr(backends, "_TRITON_CACHE_DIR", str(folder))
+        finding = list(doctor._caches())[-1]
+        states.append((finding.name, finding.state, "may not write" in finding.text))
+    assert states == [("triton", doctor.NOTE, True), ("triton", doctor.OK, False)]
+
+
 @pytest.mark.gpu
 def test_backends_are_run_on_the_gpu_too(healthy):
     assert "selective scan on cuda:0" in healthy.stdout

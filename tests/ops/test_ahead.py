@@ -1,5 +1,7 @@
 """Which scans a network will run is known before it runs."""
 
+import os
+import tempfile
 from types import NoneType
 
 import torch
@@ -42,6 +44,28 @@ def test_the_scans_of_a_network_are_found_without_running_it():
 
 def test_nothing_is_compiled_ahead_for_a_device_without_kernels():
     assert ahead.compile_ahead(torch.nn.Conv3d(1, 1, 1), (1, 1, 4, 4, 4), torch.device("cpu")) == 0
+
+
+def test_kernels_are_kept_for_a_while_where_the_home_cannot_be_written_to(monkeypatch, tmp_path):
+    monkeypatch.setattr(backends, "_TRITON_CACHE_DIR", None)
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path))
+    assert backends.triton_cache_folder() == tmp_path / ".triton" / "cache"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    backends._passing_folder.cache_clear()
+    folder = backends.triton_cache_folder()
+    assert folder == tmp_path / f"triton_{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    # What is there and may be somebody else's is not run.
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    backends._passing_folder.cache_clear()
+    assert backends.triton_cache_folder().parent == tmp_path
+    assert backends.triton_cache_folder() != folder
+    backends._passing_folder.cache_clear()
+    monkeypatch.setattr(backends, "_TRITON_CACHE_DIR", str(tmp_path / "file"))
+    assert backends.triton_cache_folder() == tmp_path / "file", "what the user names stays"
 
 
 def test_kernels_are_kept_where_the_user_said_and_not_where_torch_compile_keeps_its_own(monkeypatch):

@@ -33,6 +33,26 @@ def test_a_default_device_of_another_kind_does_not_make_a_backend_fail(name):
         assert backends.what_fails(name, "cpu") is None
 
 
+def test_memory_that_was_short_for_a_moment_is_no_fault_of_a_backend(monkeypatch):
+    """Auto would take the slow one from then on; nnU-Net tries again on the CPU, and goes on."""
+    works = chunked.forward
+
+    def out_of_memory(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    known = {"fast": backends.Backend(chunked.__name__, lambda device: None, "cpu")}
+    monkeypatch.setattr(backends, "BACKENDS", known | {"reference": backends.BACKENDS["reference"]})
+    backends.automatic.cache_clear()
+    try:
+        monkeypatch.setattr(chunked, "forward", out_of_memory)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            backends.automatic("cpu")
+        monkeypatch.setattr(chunked, "forward", works)
+        assert backends.automatic("cpu") == "fast"
+    finally:
+        backends.automatic.cache_clear()
+
+
 def test_auto_on_the_cpu_is_never_the_slow_reference():
     assert available_backends("cpu")[-1] == "reference"
     assert backends.choose("auto", torch.device("cpu")) is not reference

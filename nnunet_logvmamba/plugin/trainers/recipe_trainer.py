@@ -237,9 +237,7 @@ class RecipeTrainer(FiniteTrainer):
         try:
             kernels = ahead.compile_ahead(bare_network(self), patch, self.device)
         except Exception as error:  # of compilers: a gain of time is no reason to stop, and the first step compiles too
-            self.print_to_log_file(
-                f"The scan's kernels were not compiled ahead ({error}); the first iteration does it."
-            )
+            self.print_to_log_file(_not_compiled_ahead(error, next(bare_network(self).parameters()).device))
         else:
             self.print_to_log_file(f"Kernels of the scan: {kernels}, compiled or loaded in {time() - begin:.1f} s.")
 
@@ -417,6 +415,14 @@ class RecipeTrainer(FiniteTrainer):
 def _as_tensor(_: nn.Module, inputs: tuple, loss: object) -> object:
     """Give 0 as a tensor where nnU-Net's loss is the number: without Dice, and with every voxel ignored."""
     return loss if isinstance(loss, torch.Tensor) else (inputs[0].flatten()[:1] * 0).sum()
+
+
+def _not_compiled_ahead(error: Exception, device: torch.device) -> str:
+    """What happens now: the first iteration compiles the kernels, unless they cannot be compiled at all."""
+    said, used = f"The scan's kernels were not compiled ahead ({error})", backends.automatic(device.type, device.index)
+    if backends.BACKENDS[used].made_for is not None:
+        return f"{said}; the first iteration does it."
+    return f"ATTENTION: {said}, and the scan runs on the slow portable {used!r}: logvmamba doctor shows why."
 
 
 def _refuse_absent_device(device: torch.device) -> None:
