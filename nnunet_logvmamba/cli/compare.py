@@ -35,7 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         nargs="+",
         type=Path,
         metavar="RESULTS",
-        help="folder of results, of a data set or of a model TRAINER__PLANS__CONFIGURATION; rows keep this order",
+        help="folder of results, of a data set or of a model TRAINER__PLANS__CONFIGURATION, or of scored predictions "
+        "of held-out cases; rows keep this order",
     )
     parser.add_argument(
         "--metrics",

@@ -216,7 +216,7 @@ def _run_here(planned: Planned, due: Sequence[Job], queue: Mapping[str, str]) ->
         raise UserError(f"training would fail: {failure.name}: {failure.text} (logvmamba doctor shows all)")
     _say(_counted(planned, due))
     run_here(planned, due, **_how())
-    _say(f"\ndone: {planned.table if planned.table.is_file() else planned.folder}")
+    _say(f"\ndone: {' and '.join(map(str, planned.tables or [planned.folder]))}")
     return 0
 
 
@@ -278,8 +278,8 @@ def _status(planned: Planned) -> int:
     words = [state.word for job, state in states.items() if job.stage == "train"]
     counts = {word: words.count(word) for word in ("done", "running", "waiting", "failed", "missing")}
     terminal.show("\ntrainings: " + ", ".join(f"{count} {word}" for word, count in counts.items() if count))
-    if planned.table.is_file():
-        terminal.show(f"comparison: {planned.table}")
+    for table in planned.tables:
+        terminal.show(f"comparison: {table}")
     return 0
 
 

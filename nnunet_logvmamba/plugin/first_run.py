@@ -50,6 +50,8 @@ from nnunet_logvmamba.plugin.plans import (
 )
 from nnunet_logvmamba.plugin.trainer_names import check_trainer, find_trainer
 from nnunet_logvmamba.results import runs
+from nnunet_logvmamba.results.predicted import PREDICTED_BY, SCORED_AGAINST, SCORES
+from nnunet_logvmamba.results.record import RECORD_NAME, read_record
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PLANS = "nnUNetPlans"
@@ -66,8 +68,6 @@ QUICK_VOXELS = {2: 128 * 128, 3: 24 * 40 * 24}
 _STEP = 8
 """Voxels by which the patch of a quick run shrinks where a network has no strides."""
 
-PREDICTED_BY = "predicted_by.json"
-SCORED_AGAINST = "scored_against.json"
 PREPROCESSING_LOCK = "preprocessing.lock"
 PREDICTION_LOCK = "prediction.lock"
 LAYOUT = (
@@ -428,6 +428,9 @@ class FirstRun:
             models = [str(self.model(trainer)) for trainer in self.request.trainers]
             folds = ["--folds", *compared_folds(self.request.folds)]
             yield Step("compare the trainers", ("logvmamba", "compare", *models, *folds))
+            if self.request.new is not None and self.request.new.references is not None:
+                predictions = [str(self._target(trainer)) for trainer in self.request.trainers]
+                yield Step("compare the predictions", ("logvmamba", "compare", *predictions))
 
     def steps_due(self) -> dict[str, int]:
         """Give the trainers that still have to train, each with the steps that one of its trainings takes."""
@@ -587,10 +590,12 @@ class FirstRun:
             command += ["-device", self.device]
             command += ["-npp", "1", "-nps", "1"] if usable_cores() < 4 else []
             if not dry_run:
+                (target / SCORED_AGAINST).unlink(missing_ok=True)
                 replace_text(record, json.dumps({**wanted, "finished": False}, indent=1) + "\n")
             yield Step(title, tuple(map(str, command)), checkpoints=tuple(trained))
             if not dry_run:
-                content = {**wanted, "weights": _weights(trained), "finished": True}
+                content = {**wanted, "weights": _weights(trained), RECORD_NAME: read_record(trained[0].parent)}
+                content["finished"] = True
                 replace_text(record, json.dumps(content, indent=1) + "\n")
 
         def waits(holder: Holder) -> None:
@@ -615,7 +620,7 @@ class FirstRun:
         scored_against, wanted = target / SCORED_AGAINST, self._reference_digests
         words = ("logvmamba", "evaluate", str(target), str(references), "--predicted-only")
         sources = [target / PREDICTED_BY] if _json_in(scored_against) == wanted else None
-        step = _scoring(f"score the predictions of {trainer}", words, target / "scores", sources)
+        step = _scoring(f"score the predictions of {trainer}", words, target / SCORES, sources)
         yield step
         if not dry_run and step.finished is None:
             replace_text(scored_against, json.dumps(wanted, indent=1) + "\n")

@@ -20,6 +20,7 @@ from typing import Any
 
 from nnunet_logvmamba.claims import HeldError, Holder, claimed, holder_of
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS
 from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.plugin import first_run
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS
@@ -30,6 +31,7 @@ from nnunet_logvmamba.plugin.trainer_names import find_trainer, parts_of
 from nnunet_logvmamba.results import runs
 from nnunet_logvmamba.results.comparison import names_of, rename
 from nnunet_logvmamba.results.logs import read_text_logs
+from nnunet_logvmamba.results.predicted import SCORED_AGAINST, SCORES
 from nnunet_logvmamba.results.record import read_record
 from nnunet_logvmamba.results.runs import method_of
 
@@ -286,6 +288,10 @@ class Planned:
         names = self.study.plans[plans], self.study.configurations[configuration], folds
         return self.folder / "predictions" / "__".join(names)
 
+    def _predicted(self, job: Job) -> Path:
+        """Folder that a job predicts into."""
+        return self._predictions(job.number) / job.trainer
+
     # What there is to do
 
     @cached_property
@@ -326,7 +332,7 @@ class Planned:
         elif job.stage == "predict":
             yield from self._predicting(job.number).predict(job.trainer, dry_run=dry_run)
         else:
-            yield self._comparison()
+            yield from self._comparisons(dry_run=dry_run)
 
     def _check_trained(self, job: Job) -> None:
         needed = [each for each in self._compared_jobs if not job.trainer]
@@ -356,18 +362,37 @@ class Planned:
         folds = first_run.compared_folds(self.study.folds)
         return [job for job in self.jobs if job.stage == "train" and job.fold in folds]
 
-    def _comparison(self) -> Step:
+    def _comparisons(self, *, dry_run: bool) -> Iterator[Step]:
+        """Compare the validations and, where they are scored, predictions of held-out cases."""
         trained = self._compared_jobs
         models = list(dict.fromkeys(str(self.model(job)) for job in trained))
         summaries = [self._fold(job) / "validation" / runs.SUMMARY for job in trained]
-        words = ["logvmamba", "compare", *models, "--folds", *first_run.compared_folds(self.study.folds)]
+        words = [*models, "--folds", *first_run.compared_folds(self.study.folds)]
+        yield self._comparison("compare", words, summaries, self.table, self.study.compare.get("metrics", []))
+        if "references" not in self.study.predict:
+            return
+        folders = [self._predicted(job) for job in self.jobs if job.stage == "predict"]
+        open_ = [folder for folder in folders if not (folder / SCORED_AGAINST).is_file()]
+        if open_ and not dry_run:
+            raise UserError(
+                f"{len(open_)} of {len(folders)} model(s) have no scored predictions, the first is {open_[0]}: there "
+                "is no comparison of held-out cases yet"
+            )
+        metrics = [name for name in self.study.compare.get("metrics", []) if name.lower() not in INSTANCE_METRICS]
+        scores = [folder / SCORES / "scores.json" for folder in folders]
+        words = list(map(str, folders))
+        yield self._comparison("compare held-out cases", words, scores, self.held_out_table, metrics)
+
+    def _comparison(
+        self, title: str, words: Sequence[str], sources: Sequence[Path], table: Path, metrics: Sequence[str]
+    ) -> Step:
         options = self.study.compare
-        words += ["--metrics", *options["metrics"]] if "metrics" in options else []
+        words = ["logvmamba", "compare", *words, *(["--metrics", *metrics] if metrics else [])]
         words += ["--against", options["against"]] if "against" in options else []
         words += ["--names", *(f"{old}={new}" for old, new in options["names"].items())] if "names" in options else []
-        if first_run.is_newer(self.table, summaries) and self._compared() in (None, self._to_compare()):
-            return Step("compare", finished=f"it is written: {self.table}")
-        return Step("compare", (*words, "--output", str(self.table.parent)))
+        if first_run.is_newer(table, sources) and self._compared() in (None, self._to_compare()):
+            return Step(title, finished=f"it is written: {table}")
+        return Step(title, (*words, "--output", str(table.parent)))
 
     def _compared(self) -> dict[str, Any] | None:
         """Of what and with which options the table was made, if it was written down."""
@@ -386,6 +411,16 @@ class Planned:
     def table(self) -> Path:
         """What the study is made for."""
         return self.folder / "tables" / "comparison.md"
+
+    @property
+    def held_out_table(self) -> Path:
+        """The same of predictions of cases that were in no fold."""
+        return self.folder / "tables_held_out" / "comparison.md"
+
+    @property
+    def tables(self) -> list[Path]:
+        """Those of the two that are there."""
+        return [table for table in (self.table, self.held_out_table) if table.is_file()]
 
     def due(self) -> list[Job]:
         """All jobs of which a step is due, whoever may be at them."""
@@ -521,9 +556,8 @@ class Planned:
         if job.stage == "train":
             return self.is_trained(job)
         if job.stage == "compare":
-            return self._comparison().finished is not None
-        folder = self._predictions(job.number)
-        return job.stage == "predict" and FirstRun._record(folder / job.trainer)[1]
+            return all(step.finished is not None for step in self._comparisons(dry_run=True))
+        return job.stage == "predict" and FirstRun._record(self._predicted(job))[1]
 
     def _is_at_work(self, job: Job, begun: Container[str]) -> bool:
         """Whether a process is at a training: that of one of ours holds its fold, any other writes to its log."""

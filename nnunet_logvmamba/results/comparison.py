@@ -14,6 +14,7 @@ import numpy as np
 
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.metrics import METRICS, RANKED, USUAL, title_of, titles
+from nnunet_logvmamba.results.predicted import Prediction, of_one_kind, read_prediction, refuse_other_references
 from nnunet_logvmamba.results.record import COSTS, KEYS
 from nnunet_logvmamba.results.runs import INSTANCE, Run, find_folds, is_finished, is_under_way, read_run, source_of
 from nnunet_logvmamba.results.statistics import (
@@ -93,6 +94,7 @@ class Pair:
 class Comparison:
     """Everything the tables hold. ``scores`` are metric, then method, then label or ``AVERAGE``.
 
+    ``held_out`` says that the cases were in no fold; ``folds`` are those that predicted them together.
     ``labels`` are those of each metric. ``settings`` are those of our own metrics, by kind (``surface``, ``instance``).
     ``same_cases`` says, per metric and label or ``AVERAGE``, whether all methods have a value for the same cases. Where
     they do not, a method that fails in its hardest cases may have the better mean, so the means name no best one.
@@ -103,6 +105,7 @@ class Comparison:
     metrics: tuple[str, ...]
     labels: dict[str, tuple[str, ...]]
     folds: tuple[str, ...]
+    held_out: bool
     num_cases: int
     settings: dict[str, dict[str, object]]
     scores: dict[str, dict[str, dict[str, Score]]]
@@ -122,7 +125,8 @@ def compare(
     """Read results folders and compare the methods in them.
 
     Args:
-        paths: Results roots, data sets, models ``TRAINER__PLANS__CONFIGURATION`` or folds. Methods keep their order.
+        paths: Results roots, data sets, models ``TRAINER__PLANS__CONFIGURATION`` or folds; or folders of predictions of
+            held-out cases that were scored, or of such folders. Methods keep their order.
         metrics: Those to compare; by default Dice, and NSD, HD95, F1 and object IoU where every run has them.
         folds: Those to compare; all that are finished by default.
         against: Name of a method; only pairs with it are tested. All pairs by default.
@@ -132,7 +136,9 @@ def compare(
         UserError: If there are fewer than two methods, or they cannot be compared; the message names the runs and what
             differs.
     """
-    runs, notes = _read(paths, folds)
+    predictions = of_one_kind(paths, folds)
+    runs, notes = _read(paths, folds) if predictions is None else ([*map(read_prediction, predictions)], [])
+    _refuse_strangers(runs)
     names = rename(names_of(run.method for run in runs), renamed or {}, against)
     methods = tuple(
         Method(name, members := tuple(run for run in runs if run.method == key), _costs(members))
@@ -145,13 +151,13 @@ def compare(
     labels = {metric: runs[0].labels_of(metric) for metric in chosen}
     scores = {metric: {method.name: _scores(method, metric, labels[metric]) for method in methods} for metric in chosen}
     pairs = [pair for metric in chosen for pair in _pairs(methods, metric, labels[metric], against)]
-    fold_names = tuple(dict.fromkeys(run.fold for run in runs))
     comparison = Comparison(
         dataset=runs[0].dataset,
         methods=methods,
         metrics=chosen,
         labels=labels,
-        folds=fold_names,
+        folds=tuple(dict.fromkeys(fold for run in runs for fold in run.folds)),
+        held_out=predictions is not None,
         num_cases=len({case for run in methods[0].runs for case in run.cases}),
         settings={kind: runs[0].settings.get(kind, {}) for kind in _kinds(chosen)},
         scores=scores,
@@ -188,6 +194,13 @@ def _read(paths: Sequence[Path], wanted: Sequence[str] | None) -> tuple[list[Run
     if not runs:
         lacks = "is still in training" if is_under_way(folders[0]) else "has no validation/summary.json"
         raise UserError(f"{folders[0]} {lacks}, and no other fold is finished: finish the trainings first")
+    notes = [f"Left out, not finished: {folder.parent.name}/{folder.name}." for folder in unfinished]
+    notes += ["Left out: fold all, which is validated on the cases that it was trained on."] * bool(apart)
+    return runs, notes
+
+
+def _refuse_strangers(runs: Sequence[Run]) -> None:
+    """Refuse what is there twice, and more than one data set."""
     seen: dict[tuple, Run] = {}
     for run in runs:
         key = (run.dataset, run.trainer, run.plans, run.configuration, run.fold)
@@ -197,9 +210,6 @@ def _read(paths: Sequence[Path], wanted: Sequence[str] | None) -> tuple[list[Run
     datasets = sorted({run.dataset for run in runs})
     if len(datasets) > 1:
         raise UserError(f"the results are of {' and '.join(datasets)}: compare one data set at a time")
-    notes = [f"Left out, not finished: {folder.parent.name}/{folder.name}." for folder in unfinished]
-    notes += ["Left out: fold all, which is validated on the cases that it was trained on."] * bool(apart)
-    return runs, notes
 
 
 Key = tuple[str, str, str]
@@ -262,6 +272,8 @@ def _refuse_what_cannot_be_compared(methods: Sequence[Method], metrics: Sequence
     (_, first), *others = trainings.items()
     for _, other in others:
         one, two = next(iter(first.values())), next(iter(other.values()))
+        if isinstance(one, Prediction) and isinstance(two, Prediction):
+            refuse_other_references(one, two)
         if first.keys() != other.keys():
             raise UserError(
                 f"other folds are finished: {one.folder.parent.name} has {_listed(first)}, "
@@ -474,7 +486,7 @@ def _run_margin(
 def _notes(comparison: Comparison) -> list[str]:
     notes = []
     methods = comparison.methods
-    if "all" in comparison.folds:
+    if "all" in comparison.folds and not comparison.held_out:
         notes.append("Fold all is validated on the cases it was trained on: these scores say nothing about new cases.")
     if any(len(method.runs) == 1 for method in methods):
         notes.append(

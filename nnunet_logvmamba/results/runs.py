@@ -85,6 +85,11 @@ class Run(Training):
     settings: dict[str, dict[str, object]]
     spacing: tuple[float, ...] | None
 
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """The fold that was validated."""
+        return (self.fold,)
+
     def labels_of(self, metric: str) -> tuple[str, ...]:
         """What a metric has values for: the labels of the data set, or its instances as one."""
         return (INSTANCES,) if source_of(metric) is INSTANCE else self.labels
@@ -288,7 +293,7 @@ def read_run(fold: Path) -> Run:
             for key, metrics in entry["metrics"].items():
                 label = names.name_of(key)
                 labels[label] = None
-                _store(scores, metrics, label, case)
+                store(scores, metrics, label, case)
                 total = sum(int(metrics[name]) for name in ("TP", "FP", "FN", "TN"))
                 voxels[label, case] = int(metrics["n_ref"]), total
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:  # int() of infinity, the last
@@ -327,11 +332,8 @@ def _add_scores(source: Source, path: Path, scores: dict, names: Labels, cases: 
             there.add(case)
             found = {name: value for name, value in metrics.items() if name.lower() in source.metrics}
             label = key if key in names.values else names.name_of(key)  # ours has names, also such as 1
-            _store(scores, found, INSTANCES if source is INSTANCE else label, case)
-        if source is INSTANCE:
-            settings = dict(content["settings"].items())
-        else:
-            settings = {key: _plain(value) for key, value in content.items() if _SETTINGS.match(key.lower())}
+            store(scores, found, INSTANCES if source is INSTANCE else label, case)
+        settings = dict(content["settings"].items()) if source is INSTANCE else settings_of(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error!r}): validate again, or remove it") from error
     if there != set(cases):
@@ -351,6 +353,11 @@ def _rows(content: dict) -> Iterator[tuple[str, str, dict]]:
             yield entry["case"], key, metrics
 
 
+def settings_of(content: dict) -> dict[str, object]:
+    """Give what surface metrics were measured with, of the content of a file of scores."""
+    return {key: _plain(value) for key, value in content.items() if _SETTINGS.match(key.lower())}
+
+
 def _plain(setting: object) -> object:
     """A setting without where it comes from: ``{"name": x, "source": …}`` is x, equal values per label are one."""
     if isinstance(setting, dict):
@@ -363,7 +370,8 @@ def _plain(setting: object) -> object:
     return setting
 
 
-def _store(scores: dict, metrics: dict, label: str, case: str) -> None:
+def store(scores: dict, metrics: dict, label: str, case: str) -> None:
+    """Add the metrics of a case and label that can be compared; a value of None is none."""
     for metric, value in metrics.items():
         if metric.lower() in RANKED:
             number = math.nan if value is None else float(value)

@@ -128,7 +128,8 @@ def as_csv(comparison: Comparison) -> dict[str, str]:
 def _subject(comparison: Comparison) -> str:
     folds = ", ".join(comparison.folds)
     runs = ", ".join(f"{method.name} {len(method.runs)}" for method in comparison.methods)
-    text = f"{comparison.num_cases} cases in fold{'s' if len(comparison.folds) > 1 else ''} {folds}; runs: {runs}."
+    kind = "held-out cases, predicted with" if comparison.held_out else "cases in"
+    text = f"{comparison.num_cases} {kind} fold{'s' if len(comparison.folds) > 1 else ''} {folds}; runs: {runs}."
     for kind, settings in comparison.settings.items():
         words = ", ".join(f"{key} {_word(value)}" for key, value in sorted(settings.items()))
         text += f" {kind.capitalize()} metrics: {words}." if words else ""

@@ -92,7 +92,8 @@ def test_two_trainers_and_folds_are_trained_one_by_one_and_compared(folders, tmp
         assert f"-f 0 1 -tr {name} " in command
     assert sum(f" {labels} " in command for command in found) == 2
     models = [str(folders.results / small_dataset.NAME / f"{name}__nnUNetPlans__2d") for name in names]
-    assert found[-1] == f"logvmamba compare {' '.join(models)} --folds 0 1"
+    assert found[-2] == f"logvmamba compare {' '.join(models)} --folds 0 1"
+    assert found[-1] == f"logvmamba compare {' '.join(str(tmp_path / 'out' / name) for name in names)}"
 
 
 def test_seeds_of_one_method_are_not_compared(folders, capsys):
@@ -628,6 +629,43 @@ def test_predictions_stand_without_the_weights_that_made_them_and_none_are_begun
     with pytest.raises(UserError, match="checkpoint_final.pth is not there, so nothing can be predicted with it"):
         list(run._prediction(TRAINER, dry_run=False))
     assert record.read_bytes() == before
+
+
+def test_predictions_of_several_trainers_are_compared_where_there_is_a_truth(folders, tmp_path, capsys):
+    small_dataset.copy_into(folders)
+    new, out, truth = images(folders, tmp_path / "new"), tmp_path / "out", folders.raw / small_dataset.NAME / "labelsTr"
+    trainers = (TRAINER, "nnUNetTrainerNoSSM")
+    for trainer in trainers:
+        fold = folders.results / small_dataset.NAME / f"{trainer}__nnUNetPlans__2d" / "fold_0"
+        (fold / "validation").mkdir(parents=True)
+        for name in ("checkpoint_final.pth", "validation/summary.json"):
+            (fold / name).write_text("{}")
+        (fold / "logvmamba.json").write_text(json.dumps({"format": 1, "parameters": 7}))
+    run = first_run.FirstRun(
+        first_run.Request("998", "2d", trainers, device="cpu", new=first_run.NewScans(new, out, truth))
+    )
+    titles = []
+    for step in run.steps():
+        if step.title.startswith("predict with"):  # what nnU-Net leaves
+            target = Path(step.command[step.command.index("-o") + 1])
+            for case in ("ball_0.nii.gz", "ball_1.nii.gz"):
+                shutil.copy(truth / case, target)
+            shutil.copy(folders.raw / small_dataset.NAME / "dataset.json", target)
+            shutil.copy(folders.preprocessed / small_dataset.NAME / "nnUNetPlans.json", target / "plans.json")
+        elif "predictions" in step.title and step.finished is None:
+            titles.append(step.title)
+            assert main(list(step.command[1:])) == 0
+    assert titles == [*(f"score the predictions of {trainer}" for trainer in trainers), "compare the predictions"]
+    said = capsys.readouterr().out
+    assert "2 held-out cases, predicted with fold 0; runs: LoGVMamba 1, NoSSM 1." in said
+    # Once they are predicted anew, the scores are those of nothing that is there.
+    assert (out / TRAINER / first_run.SCORED_AGAINST).is_file()
+    (
+        folders.results / small_dataset.NAME / f"{TRAINER}__nnUNetPlans__2d" / "fold_0" / "checkpoint_final.pth"
+    ).write_text("x")
+    steps = first_run.FirstRun(run.request)._prediction(TRAINER, dry_run=False)
+    assert next(steps).command[0] == "nnUNetv2_predict"
+    assert not (out / TRAINER / first_run.SCORED_AGAINST).exists()
 
 
 def test_what_another_process_predicts_into_a_folder_is_waited_for_and_stays(predicted, capfd):

@@ -165,6 +165,14 @@ names = {{ "NoSSM wide" = "no scan" }}
     assert " -c wide -f 0 1 -tr nnUNetTrainerLVMamba_seed2 -device cpu" in predicted[-1]
     assert len(commands_in(dry_run(capsys, file, "--folds", 0))) < len(found)
     assert " --metrics Dice --names 'NoSSM wide=no scan' " in found[-1]
+    labels = folders.raw / small_dataset.NAME / "labelsTr"
+    more = more.replace("[compare]", f'references = "{labels}"\n[compare]').replace('["Dice"]', '["F1", "Dice"]')
+    file.write_text(text + more)
+    both = [command for command in commands_in(dry_run(capsys, file)) if command.startswith("logvmamba compare")]
+    assert " --metrics F1 Dice --names" in both[0]
+    assert "/tables_held_out" in both[1]
+    assert " --metrics Dice --names 'NoSSM wide=no scan' " in both[1], "predictions have no instances"
+    assert both[1].count("/predictions/nnUNetPlans__wide__folds_0_1/") == 4
 
 
 def test_what_is_done_is_left_out_and_what_was_begun_goes_on(file, folders, capsys):
@@ -950,10 +958,16 @@ def test_a_study_runs_to_its_comparison_and_its_models_predict_in_shards(planned
         "--device",
         "cpu",
     )
+    scans, labels = (own.folders.raw / own.dataset / name for name in ("imagesTr", "labelsTr"))
+    predict = f'[predict]\nimages = "{scans}"\nreferences = "{labels}"\n'
+    (tmp_path / "small.toml").write_text(predict)
+    words = (tmp_path / "small.toml", *words)
     own.run("logvmamba", "study", "run", *words, "--name", "small")
     folder = own.folders.results / own.dataset / "studies" / "small"
     page = (folder / "tables" / "comparison.md").read_text()
     assert all(f"| {name} |" in page for name in ("NoSSM", "StockNetwork"))
+    page = (folder / "tables_held_out" / "comparison.md").read_text()
+    assert "held-out cases, predicted with folds 0, 1; runs: NoSSM 1, StockNetwork 1." in page
     assert "trainings: 4 done" in own.run("logvmamba", "study", "status", *words, "--name", "small").stdout
     again = own.run("logvmamba", "study", "resume", *words, "--name", "small").stdout
     assert "0 of 4 training(s) to do, 0 job(s) in all" in again
