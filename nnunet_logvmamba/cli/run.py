@@ -89,9 +89,10 @@ def run(args: argparse.Namespace) -> int:
         if failure is not None:
             raise UserError(f"training would fail: {failure.name}: {failure.text} (logvmamba doctor shows all)")
     _say(f"checked: {wanted.dataset}, {len(wanted.cases)} labelled case(s), device {wanted.device}")
-    left_out = wanted.unlisted()
-    if left_out is not None:
-        _say(left_out)
+    wanted.check_models()
+    for attention in (wanted.check_unchanged(), wanted.unlisted()):
+        if attention is not None:
+            _say(attention)
     if wanted.new_cases:
         _say(f"checked: {wanted.new_cases} case(s) to predict")
     if wanted.device == "cpu" and not args.quick:

@@ -134,9 +134,8 @@ def run(args: argparse.Namespace) -> int:
         _check_cluster(dry_run=args.dry_run)
     planned = library.Planned(study, on=on, elsewhere=on == "slurm")
     planned.check()
-    left_out = planned.part(0).unlisted()
-    if left_out is not None:
-        _say(left_out)
+    for attention in planned.attentions():
+        _say(attention)
     try:
         queue = _queue(planned)
     except UserError:

@@ -68,6 +68,7 @@ QUICK_VOXELS = {2: 128 * 128, 3: 24 * 40 * 24}
 _STEP = 8
 """Voxels by which the patch of a quick run shrinks where a network has no strides."""
 
+COPIED_LABELS = "gt_segmentations"
 PREPROCESSING_LOCK = "preprocessing.lock"
 PREDICTION_LOCK = "prediction.lock"
 LAYOUT = (
@@ -248,6 +249,73 @@ class FirstRun:
                 f"{self._splits} lists {len(gone)} case(s) that the data set does not have, the first is {gone[0]}: "
                 "correct it, or remove it, and nnU-Net makes new folds"
             )
+
+    def check_models(self, plans: dict | None = None) -> None:
+        """Refuse models that were trained with a configuration of this name and another content.
+
+        Raises:
+            UserError: Naming the folder, and in what they differ.
+        """
+        plans = plans or self._plans()
+        if plans is None or self.configuration not in plans["configurations"]:
+            return
+        from nnunet_logvmamba.plugin.plans import differing
+
+        for trainer in self.request.trainers:
+            model = self.model(trainer)
+            folds = runs.folds_of(model) if model.is_dir() else []
+            if not (model / "plans.json").is_file() or not any(runs.is_begun(f) or runs.is_finished(f) for f in folds):
+                continue
+            # Some trainers write the stages of their network into the plans that they keep.
+            own = getattr(find_trainer(trainer), "_own_plans", lambda plans, configuration: plans)
+            own_plans = own(plans, self.configuration)
+            keys = differing(own_plans, runs.read_json(model / "plans.json"), self.configuration)
+            if keys == []:
+                continue
+            other = (
+                f"lack {self.configuration}"
+                if keys is None
+                else f"differ from {self.request.plans} in {', '.join(keys)}"
+            )
+            raise UserError(
+                f"{model} was trained otherwise, its plans {other}: move it away, or give the configuration another "
+                "name"
+            )
+
+    def check_unchanged(self) -> str | None:
+        """Refuse to train on what was preprocessed when the data set was another; if all is trained, say so.
+
+        nnU-Net keeps copies of label maps and of dataset.json. Of images it keeps none, so those are not compared.
+
+        Raises:
+            UserError: Naming what differs, and what to do.
+        """
+        changed = self._changed()
+        if changed is None:
+            return None
+        if not self.steps_due():
+            return f"ATTENTION: {changed}; the models are trained on that"
+        copies = self.preprocessed / self.dataset / COPIED_LABELS
+        raise UserError(
+            f"{changed}: remove {copies} and give nnUNetv2_plan_and_preprocess -d {self.number} -c "
+            f"{self.request.configuration} --verify_dataset_integrity, or put back what was there"
+        )
+
+    def _changed(self) -> str | None:
+        folder, raw = self.preprocessed / self.dataset, self.raw / self.dataset
+        file = folder / "dataset.json"
+        there = runs.read_json(file) if file.is_file() else self.dataset_json
+        for key in ("channel_names", "labels", "regions_class_order", "file_ending"):
+            if there.get(key) != self.dataset_json.get(key):
+                return f"{raw / 'dataset.json'} has other {key} than {file}, with which the cases were preprocessed"
+        ending, changed = self.dataset_json["file_ending"], []
+        for case, (_, label) in read_layout(raw)[1].items():
+            kept = folder / COPIED_LABELS / f"{case}{ending}"
+            if kept.is_file() and not filecmp.cmp(label, kept):  # reads them where size or time differ
+                changed.append(label)
+        if not changed:
+            return None
+        return f"{len(changed)} label map(s) are not what was preprocessed, the first is {changed[0]}"
 
     def unlisted(self) -> str | None:
         """Say which cases are in no fold, where no training takes all."""
@@ -540,7 +608,7 @@ class FirstRun:
         identifier = PlansManager(plans).get_configuration(configuration).data_identifier
         folder = self.preprocessed / self.dataset
         done = {path.stem for path in (folder / identifier).glob("*.pkl")}  # written last of a case
-        truths = {path.name for path in (folder / "gt_segmentations").glob("*")}
+        truths = {path.name for path in (folder / COPIED_LABELS).glob("*")}
         ending = self.dataset_json["file_ending"]
         return all(case in done and f"{case}{ending}" in truths for case in self.cases)
 
@@ -582,6 +650,7 @@ class FirstRun:
 
         def predict() -> Iterator[Step]:
             self._check_target(trainer)  # by now
+            self._refuse_corrected(target)
             if self._is_predicted(target, wanted, trained):
                 yield finished
                 return
@@ -594,8 +663,9 @@ class FirstRun:
                 replace_text(record, json.dumps({**wanted, "finished": False}, indent=1) + "\n")
             yield Step(title, tuple(map(str, command)), checkpoints=tuple(trained))
             if not dry_run:
-                content = {**wanted, "weights": _weights(trained), RECORD_NAME: read_record(trained[0].parent)}
-                content["finished"] = True
+                content = {**wanted, "weights": _weights(trained), "masks": self._masks(target), "finished": True}
+                with suppress(UserError):  # of a damaged record, which predictions can do without
+                    content[RECORD_NAME] = read_record(trained[0].parent)
                 replace_text(record, json.dumps(content, indent=1) + "\n")
 
         def waits(holder: Holder) -> None:
@@ -613,6 +683,19 @@ class FirstRun:
                 yield from predict()
         if new.references is not None:
             yield from self._scores_of_predictions(trainer, new.references, dry_run=dry_run)
+
+    def _masks(self, target: Path) -> dict[str, str]:
+        return {path.name: digest_of(path) for path in sorted(target.glob(f"*{self.dataset_json['file_ending']}"))}
+
+    def _refuse_corrected(self, target: Path) -> None:
+        """Refuse to write over masks that were changed after they had been predicted, as by a reader's hand."""
+        masks = self._record(target)[0].get("masks", {})
+        for name, digest in masks.items():
+            if (target / name).is_file() and digest_of(target / name) != digest:
+                raise UserError(
+                    f"{target / name} was changed after it had been predicted, and would be predicted anew: name "
+                    "another folder, or move it away"
+                )
 
     def _scores_of_predictions(self, trainer: str, references: Path, *, dry_run: bool) -> Iterator[Step]:
         """Score anew where the predictions or the references are others than those that were scored."""

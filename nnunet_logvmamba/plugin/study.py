@@ -27,7 +27,7 @@ from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS
 from nnunet_logvmamba.plugin.first_run import Derived, FirstRun, NewScans, Request, Step
 from nnunet_logvmamba.plugin.study_file import Study
 from nnunet_logvmamba.plugin.trainer_families import FAMILIES
-from nnunet_logvmamba.plugin.trainer_names import find_trainer, parts_of
+from nnunet_logvmamba.plugin.trainer_names import parts_of
 from nnunet_logvmamba.results import runs
 from nnunet_logvmamba.results.comparison import names_of, rename
 from nnunet_logvmamba.results.logs import read_text_logs
@@ -84,19 +84,7 @@ class Trainings(FirstRun):
         if plans is None:
             return
         self._check_derived(plans)
-        if self.configuration not in plans["configurations"]:
-            return
-        for trainer in self.request.trainers:
-            model = self.model(trainer)
-            folds = runs.folds_of(model) if model.is_dir() else []
-            if not (model / "plans.json").is_file() or not any(runs.is_begun(f) or runs.is_finished(f) for f in folds):
-                continue
-            other = self._what_is_other(trainer, plans, runs.read_json(model / "plans.json"))
-            if other is not None:
-                raise UserError(
-                    f"{model} has results of another study: {other}; move it away, or give the configuration another "
-                    "name"
-                )
+        self.check_models(plans)
 
     def _check_networks(self, plans: dict | None) -> None:
         """Refuse a configuration that names another network than one of the trainers can train."""
@@ -114,20 +102,6 @@ class Trainings(FirstRun):
                     f"{trainer} trains the network that nnU-Net planned, but {self.configuration} names another: "
                     "derive it with keep_network = true, or make two studies and compare their results"
                 )
-
-    def _what_is_other(self, trainer: str, plans: dict, there: dict) -> str | None:
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-        # Some trainers write the stages of their network into the plans that they keep.
-        own = getattr(find_trainer(trainer), "_own_plans", lambda plans, configuration: plans)
-        wanted = PlansManager(own(plans, self.configuration)).get_configuration(self.configuration).configuration
-        try:
-            found = PlansManager(there).get_configuration(self.configuration).configuration
-        except (KeyError, RuntimeError, ValueError):
-            return f"its plans have no configuration {self.configuration}"
-        wanted, found = (json.loads(json.dumps(each)) for each in (wanted, found))
-        differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-        return f"its plans differ from {self.request.plans} in {', '.join(differing)}" if differing else None
 
     def _check_derived(self, plans: dict) -> None:
         """Refuse a derived configuration that is there and is another one, or that cannot be."""
@@ -265,6 +239,12 @@ class Planned:
         if self.study.predict:
             self._predicting(0)  # reads all scans
         self._read_record()
+
+    def attentions(self) -> list[str]:
+        """Give what is to be known before, see :meth:`FirstRun.check_unchanged` and :meth:`FirstRun.unlisted`."""
+        parts = [self.part(number) for number in range(len(self._requests))]
+        said = [*(part.check_unchanged() for part in parts), parts[0].unlisted()]
+        return [each for each in dict.fromkeys(said) if each is not None]
 
     def _check_compared(self) -> None:
         """Refuse names that the comparison, which comes last, would not know."""

@@ -668,6 +668,68 @@ def test_predictions_of_several_trainers_are_compared_where_there_is_a_truth(fol
     assert not (out / TRAINER / first_run.SCORED_AGAINST).exists()
 
 
+def test_masks_that_were_corrected_by_hand_are_not_predicted_over(predicted, folders):
+    new, out = predicted / "new", predicted / "out"
+    scans = first_run.NewScans(new, out)
+
+    def steps() -> list[first_run.Step]:
+        request = first_run.Request("998", "2d", (TRAINER,), device="cpu", new=scans)
+        return list(first_run.FirstRun(request)._prediction(TRAINER, dry_run=False))
+
+    corrected = out / "ball_1.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(corrected) * 0, corrected)
+    by_hand = corrected.read_bytes()
+    (step,) = steps()
+    assert step.finished is not None
+    shutil.copy(new / "ball_0_0000.nii.gz", new / "ball_9_0000.nii.gz")
+    with pytest.raises(UserError, match=f"{corrected} was changed after it had been predicted.*name another folder"):
+        steps()
+    assert corrected.read_bytes() == by_hand
+    assert json.loads((out / first_run.PREDICTED_BY).read_text())["finished"] is True
+    corrected.rename(predicted / "mine.nii.gz")
+    (step,) = steps()
+    assert step.command[0] == "nnUNetv2_predict"
+
+
+def test_a_data_set_that_changed_since_it_was_preprocessed_is_not_trained_on(folders, capsys):
+    small_dataset.copy_into(folders)
+    raw, kept = (folder / small_dataset.NAME for folder in (folders.raw, folders.preprocessed))
+    words = (998, "2d", "--device", "cpu")
+    before = dry_run(capsys, *words)
+    label = raw / "labelsTr" / "ball_2.nii.gz"
+    as_it_was = label.read_bytes()
+    sitk.WriteImage(sitk.ReadImage(label) * 0, label)
+    os.utime(label, (1, 1))  # as an archive unpacks it
+    said = refused(capsys, *words)
+    assert f"1 label map(s) are not what was preprocessed, the first is {label}: remove {kept / 'gt_segm'}" in said
+    assert "give nnUNetv2_plan_and_preprocess -d 998 -c 2d --verify_dataset_integrity" in said
+    fold = folders.results / small_dataset.NAME / f"{TRAINER}__nnUNetPlans__2d" / "fold_0"
+    (fold / "validation").mkdir(parents=True)
+    for name in ("checkpoint_final.pth", "validation/summary.json"):
+        (fold / name).write_text("{}")
+    assert "ATTENTION: 1 label map(s) are not what was preprocessed" in dry_run(capsys, *words)
+    shutil.rmtree(fold)
+    label.write_bytes(as_it_was)
+    assert dry_run(capsys, *words) == before, "a copy may have any time"
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps(content | {"channel_names": {"0": "CT"}}))
+    assert f"dataset.json has other channel_names than {kept / 'dataset.json'}" in refused(capsys, *words)
+
+
+def test_models_that_were_trained_otherwise_are_not_taken_for_what_is_asked_for(folders, capsys):
+    plans_file = small_dataset.copy_into(folders)
+    model = folders.results / small_dataset.NAME / f"{TRAINER}__nnUNetPlans__2d"
+    (model / "fold_0").mkdir(parents=True)
+    shutil.copy(plans_file, model / "plans.json")
+    (model / "fold_0" / "checkpoint_final.pth").touch()
+    dry_run(capsys, 998, "2d", "--device", "cpu")
+    content = json.loads(plans_file.read_text())
+    content["configurations"]["2d"]["batch_size"] += 1
+    plans_file.write_text(json.dumps(content))
+    said = refused(capsys, 998, "2d", "--device", "cpu")
+    assert f"{model} was trained otherwise, its plans differ from nnUNetPlans in batch_size: move it away" in said
+
+
 def test_what_another_process_predicts_into_a_folder_is_waited_for_and_stays(predicted, capfd):
     out = predicted / "out"
     record, lock = out / first_run.PREDICTED_BY, out / first_run.PREDICTION_LOCK

@@ -289,9 +289,9 @@ def test_a_model_of_another_study_is_refused_and_one_of_the_same_is_not(file, fo
     assert len(commands_in(dry_run(capsys, file))) == 25 - 1
     plan(folders, patch_size=[32, 32])
     line = refused(capsys, "run", file)
-    assert f"{fold.parent} has results of another study: its plans differ from nnUNetPlans in patch_size" in line
+    assert f"{fold.parent} was trained otherwise, its plans differ from nnUNetPlans in patch_size" in line
     (fold / "checkpoint_final.pth").unlink()  # a result stands without its weights, too
-    assert "has results of another study" in refused(capsys, "run", file)
+    assert "was trained otherwise" in refused(capsys, "run", file)
 
 
 def test_the_folder_of_another_study_is_refused_and_one_that_has_grown_is_not(file, folders, capsys):

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         add_configuration,
         check_configuration,
         check_patch,
+        differing,
         next_stages,
         write_configurations,
     )
@@ -61,6 +62,7 @@ _HOME = {
     "add_configuration": "configurations",
     "check_configuration": "configurations",
     "check_patch": "configurations",
+    "differing": "configurations",
     "next_stages": "configurations",
     "write_configurations": "configurations",
 }

@@ -28,6 +28,21 @@ from nnunet_logvmamba.plugin.plans.settings import (
 )
 
 
+def differing(plans: dict, others: dict, configuration: str) -> list[str] | None:
+    """Give the keys in which a configuration differs between two plans, what it inherits included.
+
+    Returns:
+        Their names, sorted; None if the other plans do not have it.
+    """
+    wanted = PlansManager(plans).get_configuration(configuration).configuration
+    try:
+        found = PlansManager(others).get_configuration(configuration).configuration
+    except (KeyError, RuntimeError, ValueError):
+        return None
+    wanted, found = (json.loads(json.dumps(each)) for each in (wanted, found))
+    return sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+
+
 def add_configuration(
     plans: dict,
     dataset_json: dict,

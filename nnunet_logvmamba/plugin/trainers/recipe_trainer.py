@@ -31,6 +31,7 @@ from nnunet_logvmamba.plugin.plans import (
     TRAINING_KEY,
     check_patch,
     check_training_settings,
+    differing,
     foreground_in_words,
     is_ours,
     next_stages,
@@ -48,7 +49,7 @@ from nnunet_logvmamba.plugin.recipes import (
 )
 from nnunet_logvmamba.plugin.trainer_names import built_by
 from nnunet_logvmamba.plugin.trust import data_only
-from nnunet_logvmamba.results.runs import IN_USE, SUMMARY
+from nnunet_logvmamba.results.runs import IN_USE, SUMMARY, folds_of, read_json
 
 from . import gpu_memory, pretraining, saving
 from .finite import FiniteTrainer
@@ -65,6 +66,11 @@ INHERITED_SETTINGS = (
     "non_finite_steps",
 )
 """Settings of a configuration that are attributes of the trainer under the same names, most of them nnU-Net's."""
+
+OF_TRAINING_ALONE = {"batch_size", "batch_dice", TRAINING_KEY}
+"""What folds of one model may differ in."""
+OF_ALL_CONFIGURATIONS = ("image_reader_writer", "transpose_forward", "transpose_backward")
+OF_PREDICTIONS = ("channel_names", "labels", "regions_class_order", "file_ending")
 
 _CUDA = torch.device("cuda")
 _READS_PRETRAINED = "maybe_load_checkpoint"
@@ -108,9 +114,12 @@ class RecipeTrainer(FiniteTrainer):
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         if not self._resumes:
             _refuse_absent_cases(PlansManager(plans), configuration)
-        model = "__".join((type(self).__name__, plans["plans_name"], configuration))
-        _refuse_held(Path(nnUNet_results, plans["dataset_name"], model, f"fold_{fold}"))
-        super().__init__(self._own_plans(plans, configuration), configuration, fold, dataset_json, device)
+        name = "__".join((type(self).__name__, plans["plans_name"], configuration))
+        model, own_plans = Path(nnUNet_results, plans["dataset_name"], name), self._own_plans(plans, configuration)
+        _refuse_held(model / f"fold_{fold}")
+        if "--val" not in sys.argv:  # which writes no plans
+            _refuse_other_plans(model, own_plans, dataset_json, configuration, fold)
+        super().__init__(own_plans, configuration, fold, dataset_json, device)
         planned = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
         self.plan_names_our_network = is_ours(planned)
         self.recipe = self.choose_recipe(self.configuration_manager)
@@ -441,6 +450,28 @@ def _refuse_unset_folder(variable: str) -> None:
     fault = f"{variable} is not set: export {variable}=/path/to/{variable}" if not folder else not_written_out(variable)
     if fault is not None:
         raise Refused(f"{fault} (logvmamba doctor shows all of nnU-Net's folders).")
+
+
+def _refuse_other_plans(model: Path, plans: dict, dataset_json: dict, configuration: str, fold: int | str) -> None:
+    """Refuse plans with which the folds that are trained in a folder could no longer predict.
+
+    nnU-Net writes those of the last fold that begins into the folder, for all of them.
+    """
+    others = [each for each in folds_of(model) if each.name != f"fold_{fold}"] if model.is_dir() else []
+    trained = [each.name for each in others if any(each.glob("checkpoint_*.pth"))]
+    if not trained or not all((model / name).is_file() for name in ("plans.json", "dataset.json")):
+        return
+    there, said = read_json(model / "plans.json"), read_json(model / "dataset.json")
+    keys = differing(plans, there, configuration)
+    other = {f"plans: {key}" for key in set(keys or ()) - OF_TRAINING_ALONE}
+    other |= {f"plans: {key}" for key in OF_ALL_CONFIGURATIONS if there.get(key) != plans.get(key)}
+    other |= {f"dataset.json: {key}" for key in OF_PREDICTIONS if said.get(key) != dataset_json.get(key)}
+    if keys is None or other:
+        differ = ", ".join(sorted(other)) or f"plans: {configuration}"
+        raise Refused(
+            f"{model} is trained otherwise ({', '.join(trained)}), and could not predict with what this fold would "
+            f"write there (other {differ}): give the configuration or the plans another name, or move {model} away."
+        )
 
 
 def _refuse_held(fold: Path) -> None:

@@ -60,6 +60,35 @@ def make(plans_file):
     return make
 
 
+def test_a_fold_that_would_write_other_plans_than_the_trained_folds_need_is_refused(make, plans_file, monkeypatch):
+    first = make("nnUNetTrainerLoGVMamba", settings=SHORT)
+    model = Path(first.output_folder_base)
+    for name, content in (("plans.json", first.plans_manager.plans), ("dataset.json", first.dataset_json)):
+        (model / name).write_text(json.dumps(content))
+    beside = model / "fold_1"
+    beside.mkdir()
+    make("nnUNetTrainerLoGVMamba", knobs={"placement": "head"})  # nobody needs the old plans yet
+    (beside / "checkpoint_best.pth").touch()
+    before = sorted(model.rglob("*"))
+    for changes, words in (
+        ({"knobs": {"placement": "head"}}, "other plans: architecture"),
+        ({"normalization_schemes": ["CTNormalization"]}, "other plans: normalization_schemes"),
+    ):
+        with pytest.raises(Refused, match=rf"{model} is trained otherwise \(fold_1\), .*{words}"):
+            make("nnUNetTrainerLoGVMamba", **changes)
+    labels = plans_file.parent / "dataset.json"
+    as_it_was = labels.read_text()
+    labels.write_text(as_it_was.replace('"labels"', '"regions_class_order": [1], "labels"'))
+    with pytest.raises(Refused, match=r"other dataset\.json: regions_class_order"):
+        make("nnUNetTrainerLoGVMamba")
+    labels.write_text(as_it_was)
+    assert sorted(model.rglob("*")) == before
+    # What a fold was trained with and needs no more, and what is only looked at, is no reason.
+    make("nnUNetTrainerLoGVMamba", settings={"num_epochs": 3}, batch_size=3)
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "--val"])
+    make("nnUNetTrainerLoGVMamba", knobs={"placement": "head"})
+
+
 def families(without: tuple[str, ...] = ()) -> list[str]:
     return [f"nnUNetTrainer{family}" for family in trainers.TRAINER_OF_FAMILY if family not in without]
 
