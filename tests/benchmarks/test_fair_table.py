@@ -14,6 +14,7 @@ from nnunet_logvmamba.results.record import RECORD_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "benchmarks" / "results" / "fair_hippocampus.json"
+DIRECTIONS = FILE.with_name("directions_hippocampus.json")
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -29,11 +30,15 @@ def records() -> list[dict]:
     return [training["fold"][RECORD_NAME] for training in kept.read(FILE).values()]
 
 
+def restore(file: Path, results: Path) -> Path:
+    kept.restore(file, results, {PurePosixPath(name).parts[1] for name in kept.read(file)})
+    return results
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> comparison.Comparison:
-    results = tmp_path_factory.mktemp("fair")
+    results = restore(FILE, tmp_path_factory.mktemp("fair"))
     trainings = kept.read(FILE)
-    kept.restore(FILE, results, {PurePosixPath(name).parts[1] for name in trainings})
     families = {PurePosixPath(name).parts[1].partition("_seed")[0].removeprefix("nnUNetTrainer") for name in trainings}
     return comparison.compare([results], renamed={family: name for family, name in ROWS.items() if family in families})
 
@@ -79,3 +84,23 @@ def test_the_page_says_how_many_pairs_differ(compared):
     pairs = [pair for pair in compared.pairs if (pair.metric, pair.label) == ("dice", comparison.AVERAGE)]
     beyond = [pair for pair in pairs if pair.verdict == "beyond noise"]
     assert f"{len(beyond)} of {len(pairs)} pairs of the fair table differ beyond noise in Dice" in text
+
+
+def test_directions_are_those_of_the_fair_table_with_one_knob_turned(tmp_path, records):
+    stored = kept.read(DIRECTIONS)
+    found = [training["fold"][RECORD_NAME] for training in stored.values()]
+    seeds = {record["seed"] for record in found}
+    assert {(record["configuration"], record["seed"]) for record in found} == set(
+        itertools.product(("base_24x25", "directions_2_24x25"), seeds)
+    )
+    for key in ("recipe", "split", "patch_size", "batch_size", "epochs_done", "iterations_per_epoch", "versions"):
+        assert {repr(record[key]) for record in found} == {repr(records[0][key])}, key
+    fair = kept.read(FILE)
+    assert all(training == fair[name] for name, training in stored.items() if "base" in name)
+    names = {"base_24x25": "1 direction", "directions_2_24x25": "2 directions"}
+    compared = comparison.compare([restore(DIRECTIONS, tmp_path)], renamed=names)
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for method in compared.methods:
+        cells = [f"{method.costs['parameters']:,}", *(_score(compared, one, method.name) for one in compared.metrics)]
+        assert f"| LoG-VMamba, {method.name} | {' | '.join(cells)} |" in text
+    assert {pair.verdict for pair in compared.pairs if pair.label == comparison.AVERAGE} == {"within noise"}
