@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import socket
 import sys
 import time
@@ -53,7 +54,8 @@ def plan(folders: NnunetFolders, **knobs: object) -> dict:
         (there / name).mkdir(parents=True, exist_ok=True)
     for case in range(5):
         (there / "data" / f"ball_{case}.pkl").touch()
-        (there / "gt_segmentations" / f"ball_{case}.nii.gz").touch()
+        labels = folders.raw / small_dataset.NAME / "labelsTr"
+        shutil.copy2(labels / f"ball_{case}.nii.gz", there / "gt_segmentations")
     entry = {"data_identifier": "data", "patch_size": [16, 16], "batch_size": 2, "architecture": ARCHITECTURE, **knobs}
     content = {"dataset_name": small_dataset.NAME, "plans_name": "nnUNetPlans", "configurations": {"2d": entry}}
     (there / "nnUNetPlans.json").write_text(json.dumps(content))
