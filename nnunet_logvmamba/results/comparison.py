@@ -489,6 +489,12 @@ def _notes(comparison: Comparison) -> list[str]:
     methods = comparison.methods
     if "all" in comparison.folds and not comparison.held_out:
         notes.append(FOLD_ALL)
+    earlier = {
+        method.name: sorted({run.epochs_scored for run in method.runs if run.epochs_scored}) for method in methods
+    }
+    if any(earlier.values()) and not comparison.held_out:
+        listed = "; ".join(f"{name} after {', '.join(epochs)} epochs" for name, epochs in earlier.items() if epochs)
+        notes.append(f"Not the final weights, as with --val_best: {listed}.")
     if any(len(method.runs) == 1 for method in methods):
         notes.append(
             "A method with one run has no standard error: how much it would change from one training to the next is "

@@ -130,6 +130,16 @@ def test_scores_of_the_cases_that_fold_all_was_trained_on_are_said_to_be(tmp_pat
         assert FOLD_ALL in Tags((fold / "report.html").read_text()).text
 
 
+def test_scores_of_other_weights_than_the_final_ones_are_said_to_be(tmp_path, capsys):
+    fold = cells(tmp_path)
+    record = {"format": 1, "epochs": 6, "epochs_done": 6, "validated_epochs": 4}
+    (fold / "logvmamba.json").write_text(json.dumps(record))
+    assert main(["report", str(fold), "--images", str(tmp_path / "images"), "--cases", "0"]) == 0
+    said = "Not the final weights, as with --val_best: scored after 4 of 6 epochs."
+    assert f"note: {said}" in capsys.readouterr().out.splitlines()
+    assert said in Tags((fold / "report.html").read_text()).text
+
+
 def test_the_page_about_a_training_holds_what_was_asked_of_it(page_3d, trained):
     page = Tags(page_3d.read_text())
     dice = trained.fold("3d_tiny").dice

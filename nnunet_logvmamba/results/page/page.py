@@ -227,7 +227,7 @@ def _scores(run: Run, reader: Reader, sources: Sources, num_cases: int) -> Score
     shown = Cases(run, sources, reader, labels.ignored) if num_cases else None
     lacking = "No images were found: name their folder with --images, or set nnUNet_raw."
     return Scores(
-        warnings=[FOLD_ALL] * (run.fold == "all"),
+        warnings=_warnings(run),
         table=_table_of_classes(run, finite),
         plots=Picture(pictures.box_plots(finite, colours), "one box per class, one dot per case"),
         note=note,
@@ -237,6 +237,13 @@ def _scores(run: Run, reader: Reader, sources: Sources, num_cases: int) -> Score
         figures=None if shown is None else _figures(run, means, shown, num_cases),
         every_case=_table_of_cases(run, means),
     )
+
+
+def _warnings(run: Run) -> list[str]:
+    warnings = [FOLD_ALL] * (run.fold == "all")
+    if run.epochs_scored:
+        warnings.append(f"Not the final weights, as with --val_best: scored after {run.epochs_scored} epochs.")
+    return warnings
 
 
 def _table_of_classes(run: Run, finite: Mapping[str, Mapping[str, Sequence[float]]]) -> Table:
