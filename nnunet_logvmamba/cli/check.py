@@ -23,7 +23,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "per case, channels, and within a case shape and spacing; voxels that are NaN or infinite, images that are the "
         "same everywhere or far outside of what was trained on. A model: whether its files are whole, "
         "its weights finite, and whether it holds anything else than weights and settings. A raw data set: its images, "
-        "and labels that dataset.json does not name. Nothing is written, and nothing in a model is run.",
+        "and labels that dataset.json does not name. Of a model alone, also which files tell names of cases or "
+        "absolute paths, to be known before it is shared. Nothing is written, and nothing in a model is run.",
         **examples(
             "how-to/predict.md",
             "logvmamba check imagesTs nnUNetTrainerLoGVMamba__nnUNetPlans__3d_fullres",
@@ -82,6 +83,7 @@ def _check_images(images: Path, folder: Path, processes: int) -> str:
 
 def _check_model(path: Path) -> str:
     from nnunet_logvmamba.plugin.acceptance import read_model
+    from nnunet_logvmamba.plugin.disclosure import disclosures
     from nnunet_logvmamba.plugin.model_check import check_model
 
     if (path / "plans.json").is_file():
@@ -92,7 +94,11 @@ def _check_model(path: Path) -> str:
             f"{path} holds no checkpoint: name a trained model, its zip file, or a raw data set; or, to check a folder "
             "of images, the model that is to predict them behind it"
         )
-    return f"{path}: {count} checkpoint(s), whole, with finite weights, and nothing in them but weights and settings"
+    said = f"{path}: {count} checkpoint(s), whole, with finite weights, and nothing in them but weights and settings"
+    told = disclosures(path)
+    if told:
+        said += "\nnote: before this model is shared, look at what in it tells of its data and of this machine:"
+    return "\n".join([said, *(f"  {one.said}" for one in told)])
 
 
 def _check_dataset(folder: Path, processes: int) -> str:

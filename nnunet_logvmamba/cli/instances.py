@@ -83,7 +83,14 @@ def run(args: argparse.Namespace) -> int:
         UserError: If any file does not fit; nothing is written then.
     """
     from nnunet_logvmamba.cores import usable_cores
-    from nnunet_logvmamba.evaluation.cases import GALLERY, PICTURE_ENDINGS, check_pairs, find_cases
+    from nnunet_logvmamba.evaluation.cases import (
+        FOLD_ALL,
+        GALLERY,
+        PICTURE_ENDINGS,
+        check_pairs,
+        find_cases,
+        is_of_training_cases,
+    )
     from nnunet_logvmamba.evaluation.cells import LABEL_SUFFIXES, CellFiles, CellSettings, recover_and_score
     from nnunet_logvmamba.evaluation.parallel import map_cases
 
@@ -124,7 +131,8 @@ def run(args: argparse.Namespace) -> int:
         do_case = partial(recover_and_score, settings)
         rows = map_cases(do_case, cases, processes=args.jobs or usable_cores(), text="instances")
         if references:
-            terminal.show(_write_scores(settings, rows, unscored, staged))
+            notes = [FOLD_ALL] * is_of_training_cases(args.predictions)
+            terminal.show(_write_scores(settings, rows, unscored, notes, staged))
         if shown:
             chosen = {case.case: case for case in cases}
             scores = {row["case"]: row for row in rows}
@@ -144,7 +152,7 @@ def _spread(cases: list[str], number: int) -> list[str]:
     return [cases[int(index * step)] for index in range(min(number, len(cases)))]
 
 
-def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str], folder: Path) -> str:
+def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str], notes: list[str], folder: Path) -> str:
     """Write the table and the summary, and give the summary as text."""
     from nnunet_logvmamba.evaluation.cells import summarize
     from nnunet_logvmamba.evaluation.report import as_text_table, write_csv, write_json
@@ -152,7 +160,7 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
 
     summary = summarize(settings, rows)
     write_csv(folder / SCORES, rows, list(rows[0]))
-    write_json(folder / SUMMARY, {**summary, "cases_not_scored": unscored})
+    write_json(folder / SUMMARY, {**summary, "cases_not_scored": unscored} | ({"notes": notes} if notes else {}))
     table = [
         [title_of(name), one["mean"], one["std"], one["cases"], one["cases_left_out"]]
         for name, one in summary["mean"].items()
@@ -161,7 +169,8 @@ def _write_scores(settings: CellSettings, rows: list[dict], unscored: list[str],
     recipe += ", holes filled" * settings.fill_holes + ", cut at waists" * settings.watershed
     recipe += f"; {matched_in_words(settings.iou, settings.border, settings.tile)}"
     header = ["score", "mean", "std", "images", "left out"]
-    return f"{as_text_table(header, table, terminal.width())}\ntotal: {totals(summary['sum'])}\n{recipe}\n"
+    lines = [f"total: {totals(summary['sum'])}", recipe, *(f"note: {note}" for note in notes)]
+    return "\n".join([as_text_table(header, table, terminal.width()), *lines, ""])
 
 
 def _draw(cases: list[tuple[CellFiles, Path, Path, dict]], path: Path, settings: CellSettings) -> None:

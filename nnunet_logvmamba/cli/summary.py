@@ -63,6 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     images.add_argument(
         "--cases", nargs="+", metavar="CASE", help="average over the middles of these preprocessed cases instead"
     )
+    field.add_argument("--overwrite", action="store_true", help="replace the picture")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,8 +121,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_field(args: argparse.Namespace) -> None:
     target = args.receptive_field
     if target is None:
-        for name in ("checkpoint", "cases"):
-            if getattr(args, name) is not None:
+        for name in ("checkpoint", "cases", "overwrite"):
+            if getattr(args, name):
                 raise UserError(f"--{name} is for --receptive-field: name the picture with it")
         return
     if args.cases is not None and args.preset is not None:
@@ -130,6 +131,10 @@ def _check_field(args: argparse.Namespace) -> None:
         raise UserError(f"{target} does not end in .png: name a PNG picture")
     if not target.parent.is_dir():
         raise UserError(f"there is no folder {target.parent} for {target.name}: make it, or name another file")
+    if target.is_dir():
+        raise UserError(f"{target} is a folder: name a file")
+    if target.exists() and not args.overwrite:
+        raise UserError(f"{target} exists: name another file, or add --overwrite")
     if args.checkpoint is not None and not args.checkpoint.is_file():
         raise UserError(f"there is no checkpoint {args.checkpoint}")
 

@@ -33,6 +33,9 @@ ENDINGS = VOLUME_ENDINGS + PICTURE_ENDINGS
 GALLERY = "gallery.png"
 """What ``logvmamba instances`` draws beside its maps; no case."""
 
+FOLD_ALL = "Fold all is validated on the cases it was trained on: these scores say nothing about new cases."
+"""What every table and page of such scores says."""
+
 SPACING_TOLERANCE = 1e-3
 """Share of a voxel by which two spacings may differ and be the same."""
 
@@ -113,6 +116,13 @@ def for_itk(path: Path) -> str:
             f"the path {name!a} has bytes that are not UTF-8, which SimpleITK cannot open: rename the folder or file"
         ) from None
     return name
+
+
+def is_of_training_cases(predictions: Path) -> bool:
+    """Whether a folder of predictions is nnU-Net's validation of fold ``all``, or what it makes of that alone."""
+    folder = Path(predictions).resolve()
+    own = (folder.parent.name, folder.name) == ("fold_all", "validation")
+    return own or folder.name == "crossval_results_folds_all"
 
 
 def find_cases(folder: Path, *, endings: Sequence[str] = ENDINGS, suffixes: Sequence[str] = ()) -> dict[str, Path]:

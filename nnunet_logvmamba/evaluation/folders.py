@@ -15,7 +15,18 @@ import numpy as np
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.files import read_json, staged_files
 
-from .cases import ENDINGS, IMAGE_INSTEAD, LabelMap, check_pairs, check_same_grid, find_cases, read_labels, turned_like
+from .cases import (
+    ENDINGS,
+    FOLD_ALL,
+    IMAGE_INSTEAD,
+    LabelMap,
+    check_pairs,
+    check_same_grid,
+    find_cases,
+    is_of_training_cases,
+    read_labels,
+    turned_like,
+)
 from .dataset_json import Labels, labels_of, read_dataset_json  # noqa: F401 - what to score is asked for here
 from .metrics import COUNTS, INSTANCE_METRICS, INSTANCES, MATCH_COLUMNS, title_of
 from .parallel import map_cases
@@ -212,7 +223,8 @@ def evaluate(
     }
     counted = [row for row in rows if "tp" in row and (row["_true"] or row["_predicted"])]
     at_border = [row["case"] for row in counted if not any(row[name] for name in MATCH_COLUMNS)]
-    summary["notes"] = _notes(summary, first, slices)
+    summary["notes"] = [FOLD_ALL] * is_of_training_cases(pairs[0].prediction.parent)
+    summary["notes"] += _notes(summary, first, slices)
     if at_border:
         summary["notes"].append(
             f"{len(at_border)} case(s) have no instance further than {settings.border} px from the border, in volumes "

@@ -13,6 +13,7 @@ from statistics import median
 import numpy as np
 
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.evaluation.cases import FOLD_ALL
 from nnunet_logvmamba.evaluation.metrics import METRICS, RANKED, USUAL, title_of, titles
 from nnunet_logvmamba.results.predicted import Prediction, of_one_kind, read_prediction, refuse_other_references
 from nnunet_logvmamba.results.record import COSTS, KEYS
@@ -487,7 +488,13 @@ def _notes(comparison: Comparison) -> list[str]:
     notes = []
     methods = comparison.methods
     if "all" in comparison.folds and not comparison.held_out:
-        notes.append("Fold all is validated on the cases it was trained on: these scores say nothing about new cases.")
+        notes.append(FOLD_ALL)
+    earlier = {
+        method.name: sorted({run.epochs_scored for run in method.runs if run.epochs_scored}) for method in methods
+    }
+    if any(earlier.values()) and not comparison.held_out:
+        listed = "; ".join(f"{name} after {', '.join(epochs)} epochs" for name, epochs in earlier.items() if epochs)
+        notes.append(f"Not the final weights, as with --val_best: {listed}.")
     if any(len(method.runs) == 1 for method in methods):
         notes.append(
             "A method with one run has no standard error: how much it would change from one training to the next is "

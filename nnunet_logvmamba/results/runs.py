@@ -90,6 +90,17 @@ class Run(Training):
         """The fold that was validated."""
         return (self.fold,)
 
+    @property
+    def epochs_scored(self) -> str | None:
+        """After how many epochs of how many the weights were that were validated, such as ``4 of 6``.
+
+        None where they are the final ones, or no record tells. Of an adopted model the record may know only the epochs
+        since, which are fewer than those that were validated.
+        """
+        record = self.record or {}
+        done, validated = record.get("epochs_done"), record.get("validated_epochs")
+        return None if done is None or validated is None or validated >= done else f"{validated} of {done}"
+
     def labels_of(self, metric: str) -> tuple[str, ...]:
         """What a metric has values for: the labels of the data set, or its instances as one."""
         return (INSTANCES,) if source_of(metric) is INSTANCE else self.labels

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
+import zipfile
 from pathlib import Path
 
 import nibabel
@@ -530,6 +532,101 @@ def test_a_model_without_checkpoint_and_a_folder_that_is_nothing(tmp_path, image
     code, line = run(capsys, images)
     assert code == 2
     assert f"{images} holds no checkpoint" in line
+
+
+# What a model tells of its data
+
+
+def fill(trained_model: Path, case: str = "patient_4711") -> None:
+    """What nnU-Net and this package leave beside checkpoints, with the name of a case and paths in it."""
+    entry = {"prediction_file": f"/home/me/{case}.nii.gz", "reference_file": f"/data/{case}.nii.gz", "metrics": {}}
+    summary = json.dumps({"metric_per_case": [entry]})
+    for fold in ("fold_0", "fold_1"):
+        (trained_model / fold / "validation").mkdir()
+        (trained_model / fold / "validation" / "summary.json").write_text(summary)
+        split = f"(['other_{fold}'], ['{case}'])"
+        debug = {"_split": split, "output_folder": "/home/me/results", "hostname": "ward7"}
+        (trained_model / fold / "debug.json").write_text(json.dumps(debug))
+        (trained_model / fold / "progress.png").write_bytes(b"a picture")
+    (trained_model / "fold_0" / "logvmamba.json").write_text(json.dumps({"sessions": [{"command": "nnUNetv2_train"}]}))
+    results = trained_model / "crossval_results_folds_0_1"
+    results.mkdir()
+    (results / "summary.json").write_text(summary)
+    (results / "postprocessing.json").write_text(json.dumps({"input_folder": {"mean": {"1": {"Dice": 0.5}}}}))
+    (results / "postprocessing.pkl").write_bytes(pickle.dumps(([], [])))
+
+
+TOLD = "note: before this model is shared, look at what in it tells of its data and of this machine:"
+BOTH = "names of cases and absolute paths"
+
+
+def told(capsys, path: Path) -> list[str]:
+    """What the command says of a sound model beyond that it is sound."""
+    assert main(["check", str(path), "--jobs", "1"]) == 0
+    return capsys.readouterr().out.splitlines()[1:]
+
+
+def test_files_of_a_zip_that_tell_names_or_paths_are_listed_until_they_are_gone(trained_model, tmp_path, capsys):
+    fill(trained_model)
+    best = {"some_plans_file": "C:\\\\results\\\\plans.json", "postprocessing_file": "/home/me/postprocessing.pkl"}
+    model = f"Dataset501_X/{trained_model.name}"
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive, zipfile.ZipFile(tmp_path / "rest.zip", "w") as rest:
+        archive.writestr("Dataset501_X/inference_information.json", json.dumps({"best_model_or_ensemble": best}))
+        for path in sorted(trained_model.rglob("*")):
+            archive.write(path, f"{model}/{path.relative_to(trained_model)}")
+            if path.name not in ("summary.json", "debug.json"):  # as the page says
+                rest.write(path, f"{model}/{path.relative_to(trained_model)}")
+    assert told(capsys, tmp_path / "model.zip") == [
+        TOLD,
+        "  Dataset501_X/inference_information.json: absolute paths",
+        f"  {model}/crossval_results_folds_0_1/summary.json: {BOTH}",
+        f"  {model}/fold_*/debug.json (2): {BOTH}",
+        f"  {model}/fold_*/validation/summary.json (2): {BOTH}",
+    ]
+    assert told(capsys, tmp_path / "rest.zip") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "fold_0/training_log_2026_1_2_3_4_5.txt",
+            "predicting patient_4711",
+            "fold_*/training_log_*.txt: names of cases",
+        ),
+        ("fold_0/training_log_2026_1_2_3_4_5.txt", "see https://some.where/a/b, 2/3 of 1/2/3, patient_47110", None),
+        ("fold_0/training_log_2026_1_2_3_4_5.txt", "in D:\\results\\x", "fold_*/training_log_*.txt: absolute paths"),
+        ("fold_0/report.html", "<td>patient_4711</td>", "fold_*/report.html: names of cases"),
+        ("fold_0/report.html", "<img src='data:image/png;base64,a+/b/cd/efg=='><b>a</b></p>", None),
+        ("fold_0/scores/scores.csv", "case,dice\nother_fold_1,0.5", "fold_*/scores/scores.csv: names of cases"),
+        ("fold_0/validation/unseen.nii.gz", "", "fold_*/validation/*.nii.gz: names of cases"),
+        ("fold_0/patient_4711.png", "", "fold_*/*.png: names of cases"),
+        ("fold_0/broken.json", '{"folder": "/home/me/x', "fold_*/broken.json: absolute paths"),
+    ],
+)
+def test_files_of_a_folder_that_tell_names_or_paths_are_listed(trained_model, capsys, name, text, said):
+    fill(trained_model)
+    before = told(capsys, trained_model)
+    (trained_model / name).parent.mkdir(exist_ok=True)
+    (trained_model / name).write_text(text)
+    more = [line for line in told(capsys, trained_model) if line not in before]
+    assert more == ([] if said is None else [f"  {said}"])
+
+
+def test_a_list_of_images_in_dataset_json_is_in_every_checkpoint_too(trained_model, capsys):
+    content = json.loads((trained_model / "dataset.json").read_text())
+    listed = {"p1": {"images": ["imagesTr/p1_0000.png"], "label": "labelsTr/p1.png"}}
+    (trained_model / "dataset.json").write_text(json.dumps({**content, "dataset": listed}))
+    assert told(capsys, trained_model) == [TOLD, "  dataset.json: names of cases; every checkpoint holds a copy"]
+
+
+def test_names_of_one_or_two_characters_are_found_as_names_of_files_alone(trained_model, capsys):
+    fill(trained_model, case="1")
+    log = trained_model / "fold_0" / "training_log_1.txt"
+    log.write_text("Epoch 1, learning rate 0.1")
+    assert not any("log" in line for line in told(capsys, trained_model))
+    log.write_text("1_0000.nii.gz was read")
+    assert "  fold_*/training_log_*.txt: names of cases" in told(capsys, trained_model)
 
 
 # A raw data set

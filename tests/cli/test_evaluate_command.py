@@ -21,6 +21,7 @@ from tifffile import imwrite
 from nnunet_logvmamba.cli import evaluate as command
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.evaluation import folders, policies, scoring
+from nnunet_logvmamba.evaluation.cases import FOLD_ALL
 
 SPACING = (3.0, 1.0, 0.5)  # slices, rows, columns
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "active": [3]}
@@ -615,6 +616,21 @@ def test_the_validation_of_a_fold_says_whose_the_other_references_are(volumes):
     assert run(validation, volumes / "labelsTr", "--predicted-only", "--output", out) == 0
     text = (out / "scores.txt").read_text()
     assert "cases: 2; 1 more references are of the cases of other folds, which this one trained on" in text
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [("fold_all/validation", True), ("crossval_results_folds_all", True), ("fold_0/validation", False)],
+)
+def test_the_validation_of_fold_all_is_said_to_be_of_its_training_cases(volumes, capsys, folder, said):
+    (volumes / folder).parent.mkdir(exist_ok=True)
+    (volumes / "predictions").rename(volumes / folder)
+    out = volumes / "out"
+    assert run(volumes / folder, volumes / "labelsTr", "--output", out) == 0
+    line = f"note: {FOLD_ALL}"
+    assert (line in capsys.readouterr().out.splitlines()) == said
+    assert (line in (out / "scores.txt").read_text().splitlines()) == said
+    assert (FOLD_ALL in read_summary(out)["notes"]) == said
 
 
 @pytest.mark.parametrize(

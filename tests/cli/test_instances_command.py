@@ -20,6 +20,7 @@ from tifffile import imread as read_tiff
 from tifffile import imwrite
 
 from nnunet_logvmamba.cli import main
+from nnunet_logvmamba.evaluation.cases import FOLD_ALL
 from nnunet_logvmamba.evaluation.gallery import RED
 from nnunet_logvmamba.evaluation.instances import to_classes
 
@@ -270,6 +271,15 @@ def test_part_of_the_references_is_enough_when_asked_for(cells):
     out = cells / "out"
     assert run(cells / "predictions", out, "--references", cells / "truth", "--predicted-only") == 0
     assert json.loads((out / "scores.json").read_text())["cases_not_scored"] == ["b"]
+
+
+def test_cells_that_fold_all_was_trained_on_are_said_to_be(cells, capsys):
+    validation = cells / "fold_all" / "validation"
+    validation.parent.mkdir()
+    (cells / "predictions").rename(validation)
+    assert run(validation, cells / "out", "--references", cells / "truth") == 0
+    assert f"note: {FOLD_ALL}" in capsys.readouterr().out.splitlines()
+    assert json.loads((cells / "out/scores.json").read_text())["notes"] == [FOLD_ALL]
 
 
 def test_overwriting_replaces_our_files_and_keeps_others(cells):

@@ -323,6 +323,7 @@ def test_a_network_that_is_one_module_is_opened(planned, users_trainers, capsys)
         ("--preset paper2d --receptive-field field.png --checkpoint none.pth", "there is no checkpoint none.pth"),
         ("--preset paper2d --checkpoint none.pth", "--checkpoint is for --receptive-field"),
         ("-d 998 --cases ball_0", "--cases is for --receptive-field"),
+        ("-d 998 --overwrite", "--overwrite is for --receptive-field"),
         ("--preset paper2d --receptive-field field.png --cases a", "--cases are those of a data set: name it with -d"),
     ],
 )
@@ -352,8 +353,14 @@ def test_the_receptive_field_is_said_and_drawn_before_and_after_training(planned
     ]
     assert all(0 < half <= most <= side // 2 for half, most, side in zip(*radii, (32, 48)))
 
-    assert main([*words, "--receptive-field", str(pictures[0])]) == 0
+    drawn = pictures[0].read_bytes()
+    pictures[0].write_bytes(b"of another network")
+    assert main([*words, "--receptive-field", str(pictures[0])]) == 2
+    assert f"{pictures[0]} exists: name another file, or add --overwrite" in capsys.readouterr().err
+    assert pictures[0].read_bytes() == b"of another network"
+    assert main([*words, "--receptive-field", str(pictures[0]), "--overwrite"]) == 0
     assert capsys.readouterr().out == start
+    assert pictures[0].read_bytes() == drawn
 
     args = build_parser().parse_args(words)
     network = network_of_plans(args, "cpu")[0]
@@ -368,6 +375,7 @@ def test_the_receptive_field_is_said_and_drawn_before_and_after_training(planned
     assert (drawn[0] != drawn[1]).any()
 
     torch.save(network.state_dict(), checkpoint)
+    pictures[1].unlink()
     assert main([*words, "--receptive-field", str(pictures[1]), "--checkpoint", str(checkpoint)]) == 0
     assert "receptive field, trained" in capsys.readouterr().out
 
@@ -388,7 +396,16 @@ def test_the_receptive_field_is_said_and_drawn_before_and_after_training(planned
 
 def test_the_receptive_field_over_cases_of_the_data_set(folders, tmp_path, capsys):
     small_dataset.copy_into(folders)
-    words = ["summary", "-d", small_dataset.NUMBER, "-c", "2d", "--receptive-field", str(tmp_path / "field.png")]
+    words = [
+        "summary",
+        "-d",
+        small_dataset.NUMBER,
+        "-c",
+        "2d",
+        "--receptive-field",
+        str(tmp_path / "field.png"),
+        "--overwrite",
+    ]
     assert main([*words, "--cases", "ball_0", "ball_1", "--patch-size", "32", "128"]) == 0  # larger than a case
     assert "receptive field, at the start, over 2 case(s)" in capsys.readouterr().out
     assert main([*words, "--cases", "ball_0", "nobody"]) == 2

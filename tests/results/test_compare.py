@@ -548,6 +548,24 @@ def test_trainings_on_all_cases_and_unequal_conditions_are_named(results):
     assert not any("iterations" in note for note in notes)
 
 
+def test_scores_that_are_not_of_the_final_weights_are_named(results):
+    done = {"epochs": 6, "epochs_done": 6, "validated_epochs": 6}
+    write_run(results, model(LOG), 0, {"a": [0.9, 0.8]}, record=done | {"validated_epochs": 4})
+    write_run(results, model(LOG), 1, {"b": [0.9, 0.8]}, record=done | {"validated_epochs": 5})
+    for fold, case in enumerate("ab"):
+        write_run(results, model(VSS), fold, {case: [0.9, 0.8]}, record=done)
+        write_run(results, model(STOCK), fold, {case: [0.9, 0.8]})
+    (note,) = [note for note in comparison.compare([results]).notes if "final weights" in note]
+    assert note == "Not the final weights, as with --val_best: LoGVMamba after 4 of 6, 5 of 6 epochs."
+
+
+def test_an_adopted_model_that_was_trained_on_is_scored_with_its_final_weights(results):
+    for trainer in (LOG, VSS):
+        record = {"epochs": 6, "epochs_done": 6, "validated_epochs": 106}
+        write_run(results, model(trainer), 0, {"a": [0.9, 0.8]}, record=record)
+    assert not any("final weights" in note for note in comparison.compare([results]).notes)
+
+
 # Costs
 
 

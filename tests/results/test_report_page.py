@@ -23,6 +23,7 @@ from tifffile import imwrite
 
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.evaluation.cases import FOLD_ALL
 from nnunet_logvmamba.evaluation.dataset_json import labels_of
 from nnunet_logvmamba.plugin.checkpoints import logging_of_checkpoints
 from nnunet_logvmamba.plugin.fold_reader import FoldReader
@@ -118,6 +119,25 @@ def refused(capsys) -> Callable[..., str]:
 
 
 # The page
+
+
+def test_scores_of_the_cases_that_fold_all_was_trained_on_are_said_to_be(tmp_path, capsys):
+    fold = cells(tmp_path)
+    fold = fold.rename(fold.with_name("fold_all"))
+    for options in ((), ("--cases", "0")):
+        assert main(["report", str(fold), "--images", str(tmp_path / "images"), *options]) == 0
+        assert f"note: {FOLD_ALL}" in capsys.readouterr().out.splitlines()
+        assert FOLD_ALL in Tags((fold / "report.html").read_text()).text
+
+
+def test_scores_of_other_weights_than_the_final_ones_are_said_to_be(tmp_path, capsys):
+    fold = cells(tmp_path)
+    record = {"format": 1, "epochs": 6, "epochs_done": 6, "validated_epochs": 4}
+    (fold / "logvmamba.json").write_text(json.dumps(record))
+    assert main(["report", str(fold), "--images", str(tmp_path / "images"), "--cases", "0"]) == 0
+    said = "Not the final weights, as with --val_best: scored after 4 of 6 epochs."
+    assert f"note: {said}" in capsys.readouterr().out.splitlines()
+    assert said in Tags((fold / "report.html").read_text()).text
 
 
 def test_the_page_about_a_training_holds_what_was_asked_of_it(page_3d, trained):

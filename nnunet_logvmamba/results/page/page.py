@@ -17,6 +17,7 @@ from statistics import fmean, median, stdev
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.evaluation.cases import FOLD_ALL
 from nnunet_logvmamba.evaluation.dataset_json import labels_of
 from nnunet_logvmamba.evaluation.metrics import METRICS, USUAL
 from nnunet_logvmamba.results.logs import read_logging
@@ -59,8 +60,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a page has of the final validation; colours by name in the legends; without figures, none were wanted."""
+    """What a page has of the final validation; colours by name in the legends; without figures, none were wanted.
 
+    ``warnings`` are about the scores, ``notes`` about the figures.
+    """
+
+    warnings: Sequence[str]
     table: Table
     plots: Picture
     note: str
@@ -104,7 +109,7 @@ def build(
         read_by: Gives the reader of what nnU-Net alone can read.
         num_cases: Worst cases to show, and as many best ones.
         sources: For the pictures of the cases.
-        say: Called with every sentence of the page about something that is not there.
+        say: Called with every sentence of the page about something that is not there, or not what it seems.
 
     Raises:
         UserError: If it is no such folder, or a file in it or a wanted image cannot be read.
@@ -116,7 +121,8 @@ def build(
         raise UserError(f"{training.folder} holds neither a checkpoint nor a log nor a validation: train first")
     facts = _facts(training, reader, logging, sources or Sources(), num_cases)
     if facts.scores is not None:
-        for note in [*facts.scores.notes, *(figure.lacking for figure in facts.scores.figures or [])]:
+        scores = facts.scores
+        for note in [*scores.warnings, *scores.notes, *(figure.lacking for figure in scores.figures or [])]:
             if note:
                 say(note)
     layout = Environment(
@@ -221,6 +227,7 @@ def _scores(run: Run, reader: Reader, sources: Sources, num_cases: int) -> Score
     shown = Cases(run, sources, reader, labels.ignored) if num_cases else None
     lacking = "No images were found: name their folder with --images, or set nnUNet_raw."
     return Scores(
+        warnings=_warnings(run),
         table=_table_of_classes(run, finite),
         plots=Picture(pictures.box_plots(finite, colours), "one box per class, one dot per case"),
         note=note,
@@ -230,6 +237,13 @@ def _scores(run: Run, reader: Reader, sources: Sources, num_cases: int) -> Score
         figures=None if shown is None else _figures(run, means, shown, num_cases),
         every_case=_table_of_cases(run, means),
     )
+
+
+def _warnings(run: Run) -> list[str]:
+    warnings = [FOLD_ALL] * (run.fold == "all")
+    if run.epochs_scored:
+        warnings.append(f"Not the final weights, as with --val_best: scored after {run.epochs_scored} epochs.")
+    return warnings
 
 
 def _table_of_classes(run: Run, finite: Mapping[str, Mapping[str, Sequence[float]]]) -> Table:
