@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = args.dataset
     if dataset.isdecimal() and len(find_candidate_datasets(int(dataset))) > 1:
         dataset = path.parent.name  # nnU-Net takes 1001 for 100, too, and refuses both by their numbers
-    options = ("" if args.plans == "nnUNetPlans" else f" -p {args.plans}") + device_option()
+    options = ("" if args.plans == library.NNUNETS_PLANS else f" -p {args.plans}") + device_option()
     managers = {name: PlansManager(plans).get_configuration(name) for name in names}
     missing = [name for name, manager in managers.items() if not has_cases(path.parent / manager.data_identifier)]
     if missing:

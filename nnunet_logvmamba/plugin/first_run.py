@@ -41,11 +41,13 @@ from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, read_checkpoint
 from nnunet_logvmamba.plugin.environment import not_written_out
 from nnunet_logvmamba.plugin.plans import (
+    NNUNETS_PLANS,
     TRAINING_KEY,
     check_dataset_json,
     check_training_settings,
     configurations_of,
     first_stage_of,
+    no_such_plans,
     why_not_planned,
 )
 from nnunet_logvmamba.plugin.trainer_names import check_trainer, find_trainer
@@ -54,7 +56,7 @@ from nnunet_logvmamba.results.predicted import PREDICTED_BY, SCORED_AGAINST, SCO
 from nnunet_logvmamba.results.record import RECORD_NAME, read_record
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-PLANS = "nnUNetPlans"
+PLANS = NNUNETS_PLANS
 PLANNED = ("2d", "3d_fullres", "3d_lowres")
 NNUNETS_FOLDS = 5
 QUICK = {"num_epochs": 8, "num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 5}
@@ -399,10 +401,7 @@ class FirstRun:
         file = self.preprocessed / self.dataset / f"{self.request.plans}.json"
         if not file.is_file():
             if self.request.plans != PLANS:
-                raise UserError(
-                    f"there are no plans {self.request.plans}: {file} does not exist; nnUNetv2_plan_experiment makes "
-                    "them, with -pl for another planner or -overwrite_plans_name for another name"
-                )
+                raise no_such_plans(file)
             return None
         plans = read_json(file, "remove it, and the data set is planned anew")
         configurations_of(plans, file)

@@ -377,6 +377,18 @@ def test_a_dataset_json_that_nnunet_refuses_is_named(changes, sentence, plans_fi
     assert plans_file.read_bytes() == before
 
 
+@pytest.mark.parametrize("words", [("plans", "-c", "2d", "--name", "new"), ("summary",)])
+def test_plans_of_another_planner_that_are_not_there_come_with_the_command_of_their_planner(words, plans_file, capsys):
+    (plans_file.parent / "nnUNetResEncUNetMPlans.json").write_text(plans_file.read_text())
+    assert main([*words, "-d", small_dataset.NUMBER, "-p", "nnUNetResEncUNetXLPlans"]) == 2
+    said = capsys.readouterr().err
+    there = f"nnUNetResEncUNetXLPlans in {plans_file.parent}, only nnUNetPlans, nnUNetResEncUNetMPlans: name those, or make"
+    assert f"there are no plans {there} them with nnUNetv2_plan_experiment -d 998 -pl PLANNER" in said
+    plans_file.unlink()
+    assert main([*words, "-d", small_dataset.NUMBER]) == 2
+    assert f"{plans_file} does not exist: run nnUNetv2_plan_and_preprocess" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["Dataset1001_Balls", "Dataset98765_Balls"])
 def test_numbers_of_more_digits_are_known_by_number_and_name(name, plans_file, capsys):
     (plans_file.parent.parent / "Dataset100_Other").mkdir()

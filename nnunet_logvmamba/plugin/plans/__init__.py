@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from nnunet_logvmamba.plugin.plans.files import (
+    NNUNETS_PLANS,
     check_dataset_json,
     check_name,
     check_planned,
@@ -16,6 +17,7 @@ from nnunet_logvmamba.plugin.plans.files import (
     find_plans,
     first_fold,
     first_stage_of,
+    no_such_plans,
     read_plans,
     why_not_planned,
     write_plans,

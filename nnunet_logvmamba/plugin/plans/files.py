@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from nnunet_logvmamba.files import read_json, replace_text
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+NNUNETS_PLANS = "nnUNetPlans"
 NNUNETS_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 """Those that nnU-Net's planners write."""
 
@@ -58,6 +60,8 @@ def read_plans(dataset: str, plans_name: str) -> tuple[Path, dict, Any]:
         found = " and ".join(folder.name for folder in folders) if folders else "none"
         raise UserError(f"one data set {pattern} is needed in {root}, found {found}: run nnUNetv2_plan_and_preprocess")
     path, dataset_file = folders[0] / f"{plans_name}.json", folders[0] / "dataset.json"
+    if plans_name != NNUNETS_PLANS and not path.is_file():
+        raise no_such_plans(path)
     contents = []
     for file in (path, dataset_file):
         if not file.is_file():
@@ -65,6 +69,22 @@ def read_plans(dataset: str, plans_name: str) -> tuple[Path, dict, Any]:
         contents.append(read_json(file, "plan the data set anew"))
     configurations_of(contents[0], path)
     return path, contents[0], contents[1]
+
+
+def no_such_plans(file: Path) -> UserError:
+    """Give what to say where plans are not there that nnU-Net's usual command does not make."""
+    there = []
+    for other in sorted(file.parent.glob("*.json")):
+        with suppress(ValueError, OSError):
+            content = json.loads(other.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and isinstance(content.get("configurations"), dict):
+                there.append(other.stem)
+    number = file.parent.name.removeprefix("Dataset").partition("_")[0]
+    others = f"only {', '.join(there)}: name those, or" if there else "nor any others:"
+    return UserError(
+        f"there are no plans {file.stem} in {file.parent}, {others} make them with nnUNetv2_plan_experiment -d "
+        f"{int(number)} -pl PLANNER, and -overwrite_plans_name for another name"
+    )
 
 
 def configurations_of(plans: Any, file: Path) -> dict[str, dict]:
