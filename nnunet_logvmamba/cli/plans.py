@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     for name in sorted(names, key=lambda name: "previous_stage" in plans["configurations"][name]):
         manager = managers[name]
         family = catalogue.PATHS.get(manager.network_arch_class_name, catalogue.DEFAULT).trainer
-        fold = library.first_fold(manager)
+        fold = library.first_fold(manager, dataset_json, path.parent)
         terminal.show_command(f"nnUNetv2_train {dataset} {name} {fold} -tr nnUNetTrainer{family}{options}")
         settings = manager.configuration.get(library.TRAINING_KEY, {})
         words, lacking = library.foreground_in_words(manager.batch_size, settings)

@@ -41,9 +41,12 @@ from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, read_checkpoint
 from nnunet_logvmamba.plugin.environment import not_written_out
 from nnunet_logvmamba.plugin.plans import (
+    NNUNETS_FOLDS,
     NNUNETS_PLANS,
+    SPLITS,
     TRAINING_KEY,
     check_dataset_json,
+    check_folds,
     check_training_settings,
     configurations_of,
     first_stage_of,
@@ -58,7 +61,6 @@ from nnunet_logvmamba.results.record import RECORD_NAME, read_record
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PLANS = NNUNETS_PLANS
 PLANNED = ("2d", "3d_fullres", "3d_lowres")
-NNUNETS_FOLDS = 5
 QUICK = {"num_epochs": 8, "num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 5}
 NNUNETS_SCHEDULE = {"num_epochs": 1000, "num_iterations_per_epoch": 250}
 MANY_STEPS = 25_000
@@ -218,7 +220,7 @@ class FirstRun:
 
     @property
     def _splits(self) -> Path:
-        return self.preprocessed / self.dataset / "splits_final.json"
+        return self.preprocessed / self.dataset / SPLITS
 
     def _cases_of_splits(self) -> set[str]:
         """Give the cases of the folds that there are, and refuse others, for which nnU-Net would draw cases at random,
@@ -238,12 +240,8 @@ class FirstRun:
 
     def _check_cases(self, listed: set[str]) -> None:
         """Refuse folds of cases that are gone, or of too few, on which nnU-Net's training stops without a reason."""
-        number = len(self.cases)
-        if number < NNUNETS_FOLDS and self.request.folds != ("all",) and not self._splits.is_file():
-            raise UserError(
-                f"of {number} case(s) nnU-Net cannot make its {NNUNETS_FOLDS} folds: train with --fold all, or write "
-                f"folds of your own into {self._splits}"
-            )
+        if self.request.folds != ("all",):
+            check_folds(len(self.cases), self._splits)
         gone = sorted(listed - self.cases.keys())
         if gone:
             raise UserError(

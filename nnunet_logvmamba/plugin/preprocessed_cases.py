@@ -79,6 +79,11 @@ def has_cases(folder: Path) -> bool:
     return folder.is_dir() and any(file.suffix in (".b2nd", ".npz") for file in folder.iterdir())
 
 
+def cases_in(folder: Path) -> list[str]:
+    """Give the cases of a preprocessed folder."""
+    return list(_reader_of(folder).get_identifiers(str(folder)))
+
+
 def preprocessing(dataset: str, plans: str, configurations: Iterable[str]) -> str:
     """Give nnU-Net's command that preprocesses configurations of the plans of a data set, which is given by name."""
     number = dataset.removeprefix("Dataset").partition("_")[0]
@@ -139,7 +144,7 @@ def examine(folder: Path, *, processes: int = 1) -> Examination:
     content = read_json(source)
     known, channels = labels_of(content, str(source)), channels_of(content, str(source))
     labels = sorted({OUTSIDE, 0, *([] if known.ignored is None else [known.ignored])}.union(*known.values.values()))
-    cases = [(path, case) for path in folders for case in _reader_of(path).get_identifiers(str(path))]
+    cases = [(path, case) for path in folders for case in cases_in(path)]
     names = {str(number): name for number, name in enumerate(channels)}
     found = map_cases(partial(_look, labels, names), cases, processes=processes, text="cases")
     seen = [

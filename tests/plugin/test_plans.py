@@ -377,12 +377,23 @@ def test_a_dataset_json_that_nnunet_refuses_is_named(changes, sentence, plans_fi
     assert plans_file.read_bytes() == before
 
 
+def test_a_data_set_of_too_few_cases_for_folds_is_trained_with_all_of_them(plans_file, capsys):
+    rewrite(plans_file, numTraining=4)
+    assert command("-c", "2d", "--name", "few") == 0
+    assert "nnUNetv2_train 998 few all " in capsys.readouterr().out
+    (plans_file.parent / "splits_final.json").write_text(json.dumps([{"train": ["ball_0"], "val": ["ball_1"]}]))
+    assert command("-c", "2d", "--name", "own_folds") == 0
+    assert "nnUNetv2_train 998 own_folds 0 " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [("plans", "-c", "2d", "--name", "new"), ("summary",)])
 def test_plans_of_another_planner_that_are_not_there_come_with_the_command_of_their_planner(words, plans_file, capsys):
     (plans_file.parent / "nnUNetResEncUNetMPlans.json").write_text(plans_file.read_text())
     assert main([*words, "-d", small_dataset.NUMBER, "-p", "nnUNetResEncUNetXLPlans"]) == 2
     said = capsys.readouterr().err
-    there = f"nnUNetResEncUNetXLPlans in {plans_file.parent}, only nnUNetPlans, nnUNetResEncUNetMPlans: name those, or make"
+    there = (
+        f"nnUNetResEncUNetXLPlans in {plans_file.parent}, only nnUNetPlans, nnUNetResEncUNetMPlans: name those, or make"
+    )
     assert f"there are no plans {there} them with nnUNetv2_plan_experiment -d 998 -pl PLANNER" in said
     plans_file.unlink()
     assert main([*words, "-d", small_dataset.NUMBER]) == 2

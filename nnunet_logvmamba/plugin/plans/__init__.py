@@ -9,8 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from nnunet_logvmamba.plugin.plans.files import (
+    NNUNETS_FOLDS,
     NNUNETS_PLANS,
+    SPLITS,
     check_dataset_json,
+    check_folds,
     check_name,
     check_planned,
     configurations_of,

@@ -15,9 +15,11 @@ from nnunet_logvmamba.files import read_json, replace_text
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+NNUNETS_FOLDS = 5
 NNUNETS_PLANS = "nnUNetPlans"
 NNUNETS_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 """Those that nnU-Net's planners write."""
+SPLITS = "splits_final.json"
 
 
 def find_plans(dataset: str, plans_name: str) -> tuple[Path, dict, dict]:
@@ -164,9 +166,34 @@ def why_not_planned(plans: dict, name: str) -> str:
     return " (nnU-Net drops 3d_lowres and its cascade where it would have more than half the voxels of 3d_fullres)"
 
 
-def first_fold(configuration: ConfigurationManager) -> str:
-    """Give the fold to train first; the next stage of a cascade needs predictions of every case, so it is ``all``."""
-    return "0" if configuration.next_stage_names is None else "all"
+def first_fold(configuration: ConfigurationManager, dataset_json: dict, folder: Path) -> str:
+    """Give the fold to train first.
+
+    The next stage of a cascade needs predictions of every case, so it is ``all``, as it is where there are no folds and
+    too few cases for nnU-Net to make them.
+
+    Args:
+        folder: Of the preprocessed data set.
+    """
+    cases = dataset_json.get("numTraining")
+    few = isinstance(cases, int) and cases < NNUNETS_FOLDS and not (folder / SPLITS).is_file()
+    return "all" if few or configuration.next_stage_names is not None else "0"
+
+
+def check_folds(cases: int, splits: Path) -> None:
+    """Refuse to have folds made of too few cases, on which nnU-Net's training stops without a reason.
+
+    Args:
+        splits: File of the folds.
+
+    Raises:
+        UserError: If it is not there, and nnU-Net cannot make it.
+    """
+    if cases < NNUNETS_FOLDS and not splits.is_file():
+        raise UserError(
+            f"of {cases} case(s) nnU-Net cannot make its {NNUNETS_FOLDS} folds: train the fold all, or write folds of "
+            f"your own into {splits}"
+        )
 
 
 def first_stage_of(configurations: dict[str, Any], name: str) -> str | None:

@@ -28,6 +28,7 @@ from nnunet_logvmamba.ops import ahead, backends
 from nnunet_logvmamba.plugin import preprocessed_cases
 from nnunet_logvmamba.plugin.environment import best_device, not_written_out, torch_build
 from nnunet_logvmamba.plugin.plans import (
+    SPLITS,
     TRAINING_KEY,
     check_patch,
     check_training_settings,
@@ -52,6 +53,7 @@ from nnunet_logvmamba.results.runs import IN_USE, SUMMARY
 
 from . import gpu_memory, pretraining, saving
 from .finite import FiniteTrainer
+from .recording import refuse_too_few_cases
 from .scores import write_instance_scores, write_surface_scores
 from .weights import bare_network, refuse_foreign_checkpoint, refuse_other_optimizer
 
@@ -108,6 +110,10 @@ class RecipeTrainer(FiniteTrainer):
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         if not self._resumes:
             _refuse_absent_cases(PlansManager(plans), configuration)
+            if fold != "all":
+                home = Path(nnUNet_preprocessed, plans["dataset_name"])
+                data = PlansManager(plans).get_configuration(configuration).data_identifier
+                refuse_too_few_cases(home / data, home / SPLITS)
         model = "__".join((type(self).__name__, plans["plans_name"], configuration))
         _refuse_held(Path(nnUNet_results, plans["dataset_name"], model, f"fold_{fold}"))
         super().__init__(self._own_plans(plans, configuration), configuration, fold, dataset_json, device)

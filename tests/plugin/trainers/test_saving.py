@@ -415,6 +415,27 @@ def test_half_a_file_of_folds_is_named(make, nnunet_folders):
         trainer.run_training()
 
 
+def test_too_few_cases_for_folds_are_refused_before_anything_is_written(make, nnunet_folders):
+    home = nnunet_folders.preprocessed / small_dataset.NAME
+    trainer = make()  # while there are five
+    trainer.initialize()
+    for file in home.glob("nnUNetPlans_*/ball_4*"):
+        file.unlink()
+    before = sorted(nnunet_folders.results.rglob("*"))
+    said = (
+        f"of 4 case.s. nnU-Net cannot make its 5 folds: train the fold all, or write .* into {home}/splits_final.json"
+    )
+    with pytest.raises(Refused, match=said):
+        make()
+    assert sorted(nnunet_folders.results.rglob("*")) == before
+    with pytest.raises(Refused, match=said):
+        trainer.do_split()
+    trainer.fold = "all"
+    assert len(trainer.do_split()[0]) == 4
+    (home / "splits_final.json").write_text(json.dumps([{"train": ["ball_0", "ball_1"], "val": ["ball_2"]}]))
+    assert make().do_split() == (["ball_0", "ball_1"], ["ball_2"])
+
+
 def test_folds_are_those_of_nnunet_to_the_byte(make, nnunet_folders):
     trainer = make()
     trainer.initialize()
