@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nnunet_logvmamba.plugin.preprocessed_cases import has_cases, preprocessing
 
-    library.check_dataset_json(dataset_json, path.with_name("dataset.json"))
+    library.check_to_train(dataset_json, path.with_name("dataset.json"))
     plans, names = library.add_configuration(
         plans,
         dataset_json,

@@ -45,8 +45,8 @@ from nnunet_logvmamba.plugin.plans import (
     NNUNETS_PLANS,
     SPLITS,
     TRAINING_KEY,
-    check_dataset_json,
     check_folds,
+    check_to_train,
     check_training_settings,
     configurations_of,
     first_stage_of,
@@ -868,7 +868,7 @@ def read_layout(folder: Path) -> tuple[dict, dict[str, tuple[list[str], str]]]:
         for name in ("imagesTr", "labelsTr"):
             if not (folder / name).is_dir():
                 raise UserError(f"{folder} has no folder {name}: {LAYOUT}")
-    check_dataset_json(content, file)
+    check_to_train(content, file, raw=True)
     listed = _listed_in(content, folder) if "dataset" in content else _found_in(folder, ending)
     if not listed:
         raise UserError(f"{folder / 'imagesTr'} holds no image <case>_0000{ending}: {LAYOUT}")

@@ -400,6 +400,18 @@ def test_plans_of_another_planner_that_are_not_there_come_with_the_command_of_th
     assert f"{plans_file} does not exist: run nnUNetv2_plan_and_preprocess" in capsys.readouterr().err
 
 
+def test_labels_with_a_gap_are_refused_where_nnunet_counts_them_and_not_in_regions(plans_file, capsys):
+    words = ["plans", "-d", small_dataset.NUMBER, "-c", "2d", "--name", "new"]
+    rewrite(plans_file, labels={"background": 0, "shell": 1, "core": 4})
+    for command in (words, ["summary", "-d", "998"]):
+        assert main(command) == 2
+        said = f"{plans_file.parent / 'dataset.json'}: no label has the number 2 although there is 4"
+        assert said in capsys.readouterr().err
+    regions = {"background": 0, "ball": [1, 4], "core": [4]}
+    rewrite(plans_file, labels=regions, regions_class_order=[1, 4])
+    assert main(words) == 0
+
+
 @pytest.mark.parametrize("name", ["Dataset1001_Balls", "Dataset98765_Balls"])
 def test_numbers_of_more_digits_are_known_by_number_and_name(name, plans_file, capsys):
     (plans_file.parent.parent / "Dataset100_Other").mkdir()

@@ -15,6 +15,8 @@ from nnunet_logvmamba.files import read_json, replace_text
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+    from nnunet_logvmamba.evaluation.dataset_json import Labels
+
 NNUNETS_FOLDS = 5
 NNUNETS_PLANS = "nnUNetPlans"
 NNUNETS_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
@@ -125,25 +127,56 @@ def check_name(name: str, what: str) -> None:
         raise UserError(f"'{name}' cannot name {what}: use letters, digits, '.', '-' and single '_'")
 
 
+class NotTakenError(UserError):
+    """A ``dataset.json`` that nnU-Net would not plan or train with."""
+
+
 def check_dataset_json(content: Any, file: Path) -> None:
     """Refuse a ``dataset.json`` whose labels or channels nnU-Net would not take.
 
     Raises:
-        UserError: Naming the file and what is wrong in it.
+        NotTakenError: Naming the file and what is wrong in it.
     """
     from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of  # late, since no training needs them
 
     try:
-        labels_of(content, str(file))
+        labels = labels_of(content, str(file))
         if not channels_of(content, str(file)):
             raise UserError(f"{file} names no channels in 'channel_names'")
         from nnunetv2.utilities.label_handling.label_handling import LabelManager  # late, because it imports torch
 
         LabelManager(content["labels"], content.get("regions_class_order"))
     except (AssertionError, RuntimeError) as error:  # nnU-Net's words, which name no file
-        raise UserError(f"{file}: {' '.join(str(error).split())}: correct it there, and plan anew") from error
+        raise NotTakenError(f"{file}: {' '.join(str(error).split())}: correct it there, and plan anew") from error
     except ValueError as error:
-        raise UserError(f"{error}: correct it there, and plan anew") from error
+        raise NotTakenError(f"{error}: correct it there, and plan anew") from error
+    if not labels.are_regions:  # with regions only nnU-Net's check of a raw data set minds
+        _refuse_gap(labels, file)
+
+
+def check_to_train(content: Any, file: Path, *, raw: bool = False) -> None:
+    """Refuse a ``dataset.json`` for a training that is to begin; what was trained with it can be read all the same.
+
+    Args:
+        raw: It is that of a raw data set, of which nnU-Net's check refuses more than its training.
+
+    Raises:
+        NotTakenError: Naming the file and what is wrong in it.
+    """
+    from nnunet_logvmamba.evaluation.dataset_json import labels_of  # late, as above
+
+    check_dataset_json(content, file)
+    if raw:
+        _refuse_gap(labels_of(content, str(file)), file)
+
+
+def _refuse_gap(labels: Labels, file: Path) -> None:
+    if labels.gap is not None:
+        missing, above = labels.gap
+        raise NotTakenError(
+            f"{file}: no label has the number {missing} although there is {above}, and nnU-Net wants 0, 1, 2 …: "
+            "renumber the label maps and dataset.json, and plan anew"
+        )
 
 
 def why_not_planned(plans: dict, name: str) -> str:

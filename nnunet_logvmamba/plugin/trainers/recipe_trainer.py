@@ -30,7 +30,9 @@ from nnunet_logvmamba.plugin.environment import best_device, not_written_out, to
 from nnunet_logvmamba.plugin.plans import (
     SPLITS,
     TRAINING_KEY,
+    check_dataset_json,
     check_patch,
+    check_to_train,
     check_training_settings,
     foreground_in_words,
     is_ours,
@@ -107,6 +109,8 @@ class RecipeTrainer(FiniteTrainer):
         _refuse_unset_folder("nnUNet_results")
         saving.check_pretrained_weights(sys.argv)
         self._resumes = bool(plans.get("continue_training"))
+        if "--val" not in sys.argv:
+            _refuse_dataset_json(dataset_json, plans["dataset_name"], begins=not self._resumes)
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         if not self._resumes:
             _refuse_absent_cases(PlansManager(plans), configuration)
@@ -488,6 +492,14 @@ def _refuse_absent_cases(plans: PlansManager, configuration: str) -> None:
                 f"{folder} holds no preprocessed case: '{configuration}' is the first stage of a cascade, whose final "
                 f"validation predicts for the second with them: run {command} first."
             )
+
+
+def _refuse_dataset_json(content: dict, dataset: str, *, begins: bool) -> None:
+    file = Path(nnUNet_preprocessed.get() or "", dataset, "dataset.json")
+    try:
+        (check_to_train if begins else check_dataset_json)(content, file)
+    except UserError as error:
+        raise Refused(f"{error}.") from error
 
 
 def _refuse_unequal_shares(configuration: str, manager: ConfigurationManager) -> None:
