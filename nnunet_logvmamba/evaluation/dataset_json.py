@@ -121,3 +121,23 @@ def channels_of(content: dict, source: str) -> tuple[str, ...]:
     if not isinstance(channels, dict):
         raise UserError(f'{source}: \'channel_names\' must be a table such as {{"0": "T1"}}, not {channels!r:.40}')
     return tuple(map(str, channels.values()))
+
+
+def fault_of_channels(content: dict, source: str) -> str | None:
+    """Say in what the keys of the channels are not 0, 1, … in this order; None if they are.
+
+    nnU-Net plans normalisation by the values in the order of the file, and takes images in the order of their numbers.
+    """
+    for table in ("modality", "channel_names"):
+        channels = content.get(table)
+        for index, key in enumerate(channels if isinstance(channels, dict) else ()):
+            try:
+                right = whole_number(key) == index
+            except ValueError:
+                right = False
+            if not right:
+                return (
+                    f"{source}: '{table}' must have the numbers of the channels before their names, in order, as in "
+                    f'{{"0": "T1", "1": "CT"}}, and has {key!r} in place of "{index}"'
+                )
+    return None

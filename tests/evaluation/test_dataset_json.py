@@ -10,7 +10,7 @@ from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of, whole_number
+from nnunet_logvmamba.evaluation.dataset_json import channels_of, fault_of_channels, labels_of, whole_number
 
 SPELLINGS = (int, float, str, " {} ".format, "0{}".format, "+{}".format, "{}\n".format)
 
@@ -112,3 +112,13 @@ def test_channels_are_those_that_nnunet_looks_at():
 )
 def test_the_first_number_that_no_label_has_is_the_gap(table, gap):
     assert labels_of({"labels": {"background": 0, **table}}, "dataset.json").gap == gap
+
+
+@pytest.mark.parametrize("table", ["channel_names", "modality"])
+def test_channels_are_numbered_in_order_as_nnunet_plans_them(table):
+    for right in ({"0": "T1", "1": "CT"}, {0: "T1"}, {"00": "0", "01": "1"}, {}):
+        assert fault_of_channels({table: right}, "mine.json") is None
+    for wrong, key in (({"CT": "0"}, "CT"), ({"1": "CT", "0": "T1"}, "1"), ({"1": "T1", "2": "CT"}, "1")):
+        said = f"mine.json: '{table}' must have the numbers of the channels before their names"
+        assert fault_of_channels({table: wrong}, "mine.json").startswith(said)
+        assert f"has '{key}' in place of \"0\"" in fault_of_channels({table: wrong}, "mine.json")

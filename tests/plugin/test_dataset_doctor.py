@@ -305,6 +305,7 @@ FAULTY = {
         {"labels": {"background": 0, "ball": [1, 4], "core": [4]}, "regions_class_order": [1, 4]},
         "no label has the number 2 although there is 4",
     ),
+    "channels the wrong way round": ({"channel_names": {"MR": "0"}}, "has 'MR' in place of \"0\""),
     "no background": ({"labels": {"shell": 1, "core": 2}}, "Background label not declared"),
 }
 
@@ -331,11 +332,11 @@ def test_preprocessed_data_fail_for_their_dataset_json_where_nnunets_training_do
     file = small_dataset.copy_into(folders).with_name("dataset.json")
     capsys.readouterr()  # of nnU-Net, if this is the first test to need them
     content = json.loads(file.read_text())
-    changes, said = FAULTY["a gap"]
-    file.write_text(json.dumps(content | changes))
-    code, found = ask(file.parent)
-    assert code == 1
-    assert said in found["FAILS", "dataset.json"]["text"]
+    for changes, said in (FAULTY["a gap"], FAULTY["channels the wrong way round"]):
+        file.write_text(json.dumps(content | changes))
+        code, found = ask(file.parent)
+        assert code == 1
+        assert said in found["FAILS", "dataset.json"]["text"]
 
 
 def test_a_number_of_cases_that_is_not_there_fails(raw, ask):

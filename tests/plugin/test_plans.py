@@ -412,6 +412,18 @@ def test_labels_with_a_gap_are_refused_where_nnunet_counts_them_and_not_in_regio
     assert main(words) == 0
 
 
+@pytest.mark.parametrize("channels", [{"CT": "0"}, {"1": "MR"}])
+def test_channels_in_another_order_are_refused_for_new_configurations_and_read_all_the_same(
+    channels, plans_file, capsys
+):
+    rewrite(plans_file, channel_names=channels)
+    before = plans_file.read_bytes()
+    assert main(["plans", "-d", small_dataset.NUMBER, "-c", "2d", "--name", "new"]) == 2
+    assert "'channel_names' must have the numbers of the channels before their names" in capsys.readouterr().err
+    assert plans_file.read_bytes() == before
+    assert main(["summary", "-d", small_dataset.NUMBER, "-c", "2d"]) == 0
+
+
 @pytest.mark.parametrize("name", ["Dataset1001_Balls", "Dataset98765_Balls"])
 def test_numbers_of_more_digits_are_known_by_number_and_name(name, plans_file, capsys):
     (plans_file.parent.parent / "Dataset100_Other").mkdir()

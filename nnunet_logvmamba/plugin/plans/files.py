@@ -163,11 +163,14 @@ def check_to_train(content: Any, file: Path, *, raw: bool = False) -> None:
     Raises:
         NotTakenError: Naming the file and what is wrong in it.
     """
-    from nnunet_logvmamba.evaluation.dataset_json import labels_of  # late, as above
+    from nnunet_logvmamba.evaluation.dataset_json import fault_of_channels, labels_of  # late, as above
 
     check_dataset_json(content, file)
     if raw:
         _refuse_gap(labels_of(content, str(file)), file)
+    fault = fault_of_channels(content, str(file))
+    if fault is not None:
+        raise NotTakenError(f"{fault}: correct it there, and plan anew")
 
 
 def _refuse_gap(labels: Labels, file: Path) -> None:
