@@ -339,6 +339,21 @@ def test_preprocessed_data_fail_for_their_dataset_json_where_nnunets_training_do
         assert said in found["FAILS", "dataset.json"]["text"]
 
 
+def test_phases_in_one_file_fail_though_the_reader_takes_them_for_channels(raw, ask):
+    file = raw / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"channel_names": {"0": "early", "1": "late"}}))
+    for case in range(4):
+        path = image_and_label(raw, case)[0]
+        image = nibabel.load(path)
+        values = np.asanyarray(image.dataobj)
+        nibabel.save(nibabel.Nifti1Image(np.stack((values, values), -1), image.affine), path)
+    code, found = ask(raw)
+    assert code == 1
+    assert list(found["FAILS", "axes"]["cases"]) == [f"ball_{case}" for case in range(4)]
+    assert "imagesTr/ball_0_0000.nii.gz has 4 axes (16 x 16 x 8 x 2)" in found["FAILS", "axes"]["text"]
+    assert "split it into ball_0_0000.nii.gz, ball_0_0001.nii.gz" in found["FAILS", "axes"]["text"]
+
+
 def test_a_number_of_cases_that_is_not_there_fails(raw, ask):
     content = json.loads((raw / "dataset.json").read_text())
     del content["numTraining"]
