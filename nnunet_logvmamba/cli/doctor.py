@@ -159,6 +159,7 @@ def examine_dataset(dataset: str, jobs: int | None = None) -> Iterator[Finding]:
     """
     from nnunet_logvmamba.plugin import first_run
     from nnunet_logvmamba.plugin.observations import grouped
+    from nnunet_logvmamba.plugin.plans import NotTakenError
 
     folder = Path(dataset)
     if not folder.is_dir():
@@ -169,8 +170,12 @@ def examine_dataset(dataset: str, jobs: int | None = None) -> Iterator[Finding]:
     from nnunet_logvmamba.plugin import preprocessed_cases, raw_dataset  # late, as they bring nnU-Net's readers
 
     which = preprocessed_cases if preprocessed_cases.is_preprocessed(folder) else raw_dataset
-    found = which.examine(folder, processes=jobs or usable_cores())
     section = str(folder)
+    try:
+        found = which.examine(folder, processes=jobs or usable_cores())
+    except NotTakenError as error:
+        yield Finding(section, "dataset.json", FAILS, str(error).replace(f"{folder}{os.sep}", ""))
+        return
     yield Finding(section, "cases", OK, found.about)
     for name, text in found.facts.items():
         yield Finding(section, name, OK, text)

@@ -146,5 +146,5 @@ def _show_commands(made: LoGVMambaPlanner, folder: Path, trainer: str) -> None:
     if missing:
         terminal.show_command(preprocessing(made.dataset_name, plans, missing))
     for name in made.memory:
-        fold = first_fold(made.configuration(name))
+        fold = first_fold(made.configuration(name), made.dataset_json, folder)
         terminal.show_command(f"nnUNetv2_train {int(number)} {name} {fold} -tr nnUNetTrainer{trainer} -p {plans}")

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nnunet_logvmamba.plugin.preprocessed_cases import has_cases, preprocessing
 
-    library.check_dataset_json(dataset_json, path.with_name("dataset.json"))
+    library.check_to_train(dataset_json, path.with_name("dataset.json"))
     plans, names = library.add_configuration(
         plans,
         dataset_json,
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = args.dataset
     if dataset.isdecimal() and len(find_candidate_datasets(int(dataset))) > 1:
         dataset = path.parent.name  # nnU-Net takes 1001 for 100, too, and refuses both by their numbers
-    options = ("" if args.plans == "nnUNetPlans" else f" -p {args.plans}") + device_option()
+    options = ("" if args.plans == library.NNUNETS_PLANS else f" -p {args.plans}") + device_option()
     managers = {name: PlansManager(plans).get_configuration(name) for name in names}
     missing = [name for name, manager in managers.items() if not has_cases(path.parent / manager.data_identifier)]
     if missing:
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     for name in sorted(names, key=lambda name: "previous_stage" in plans["configurations"][name]):
         manager = managers[name]
         family = catalogue.PATHS.get(manager.network_arch_class_name, catalogue.DEFAULT).trainer
-        fold = library.first_fold(manager)
+        fold = library.first_fold(manager, dataset_json, path.parent)
         terminal.show_command(f"nnUNetv2_train {dataset} {name} {fold} -tr nnUNetTrainer{family}{options}")
         settings = manager.configuration.get(library.TRAINING_KEY, {})
         words, lacking = library.foreground_in_words(manager.batch_size, settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import SupportsInt
 
@@ -27,6 +28,18 @@ class Labels:
     def names(self) -> dict[tuple[int, ...], str]:
         """Names of labels and regions by the values they consist of."""
         return {values: name for name, values in self.values.items()}
+
+    @property
+    def gap(self) -> tuple[int, int] | None:
+        """The first number that no label has, although there is the other one above it; None if there is no gap."""
+        ignored = () if self.ignored is None else (self.ignored,)
+        used = sorted({0, *ignored}.union(*self.values.values()))
+        return next(((low + 1, high) for low, high in pairwise(used) if high > low + 1), None)
+
+    @property
+    def are_regions(self) -> bool:
+        """Whether nnU-Net trains regions, each with a channel of its own, in place of one number per voxel."""
+        return any(len(values) > 1 for values in self.values.values())
 
     def name_of(self, key: str) -> str:
         """Name of a label or region that nnU-Net's ``summary.json`` calls ``1`` or ``(1, 2)``; others are names.
@@ -108,3 +121,23 @@ def channels_of(content: dict, source: str) -> tuple[str, ...]:
     if not isinstance(channels, dict):
         raise UserError(f'{source}: \'channel_names\' must be a table such as {{"0": "T1"}}, not {channels!r:.40}')
     return tuple(map(str, channels.values()))
+
+
+def fault_of_channels(content: dict, source: str) -> str | None:
+    """Say in what the keys of the channels are not 0, 1, … in this order; None if they are.
+
+    nnU-Net plans normalisation by the values in the order of the file, and takes images in the order of their numbers.
+    """
+    for table in ("modality", "channel_names"):
+        channels = content.get(table)
+        for index, key in enumerate(channels if isinstance(channels, dict) else ()):
+            try:
+                right = whole_number(key) == index
+            except ValueError:
+                right = False
+            if not right:
+                return (
+                    f"{source}: '{table}' must have the numbers of the channels before their names, in order, as in "
+                    f'{{"0": "T1", "1": "CT"}}, and has {key!r} in place of "{index}"'
+                )
+    return None

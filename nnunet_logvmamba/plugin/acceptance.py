@@ -26,8 +26,8 @@ from nnunet_logvmamba.evaluation.folders import check_values
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.plugin import intensities
 from nnunet_logvmamba.plugin.header_traps import traps_of
-from nnunet_logvmamba.plugin.observations import Seen, grouped
-from nnunet_logvmamba.plugin.reading import Reading, check_alike, read_once
+from nnunet_logvmamba.plugin.observations import Seen, by, grouped
+from nnunet_logvmamba.plugin.reading import Reading, check_alike, read_once, size_beyond_three_axes
 from nnunet_logvmamba.results.runs import read_dataset_json, read_json
 
 if TYPE_CHECKING:
@@ -218,6 +218,9 @@ def look_inside(model: Model, files: Sequence[Path]) -> Look:
     Args:
         files: All files of the case, in the order of their channels.
     """
+    for path in files:
+        if (size := size_beyond_three_axes(model.reader, path)) is not None:
+            return Look(Seen("axes", _too_many_axes(model, files, path, size), fatal=True))
     try:
         readings = [read_once(model.reader, path) for path in files]
         check_alike(readings)
@@ -279,6 +282,17 @@ def _other_channels(model: Model, files: Sequence[Path], channels: int) -> str:
     else:
         remedy = "leave out what is not among them"
     return f"{subject} {channels} channel(s), and {model.wants}: {remedy}"
+
+
+def _too_many_axes(model: Model, files: Sequence[Path], path: Path, size: tuple[int, ...]) -> str:
+    case = files[0].name[: -len(f"_0000{model.ending}")]
+    said = f"{path} has {len(size)} axes ({by(size)}), and nnU-Net needs three"
+    if max(size[3:]) == 1:
+        return f"{said}: save it with those"
+    if len(files) == 1 and len(size) == 4 and size[3] == len(model.channels):
+        names = [f"{case}_{index:04d}{model.ending}" for index in range(size[3])]
+        return f"{said}: split it into {', '.join(names[:2])}{' and so on' if len(names) > 2 else ''}"
+    return f"{said}; {model.wants}: save each of them as a file of three axes, {case}_0000{model.ending} and so on"
 
 
 def why_unreadable(model: Model, files: Sequence[Path], error: Exception) -> str:

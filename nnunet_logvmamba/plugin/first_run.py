@@ -41,11 +41,16 @@ from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, read_checkpoint
 from nnunet_logvmamba.plugin.environment import not_written_out
 from nnunet_logvmamba.plugin.plans import (
+    NNUNETS_FOLDS,
+    NNUNETS_PLANS,
+    SPLITS,
     TRAINING_KEY,
-    check_dataset_json,
+    check_folds,
+    check_to_train,
     check_training_settings,
     configurations_of,
     first_stage_of,
+    no_such_plans,
     why_not_planned,
 )
 from nnunet_logvmamba.plugin.trainer_names import check_trainer, find_trainer
@@ -54,9 +59,8 @@ from nnunet_logvmamba.results.predicted import PREDICTED_BY, SCORED_AGAINST, SCO
 from nnunet_logvmamba.results.record import RECORD_NAME, read_record
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-PLANS = "nnUNetPlans"
+PLANS = NNUNETS_PLANS
 PLANNED = ("2d", "3d_fullres", "3d_lowres")
-NNUNETS_FOLDS = 5
 QUICK = {"num_epochs": 8, "num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 5}
 NNUNETS_SCHEDULE = {"num_epochs": 1000, "num_iterations_per_epoch": 250}
 MANY_STEPS = 25_000
@@ -217,7 +221,7 @@ class FirstRun:
 
     @property
     def _splits(self) -> Path:
-        return self.preprocessed / self.dataset / "splits_final.json"
+        return self.preprocessed / self.dataset / SPLITS
 
     def _cases_of_splits(self) -> set[str]:
         """Give the cases of the folds that there are, and refuse others, for which nnU-Net would draw cases at random,
@@ -237,12 +241,8 @@ class FirstRun:
 
     def _check_cases(self, listed: set[str]) -> None:
         """Refuse folds of cases that are gone, or of too few, on which nnU-Net's training stops without a reason."""
-        number = len(self.cases)
-        if number < NNUNETS_FOLDS and self.request.folds != ("all",) and not self._splits.is_file():
-            raise UserError(
-                f"of {number} case(s) nnU-Net cannot make its {NNUNETS_FOLDS} folds: train with --fold all, or write "
-                f"folds of your own into {self._splits}"
-            )
+        if self.request.folds != ("all",):
+            check_folds(len(self.cases), self._splits)
         gone = sorted(listed - self.cases.keys())
         if gone:
             raise UserError(
@@ -467,10 +467,7 @@ class FirstRun:
         file = self.preprocessed / self.dataset / f"{self.request.plans}.json"
         if not file.is_file():
             if self.request.plans != PLANS:
-                raise UserError(
-                    f"there are no plans {self.request.plans}: {file} does not exist; nnUNetv2_plan_experiment makes "
-                    "them, with -pl for another planner or -overwrite_plans_name for another name"
-                )
+                raise no_such_plans(file)
             return None
         plans = read_json(file, "remove it, and the data set is planned anew")
         configurations_of(plans, file)
@@ -954,7 +951,7 @@ def read_layout(folder: Path) -> tuple[dict, dict[str, tuple[list[str], str]]]:
         for name in ("imagesTr", "labelsTr"):
             if not (folder / name).is_dir():
                 raise UserError(f"{folder} has no folder {name}: {LAYOUT}")
-    check_dataset_json(content, file)
+    check_to_train(content, file, raw=True)
     listed = _listed_in(content, folder) if "dataset" in content else _found_in(folder, ending)
     if not listed:
         raise UserError(f"{folder / 'imagesTr'} holds no image <case>_0000{ending}: {LAYOUT}")

@@ -20,6 +20,7 @@ from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.plugin.observations import Examination, Seen
+from nnunet_logvmamba.plugin.plans import check_to_train
 from nnunet_logvmamba.results.runs import read_json
 
 OUTSIDE = -1
@@ -79,6 +80,11 @@ def has_cases(folder: Path) -> bool:
     return folder.is_dir() and any(file.suffix in (".b2nd", ".npz") for file in folder.iterdir())
 
 
+def cases_in(folder: Path) -> list[str]:
+    """Give the cases of a preprocessed folder."""
+    return list(_reader_of(folder).get_identifiers(str(folder)))
+
+
 def preprocessing(dataset: str, plans: str, configurations: Iterable[str]) -> str:
     """Give nnU-Net's command that preprocesses configurations of the plans of a data set, which is given by name."""
     number = dataset.removeprefix("Dataset").partition("_")[0]
@@ -130,16 +136,17 @@ def examine(folder: Path, *, processes: int = 1) -> Examination:
         folder: ``nnUNet_preprocessed/Dataset123_Name``, or the folder of a configuration in it.
 
     Raises:
-        UserError: If it has no ``dataset.json``.
+        UserError: If it has no ``dataset.json``, or one that nnU-Net would not train with.
     """
     folders = folders_of(folder)
     source = next((path for path in (folder / "dataset.json", folder.parent / "dataset.json") if path.is_file()), None)
     if source is None:
         raise UserError(f"{folder} has no dataset.json, which nnU-Net's preprocessing leaves there: copy it anew")
     content = read_json(source)
+    check_to_train(content, source)
     known, channels = labels_of(content, str(source)), channels_of(content, str(source))
     labels = sorted({OUTSIDE, 0, *([] if known.ignored is None else [known.ignored])}.union(*known.values.values()))
-    cases = [(path, case) for path in folders for case in _reader_of(path).get_identifiers(str(path))]
+    cases = [(path, case) for path in folders for case in cases_in(path)]
     names = {str(number): name for number, name in enumerate(channels)}
     found = map_cases(partial(_look, labels, names), cases, processes=processes, text="cases")
     seen = [

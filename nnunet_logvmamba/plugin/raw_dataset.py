@@ -17,9 +17,10 @@ from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels
 from nnunet_logvmamba.evaluation.parallel import map_cases
 from nnunet_logvmamba.plugin import intensities
 from nnunet_logvmamba.plugin.acceptance import Look, Model, look_inside, pairs, placed, raise_first, why_unreadable
-from nnunet_logvmamba.plugin.first_run import NNUNETS_FOLDS, read_layout, reader_of
+from nnunet_logvmamba.plugin.first_run import read_layout, reader_of
 from nnunet_logvmamba.plugin.header_traps import traps_of
 from nnunet_logvmamba.plugin.observations import Examination, Seen, by, grouped, names_of
+from nnunet_logvmamba.plugin.plans import NNUNETS_FOLDS
 from nnunet_logvmamba.plugin.reading import Reading, read_once
 
 FAR = 10.0

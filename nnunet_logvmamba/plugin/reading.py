@@ -73,6 +73,26 @@ def read_once(reader: type[BaseReaderWriter], path: Path, *, label: bool = False
     return found or _read_by(reader, path, label=label)
 
 
+def size_beyond_three_axes(reader: type[BaseReaderWriter], path: Path) -> tuple[int, ...] | None:
+    """Give the size of a file that has more than three axes for its reader, as a series of phases, by its header alone.
+
+    None is given for any other, and where the header says nothing.
+    """
+    if reader.__name__ not in _READ_HERE or ending_of(path) not in VOLUME_ENDINGS:
+        return None
+    try:
+        if ending_of(path) in NIFTI_ENDINGS:
+            size = tuple(map(int, _header_of(path)[0].get_data_shape()))
+            while reader.__name__ == "SimpleITKIO" and size[3:] and size[-1] == 1:  # ITK drops such an axis
+                size = size[:-1]
+        else:
+            header = _itk_header(path)
+            size = () if header is None else header.GetSize()
+    except Exception:  # nnU-Net's reader says what is wrong, if anything is
+        return None
+    return size if len(size) > 3 else None
+
+
 def _read_by(reader: type[BaseReaderWriter], path: Path, *, label: bool) -> Reading:
     check_gzip(path)  # where such a file is cut off, SimpleITK reads zeros and says nothing
     with contextlib.redirect_stdout(io.StringIO()):  # their exceptions decide, not what they print

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 import small_dataset
 import torch
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from PIL import Image
@@ -262,6 +263,57 @@ def test_files_of_a_case_that_differ_in_spacing(tmp_path, images, check):
     assert f"{images / 'a_0001.nii.gz'} has the spacing (2.0, 2.0, 2.0), and a_0000.nii.gz (1.0, 1.0, 1.0)" in said
 
 
+def write_phases(path: Path, *shape: int) -> None:
+    """One file with all phases of a series, as converters of DICOM write it; axes as x, y, z, phase."""
+    if path.name.endswith(".nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(picture(*shape), np.eye(4)), path)
+    else:
+        phases = [sitk.GetImageFromArray(picture(*shape[2::-1])) for _ in range(shape[3])]
+        sitk.WriteImage(sitk.JoinSeries(phases), path)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+def test_phases_in_one_file_are_refused_by_its_header_alone(tmp_path, images, check, monkeypatch, ending, reader):
+    if reader == "NibabelIO" and ending != ".nii.gz":
+        pytest.skip("nibabel reads NIfTI alone")
+    model = write_model(tmp_path, ending, MRI)
+    set_plans(model, image_reader_writer=reader)
+    write_phases(images / f"a_0000{ending}", 24, 20, 4, 2)
+    monkeypatch.setattr("nnunet_logvmamba.plugin.acceptance.read_once", None)
+    code, line = check(model)
+    assert code == 2
+    said = f"a_0000{ending} has 4 axes (24 x 20 x 4 x 2), and nnU-Net needs three: split it into "
+    assert f"{said}a_0000{ending}, a_0001{ending}" in line
+    if reader == "SimpleITKIO":  # it reads them, and cannot write the mask
+        for case in preprocess_all(images, model):
+            assert len(case) == 2
+        values, properties = SimpleITKIO().read_images([str(images / f"a_0000{ending}")])
+        with pytest.raises(AssertionError):
+            SimpleITKIO().write_seg(values[0], str(tmp_path / f"mask{ending}"), properties)
+
+
+def test_phases_that_are_not_the_channels_come_with_what_the_model_takes(tmp_path, images, check):
+    model = write_model(tmp_path, ".nii.gz", ("CT",))
+    write_phases(images / "a_0000.nii.gz", 24, 20, 4, 3)
+    code, line = check(model)
+    assert code == 2
+    assert "a_0000.nii.gz has 4 axes (24 x 20 x 4 x 3)" in line
+    assert "the model was trained on 1 channel(s) (CT): save each of them as a file of three axes" in line
+
+
+def test_a_fourth_axis_of_one_is_none_to_itk(tmp_path, images, check):
+    write_phases(images / "a_0000.nii.gz", 24, 20, 4, 1)
+    model = write_model(tmp_path, ".nii.gz", ("CT",))
+    assert check(model) == (0, "ready: 1 case(s), 1 channel(s) each")
+    values, properties = SimpleITKIO().read_images([str(images / "a_0000.nii.gz")])
+    SimpleITKIO().write_seg(values[0], str(tmp_path / "mask.nii.gz"), properties)
+    set_plans(model, image_reader_writer="NibabelIO")
+    code, line = check(model)
+    assert code == 2
+    assert "a_0000.nii.gz has 4 axes (24 x 20 x 4 x 1), and nnU-Net needs three: save it with those" in line
+
+
 @pytest.mark.parametrize("name", ["colour_0000.png", "b_0001.nii.gz"])
 def test_a_truncated_file(tmp_path, images, check, name):
     ending = "." + name.partition(".")[2]
@@ -290,7 +342,7 @@ def test_volumes_that_simpleitk_refuses_and_the_reader_that_takes_them(tmp_path,
     nibabel.save(nibabel.Nifti1Image(values[..., None], np.eye(4)), images / "a_0000.nii.gz")
     code, said = check(model)
     assert code == 2
-    assert "only 3d images are supported by NibabelIO" in said
+    assert "has 4 axes (24 x 20 x 6 x 1), and nnU-Net needs three: save it with those" in said
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 24), (20, 24, 1)])

@@ -42,6 +42,16 @@ def test_the_plans_are_written_beside_nnunets_and_the_commands_printed(project, 
     assert "2.61 GiB" in said
 
 
+def test_too_few_cases_for_folds_are_trained_all_at_once(project, capsys):
+    raw = project.folders.raw / small_dataset.NAME
+    for file in raw.glob("*Tr/ball_4*"):
+        file.unlink()
+    described = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**described, "numTraining": 4}))
+    assert main(CALL) == 0
+    assert "nnUNetv2_train 998 2d all -tr" in capsys.readouterr().out
+
+
 def test_a_preprocessing_that_was_interrupted_is_begun_again(project, capsys):
     for file in (project.plans_file.parent / f"{PLANS}_2d").iterdir():
         file.unlink()

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.evaluation.dataset_json import channels_of, labels_of, whole_number
+from nnunet_logvmamba.evaluation.dataset_json import channels_of, fault_of_channels, labels_of, whole_number
 
 SPELLINGS = (int, float, str, " {} ".format, "0{}".format, "+{}".format, "{}\n".format)
 
@@ -41,6 +42,9 @@ def test_labels_are_those_of_nnunet_in_every_spelling(table):
     assert {value for values in ours.values.values() for value in values} == set(theirs.all_labels) - {0}
     assert ours.ignored == theirs.ignore_label
     assert list(ours.values) == [name for name in table if name not in ("background", "ignore")]
+    theirs_used = theirs.all_labels + ([theirs.ignore_label] if theirs.has_ignore_label else [])
+    assert (ours.gap is None) == bool(np.all(np.ediff1d(theirs_used) == 1)), "as in nnU-Net's check of a data set"
+    assert ours.are_regions == any(isinstance(value, list) and len(value) > 1 for value in table.values())
     # nnU-Net's summary.json has the key of a region as it was written, that of a label as a number.
     for name, value in table.items():
         if name not in ("background", "ignore") and list(ours.values.values()).count(ours.values[name]) == 1:
@@ -90,3 +94,31 @@ def test_channels_are_those_that_nnunet_looks_at():
     assert channels_of({}, "dataset.json") == ()
     with pytest.raises(UserError, match="mine.json: 'channel_names' must be a table"):
         channels_of({"channel_names": ["T1"]}, "mine.json")
+
+
+@pytest.mark.parametrize(
+    ("table", "gap"),
+    [
+        ({"a": 1, "b": 2}, None),
+        ({"b": 2, "a": 1, "c": 1}, None),
+        ({"a": 1, "b": 4}, (2, 4)),
+        ({"a": 2}, (1, 2)),
+        ({"whole": [1, 2, 4], "core": [4]}, (3, 4)),
+        ({"whole": [1, 3], "core": 2}, None),
+        ({"a": 1, "ignore": 2}, None),
+        ({"a": 1, "ignore": 5}, (2, 5)),
+        ({"a": 10**12}, (1, 10**12)),
+    ],
+)
+def test_the_first_number_that_no_label_has_is_the_gap(table, gap):
+    assert labels_of({"labels": {"background": 0, **table}}, "dataset.json").gap == gap
+
+
+@pytest.mark.parametrize("table", ["channel_names", "modality"])
+def test_channels_are_numbered_in_order_as_nnunet_plans_them(table):
+    for right in ({"0": "T1", "1": "CT"}, {0: "T1"}, {"00": "0", "01": "1"}, {}):
+        assert fault_of_channels({table: right}, "mine.json") is None
+    for wrong, key in (({"CT": "0"}, "CT"), ({"1": "CT", "0": "T1"}, "1"), ({"1": "T1", "2": "CT"}, "1")):
+        said = f"mine.json: '{table}' must have the numbers of the channels before their names"
+        assert fault_of_channels({table: wrong}, "mine.json").startswith(said)
+        assert f"has '{key}' in place of \"0\"" in fault_of_channels({table: wrong}, "mine.json")

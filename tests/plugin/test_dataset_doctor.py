@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import small_dataset
+from commands import NnunetFolders
 from nifti_headers import HEADERS, affine, mirrored, write
 from PIL import Image
 from tifffile import imwrite
@@ -298,6 +299,61 @@ def test_labels_that_nobody_has_and_a_wrong_number_of_cases(raw, ask):
     assert "numTraining 9, and there are 4" in found["note", "numTraining"]["text"]
 
 
+FAULTY = {
+    "a gap": ({"labels": {"background": 0, "shell": 1, "core": 4}}, "no label has the number 2 although there is 4"),
+    "a gap in regions": (
+        {"labels": {"background": 0, "ball": [1, 4], "core": [4]}, "regions_class_order": [1, 4]},
+        "no label has the number 2 although there is 4",
+    ),
+    "channels the wrong way round": ({"channel_names": {"MR": "0"}}, "has 'MR' in place of \"0\""),
+    "no background": ({"labels": {"shell": 1, "core": 2}}, "Background label not declared"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_dataset_json_that_nnunet_would_not_train_with_fails(fault, raw, ask, capsys):
+    changes, said = FAULTY[fault]
+    file = raw / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    for case in range(4):  # 1 and 4 as labels, so that the label maps are not at fault
+        rewrite(image_and_label(raw, case)[1], "usual", lambda values: np.where(values == 2, 4, values))
+    code, found = ask(raw)
+    assert code == 1
+    assert list(found) == [("FAILS", "dataset.json")]
+    assert said in found["FAILS", "dataset.json"]["text"]
+    assert main(["check", str(raw), "--jobs", "1"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert str(file) in line
+    assert said in line
+
+
+def test_preprocessed_data_fail_for_their_dataset_json_where_nnunets_training_does(tmp_path, ask, capsys):
+    folders = NnunetFolders.below(tmp_path)
+    file = small_dataset.copy_into(folders).with_name("dataset.json")
+    capsys.readouterr()  # of nnU-Net, if this is the first test to need them
+    content = json.loads(file.read_text())
+    for changes, said in (FAULTY["a gap"], FAULTY["channels the wrong way round"]):
+        file.write_text(json.dumps(content | changes))
+        code, found = ask(file.parent)
+        assert code == 1
+        assert said in found["FAILS", "dataset.json"]["text"]
+
+
+def test_phases_in_one_file_fail_though_the_reader_takes_them_for_channels(raw, ask):
+    file = raw / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"channel_names": {"0": "early", "1": "late"}}))
+    for case in range(4):
+        path = image_and_label(raw, case)[0]
+        image = nibabel.load(path)
+        values = np.asanyarray(image.dataobj)
+        nibabel.save(nibabel.Nifti1Image(np.stack((values, values), -1), image.affine), path)
+    code, found = ask(raw)
+    assert code == 1
+    assert list(found["FAILS", "axes"]["cases"]) == [f"ball_{case}" for case in range(4)]
+    assert "imagesTr/ball_0_0000.nii.gz has 4 axes (16 x 16 x 8 x 2)" in found["FAILS", "axes"]["text"]
+    assert "split it into ball_0_0000.nii.gz, ball_0_0001.nii.gz" in found["FAILS", "axes"]["text"]
+
+
 def test_a_number_of_cases_that_is_not_there_fails(raw, ask):
     content = json.loads((raw / "dataset.json").read_text())
     del content["numTraining"]
@@ -380,8 +436,6 @@ def test_predictions_within_a_raw_data_set_do_not_make_it_preprocessed(listed, r
 
 
 def test_a_file_at_which_nnunet_stops_in_preprocessed_data_is_named(tmp_path, ask):
-    from commands import NnunetFolders
-
     folder = small_dataset.copy_into(NnunetFolders.below(tmp_path)).parent
     stray = folder / "nnUNetPlans_2d" / ".DS_Store"
     stray.touch()
@@ -393,8 +447,6 @@ def test_a_file_at_which_nnunet_stops_in_preprocessed_data_is_named(tmp_path, as
 
 
 def test_an_interrupted_preprocessing_comes_with_the_command_that_does_it_again(tmp_path, ask):
-    from commands import NnunetFolders
-
     folder = small_dataset.copy_into(NnunetFolders.below(tmp_path)).parent
     shutil.rmtree(folder / "gt_segmentations")  # which comes last
     (folder / "splits_final.json").write_text("[]")
@@ -425,8 +477,6 @@ def test_an_interrupted_preprocessing_comes_with_the_command_that_does_it_again(
 
 
 def test_a_preprocessed_data_set_is_read_too(tmp_path, ask):
-    from commands import NnunetFolders
-
     folders = NnunetFolders.below(tmp_path)
     folder = small_dataset.copy_into(folders).parent
     assert ask(folder) == (0, {})

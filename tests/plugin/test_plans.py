@@ -377,6 +377,53 @@ def test_a_dataset_json_that_nnunet_refuses_is_named(changes, sentence, plans_fi
     assert plans_file.read_bytes() == before
 
 
+def test_a_data_set_of_too_few_cases_for_folds_is_trained_with_all_of_them(plans_file, capsys):
+    rewrite(plans_file, numTraining=4)
+    assert command("-c", "2d", "--name", "few") == 0
+    assert "nnUNetv2_train 998 few all " in capsys.readouterr().out
+    (plans_file.parent / "splits_final.json").write_text(json.dumps([{"train": ["ball_0"], "val": ["ball_1"]}]))
+    assert command("-c", "2d", "--name", "own_folds") == 0
+    assert "nnUNetv2_train 998 own_folds 0 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("plans", "-c", "2d", "--name", "new"), ("summary",)])
+def test_plans_of_another_planner_that_are_not_there_come_with_the_command_of_their_planner(words, plans_file, capsys):
+    (plans_file.parent / "nnUNetResEncUNetMPlans.json").write_text(plans_file.read_text())
+    assert main([*words, "-d", small_dataset.NUMBER, "-p", "nnUNetResEncUNetXLPlans"]) == 2
+    said = capsys.readouterr().err
+    there = (
+        f"nnUNetResEncUNetXLPlans in {plans_file.parent}, only nnUNetPlans, nnUNetResEncUNetMPlans: name those, or make"
+    )
+    assert f"there are no plans {there} them with nnUNetv2_plan_experiment -d 998 -pl PLANNER" in said
+    plans_file.unlink()
+    assert main([*words, "-d", small_dataset.NUMBER]) == 2
+    assert f"{plans_file} does not exist: run nnUNetv2_plan_and_preprocess" in capsys.readouterr().err
+
+
+def test_labels_with_a_gap_are_refused_where_nnunet_counts_them_and_not_in_regions(plans_file, capsys):
+    words = ["plans", "-d", small_dataset.NUMBER, "-c", "2d", "--name", "new"]
+    rewrite(plans_file, labels={"background": 0, "shell": 1, "core": 4})
+    for command in (words, ["summary", "-d", "998"]):
+        assert main(command) == 2
+        said = f"{plans_file.parent / 'dataset.json'}: no label has the number 2 although there is 4"
+        assert said in capsys.readouterr().err
+    regions = {"background": 0, "ball": [1, 4], "core": [4]}
+    rewrite(plans_file, labels=regions, regions_class_order=[1, 4])
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize("channels", [{"CT": "0"}, {"1": "MR"}])
+def test_channels_in_another_order_are_refused_for_new_configurations_and_read_all_the_same(
+    channels, plans_file, capsys
+):
+    rewrite(plans_file, channel_names=channels)
+    before = plans_file.read_bytes()
+    assert main(["plans", "-d", small_dataset.NUMBER, "-c", "2d", "--name", "new"]) == 2
+    assert "'channel_names' must have the numbers of the channels before their names" in capsys.readouterr().err
+    assert plans_file.read_bytes() == before
+    assert main(["summary", "-d", small_dataset.NUMBER, "-c", "2d"]) == 0
+
+
 @pytest.mark.parametrize("name", ["Dataset1001_Balls", "Dataset98765_Balls"])
 def test_numbers_of_more_digits_are_known_by_number_and_name(name, plans_file, capsys):
     (plans_file.parent.parent / "Dataset100_Other").mkdir()

@@ -9,13 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from nnunet_logvmamba.plugin.plans.files import (
+    NNUNETS_FOLDS,
+    NNUNETS_PLANS,
+    SPLITS,
+    NotTakenError,
     check_dataset_json,
+    check_folds,
     check_name,
     check_planned,
+    check_to_train,
     configurations_of,
     find_plans,
     first_fold,
     first_stage_of,
+    no_such_plans,
     read_plans,
     why_not_planned,
     write_plans,

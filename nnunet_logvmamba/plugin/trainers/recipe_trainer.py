@@ -28,8 +28,11 @@ from nnunet_logvmamba.ops import ahead, backends
 from nnunet_logvmamba.plugin import preprocessed_cases
 from nnunet_logvmamba.plugin.environment import best_device, not_written_out, torch_build
 from nnunet_logvmamba.plugin.plans import (
+    SPLITS,
     TRAINING_KEY,
+    check_dataset_json,
     check_patch,
+    check_to_train,
     check_training_settings,
     differing,
     foreground_in_words,
@@ -53,6 +56,7 @@ from nnunet_logvmamba.results.runs import IN_USE, SUMMARY, folds_of, read_json
 
 from . import gpu_memory, pretraining, saving
 from .finite import FiniteTrainer
+from .recording import refuse_too_few_cases
 from .scores import write_instance_scores, write_surface_scores
 from .weights import bare_network, refuse_foreign_checkpoint, refuse_other_optimizer
 
@@ -111,9 +115,15 @@ class RecipeTrainer(FiniteTrainer):
         _refuse_unset_folder("nnUNet_results")
         saving.check_pretrained_weights(sys.argv)
         self._resumes = bool(plans.get("continue_training"))
+        if "--val" not in sys.argv:
+            _refuse_dataset_json(dataset_json, plans["dataset_name"], begins=not self._resumes)
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         if not self._resumes:
             _refuse_absent_cases(PlansManager(plans), configuration)
+            if fold != "all":
+                home = Path(nnUNet_preprocessed, plans["dataset_name"])
+                data = PlansManager(plans).get_configuration(configuration).data_identifier
+                refuse_too_few_cases(home / data, home / SPLITS)
         name = "__".join((type(self).__name__, plans["plans_name"], configuration))
         model, own_plans = Path(nnUNet_results, plans["dataset_name"], name), self._own_plans(plans, configuration)
         _refuse_held(model / f"fold_{fold}")
@@ -513,6 +523,14 @@ def _refuse_absent_cases(plans: PlansManager, configuration: str) -> None:
                 f"{folder} holds no preprocessed case: '{configuration}' is the first stage of a cascade, whose final "
                 f"validation predicts for the second with them: run {command} first."
             )
+
+
+def _refuse_dataset_json(content: dict, dataset: str, *, begins: bool) -> None:
+    file = Path(nnUNet_preprocessed.get() or "", dataset, "dataset.json")
+    try:
+        (check_to_train if begins else check_dataset_json)(content, file)
+    except UserError as error:
+        raise Refused(f"{error}.") from error
 
 
 def _refuse_unequal_shares(configuration: str, manager: ConfigurationManager) -> None:

@@ -18,12 +18,15 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_logvmamba import __version__
-from nnunet_logvmamba.errors import Refused
+from nnunet_logvmamba.errors import Refused, UserError
 from nnunet_logvmamba.files import replace_text
 from nnunet_logvmamba.networks.counting import count_multiply_adds, count_parameters
 from nnunet_logvmamba.plugin.environment import peak_memory_bytes, version_of
+from nnunet_logvmamba.plugin.plans import SPLITS, check_folds
+from nnunet_logvmamba.plugin.preprocessed_cases import cases_in
 from nnunet_logvmamba.results.record import FORMAT, RECORD_NAME, read_record, without_paths
 
+from .saving import FULL
 from .weights import bare_network
 
 
@@ -46,10 +49,12 @@ class RecordedTrainer(nnUNetTrainer):
         same time, as on a cluster, never read half of it.
 
         Raises:
-            Refused: If the file of the folds is damaged, as nnU-Net leaves it when it is killed while it writes it.
+            Refused: If the file cannot be made of so few cases or cannot be written, or if it is damaged, as nnU-Net
+                leaves it when it is killed while it writes it.
         """
-        file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        file = Path(self.preprocessed_dataset_folder_base) / SPLITS
         if self.fold != "all" and not file.is_file():
+            refuse_too_few_cases(Path(self.preprocessed_dataset_folder), file)
             home = self.preprocessed_dataset_folder_base
             with tempfile.TemporaryDirectory() as folder:
                 self.preprocessed_dataset_folder_base = folder
@@ -57,7 +62,7 @@ class RecordedTrainer(nnUNetTrainer):
                     super().do_split()
                 finally:
                     self.preprocessed_dataset_folder_base = home
-                replace_text(file, (Path(folder) / file.name).read_text())
+                _write_folds(file, (Path(folder) / file.name).read_text())
         try:
             self._split = super().do_split()
         except json.JSONDecodeError as error:
@@ -111,6 +116,24 @@ class RecordedTrainer(nnUNetTrainer):
             median_seconds_per_epoch=round(median(seconds), 3) if seconds else None,
             seconds_per_epoch=seconds,
         )
+
+
+def refuse_too_few_cases(folder: Path, splits: Path) -> None:
+    """Raise Refused where there is no file of the folds, and the cases of a folder are too few for nnU-Net's."""
+    try:
+        check_folds(len(cases_in(folder)), splits)
+    except UserError as error:
+        raise Refused(f"{error}.") from error
+
+
+def _write_folds(file: Path, text: str) -> None:
+    try:
+        replace_text(file, text)
+    except OSError as error:
+        remedy = "make room" if error.errno in FULL else "begin a training once where it can be, or copy it there"
+        raise Refused(
+            f"{file}, the folds that nnU-Net makes, cannot be written ({error.strerror or error}): {remedy}."
+        ) from error
 
 
 def split_digest(training: Sequence[str], validation: Sequence[str]) -> str:

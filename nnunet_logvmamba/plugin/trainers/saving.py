@@ -24,8 +24,8 @@ from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, DamagedError, read_
 
 from .weights import bare_network, marked_weights
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What the system says where nothing more can be written."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room."""
 
 
 # Writing
@@ -58,8 +58,8 @@ def save_whole(trainer: nnUNetTrainer, filename: str, save: Callable[[str], None
 
 
 @contextmanager
-def disk_in_words(folder: Path, numbers: Collection[int] | None = FULL) -> Iterator[None]:
-    """Turn a full disk into one sentence.
+def disk_in_words(folder: Path, numbers: Collection[int] | None = (*FULL, errno.EROFS)) -> Iterator[None]:
+    """Turn a disk that is full or became read-only into one sentence.
 
     Args:
         folder: Named where the system does not say which file it was.
@@ -73,10 +73,11 @@ def disk_in_words(folder: Path, numbers: Collection[int] | None = FULL) -> Itera
     except OSError as error:
         if error.errno is None or (numbers is not None and error.errno not in numbers):
             raise
-        reason = os.strerror(error.errno).lower() if error.errno in FULL else error.strerror
+        full = error.errno in FULL
+        reason = os.strerror(error.errno).lower() if full else error.strerror
         raise Refused(
-            f"{error.filename or folder} could not be written ({reason}): put that right, for example make room, then "
-            "go on with nnUNetv2_train … --c; what was saved before is as it was."
+            f"{error.filename or folder} could not be written ({reason}): {'make room' if full else 'put that right'}, "
+            "then go on with nnUNetv2_train … --c; what was saved before is as it was."
         ) from error
 
 

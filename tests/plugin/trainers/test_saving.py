@@ -415,6 +415,60 @@ def test_half_a_file_of_folds_is_named(make, nnunet_folders):
         trainer.run_training()
 
 
+def test_too_few_cases_for_folds_are_refused_before_anything_is_written(make, nnunet_folders):
+    home = nnunet_folders.preprocessed / small_dataset.NAME
+    trainer = make()  # while there are five
+    trainer.initialize()
+    for file in home.glob("nnUNetPlans_*/ball_4*"):
+        file.unlink()
+    before = sorted(nnunet_folders.results.rglob("*"))
+    said = (
+        f"of 4 case.s. nnU-Net cannot make its 5 folds: train the fold all, or write .* into {home}/splits_final.json"
+    )
+    with pytest.raises(Refused, match=said):
+        make()
+    assert sorted(nnunet_folders.results.rglob("*")) == before
+    with pytest.raises(Refused, match=said):
+        trainer.do_split()
+    trainer.fold = "all"
+    assert len(trainer.do_split()[0]) == 4
+    (home / "splits_final.json").write_text(json.dumps([{"train": ["ball_0", "ball_1"], "val": ["ball_2"]}]))
+    assert make().do_split() == (["ball_0", "ball_1"], ["ball_2"])
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_folds_that_cannot_be_written_are_said_with_what_helps(number, make, nnunet_folders, monkeypatch):
+    def fail(file: Path, text: str) -> None:
+        raise OSError(number, os.strerror(number), str(file))
+
+    trainer = make()
+    trainer.initialize()
+    file = nnunet_folders.preprocessed / small_dataset.NAME / "splits_final.json"
+    monkeypatch.setattr("nnunet_logvmamba.plugin.trainers.recording.replace_text", fail)
+    with pytest.raises(Refused) as caught:
+        trainer.run_training()
+    said = str(caught.value)
+    assert said.startswith(f"{file}, the folds that nnU-Net makes, cannot be written ({os.strerror(number)}): ")
+    assert said.endswith("make room." if number == errno.ENOSPC else "where it can be, or copy it there.")
+    assert not file.exists()
+
+
+def test_folds_behind_a_link_to_nowhere_are_refused_in_one_sentence(make, nnunet_folders, tmp_path):
+    trainer = make()
+    trainer.initialize()
+    file = nnunet_folders.preprocessed / small_dataset.NAME / "splits_final.json"
+    file.symlink_to(tmp_path / "gone" / file.name)
+    with pytest.raises(Refused, match=f"{file}, the folds that nnU-Net makes, cannot be written .No such file"):
+        trainer.do_split()
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "make room"), (errno.EROFS, "put that right")])
+def test_room_is_asked_for_only_where_there_is_none(number, remedy, tmp_path):
+    said = f"could not be written .*: {remedy}, then go on with"
+    with pytest.raises(Refused, match=said), saving.disk_in_words(tmp_path):
+        raise OSError(number, os.strerror(number), str(tmp_path))
+
+
 def test_folds_are_those_of_nnunet_to_the_byte(make, nnunet_folders):
     trainer = make()
     trainer.initialize()

@@ -10,6 +10,7 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import pytest
 import small_dataset
@@ -637,6 +638,46 @@ def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(changes, sent
     assert "\n" not in str(error.value)
     assert isinstance(error.value, SystemExit)  # nnU-Net's commands end with the sentence, without a traceback
     assert results(nnunet_folders) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"labels": {"background": 0, "shell": 1, "core": 4}}, "no label has the number 2 although there is 4"),
+        ({"channel_names": {"MR": "0"}}, "'channel_names' must have the numbers of the channels before their names"),
+        ({"modality": {"1": "MR"}}, "'modality' must have the numbers of the channels before their names"),
+    ],
+)
+def test_a_dataset_json_that_cannot_be_trained_with_is_refused_before_a_folder_is_made(
+    changes, sentence, make, plans_file, nnunet_folders, monkeypatch
+):
+    file = plans_file.with_name("dataset.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(Refused, match=f"{file}: {sentence}"):
+        make("nnUNetTrainerLoGVMamba")
+    assert results(nnunet_folders) == []
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "--val"])
+    make("nnUNetTrainerLoGVMamba")  # a model that was made with it is validated all the same
+
+
+def test_regions_whose_numbers_have_a_gap_are_trained_as_nnunet_does(make, plans_file):
+    for file in (plans_file.parent / "nnUNetPlans_3d_fullres").glob("*.pkl"):
+        properties = pickle.loads(file.read_bytes())
+        properties["class_locations"] = {
+            (1, 4): np.concatenate([properties["class_locations"][label] for label in (1, 2)]),
+            (4,): properties["class_locations"][2],
+        }
+        file.write_bytes(pickle.dumps(properties))
+    for file in (plans_file.parent / "nnUNetPlans_3d_fullres").glob("*_seg.b2nd"):
+        values = blosc2.open(str(file), mode="r")[:]
+        file.unlink()
+        blosc2.asarray(np.where(values == 2, 4, values), urlpath=str(file))
+    file = plans_file.with_name("dataset.json")
+    regions = {"labels": {"background": 0, "ball": [1, 4], "core": [4]}, "regions_class_order": [1, 4]}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **regions}))
+    trainer = make("nnUNetTrainerLoGVMamba", settings=SHORT)
+    trainer.run_training()
+    assert np.isfinite(trainer.logger.get_value("train_losses", None)).all()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a computer without CUDA")
