@@ -76,7 +76,7 @@ CALLS = {
     "plans -d 998 -c 4d --name new": "there is no configuration '4d' in these plans; there are 2d",
     "plans -d 998 -c 2d --name 2d": "cannot be derived from itself",
     "plans -d 998 -c 2d --name new__one": "cannot name a configuration",
-    f"{NEW} -p none": "none.json does not exist",
+    f"{NEW} -p none": "there are no plans none in",
     f"{NEW} --set placement": "--set takes NAME=VALUE",
     f"{NEW} --train epochs=3": "unknown setting 'epochs'",
     f"{NEW} --train num_epochs=no": "must be a whole number of at least 1",
