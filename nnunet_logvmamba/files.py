@@ -17,8 +17,11 @@ from typing import Any
 
 from nnunet_logvmamba.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room."""
+
 _BEFORE = ".before"
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_OF_DISKS = (*FULL, errno.EIO)
 """Errors of writing that name no file."""
 
 
@@ -198,7 +201,8 @@ def _in_place_of(error: OSError, staged: Path, folder: Path) -> Exception:
     if named != staged and staged not in named.parents:
         return error
     where = folder / named.relative_to(staged)
-    return UserError(f"{where} cannot be written ({error.strerror or error}): make room, or name another folder")
+    room = "make room, or " if error.errno in FULL else ""
+    return UserError(f"{where} cannot be written ({error.strerror or error}): {room}name another folder")
 
 
 def _move_all(staged: Path, folder: Path, last: Sequence[str]) -> None:

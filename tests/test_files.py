@@ -172,3 +172,13 @@ def test_a_folder_is_locked_for_one_block_at_a_time_and_nothing_lies_in_it(tmp_p
     other.join()
     assert order == ["first", "second"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "make room, or name"), (errno.EACCES, "name")])
+def test_room_is_asked_for_only_where_there_is_none(number, remedy, tmp_path):
+    with (
+        pytest.raises(UserError, match=rf"out/a cannot be written \(.*\): {remedy} another folder"),
+        staged_files(tmp_path / "out", overwrite=False) as staged,
+    ):
+        raise OSError(number, os.strerror(number), str(staged / "a"))
+    assert not (tmp_path / "out").exists()

@@ -19,14 +19,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_logvmamba import __version__
 from nnunet_logvmamba.errors import Refused, UserError
-from nnunet_logvmamba.files import replace_text
+from nnunet_logvmamba.files import FULL, replace_text
 from nnunet_logvmamba.networks.counting import count_multiply_adds, count_parameters
 from nnunet_logvmamba.plugin.environment import peak_memory_bytes, version_of
 from nnunet_logvmamba.plugin.plans import SPLITS, check_folds
 from nnunet_logvmamba.plugin.preprocessed_cases import cases_in
 from nnunet_logvmamba.results.record import FORMAT, RECORD_NAME, read_record, without_paths
 
-from .saving import FULL
 from .weights import bare_network
 
 

@@ -17,16 +17,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_logvmamba.errors import Refused, UserError
-from nnunet_logvmamba.files import replacing
+from nnunet_logvmamba.files import FULL, replacing
 from nnunet_logvmamba.networks.blocks.images import times
 from nnunet_logvmamba.plugin.checkpoint_damage import damage_of
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS, DamagedError, read_checkpoint, why_outdated
 
 from .weights import bare_network, marked_weights
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where there is no room."""
-
 
 # Writing
 
