@@ -124,20 +124,21 @@ def channels_of(content: dict, source: str) -> tuple[str, ...]:
 
 
 def fault_of_channels(content: dict, source: str) -> str | None:
-    """Say in what the keys of the channels are not 0, 1, … in this order; None if they are.
+    """Say in what the keys of the channels are no numbers in rising order; None if they are.
 
     nnU-Net plans normalisation by the values in the order of the file, and takes images in the order of their numbers.
     """
     for table in ("modality", "channel_names"):
-        channels = content.get(table)
-        for index, key in enumerate(channels if isinstance(channels, dict) else ()):
+        channels, before = content.get(table), -1
+        for key in channels if isinstance(channels, dict) else ():
             try:
-                right = whole_number(key) == index
+                number = whole_number(key)
             except ValueError:
-                right = False
-            if not right:
+                number = -1
+            if number <= before:
                 return (
                     f"{source}: '{table}' must have the numbers of the channels before their names, in order, as in "
-                    f'{{"0": "T1", "1": "CT"}}, and has {key!r} in place of "{index}"'
+                    f'{{"0": "T1", "1": "CT"}}, and has {key!r}'
                 )
+            before = number
     return None
