@@ -412,7 +412,7 @@ def test_labels_with_a_gap_are_refused_where_nnunet_counts_them_and_not_in_regio
     assert main(words) == 0
 
 
-@pytest.mark.parametrize("channels", [{"CT": "0"}, {"1": "MR"}])
+@pytest.mark.parametrize("channels", [{"CT": "0"}, {"1": "MR", "0": "CT"}])
 def test_channels_in_another_order_are_refused_for_new_configurations_and_read_all_the_same(
     channels, plans_file, capsys
 ):
@@ -460,7 +460,7 @@ def test_numbers_of_more_digits_are_known_by_number_and_name(name, plans_file, c
         ("-c 3d_fulres", "there is no configuration '3d_fulres' in these plans; there are 2d, 3d_fullres"),
         ("--name 3d_fullres --overwrite", "configuration '3d_fullres' cannot be derived from itself"),
         ("--name a__b", "'a__b' cannot name a configuration"),
-        ("-p otherPlans", "otherPlans.json does not exist: run nnUNetv2_plan_and_preprocess"),
+        ("-p otherPlans", "there are no plans otherPlans in"),
         ("-d 997", "one data set Dataset997_* is needed in "),
         ("-d balls", "'balls' is neither the number of a data set nor a name such as"),
     ],

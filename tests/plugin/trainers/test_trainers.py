@@ -645,7 +645,7 @@ def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(changes, sent
     [
         ({"labels": {"background": 0, "shell": 1, "core": 4}}, "no label has the number 2 although there is 4"),
         ({"channel_names": {"MR": "0"}}, "'channel_names' must have the numbers of the channels before their names"),
-        ({"modality": {"1": "MR"}}, "'modality' must have the numbers of the channels before their names"),
+        ({"modality": {"MR": "1"}}, "'modality' must have the numbers of the channels before their names"),
     ],
 )
 def test_a_dataset_json_that_cannot_be_trained_with_is_refused_before_a_folder_is_made(
