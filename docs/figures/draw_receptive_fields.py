@@ -34,6 +34,11 @@ def far(field: np.ndarray) -> float:
     return float(np.median(field[np.any(np.meshgrid(*away, indexing="ij"), axis=0)]) / field.max())
 
 
+def middle_plane(field: np.ndarray) -> np.ndarray:
+    """Give what is drawn of a field: all, or the slice through the middle voxel."""
+    return field if field.ndim == 2 else field[len(field) // 2]
+
+
 def row(name: str, seen: Mapping) -> str:
     """Give a line of the table."""
     half, most = (" × ".join(map(str, seen[which])) for which in ("half", "most"))
@@ -59,7 +64,7 @@ def main() -> None:
             found[name] = {"half": half, "most": most, "far": far(fields[name])}
             print(row(name, found[name]), flush=True)
         target = Path(__file__).with_name(f"receptive_fields_{dims}d.png")
-        draw(fields, target)
+        draw({name: middle_plane(field) for name, field in fields.items()}, target)
         Image.open(target).convert("RGB").quantize(96).save(target, optimize=True)
         about = {"patch": case.patch_size, "images": number, "features": case.features}
         save(f"receptive_fields_{dims}d", about | {"fields": found}, None)

@@ -160,7 +160,7 @@ def _field(args: argparse.Namespace, network: nn.Module, channels: int, patch_si
         except NotFiniteError as error:
             raise UserError(f"{args.checkpoint}: {error}") from error
     if args.cases is not None:
-        images, what = _middles(args, channels, patch_size), f"{len(args.cases)} case(s)"
+        images, what = middles(args, channels, patch_size), f"{len(args.cases)} case(s)"
     else:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(args.noise_images, channels, *patch_size, generator=generator)
@@ -178,7 +178,7 @@ def _field(args: argparse.Namespace, network: nn.Module, channels: int, patch_si
     return "\n".join([f"receptive field, {of}, over {what}: {args.receptive_field}", *said])
 
 
-def _middles(args: argparse.Namespace, channels: int, patch_size: Sequence[int]) -> torch.Tensor:
+def middles(args: argparse.Namespace, channels: int, patch_size: Sequence[int]) -> torch.Tensor:
     """The middles of preprocessed cases, (cases, channels, \\*patch); zeros where a patch is larger than its case."""
     import numpy as np
     import torch
