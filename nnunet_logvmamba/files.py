@@ -27,10 +27,10 @@ _OF_DISKS = (*FULL, errno.EIO)
 
 def may_be_written(folder: str | Path) -> bool:
     """Whether this user may write into a folder or, where there is none, make it."""
-    folder = Path(folder).absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    above = os.path.abspath(folder)
+    while not os.path.exists(above) and above != os.path.dirname(above):  # nor where nobody may look
+        above = os.path.dirname(above)
+    return os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)
 
 
 @contextmanager

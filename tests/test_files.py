@@ -182,3 +182,22 @@ def test_room_is_asked_for_only_where_there_is_none(number, remedy, tmp_path):
     ):
         raise OSError(number, os.strerror(number), str(staged / "a"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_may_be_written_where_its_nearest_parent_may_and_not_where_nobody_may_look(tmp_path, monkeypatch):
+    assert files.may_be_written(tmp_path)
+    assert files.may_be_written(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    assert not files.may_be_written(tmp_path / "file" / "a")
+    home = tmp_path / "home"
+    home.mkdir()
+    look = os.stat
+
+    def closed(path, *args, **kwargs):
+        if home in Path(path).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", closed)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != home)
+    assert not files.may_be_written(home / ".triton" / "cache")

@@ -147,6 +147,16 @@ def examine() -> Iterator[Finding]:
     yield from _caches()
 
 
+def first_obstacle(device: str) -> Finding | None:
+    """Give what would make a training on a kind of device fail here; of several GPUs it is the first that is used."""
+    others = {f"selective scan on {name}" for name in ("cuda:0", "mps") if not name.startswith(device)}
+    for finding in examine():
+        beyond = re.fullmatch(r"selective scan on cuda:[1-9]\d*", finding.section)
+        if finding.state == FAILS and finding.section not in others and not beyond:
+            return finding
+    return None
+
+
 def examine_dataset(dataset: str, jobs: int | None = None) -> Iterator[Finding]:
     """Read a data set once; what is wrong in it becomes a finding.
 

@@ -85,14 +85,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         for folder in (wanted.preprocessed, wanted.results):
             folder.mkdir(parents=True, exist_ok=True)
-        failure = next((finding for finding in doctor.examine() if finding.state == doctor.FAILS), None)
+        failure = doctor.first_obstacle(wanted.device)
         if failure is not None:
             raise UserError(f"training would fail: {failure.name}: {failure.text} (logvmamba doctor shows all)")
     _say(f"checked: {wanted.dataset}, {len(wanted.cases)} labelled case(s), device {wanted.device}")
-    wanted.check_models()
-    for attention in (wanted.check_unchanged(), wanted.unlisted()):
-        if attention is not None:
-            _say(attention)
+    for attention in wanted.attentions():
+        _say(attention)
     if wanted.new_cases:
         _say(f"checked: {wanted.new_cases} case(s) to predict")
     if wanted.device == "cpu" and not args.quick:

@@ -210,7 +210,7 @@ def _run_here(planned: Planned, due: Sequence[Job], queue: Mapping[str, str]) ->
             f"{len(there)} job(s) of this study are in SLURM's queue, the first is {there[0]}: give --on slurm again, "
             "or logvmamba study cancel first"
         )
-    failure = next((finding for finding in doctor.examine() if finding.state == doctor.FAILS), None)
+    failure = doctor.first_obstacle(planned.part(0).device)
     if failure is not None:
         raise UserError(f"training would fail: {failure.name}: {failure.text} (logvmamba doctor shows all)")
     _say(_counted(planned, due))

@@ -124,21 +124,32 @@ def channels_of(content: dict, source: str) -> tuple[str, ...]:
 
 
 def fault_of_channels(content: dict, source: str) -> str | None:
-    """Say in what the keys of the channels are no numbers in rising order; None if they are.
+    """Say in what the channels are not as nnU-Net takes them; None if they are.
 
-    nnU-Net plans normalisation by the values in the order of the file, and takes images in the order of their numbers.
+    It plans normalisation by the values in the order of the file, and takes images in the order of their numbers.
     """
     for table in ("modality", "channel_names"):
-        channels, before = content.get(table), -1
-        for key in channels if isinstance(channels, dict) else ():
-            try:
-                number = whole_number(key)
-            except ValueError:
-                number = -1
-            if number <= before:
-                return (
-                    f"{source}: '{table}' must have the numbers of the channels before their names, in order, as in "
-                    f'{{"0": "T1", "1": "CT"}}, and has {key!r}'
-                )
-            before = number
+        channels = content.get(table)
+        if not isinstance(channels, dict):
+            continue
+        numbers, names = list(map(_number, channels)), list(map(str, channels.values()))
+        by_number = [name for _, name in sorted(zip(numbers, names), key=lambda one: one[0] or 0)]
+        turned = next(
+            (key for key, name in channels.items() if _number(key) is None and _number(name) is not None), None
+        )
+        if turned is not None or (None not in numbers and by_number != names):
+            fault = (
+                f"'{turned}' before '{channels[turned]}'" if turned is not None else f"{', '.join(map(str, channels))}"
+            )
+            return (
+                f"{source}: '{table}' must have the numbers of the channels before their names, in order, as in "
+                f'{{"0": "T1", "1": "CT"}}, and has {fault}'
+            )
     return None
+
+
+def _number(word: str | SupportsInt) -> int | None:
+    try:
+        return whole_number(word)
+    except ValueError:
+        return None

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
@@ -250,72 +250,77 @@ class FirstRun:
                 "correct it, or remove it, and nnU-Net makes new folds"
             )
 
-    def check_models(self, plans: dict | None = None) -> None:
-        """Refuse models that were trained with a configuration of this name and another content.
-
-        Raises:
-            UserError: Naming the folder, and in what they differ.
-        """
-        plans = plans or self._plans()
-        if plans is None or self.configuration not in plans["configurations"]:
-            return
+    def trained_otherwise(self, trainer: str, plans: dict) -> str | None:
+        """Say in what the plans of a trained model differ from a configuration of the same name; None if in nothing."""
         from nnunet_logvmamba.plugin.plans import differing
 
-        for trainer in self.request.trainers:
-            model = self.model(trainer)
-            folds = runs.folds_of(model) if model.is_dir() else []
-            if not (model / "plans.json").is_file() or not any(runs.is_begun(f) or runs.is_finished(f) for f in folds):
-                continue
-            # Some trainers write the stages of their network into the plans that they keep.
-            own = getattr(find_trainer(trainer), "_own_plans", lambda plans, configuration: plans)
-            own_plans = own(plans, self.configuration)
-            keys = differing(own_plans, runs.read_json(model / "plans.json"), self.configuration)
-            if keys == []:
-                continue
-            other = (
-                f"lack {self.configuration}"
-                if keys is None
-                else f"differ from {self.request.plans} in {', '.join(keys)}"
-            )
-            raise UserError(
-                f"{model} was trained otherwise, its plans {other}: move it away, or give the configuration another "
-                "name"
-            )
+        model = self.model(trainer)
+        folds = runs.folds_of(model) if model.is_dir() else []
+        if not (model / "plans.json").is_file() or not any(runs.is_begun(f) or runs.is_finished(f) for f in folds):
+            return None
+        # Some trainers write the stages of their network into the plans that they keep.
+        own = getattr(find_trainer(trainer), "_own_plans", lambda plans, configuration: plans)
+        keys = differing(own(plans, self.configuration), runs.read_json(model / "plans.json"), self.configuration)
+        if keys is None:
+            return f"{model} was trained otherwise, its plans lack {self.configuration}"
+        listed = f"differ from {self.request.plans} in {', '.join(keys)}"
+        return f"{model} was trained otherwise, its plans {listed}" if keys else None
+
+    def attentions(self) -> list[str]:
+        """Give what is to be known before anything is run, in sentences.
+
+        Raises:
+            UserError: As :meth:`check_unchanged`.
+        """
+        plans, said = self._plans(), [self.check_unchanged()]
+        if plans is not None and self.configuration in plans["configurations"]:
+            # Others' trainers may keep what plans they like.
+            ours = [trainer for trainer in self.request.trainers if hasattr(find_trainer(trainer), "_own_plans")]
+            others = [self.trained_otherwise(trainer, plans) for trainer in ours]
+            said += [f"ATTENTION: {other}; what is trained stays as it is" for other in others if other is not None]
+        return [each for each in (*said, self.unlisted()) if each is not None]
 
     def check_unchanged(self) -> str | None:
         """Refuse to train on what was preprocessed when the data set was another; if all is trained, say so.
 
-        nnU-Net keeps copies of label maps and of dataset.json. Of images it keeps none, so those are not compared.
+        Compared are the copies of label maps and of dataset.json that nnU-Net's preprocessing leaves, so images are
+        not, nor what somebody preprocessed in part since.
 
         Raises:
             UserError: Naming what differs, and what to do.
         """
-        changed = self._changed()
-        if changed is None:
+        found = self._changed()
+        if found is None:
             return None
-        if not self.steps_due():
+        changed, remedy = found
+        asked = [(trainer, fold) for trainer in self.request.trainers for fold in self.request.folds]
+        if all(self._is_trained(trainer, fold) for trainer, fold in asked):
             return f"ATTENTION: {changed}; the models are trained on that"
-        copies = self.preprocessed / self.dataset / COPIED_LABELS
-        raise UserError(
-            f"{changed}: remove {copies} and give nnUNetv2_plan_and_preprocess -d {self.number} -c "
-            f"{self.request.configuration} --verify_dataset_integrity, or put back what was there"
-        )
+        raise UserError(f"{changed}: {remedy}, or put back what was there")
 
-    def _changed(self) -> str | None:
+    def _changed(self) -> tuple[str, str] | None:
+        """Say what changed, and what to do."""
         folder, raw = self.preprocessed / self.dataset, self.raw / self.dataset
         file = folder / "dataset.json"
         there = runs.read_json(file) if file.is_file() else self.dataset_json
         for key in ("channel_names", "labels", "regions_class_order", "file_ending"):
             if there.get(key) != self.dataset_json.get(key):
-                return f"{raw / 'dataset.json'} has other {key} than {file}, with which the cases were preprocessed"
+                return (
+                    f"{raw / 'dataset.json'} has other {key} than {file}, with which the cases were preprocessed",
+                    f"remove {folder}, and plan and preprocess anew",
+                )
         ending, changed = self.dataset_json["file_ending"], []
         for case, (_, label) in read_layout(raw)[1].items():
             kept = folder / COPIED_LABELS / f"{case}{ending}"
-            if kept.is_file() and not filecmp.cmp(label, kept):  # reads them where size or time differ
+            if kept.is_file() and not _same_labels(Path(label), kept):
                 changed.append(label)
         if not changed:
             return None
-        return f"{len(changed)} label map(s) are not what was preprocessed, the first is {changed[0]}"
+        of_cases = [path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.pkl"))]
+        return (
+            f"{len(changed)} label map(s) are not what was preprocessed, the first is {changed[0]}",
+            f"remove {', '.join(map(str, [*of_cases, folder / COPIED_LABELS]))}, and they are preprocessed anew",
+        )
 
     def unlisted(self) -> str | None:
         """Say which cases are in no fold, where no training takes all."""
@@ -377,6 +382,8 @@ class FirstRun:
     def _check_targets(self) -> None:
         for trainer in self.request.trainers:
             self._check_target(trainer)
+            if self._record(self._target(trainer))[0].get("scans") != self._scans:
+                self._refuse_corrected(self._target(trainer), "and would be predicted anew")
 
     def _check_target(self, trainer: str) -> None:
         """Refuse to write to a folder that holds anything else."""
@@ -577,6 +584,8 @@ class FirstRun:
         bases = self._with_next_stages(plans, bases)
         processes = ["-np", str(cores)] if cores < 4 else []
         if plans is None:
+            raw = self.raw / self.dataset / "dataset.json"
+            check_to_train(self.dataset_json, raw, raw=True)  # as --verify_dataset_integrity does
             command = ["nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", *bases, "--verify_dataset_integrity"]
             command += [*processes, "-npfp", str(cores)] if cores < 8 else []
             # The planner takes this variable for a number of threads, and torch refuses 0.
@@ -638,6 +647,9 @@ class FirstRun:
             _refuse_damaged(begun)
         return Step(title, (*command, *["--c"] * bool(begun)))
 
+    def _is_trained(self, trainer: str, fold: str) -> bool:
+        return self._training(trainer, fold, dry_run=True).finished is not None
+
     def _prediction(self, trainer: str, *, dry_run: bool) -> Iterator[Step]:
         request, new, target = self.request, self._new, self._target(trainer)
         title = f"predict with {trainer}"
@@ -647,10 +659,10 @@ class FirstRun:
 
         def predict() -> Iterator[Step]:
             self._check_target(trainer)  # by now
-            self._refuse_corrected(target)
             if self._is_predicted(target, wanted, trained):
                 yield finished
                 return
+            self._refuse_corrected(target, "and would be predicted anew")
             command = ["nnUNetv2_predict", "-i", new.images, "-o", target, "-d", self.number]
             command += ["-c", self.configuration, "-f", *request.folds, "-tr", trainer, *self._plans_option]
             command += ["-device", self.device]
@@ -668,30 +680,26 @@ class FirstRun:
         def waits(holder: Holder) -> None:
             print(f"\n# waiting for {holder}, which predicts into {target}", flush=True)
 
-        if self._is_predicted(target, wanted, trained):
-            yield finished
-        elif dry_run:
-            yield from predict()
-        else:
+        if not dry_run and not self._is_predicted(target, wanted, trained):
             lacking = [path for path in trained if not path.is_file()]
             if lacking:
                 raise UserError(f"{lacking[0]} is not there, so nothing can be predicted with it: train that fold anew")
-            with claimed(target / PREDICTION_LOCK, waits=waits):
-                yield from predict()
-        if new.references is not None:
-            yield from self._scores_of_predictions(trainer, new.references, dry_run=dry_run)
+        writes = not self._is_predicted(target, wanted, trained) or new.references is not None
+        with claimed(target / PREDICTION_LOCK, waits=waits) if writes and not dry_run else nullcontext():
+            yield from predict()
+            if new.references is not None:
+                yield from self._scores_of_predictions(trainer, new.references, dry_run=dry_run)
 
     def _masks(self, target: Path) -> dict[str, str]:
         return {path.name: digest_of(path) for path in sorted(target.glob(f"*{self.dataset_json['file_ending']}"))}
 
-    def _refuse_corrected(self, target: Path) -> None:
-        """Refuse to write over masks that were changed after they had been predicted, as by a reader's hand."""
-        masks = self._record(target)[0].get("masks", {})
-        for name, digest in masks.items():
+    def _refuse_corrected(self, target: Path, why: str) -> None:
+        """Refuse masks that were changed after they had been predicted, as by a reader's hand."""
+        for name, digest in self._record(target)[0].get("masks", {}).items():
             if (target / name).is_file() and digest_of(target / name) != digest:
                 raise UserError(
-                    f"{target / name} was changed after it had been predicted, and would be predicted anew: name "
-                    "another folder, or move it away"
+                    f"{target / name} was changed after it had been predicted, {why}: name another folder, or move it "
+                    "away"
                 )
 
     def _scores_of_predictions(self, trainer: str, references: Path, *, dry_run: bool) -> Iterator[Step]:
@@ -701,6 +709,8 @@ class FirstRun:
         words = ("logvmamba", "evaluate", str(target), str(references), "--predicted-only")
         sources = [target / PREDICTED_BY] if _json_in(scored_against) == wanted else None
         step = _scoring(f"score the predictions of {trainer}", words, target / SCORES, sources)
+        if step.finished is None:
+            self._refuse_corrected(target, f"and would be scored as that of {trainer}")
         yield step
         if not dry_run and step.finished is None:
             replace_text(scored_against, json.dumps(wanted, indent=1) + "\n")
@@ -883,6 +893,17 @@ def _is_copy(file: Path, other: str | Path) -> bool:
     return file.is_file() and filecmp.cmp(file, other, shallow=False)
 
 
+def _same_labels(one: Path, other: Path) -> bool:
+    """Whether two label maps are equal, however they are compressed."""
+    if filecmp.cmp(one, other):  # reads them where size or time differ
+        return True
+    try:
+        here, there = read_labels(one).values, read_labels(other).values
+    except UserError:
+        return False
+    return here.shape == there.shape and bool((here == there).all())
+
+
 def _check_reference(labels: Labels, pair: tuple[Path, Path]) -> None:
     """Refuse a reference that is none of its scan; the prediction will lie where the scan lies."""
 
@@ -951,7 +972,7 @@ def read_layout(folder: Path) -> tuple[dict, dict[str, tuple[list[str], str]]]:
         for name in ("imagesTr", "labelsTr"):
             if not (folder / name).is_dir():
                 raise UserError(f"{folder} has no folder {name}: {LAYOUT}")
-    check_to_train(content, file, raw=True)
+    check_to_train(content, file)
     listed = _listed_in(content, folder) if "dataset" in content else _found_in(folder, ending)
     if not listed:
         raise UserError(f"{folder / 'imagesTr'} holds no image <case>_0000{ending}: {LAYOUT}")

@@ -20,7 +20,7 @@ from nnunet_logvmamba.plugin.acceptance import Look, Model, look_inside, pairs, 
 from nnunet_logvmamba.plugin.first_run import read_layout, reader_of
 from nnunet_logvmamba.plugin.header_traps import traps_of
 from nnunet_logvmamba.plugin.observations import Examination, Seen, by, grouped, names_of
-from nnunet_logvmamba.plugin.plans import NNUNETS_FOLDS
+from nnunet_logvmamba.plugin.plans import NNUNETS_FOLDS, check_to_train
 from nnunet_logvmamba.plugin.reading import Reading, read_once
 
 FAR = 10.0
@@ -55,6 +55,7 @@ def examine(folder: Path, *, processes: int = 1) -> Examination:
     """
     content, listed = read_layout(folder)
     source = str(folder / "dataset.json")
+    check_to_train(content, folder / "dataset.json", raw=True)
     labels, channels = labels_of(content, source), channels_of(content, source)
     first = next(iter(listed.values()))[0][0]
     reader = reader_of(content, first)

@@ -20,7 +20,7 @@ from typing import Any
 
 from nnunet_logvmamba.claims import HeldError, Holder, claimed, holder_of
 from nnunet_logvmamba.errors import UserError
-from nnunet_logvmamba.evaluation.metrics import INSTANCE_METRICS
+from nnunet_logvmamba.evaluation.scoring import DEFAULT_METRICS
 from nnunet_logvmamba.files import read_json, replace_text
 from nnunet_logvmamba.plugin import first_run
 from nnunet_logvmamba.plugin.checkpoints import CHECKPOINTS
@@ -84,7 +84,12 @@ class Trainings(FirstRun):
         if plans is None:
             return
         self._check_derived(plans)
-        self.check_models(plans)
+        if self.configuration not in plans["configurations"]:
+            return
+        for trainer in self.request.trainers:
+            other = self.trained_otherwise(trainer, plans)
+            if other is not None:
+                raise UserError(f"{other}: move it away, or give the configuration another name")
 
     def _check_networks(self, plans: dict | None) -> None:
         """Refuse a configuration that names another network than one of the trainers can train."""
@@ -165,6 +170,9 @@ class Trainings(FirstRun):
             return
         yield self._training(trainer, fold, dry_run=dry_run)
         yield from self._scores_and_page(trainer, fold)
+
+    def _is_trained(self, trainer: str, fold: str) -> bool:
+        return runs.is_finished(self.model(trainer) / f"fold_{fold}")  # also where its weights are gone
 
     def predict(self, trainer: str, *, dry_run: bool) -> Iterator[Step]:
         """Give the steps that predict scans with all folds, and score that if references are there.
@@ -358,7 +366,7 @@ class Planned:
                 f"{len(open_)} of {len(folders)} model(s) have no scored predictions, the first is {open_[0]}: there "
                 "is no comparison of held-out cases yet"
             )
-        metrics = [name for name in self.study.compare.get("metrics", []) if name.lower() not in INSTANCE_METRICS]
+        metrics = [name for name in self.study.compare.get("metrics", []) if name.lower() in DEFAULT_METRICS]
         scores = [folder / SCORES / "scores.json" for folder in folders]
         words = list(map(str, folders))
         yield self._comparison("compare held-out cases", words, scores, self.held_out_table, metrics)

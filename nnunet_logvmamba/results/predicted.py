@@ -51,10 +51,15 @@ class Prediction(runs.Run):
 
 
 def predictions_at(path: Path) -> list[Path]:
-    """Give a folder if it holds such predictions, else those in it that do, in the order of their names."""
+    """Give a folder if it holds such predictions, else those in it that do, in the order of their names.
+
+    It is none where there are trainings, beside which somebody may have put predictions.
+    """
     if (path / PREDICTED_BY).is_file():
         return [path]
-    return sorted(child for child in path.iterdir() if (child / PREDICTED_BY).is_file()) if path.is_dir() else []
+    if not path.is_dir() or runs.folds_below(runs.absolute(path)):
+        return []
+    return sorted(child for child in path.iterdir() if (child / PREDICTED_BY).is_file())
 
 
 def read_prediction(folder: Path) -> Prediction:

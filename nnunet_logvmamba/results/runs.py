@@ -132,7 +132,7 @@ def find_folds(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder: name a folder of results, of a data set, a model or a fold")
-        here = _folds_below(absolute(path))
+        here = folds_below(absolute(path))
         if not here:
             raise UserError(
                 f"{path} holds no trained model: expected are folders TRAINER__PLANS__CONFIGURATION with fold_0, …, "
@@ -161,7 +161,8 @@ def folds_of(model: Path) -> list[Path]:
     return sorted(folds, key=lambda fold: (len(fold.name), fold.name))
 
 
-def _folds_below(path: Path) -> list[Path]:
+def folds_below(path: Path) -> list[Path]:
+    """Give the folders of folds at or below a folder; none if there are none."""
     if is_fold(path):
         return [path]
     if _is_model(path):
@@ -170,8 +171,8 @@ def _folds_below(path: Path) -> list[Path]:
     if not path.name.startswith("Dataset"):
         # nnU-Net's name for a data set; the number in it has any number of digits.
         children = [child for child in children if child.name.startswith("Dataset") or _is_model(child)]
-        return [fold for child in children for fold in _folds_below(child)]
-    return [fold for child in children if _is_model(child) for fold in _folds_below(child)]
+        return [fold for child in children for fold in folds_below(child)]
+    return [fold for child in children if _is_model(child) for fold in folds_below(child)]
 
 
 def _is_model(path: Path) -> bool:

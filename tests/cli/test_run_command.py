@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -686,6 +687,13 @@ def test_masks_that_were_corrected_by_hand_are_not_predicted_over(predicted, fol
     with pytest.raises(UserError, match=f"{corrected} was changed after it had been predicted.*name another folder"):
         steps()
     assert corrected.read_bytes() == by_hand
+    # Nor is it scored as the model's.
+    (new / "ball_9_0000.nii.gz").unlink()
+    labels = folders.raw / small_dataset.NAME / "labelsTr"
+    request = first_run.Request("998", "2d", (TRAINER,), device="cpu", new=first_run.NewScans(new, out, labels))
+    with pytest.raises(UserError, match=f"would be scored as that of {TRAINER}: name another folder"):
+        list(first_run.FirstRun(request)._prediction(TRAINER, dry_run=False))
+    shutil.copy(new / "ball_0_0000.nii.gz", new / "ball_9_0000.nii.gz")
     assert json.loads((out / first_run.PREDICTED_BY).read_text())["finished"] is True
     corrected.rename(predicted / "mine.nii.gz")
     (step,) = steps()
@@ -702,8 +710,12 @@ def test_a_data_set_that_changed_since_it_was_preprocessed_is_not_trained_on(fol
     sitk.WriteImage(sitk.ReadImage(label) * 0, label)
     os.utime(label, (1, 1))  # as an archive unpacks it
     said = refused(capsys, *words)
-    assert f"1 label map(s) are not what was preprocessed, the first is {label}: remove {kept / 'gt_segm'}" in said
-    assert "give nnUNetv2_plan_and_preprocess -d 998 -c 2d --verify_dataset_integrity" in said
+    folders_of_all = ", ".join(
+        str(kept / name) for name in ("nnUNetPlans_2d", "nnUNetPlans_3d_fullres", "gt_segmentations")
+    )
+    assert (
+        f"1 label map(s) are not what was preprocessed, the first is {label}: remove {folders_of_all}, and they" in said
+    )
     fold = folders.results / small_dataset.NAME / f"{TRAINER}__nnUNetPlans__2d" / "fold_0"
     (fold / "validation").mkdir(parents=True)
     for name in ("checkpoint_final.pth", "validation/summary.json"):
@@ -712,6 +724,9 @@ def test_a_data_set_that_changed_since_it_was_preprocessed_is_not_trained_on(fol
     shutil.rmtree(fold)
     label.write_bytes(as_it_was)
     assert dry_run(capsys, *words) == before, "a copy may have any time"
+    label.write_bytes(gzip.compress(gzip.decompress(as_it_was), 1))
+    assert label.read_bytes() != as_it_was
+    assert dry_run(capsys, *words) == before, "and be compressed otherwise"
     content = json.loads((raw / "dataset.json").read_text())
     (raw / "dataset.json").write_text(json.dumps(content | {"channel_names": {"0": "CT"}}))
     assert f"dataset.json has other channel_names than {kept / 'dataset.json'}" in refused(capsys, *words)
@@ -727,8 +742,8 @@ def test_models_that_were_trained_otherwise_are_not_taken_for_what_is_asked_for(
     content = json.loads(plans_file.read_text())
     content["configurations"]["2d"]["batch_size"] += 1
     plans_file.write_text(json.dumps(content))
-    said = refused(capsys, 998, "2d", "--device", "cpu")
-    assert f"{model} was trained otherwise, its plans differ from nnUNetPlans in batch_size: move it away" in said
+    said = dry_run(capsys, 998, "2d", "--device", "cpu")
+    assert f"ATTENTION: {model} was trained otherwise, its plans differ from nnUNetPlans in batch_size; what is" in said
 
 
 def test_what_another_process_predicts_into_a_folder_is_waited_for_and_stays(predicted, capfd):

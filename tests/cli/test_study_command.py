@@ -346,6 +346,23 @@ def test_other_options_of_the_comparison_make_the_table_anew_and_no_training(fil
     assert compare in planned(metrics=["Dice"]).due()
 
 
+def test_a_study_that_is_trained_is_compared_though_labels_were_corrected_since(file, folders, capsys):
+    planned_now = plan(folders)
+    label = folders.raw / small_dataset.NAME / "labelsTr" / "ball_3.nii.gz"
+    shutil.copy2(label.with_name("ball_2.nii.gz"), label)
+    assert f"1 label map(s) are not what was preprocessed, the first is {label}" in refused(capsys, "run", file)
+    for trainer in TRAINERS:
+        for seed in (1, 2):
+            for fold in (0, 1):
+                folder = fold_of(folders, f"{trainer}_seed{seed}", fold)
+                finish(folder)
+                (folder / "checkpoint_final.pth").unlink()
+                (folder.parent / "plans.json").write_text(json.dumps(planned_now))
+    said = dry_run(capsys, file)
+    assert "ATTENTION: 1 label map(s) are not what was preprocessed" in said
+    assert not any(command.startswith("nnUNetv2_train") for command in commands_in(said))
+
+
 def test_what_somebody_else_trains_is_left_to_them_and_the_rest_is_done(file, folders, monkeypatch, capsys):
     plan(folders)
     (fold_of(folders) / "checkpoint_latest.pth").touch()

@@ -116,9 +116,18 @@ def test_the_first_number_that_no_label_has_is_the_gap(table, gap):
 
 @pytest.mark.parametrize("table", ["channel_names", "modality"])
 def test_channels_are_numbered_in_order_as_nnunet_plans_them(table):
-    for right in ({"0": "T1", "1": "CT"}, {0: "T1"}, {"00": "0", "01": "1"}, {"1": "T1", "2": "CT"}, {}):
+    for right in (
+        {"0": "T1", "1": "CT"},
+        {0: "T1"},
+        {"00": "0", "01": "1"},
+        {"1": "T1", "2": "CT"},
+        {},
+        {"T1": "T1w", "FLAIR": "x"},
+        {"0": "MR", "10": "MR", "2": "MR"},
+    ):
         assert fault_of_channels({table: right}, "mine.json") is None
-    for wrong, key in (({"CT": "0"}, "CT"), ({"1": "CT", "0": "T1"}, "0"), ({"0": "T1", "00": "CT"}, "00")):
+    for wrong, fault in (({"CT": "0"}, "'CT' before '0'"), ({"1": "CT", "0": "T1"}, "1, 0")):
         said = f"mine.json: '{table}' must have the numbers of the channels before their names"
         assert fault_of_channels({table: wrong}, "mine.json").startswith(said)
-        assert f"and has '{key}'" in fault_of_channels({table: wrong}, "mine.json")
+        assert fault_of_channels({table: wrong}, "mine.json").endswith(f"and has {fault}")
+        assert "in order" in fault_of_channels({table: wrong}, "mine.json")

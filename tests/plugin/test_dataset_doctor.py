@@ -305,7 +305,7 @@ FAULTY = {
         {"labels": {"background": 0, "ball": [1, 4], "core": [4]}, "regions_class_order": [1, 4]},
         "no label has the number 2 although there is 4",
     ),
-    "channels the wrong way round": ({"channel_names": {"MR": "0"}}, "and has 'MR'"),
+    "channels the wrong way round": ({"channel_names": {"MR": "0"}}, "and has 'MR' before '0'"),
     "no background": ({"labels": {"shell": 1, "core": 2}}, "Background label not declared"),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from small_results import LABELS, SPACING
+from small_results import LABELS, SPACING, write_run
 
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.errors import UserError
@@ -94,6 +94,15 @@ def test_models_of_all_folds_together_are_one_run_and_fold_all_was_trained_on_no
     assert "held-out cases, predicted with folds 0, 1, 2" in tables.as_markdown(found)
     both = [predict(tmp_path / name, name, references, {}, "all") for name in ("LoG", "VSS")]
     assert not any("trained on" in note for note in comparison.compare(both).notes)
+
+
+def test_predictions_inside_a_folder_of_results_do_not_take_its_trainings_away(tmp_path, references):
+    for trainer, dice in ((LOG, 0.9), (VSS, 0.8)):
+        cases = {f"case_{number}": [dice, dice] for number in range(3)}
+        fold = write_run(tmp_path, f"{trainer}__nnUNetPlans__3d_fullres", 0, cases)
+    predict(fold.parent.parent / "preds", LOG, references, {})
+    found = comparison.compare([fold.parent.parent])
+    assert (found.held_out, len(found.methods)) == (False, 2)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, references):

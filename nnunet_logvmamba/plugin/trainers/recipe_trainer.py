@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +56,7 @@ from nnunet_logvmamba.results.runs import IN_USE, SUMMARY, folds_of, read_json
 
 from . import gpu_memory, pretraining, saving
 from .finite import FiniteTrainer
-from .recording import refuse_too_few_cases
+from .recording import RecordedTrainer, refuse_too_few_cases
 from .scores import write_instance_scores, write_surface_scores
 from .weights import bare_network, refuse_foreign_checkpoint, refuse_other_optimizer
 
@@ -71,10 +71,20 @@ INHERITED_SETTINGS = (
 )
 """Settings of a configuration that are attributes of the trainer under the same names, most of them nnU-Net's."""
 
-OF_TRAINING_ALONE = {"batch_size", "batch_dice", TRAINING_KEY}
-"""What folds of one model may differ in."""
-OF_ALL_CONFIGURATIONS = ("image_reader_writer", "transpose_forward", "transpose_backward")
-OF_PREDICTIONS = ("channel_names", "labels", "regions_class_order", "file_ending")
+OF_PREDICTION = {
+    "architecture",
+    "patch_size",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "preprocessor_name",
+    "previous_stage",
+    *(f"resampling_fn_{what}{kwargs}" for what in ("data", "seg", "probabilities") for kwargs in ("", "_kwargs")),
+}
+"""What of a configuration predictions depend on, so that all folds of a model must have it in common."""
+_OF_ALL_CONFIGURATIONS = ("image_reader_writer", "transpose_forward", "transpose_backward")
+_INTENSITIES = "foreground_intensity_properties_per_channel"
+_NEED_NO_INTENSITIES = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 
 _CUDA = torch.device("cuda")
 _READS_PRETRAINED = "maybe_load_checkpoint"
@@ -120,7 +130,7 @@ class RecipeTrainer(FiniteTrainer):
         settings = self._checked_settings(plans, configuration, dataset_json, device)
         if not self._resumes:
             _refuse_absent_cases(PlansManager(plans), configuration)
-            if fold != "all":
+            if fold != "all" and type(self).do_split is RecordedTrainer.do_split:
                 home = Path(nnUNet_preprocessed, plans["dataset_name"])
                 data = PlansManager(plans).get_configuration(configuration).data_identifier
                 refuse_too_few_cases(home / data, home / SPLITS)
@@ -471,17 +481,31 @@ def _refuse_other_plans(model: Path, plans: dict, dataset_json: dict, configurat
     trained = [each.name for each in others if any(each.glob("checkpoint_*.pth"))]
     if not trained or not all((model / name).is_file() for name in ("plans.json", "dataset.json")):
         return
-    there, said = read_json(model / "plans.json"), read_json(model / "dataset.json")
-    keys = differing(plans, there, configuration)
-    other = {f"plans: {key}" for key in set(keys or ()) - OF_TRAINING_ALONE}
-    other |= {f"plans: {key}" for key in OF_ALL_CONFIGURATIONS if there.get(key) != plans.get(key)}
-    other |= {f"dataset.json: {key}" for key in OF_PREDICTIONS if said.get(key) != dataset_json.get(key)}
+    try:
+        there, said = read_json(model / "plans.json"), read_json(model / "dataset.json")
+    except UserError:  # damaged or being written: whoever begins writes them whole
+        return
+    keys, manager = differing(plans, there, configuration), PlansManager(plans).get_configuration(configuration)
+    other = {f"plans: {key}" for key in set(keys or ()) & OF_PREDICTION}
+    of_all = list(_OF_ALL_CONFIGURATIONS)
+    of_all += [_INTENSITIES] if set(manager.normalization_schemes) - _NEED_NO_INTENSITIES else []
+    other |= {f"plans: {key}" for key in of_all if there.get(key) != plans.get(key)}
+    other |= {f"dataset.json: {key}" for key, of in _PREDICTED.items() if of(said) != of(dataset_json)}
     if keys is None or other:
         differ = ", ".join(sorted(other)) or f"plans: {configuration}"
         raise Refused(
             f"{model} is trained otherwise ({', '.join(trained)}), and could not predict with what this fold would "
             f"write there (other {differ}): give the configuration or the plans another name, or move {model} away."
         )
+
+
+_PREDICTED: dict[str, Callable[[dict], object]] = {
+    "labels": lambda content: sorted(map(str, content.get("labels", {}).values())),
+    "regions_class_order": lambda content: content.get("regions_class_order"),
+    "channel_names": lambda content: len(content.get("channel_names", content.get("modality", ()))),
+    "file_ending": lambda content: content.get("file_ending"),
+}
+"""What of dataset.json predictions depend on: of labels their numbers, of channels how many there are."""
 
 
 def _refuse_held(fold: Path) -> None:

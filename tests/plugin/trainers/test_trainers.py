@@ -82,8 +82,23 @@ def test_a_fold_that_would_write_other_plans_than_the_trained_folds_need_is_refu
     labels.write_text(as_it_was.replace('"labels"', '"regions_class_order": [1], "labels"'))
     with pytest.raises(Refused, match=r"other dataset\.json: regions_class_order"):
         make("nnUNetTrainerLoGVMamba")
+    labels.write_text(as_it_was.replace('"shell"', '"another name"'))
+    make("nnUNetTrainerLoGVMamba")
     labels.write_text(as_it_was)
     assert sorted(model.rglob("*")) == before
+    # Intensities matter where a scheme reads them.
+    of_all = json.loads(plans_file.read_text())
+    of_all["foreground_intensity_properties_per_channel"]["0"]["mean"] += 1
+    plans_file.write_text(json.dumps(of_all))
+    make("nnUNetTrainerLoGVMamba")
+    there = json.loads((model / "plans.json").read_text())
+    there["configurations"]["small"]["normalization_schemes"] = ["CTNormalization"]
+    (model / "plans.json").write_text(json.dumps(there))
+    with pytest.raises(Refused, match="other plans: foreground_intensity_properties_per_channel"):
+        make("nnUNetTrainerLoGVMamba", normalization_schemes=["CTNormalization"])
+    (model / "plans.json").write_text(json.dumps(there)[:99])  # another fold is writing it
+    make("nnUNetTrainerLoGVMamba")
+    (model / "plans.json").write_text(json.dumps(first.plans_manager.plans))
     # What a fold was trained with and needs no more, and what is only looked at, is no reason.
     make("nnUNetTrainerLoGVMamba", settings={"num_epochs": 3}, batch_size=3)
     monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "--val"])
