@@ -371,7 +371,8 @@ def main() -> None:
     measure = {"prediction": measured_predictions, "peers": measured_peers, "network": measured}[kind]
     measurements = [measure(case, args.device) | {"circumstances": circumstances(correctness)} for case in chosen]
     again = {found["case"] for found in measurements}
-    print(save(name, {"networks": [found for found in kept if found["case"] not in again] + measurements}, correctness))
+    found = [one for one in kept if one["case"] not in again] + measurements
+    print(save(name, {"networks": sorted(found, key=lambda one: list(cases).index(one["case"]))}, correctness))
 
 
 if __name__ == "__main__":
