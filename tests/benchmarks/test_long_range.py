@@ -121,6 +121,15 @@ def test_what_the_page_says_of_trainings_without_parts_of_their_blocks_was_measu
     for way, dice in log.items():
         other = f"{control[way]:.4f}" if way in control else "–"
         assert f"| {way} | {dice:.4f} | {other} |" in page
+    fair = json.loads((BENCHMARKS / "results" / "scan_at_work_fair.json").read_text())["models"]
+    of_all = ("as trained", "without scan", "without global tokens", "without blocks")
+    for model in fair:
+        cells = [f"{model['dice'][way]:.4f}" if way in model["dice"] else "–" for way in of_all]
+        assert f" | {' | '.join(cells)} |" in page
+    of_scans = [
+        one["dice"]["without scan"] - one["dice"]["as trained"] for one in fair if "without scan" in one["dice"]
+    ]
+    assert (len(fair), round(min(of_scans), 4), round(max(of_scans), 4)) == (6, -0.0004, 0.0021)
     ways = ("scan", "global tokens", "blocks")
     far = [row for row in stored(long_range, along="fast") if row["distance"] >= 44 and "dropped" in row]
     for name in ("LoG-VMamba", "local tokens", "global tokens", "VSS"):

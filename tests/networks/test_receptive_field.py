@@ -60,10 +60,15 @@ def test_a_network_without_gradients_is_refused():
 def test_the_page_shows_what_was_measured():
     root = Path(__file__).resolve().parents[2]
     page = (root / "docs" / "explanation" / "receptive-fields.md").read_text(encoding="utf-8")
-    fields = json.loads((root / "benchmarks" / "results" / "receptive_fields_2d.json").read_text())["fields"]
-    rows = []
-    for name, seen in fields.items():
-        half, most = (" × ".join(map(str, seen[which])) for which in ("half", "most"))
-        rows.append(f"| {name} | {half} | {most} | {seen['far']:.1e} |")
-    assert "\n".join(rows) in page
-    assert {"PlainConvUNet", "NoSSM", "VMamba", "LoGVMamba"} <= fields.keys()
+    for which in ("2d", "3d", "trained"):
+        fields = json.loads((root / "benchmarks" / "results" / f"receptive_fields_{which}.json").read_text())["fields"]
+        if which == "trained":
+            assert set(fields) == {"LoGVMamba", "VMamba", "NoSSM", "StockNetwork"}
+            fields = {f"{name}, {when}": seen for name, both in fields.items() for when, seen in both.items()}
+        else:
+            assert {"PlainConvUNet", "NoSSM", "VMamba", "LoGVMamba"} <= fields.keys()
+        rows = []
+        for name, seen in fields.items():
+            half, most = (" × ".join(map(str, seen[share])) for share in ("half", "most"))
+            rows.append(f"| {name} | {half} | {most} | {seen['far']:.1e} |")
+        assert "\n".join(rows) in page
