@@ -117,6 +117,8 @@ BUILDERS_2D = {
 }
 
 
+SEQUENTIAL = "sequential scan"
+
 _TRAINING = ("LoG-VMamba, all kept", "LoG-VMamba, checkpointing")
 """What differs in training alone."""
 
@@ -169,7 +171,7 @@ def peers(case: NetworkPlan) -> dict[str, Callable[[NetworkPlan], nn.Module]]:
         return {
             "PlainConvUNet": plain,
             enc.trainer: functools.partial(of_the_catalogue, enc),
-            f"{enc.trainer}, sequential scan": functools.partial(sequential, enc),
+            f"{enc.trainer}, {SEQUENTIAL}": functools.partial(sequential, enc),
         }
     fitting = [network for network in catalogue.NETWORKS if len(case.patch_size) in network.dims]
     found = {network.trainer: functools.partial(of_the_catalogue, network) for network in fitting}
@@ -234,7 +236,11 @@ def kept(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan) -> int:
     return summarize(network, case.input_channels, case.patch_size, case.batch_size).activation_bytes
 
 
-def _print_memory(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan, device: str) -> None:
+def _print_memory(
+    build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan, device: str, *, one_by_one: bool
+) -> None:
+    """Print what two steps need; of a scan that goes step by step the profiler alone would take all memory."""
+
     def two_steps() -> None:
         call, _ = step(build, case, device)
         call()
@@ -243,7 +249,9 @@ def _print_memory(build: Callable[[NetworkPlan], nn.Module], case: NetworkPlan, 
     before = peak_memory_bytes(torch.device(device))
     two_steps()
     found = {"peak_bytes": peak_memory_bytes(torch.device(device)) - before}
-    print(json.dumps(found | ({"tensor_peak_bytes": peak_of_tensors(two_steps)} if device == "cpu" else {})))
+    if device == "cpu" and not one_by_one:
+        found["tensor_peak_bytes"] = peak_of_tensors(two_steps)
+    print(json.dumps(found))
 
 
 def measured(case: NetworkPlan, device: str) -> dict[str, object]:
@@ -356,7 +364,8 @@ def main() -> None:
         parser.error(f"--case {args.case} is not among {', '.join(cases)} here")
     if args.memory_of:
         case = cases[args.memory_of[1]]
-        _print_memory((peers if args.peers else builders)(case)[args.memory_of[0]], case, args.device)
+        build = (peers if args.peers else builders)(case)[args.memory_of[0]]
+        _print_memory(build, case, args.device, one_by_one=args.memory_of[0].endswith(SEQUENTIAL))
         return
     chosen = [cases[args.case]] if args.case else [HIPPOCAMPUS] if args.quick else list(cases.values())
     if args.profile:
@@ -372,7 +381,8 @@ def main() -> None:
     measurements = [measure(case, args.device) | {"circumstances": circumstances(correctness)} for case in chosen]
     again = {found["case"] for found in measurements}
     found = [one for one in kept if one["case"] not in again] + measurements
-    print(save(name, {"networks": sorted(found, key=lambda one: list(cases).index(one["case"]))}, correctness))
+    order = [*cases, *again]
+    print(save(name, {"networks": sorted(found, key=lambda one: order.index(one["case"]))}, correctness))
 
 
 if __name__ == "__main__":
