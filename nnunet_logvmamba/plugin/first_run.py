@@ -289,17 +289,17 @@ class FirstRun:
         Raises:
             UserError: Naming what differs, and what to do.
         """
-        found = self._changed()
-        if found is None:
+        if self.changed is None:
             return None
-        changed, remedy = found
+        changed, remedy = self.changed
         asked = [(trainer, fold) for trainer in self.request.trainers for fold in self.request.folds]
         if all(self._is_trained(trainer, fold) for trainer, fold in asked):
             return f"ATTENTION: {changed}; the models are trained on that"
         raise UserError(f"{changed}: {remedy}, or put back what was there")
 
-    def _changed(self) -> tuple[str, str] | None:
-        """Say what changed, and what to do."""
+    @cached_property
+    def changed(self) -> tuple[str, str] | None:
+        """What changed in the data set since it was preprocessed, and what to do; None if nothing did."""
         folder, raw = self.preprocessed / self.dataset, self.raw / self.dataset
         file = folder / "dataset.json"
         there = runs.read_json(file) if file.is_file() else self.dataset_json
@@ -680,13 +680,17 @@ class FirstRun:
         def waits(holder: Holder) -> None:
             print(f"\n# waiting for {holder}, which predicts into {target}", flush=True)
 
-        if not dry_run and not self._is_predicted(target, wanted, trained):
+        done = self._is_predicted(target, wanted, trained)  # reads all weights, so it is asked once
+        if not done and not dry_run:
             lacking = [path for path in trained if not path.is_file()]
             if lacking:
                 raise UserError(f"{lacking[0]} is not there, so nothing can be predicted with it: train that fold anew")
-        writes = not self._is_predicted(target, wanted, trained) or new.references is not None
-        with claimed(target / PREDICTION_LOCK, waits=waits) if writes and not dry_run else nullcontext():
-            yield from predict()
+        writes = not dry_run and (not done or new.references is not None)
+        with claimed(target / PREDICTION_LOCK, waits=waits) if writes else nullcontext():
+            if done:
+                yield finished
+            else:
+                yield from predict()
             if new.references is not None:
                 yield from self._scores_of_predictions(trainer, new.references, dry_run=dry_run)
 

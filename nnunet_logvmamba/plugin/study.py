@@ -251,6 +251,8 @@ class Planned:
     def attentions(self) -> list[str]:
         """Give what is to be known before, see :meth:`FirstRun.check_unchanged` and :meth:`FirstRun.unlisted`."""
         parts = [self.part(number) for number in range(len(self._requests))]
+        for part in parts:
+            part.changed = parts[0].changed  # they are of one data set
         said = [*(part.check_unchanged() for part in parts), parts[0].unlisted()]
         return [each for each in dict.fromkeys(said) if each is not None]
 

@@ -290,17 +290,17 @@ def _refuse_other_cases(one: Run, two: Run) -> None:
     both = f"{one.name} and {two.name}"
     if one.labels != two.labels:
         raise UserError(f"{both} have other labels: {', '.join(one.labels)} and {', '.join(two.labels)}")
+    did, remedy = "were validated on", "train both with the same splits_final.json"
+    if isinstance(one, Prediction):
+        did, remedy = "are predictions of", "predict the same scans with both"
     if set(one.cases) != set(two.cases):
         odd = sorted(set(one.cases) ^ set(two.cases))
         where = one.name if odd[0] in one.cases else two.name
-        raise UserError(
-            f"{both} were validated on other cases: {odd[0]} is only in {where} ({len(odd)} such cases); train both "
-            f"with the same splits_final.json"
-        )
+        raise UserError(f"{both} {did} other cases: {odd[0]} is only in {where} ({len(odd)} such cases); {remedy}")
     digests = [((run.record or {}).get("split") or {}).get("digest") for run in (one, two)]
     if None not in digests and digests[0] != digests[1]:
         raise UserError(
-            f"{both} were validated on the same cases but trained on others (their records name splits {digests[0]} "
+            f"{both} {did} the same cases but trained on others (their records name splits {digests[0]} "
             f"and {digests[1]}); train both with the same splits_final.json"
         )
     for (label, case), (reference, image) in one.voxels.items():

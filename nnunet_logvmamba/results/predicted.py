@@ -131,7 +131,7 @@ def _scores_in(table: Path) -> tuple[dict[str, dict[str, dict[str, float]]], tup
 
 
 def refuse_other_references(one: Prediction, two: Prediction) -> None:
-    """Refuse what was predicted with other folds, of other cases or scored against other references.
+    """Refuse what was predicted with other folds or scored against other references.
 
     Raises:
         UserError: In one sentence.
@@ -140,12 +140,6 @@ def refuse_other_references(one: Prediction, two: Prediction) -> None:
     if one.predicted_with != two.predicted_with:
         here, there = (", ".join(each.predicted_with) for each in (one, two))
         raise UserError(f"{both} are predicted with folds {here} and with {there}: predict both with the same")
-    if set(one.cases) != set(two.cases):
-        odd = sorted(set(one.cases) ^ set(two.cases))
-        where = one.name if odd[0] in one.cases else two.name
-        raise UserError(
-            f"{both} are of other cases: {odd[0]} is only in {where} ({len(odd)} such cases); predict the same scans"
-        )
     differing = sorted(name for name in one.digests if two.digests.get(name, one.digests[name]) != one.digests[name])
     if differing:
         raise UserError(

@@ -207,6 +207,15 @@ def test_what_was_left_unfinished_is_begun_again_or_continued(folders, capsys):
     assert first().startswith("nnUNetv2_preprocess -d 998 -plans_name nnUNetPlans -c 2d")
 
 
+def begin_to_wait(thread: threading.Thread, holder: int, capfd) -> None:
+    """Begin what has to wait for a process, and come back once it says so."""
+    thread.start()
+    while "waiting" not in (said := capfd.readouterr().out):
+        assert thread.is_alive()
+        time.sleep(0.02)
+    assert f"# waiting for process {holder} of" in said
+
+
 def test_what_another_process_preprocesses_is_waited_for_and_not_done_again(folders, capfd):
     run = first_run.FirstRun(first_run.Request("998", "2d", (TRAINER,), ("0",), "cpu"))
     (dry,) = run.preprocess(["2d"], dry_run=True)
@@ -215,11 +224,7 @@ def test_what_another_process_preprocesses_is_waited_for_and_not_done_again(fold
     with held_elsewhere(lock, "preprocess") as other:
         assert next(run.preprocess(["2d"], dry_run=True)) == dry, "which waits for nobody"
         thread = threading.Thread(target=lambda: found.extend(run.preprocess(["2d"], dry_run=False)))
-        thread.start()
-        while "waiting" not in (said := capfd.readouterr().out):
-            assert thread.is_alive()
-            time.sleep(0.02)
-        assert f"# waiting for process {other.pid} of" in said
+        begin_to_wait(thread, other.pid, capfd)
         small_dataset.copy_into(folders)
         other.communicate("\n")
         thread.join()
@@ -765,11 +770,7 @@ def test_what_another_process_predicts_into_a_folder_is_waited_for_and_stays(pre
         record.write_text(unfinished)
         with held_elsewhere(lock, "predict") as other:
             thread = threading.Thread(target=run)
-            thread.start()
-            while "waiting" not in (said := capfd.readouterr().out):
-                assert thread.is_alive()
-                time.sleep(0.02)
-            assert f"# waiting for process {other.pid} of" in said
+            begin_to_wait(thread, other.pid, capfd)
             record.write_text(record_of_the_other)
             other.communicate("\n")
             thread.join()

@@ -127,7 +127,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, references):
     assert "were scored against other references, case_3.nii.gz is the first" in refused(one, two)
     (two / "case_6.nii.gz").unlink()
     score(two, references)
-    assert f"are of other cases: case_6 is only in {one} (1 such cases)" in refused(one, two)
+    assert f"are predictions of other cases: case_6 is only in {one} (1 such cases)" in refused(one, two)
 
 
 @pytest.mark.parametrize(
