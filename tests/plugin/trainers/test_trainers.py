@@ -82,10 +82,10 @@ def test_a_fold_that_would_write_other_plans_than_the_trained_folds_need_is_refu
     labels.write_text(as_it_was.replace('"labels"', '"regions_class_order": [1], "labels"'))
     with pytest.raises(Refused, match=r"other dataset\.json: regions_class_order"):
         make("nnUNetTrainerLoGVMamba")
+    assert sorted(model.rglob("*")) == before, "nothing was begun"
     labels.write_text(as_it_was.replace('"shell"', '"another name"'))
     make("nnUNetTrainerLoGVMamba")
     labels.write_text(as_it_was)
-    assert sorted(model.rglob("*")) == before
     # Intensities matter where a scheme reads them.
     of_all = json.loads(plans_file.read_text())
     of_all["foreground_intensity_properties_per_channel"]["0"]["mean"] += 1
