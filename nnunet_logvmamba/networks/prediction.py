@@ -18,12 +18,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-Sides = int | Sequence[int]
+from nnunet_logvmamba.networks.blocks.innermost import CHANNELS_INNERMOST, is_undisturbed, moments
 
-_CHANNELS_INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
+Sides = int | Sequence[int]
 
 
 def quick(forward: Callable) -> Callable:
@@ -41,14 +40,9 @@ def quick(forward: Callable) -> Callable:
 
 def predicts_one_patch(network: nn.Module, x: Tensor) -> bool:
     """Whether a network in evaluation mode is given one patch in float32 on a CPU, with no gradients or graph of it."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if network.training or torch.is_grad_enabled() or not is_undisturbed(x) or x.shape[:1] != (1,):
         return False
-    alone = not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
-    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[:1] == (1,)
-    differentiated = torch.is_grad_enabled() or forward_ad._current_level >= 0
-    if network.training or differentiated or not (alone and plain) or torch.is_autocast_enabled("cpu"):
-        return False
-    return torch.backends.mkldnn.enabled and _is_as_we_know_it()
+    return _is_as_we_know_it()
 
 
 class _FastWay(TorchFunctionMode):
@@ -70,7 +64,7 @@ def _convolution(own: Callable) -> Callable:
     ) -> Tensor:
         if not _fits(input, weight) or input.ndim != weight.ndim or isinstance(padding, str):
             return own(input, weight, bias, stride, padding, dilation, groups)
-        x = input.contiguous(memory_format=_CHANNELS_INNERMOST[input.ndim])
+        x = input.contiguous(memory_format=CHANNELS_INNERMOST[input.ndim])
         steps = ([side] * (x.ndim - 2) if isinstance(side, int) else side for side in (padding, stride, dilation))
         # Weights that are not dense it would read as if they were.
         bias = None if bias is None else bias.contiguous()
@@ -104,17 +98,12 @@ def _group_norm(
 
 def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Normalise each channel of one map by its own mean and variance."""
-    x = x.contiguous(memory_format=_CHANNELS_INNERMOST[x.ndim])
-    # torch adds up such a map in single precision, voxel by voxel. So first along all axes but the last one.
-    rows = x.movedim(1, -1).flatten(0, -3).flatten(1)  # (rows, width * channels)
-    mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
-    mean, variance = (part.double().view(-1, x.shape[1]) for part in (mean, variance))
-    variance = variance.mean(0) + mean.var(0, correction=0)
-    return F.batch_norm(x, mean.mean(0).float(), variance.float(), weight, bias, False, 0.0, eps)
+    x = x.contiguous(memory_format=CHANNELS_INNERMOST[x.ndim])
+    return F.batch_norm(x, *moments(x), weight, bias, False, 0.0, eps)
 
 
 def _is_one_map(x: Tensor) -> bool:
-    return _fits(x, x) and x.ndim in _CHANNELS_INNERMOST and x.shape[0] == 1 and x[0, 0].numel() > 1
+    return _fits(x, x) and x.ndim in CHANNELS_INNERMOST and x.shape[0] == 1 and x[0, 0].numel() > 1
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_logvmamba.layers import recomputed
+from nnunet_logvmamba.networks.blocks.innermost import normalised, pointwise
 from nnunet_logvmamba.networks.blocks.norms import faster
 
 
@@ -14,7 +15,8 @@ class ResidualBlock(nn.Module):
 
     With ``project`` the input comes through a strided 1x1 convolution, with ``project_norm`` and a norm, else as it is.
     The blocks of dynamic-network-architectures differ in that branch (average pooling) and save convolutions twice.
-    What the second convolution reads is computed again in the backward pass.
+    With ``saving`` what the second convolution reads is computed again in the backward pass, from the block's input if
+    that has few channels, else from what the first convolution gives.
 
     Shape: (batch, in_channels, *spatial) -> (batch, out_channels, *(spatial / stride))
     """
@@ -29,6 +31,7 @@ class ResidualBlock(nn.Module):
         *,
         project: bool,
         project_norm: bool = False,
+        saving: bool = True,
         conv_bias: bool,
         norm_op: type[nn.Module],
         norm_op_kwargs: dict[str, Any],
@@ -36,6 +39,7 @@ class ResidualBlock(nn.Module):
         nonlin_kwargs: dict[str, Any],
     ):
         super().__init__()
+        self.saving, self.reads_little = saving, 4 * in_channels <= out_channels
         norm_op = faster(norm_op)
         padding = [size // 2 for size in kernel_size]
         self.conv1 = conv_op(in_channels, out_channels, kernel_size, stride, padding, bias=conv_bias)
@@ -47,14 +51,23 @@ class ResidualBlock(nn.Module):
         self.norm3 = norm_op(out_channels, **norm_op_kwargs) if project_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        skip = x if self.conv3 is None else self.norm3(self.conv3(x))
-        draws = not isinstance(self.nonlin, (nn.LeakyReLU, nn.ReLU))  # of any other it is not known
-        x = recomputed(self._inner, (self.norm1, self.nonlin, self.conv2), self.conv1(x), draws=draws)
-        return self.nonlin(self.norm2(x) + skip)
+        skip = x if self.conv3 is None else self.norm3(pointwise(x, self.conv3))
+        if not self.saving:
+            x = self._second(self.conv1(x))
+        else:
+            draws = not isinstance(self.nonlin, (nn.LeakyReLU, nn.ReLU))  # of any other it is not known
+            modules = (self.norm1, self.nonlin, self.conv2)
+            if self.reads_little:
+                x = recomputed(self._both, (self.conv1, *modules), x, draws=draws)
+            else:
+                x = recomputed(self._second, modules, self.conv1(x), draws=draws)
+        return normalised(x, self.norm2, self.nonlin, skip)
 
-    def _inner(self, x: Tensor) -> Tensor:
-        y = self.norm1(x)
-        return self.conv2(self.nonlin(y.clone() if y is x else y))  # it may work in place, and x is read again
+    def _both(self, x: Tensor) -> Tensor:
+        return self._second(self.conv1(x))
+
+    def _second(self, x: Tensor) -> Tensor:
+        return self.conv2(normalised(x, self.norm1, self.nonlin))
 
 
 def residual_stage(

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_logvmamba.layers import recomputed
+from nnunet_logvmamba.networks.blocks.innermost import pointwise
 from nnunet_logvmamba.networks.blocks.interpolation import interpolate
 from nnunet_logvmamba.networks.blocks.residual import ResidualBlock, residual_stage
 
@@ -26,7 +27,7 @@ class UpSample(nn.Module):
         self.conv = conv_op(in_channels, out_channels, 1, bias=conv_bias)
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        return interpolate(self.conv(x), size)
+        return interpolate(pointwise(x, self.conv), size)
 
 
 class Decoder(nn.Module):
@@ -60,7 +61,9 @@ class Decoder(nn.Module):
             num_blocks = _STEP_BLOCKS[min(step, len(_STEP_BLOCKS) - 1)]
             self.upsamplers.append(UpSample(conv_op, below, width, conv_bias))
             self.stages.append(
-                residual_stage(conv_op, width, width, kernel_sizes[index + 1], 1, num_blocks, **residual_options)
+                residual_stage(
+                    conv_op, width, width, kernel_sizes[index + 1], 1, num_blocks, saving=False, **residual_options
+                )
             )
             if all_heads:
                 self.seg_layers.append(conv_op(width, num_classes, 1, bias=True))
@@ -92,4 +95,4 @@ def _step(modules: tuple[nn.Module, ...], x: Tensor, skip: Tensor) -> tuple[Tens
     """Map of the next scale, and what its head gives if there is one."""
     upsample, stage, *heads = modules
     x = stage(upsample(x, skip.shape[2:]) + skip)
-    return (x, *(head(x) for head in heads))
+    return (x, *(pointwise(x, head).contiguous() for head in heads))

@@ -49,7 +49,14 @@ class Encoder(nn.Module):
             num_blocks = _STAGE_BLOCKS[min(index, len(_STAGE_BLOCKS) - 1)]
             self.stages.append(
                 residual_stage(
-                    conv_op, previous, width, kernel_sizes[index + 1], stride, num_blocks, **residual_options
+                    conv_op,
+                    previous,
+                    width,
+                    kernel_sizes[index + 1],
+                    stride,
+                    num_blocks,
+                    saving=False,
+                    **residual_options,
                 )
             )
             self.mixers.append(
@@ -68,10 +75,12 @@ class Encoder(nn.Module):
             x = self.stem(x)
         maps = [x]
         x = self.pool(x)
-        for stage, mixer in zip(self.stages, self.mixers):
+        for index, (stage, mixer) in enumerate(zip(self.stages, self.mixers)):
             if saving:
                 x = recomputed(lambda x, stage=stage, mixer=mixer: mixer(stage(x)), (stage, mixer), x, always=True)
-            else:
+            elif index < 2:  # these hold more than all behind them
                 x = recomputed(mixer, (mixer,), stage(x))
+            else:
+                x = mixer(stage(x))
             maps.append(x)
         return maps

@@ -12,6 +12,7 @@ from nnunet_logvmamba.layers import CONVOLUTIONS, check_spatial_dims, flag, list
 from nnunet_logvmamba.networks.blocks.arguments import check_nonlinearity, check_norm, known_arguments
 from nnunet_logvmamba.networks.blocks.heads import every_scale_has_a_head
 from nnunet_logvmamba.networks.blocks.images import check_image, check_size
+from nnunet_logvmamba.networks.blocks.innermost import innermost_to_train
 from nnunet_logvmamba.networks.blocks.norms import INSTANCE_NORMS
 from nnunet_logvmamba.networks.contract import PlannedNetwork
 from nnunet_logvmamba.networks.costs import Stage, heads, names_in
@@ -271,4 +272,5 @@ class LoGVMambaUNet(PlannedNetwork):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_image(x, self.input_channels, self.spatial_dims)
         check_size(x, self.strides, self.encoder.stages[-1][0].norm1)
-        return self.decoder(self.encoder(x))
+        first = self.encoder.stem[0]
+        return self.decoder(self.encoder(innermost_to_train(x, first.norm1, first.nonlin)))

@@ -1,0 +1,203 @@
+"""Training on a CPU with channels innermost: the numbers are those of the common layout, and others notice nothing."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.networks.blocks import innermost
+from nnunet_logvmamba.networks.blocks.norms import INSTANCE_NORMS
+from nnunet_logvmamba.networks.log_vmamba import unet
+
+LAYOUTS = innermost.CHANNELS_INNERMOST
+SPATIAL = {2: (18, 16), 3: (8, 12, 10)}
+
+
+def a_network(dims: int, **options) -> LoGVMambaUNet:
+    torch.manual_seed(0)
+    return LoGVMambaUNet.from_channels(dims, 1, 3, (16, 32), deep_supervision=True, drop_path=0.0, **options)
+
+
+def step(network: nn.Module, image: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    image = image.clone().requires_grad_()
+    network.zero_grad()
+    outputs = network(image)
+    sum(output.sin().mean() for output in outputs).backward()
+    return outputs, {"image": image.grad} | {name: p.grad.clone() for name, p in network.named_parameters()}
+
+
+def in_the_common_layout(monkeypatch) -> None:
+    monkeypatch.setattr(unet, "innermost_to_train", lambda x, norm, nonlin: x)
+
+
+def layouts(network: nn.Module) -> list[bool]:
+    """Whether what the blocks are given has its channels innermost, in the order of their calls."""
+    found = []
+    for module in network.modules():
+        if type(module).__name__ == "ResidualBlock":
+            module.register_forward_pre_hook(lambda _, given: found.append(innermost._lies_innermost(given[0])))
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"nonlin": nn.ReLU}], ids=str)
+@pytest.mark.parametrize("dims", SPATIAL)
+def test_a_step_has_the_outputs_and_gradients_of_the_common_layout(dims, options, monkeypatch):
+    network, image = a_network(dims, **options), torch.randn(2, 1, *SPATIAL[dims])
+    found = layouts(network)
+    outputs, grads = step(network, image)
+    assert found
+    assert all(found)
+    assert all(output.is_contiguous() for output in outputs)
+    in_the_common_layout(monkeypatch)
+    found.clear()
+    others, theirs = step(network, image)
+    assert not any(found)
+    exact, truth = step(copy.deepcopy(network).double(), image.double())
+    largest = max(grad.abs().max() for grad in truth.values())
+    for one, other, right in zip(outputs, others, exact, strict=True):
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()
+        assert (one - right).abs().max() < 1e-5 * right.abs().max()
+    for name, grad in grads.items():
+        assert (grad - theirs[name]).abs().max() < 1e-4 * largest, name
+        assert (grad - truth[name]).norm() < 1e-4 * max(truth[name].norm(), largest), name
+
+
+@pytest.mark.parametrize("mean", [0, 30])
+@pytest.mark.parametrize("spatial", [(24, 40), (24, 40, 24)])
+def test_the_norm_is_as_exact_as_torchs_own_far_from_zero_too(spatial, mean):
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, *spatial) + mean
+    norm, nonlin = INSTANCE_NORMS[len(spatial)](8, affine=True), nn.LeakyReLU(inplace=True)
+    nn.init.normal_(norm.weight)
+    ours = innermost.normalised(x.clone(memory_format=LAYOUTS[x.ndim]), norm, nonlin)
+    assert type(ours.grad_fn).__name__ == "_NormalisedBackward"
+    exact = F.leaky_relu(F.group_norm(x.double(), 8, norm.weight.double(), norm.bias.double()), 0.01)
+    theirs = F.leaky_relu(norm(x), 0.01)
+    assert (ours - exact).abs().max() < max(4e-6, 5 * (theirs - exact).abs().max())
+
+
+@pytest.mark.parametrize("with_skip", [False, True])
+@pytest.mark.parametrize("with_affine", [False, True])
+@pytest.mark.parametrize("spatial", [(3, 4), (2, 3, 2)])
+def test_first_and_second_derivatives_of_the_norm(spatial, with_affine, with_skip):
+    torch.manual_seed(0)
+
+    def a_map() -> torch.Tensor:
+        return torch.randn(2, 3, *spatial, dtype=torch.float64).clone(memory_format=LAYOUTS[2 + len(spatial)])
+
+    given = [a_map(), *((torch.randn(3, dtype=torch.float64) if with_affine else None) for _ in range(2))]
+    given = [*given, a_map() if with_skip else None]
+    given = [None if one is None else one.requires_grad_() for one in given]
+    assert torch.autograd.gradcheck(innermost._Normalised.apply, (*given, 1e-3, 0.1))
+    assert torch.autograd.gradgradcheck(innermost._Normalised.apply, (*given, 1e-3, 0.1))
+
+
+def test_what_needs_no_gradient_gets_none():
+    x = torch.randn(2, 3, 4, 5).clone(memory_format=torch.channels_last)
+    norm, nonlin = INSTANCE_NORMS[2](3, affine=True), nn.ReLU()
+    norm.weight.requires_grad_(requires_grad=False)
+    skip = torch.randn_like(x).requires_grad_()
+    innermost.normalised(x, norm, nonlin, skip).sum().backward()
+    assert x.grad is norm.weight.grad is None
+    assert norm.bias.grad.shape == (3,)
+    assert set(skip.grad.unique().tolist()) == {0, 1}
+
+
+def test_a_layout_of_the_gradient_that_is_not_ours_is_taken():
+    x = torch.randn(2, 3, 4, 5).clone(memory_format=torch.channels_last).requires_grad_()
+    norm, grad = INSTANCE_NORMS[2](3, affine=True), torch.randn(2, 3, 4, 5)
+    ours = torch.autograd.grad(innermost.normalised(x, norm, nn.ReLU()), x, grad)[0]
+    theirs = torch.autograd.grad(F.relu(norm(x)), x, grad)[0]
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_hooks_on_norms_activations_and_heads_are_called():
+    network, calls = a_network(2), []
+    watched = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.InstanceNorm2d, nn.LeakyReLU)) or name.startswith("decoder.seg_layers.")
+    ]
+    for name, module in watched:
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    with torch.no_grad():
+        network.train()(torch.randn(2, 1, *SPATIAL[2]))
+    expected = set(calls)
+    assert len(expected) == len(watched)
+    calls.clear()
+    step(network, torch.randn(2, 1, *SPATIAL[2]))
+    assert set(calls) == expected
+
+
+def test_a_layer_of_anothers_making_is_called_as_it_is():
+    network, calls = a_network(2), []
+
+    class Adapted(nn.Conv2d):
+        def forward(self, x):
+            calls.append(x.shape)
+            return super().forward(x)
+
+    for head in network.decoder.seg_layers:
+        head.__class__ = Adapted
+    step(network, torch.randn(2, 1, *SPATIAL[2]))
+    assert len(calls) == len(network.decoder.seg_layers)
+
+
+@pytest.mark.parametrize(
+    "way", ["evaluation", "no gradients", "inference", "autocast", "float64", "batch norm", "GELU", "torch.func"]
+)
+def test_everything_else_keeps_the_common_layout(way):
+    options = {"batch norm": {"norm_op": nn.BatchNorm2d, "norm_op_kwargs": {}}, "GELU": {"nonlin": nn.GELU}}
+    network, image = a_network(2, **options.get(way, {})), torch.randn(2, 1, *SPATIAL[2])
+    found = layouts(network)
+    if way == "evaluation":
+        network.eval()
+    contexts = {"no gradients": torch.no_grad(), "inference": torch.inference_mode()}
+    contexts["autocast"] = torch.autocast("cpu", dtype=torch.bfloat16)
+    if way == "float64":
+        network, image = network.double(), image.double()
+    if way == "torch.func":
+        weights = dict(network.named_parameters())
+        torch.func.grad(lambda w: torch.func.functional_call(network, w, (image,))[0].sum())(weights)
+    elif way in contexts:
+        with contexts[way]:
+            network(image)
+    else:
+        network(image)
+    # With evaluation, gradients are wanted but nothing is trained.
+    assert found
+    assert not any(found)
+
+
+def test_an_exported_network_has_the_common_layout_and_torchs_norms():
+    network, image = a_network(2), torch.randn(2, 1, *SPATIAL[2])
+    graph = str(torch.export.export(network, (image,)).graph)
+    assert "instance_norm" in graph
+    assert "native_batch_norm" not in graph
+
+
+def test_torch_has_what_is_needed_and_without_it_the_common_layout_is_taken(monkeypatch):
+    assert innermost._is_as_we_know_it()
+    monkeypatch.setattr(innermost, "_is_as_we_know_it", lambda: False)
+    network = a_network(2)
+    found = layouts(network)
+    step(network, torch.randn(2, 1, *SPATIAL[2]))
+    assert not any(found)
+
+
+def test_a_norm_that_gives_other_numbers_is_not_taken(monkeypatch):
+    monkeypatch.setattr(innermost, "moments", lambda x: (x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])))
+    assert not innermost._is_as_we_know_it.__wrapped__()
+
+
+def test_within_a_checkpoint_of_another_the_gradients_are_the_same():
+    network, image = a_network(2), torch.randn(2, 1, *SPATIAL[2])
+    _, grads = step(network, image)
+    network.zero_grad()
+    sum(output.sin().mean() for output in checkpoint(network, image, use_reentrant=False)).backward()
+    for name, parameter in network.named_parameters():
+        assert torch.allclose(parameter.grad, grads[name], atol=1e-6), name
