@@ -26,9 +26,9 @@ _ACTIVATIONS = (nn.LeakyReLU, nn.ReLU)
 
 def innermost_to_train(x: Tensor, norm: nn.Module, nonlin: nn.Module) -> Tensor:
     """The image with channels innermost, if a network with this norm and activation is trained with it on a CPU."""
-    if not (norm.training and _leads_to_backward(x) and _are_known(norm, nonlin) and _is_as_we_know_it()):
-        return x
-    return x.clone(memory_format=CHANNELS_INNERMOST[x.ndim])  # of one channel, contiguous() would leave the strides
+    if _leads_to_backward(x) and norm.training and _are_known(norm, nonlin) and _is_as_we_know_it():
+        return x.clone(memory_format=CHANNELS_INNERMOST[x.ndim])  # of one channel, contiguous() would leave the strides
+    return x
 
 
 def normalised(x: Tensor, norm: nn.Module, nonlin: nn.Module, skip: Tensor | None = None) -> Tensor:
@@ -36,8 +36,7 @@ def normalised(x: Tensor, norm: nn.Module, nonlin: nn.Module, skip: Tensor | Non
 
     Shape: (batch, channels, *spatial) for all
     """
-    fits = _lies_innermost(x) and (skip is None or _lies_innermost(skip))
-    if fits and _leads_to_backward(x) and _are_known(norm, nonlin):
+    if _leads_to_backward(x) and _lies_innermost(x) and _fits(skip) and _are_known(norm, nonlin):
         return _Normalised.apply(x, norm.weight, norm.bias, skip, norm.eps, getattr(nonlin, "negative_slope", 0.0))
     y = norm(x)
     if skip is not None:
@@ -47,10 +46,9 @@ def normalised(x: Tensor, norm: nn.Module, nonlin: nn.Module, skip: Tensor | Non
 
 def pointwise(x: Tensor, conv: nn.Module) -> Tensor:
     """A convolution of one voxel, as the product that it is where channels lie innermost."""
-    known = type(conv) in _CONVOLUTIONS and max(conv.stride) == 1 and not _is_watched(conv)
-    if not (_lies_innermost(x) and known and _leads_to_backward(x)):
-        return conv(x)
-    return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+    if _leads_to_backward(x) and _lies_innermost(x) and _is_a_product(conv):
+        return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+    return conv(x)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,14 +134,22 @@ def _lies_innermost(x: Tensor) -> bool:
     return innermost and x.stride(1) == 1  # which says it of one channel, too
 
 
+def _fits(skip: Tensor | None) -> bool:
+    return skip is None or _lies_innermost(skip)
+
+
 def _leads_to_backward(x: Tensor) -> bool:
-    return torch.is_grad_enabled() and x.numel() > 0 and is_undisturbed(x)
+    return is_undisturbed(x) and torch.is_grad_enabled() and x.numel() > 0
 
 
 def _are_known(norm: nn.Module, nonlin: nn.Module) -> bool:
     """Whether norm and activation are those of nnU-Net, and nothing waits for their calls."""
     known = type(norm) in _NORMS and not norm.track_running_stats and type(nonlin) in _ACTIVATIONS
     return known and not _is_watched(norm) and not _is_watched(nonlin)
+
+
+def _is_a_product(conv: nn.Module) -> bool:
+    return type(conv) in _CONVOLUTIONS and max(conv.stride) == 1 and not _is_watched(conv)
 
 
 def _is_watched(module: nn.Module) -> bool:
