@@ -18,8 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, redirect_stderr, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
@@ -667,14 +667,20 @@ class FirstRun:
             command += ["-c", self.configuration, "-f", *request.folds, "-tr", trainer, *self._plans_option]
             command += ["-device", self.device]
             command += ["-npp", "1", "-nps", "1"] if usable_cores() < 4 else []
-            if not dry_run:
-                (target / SCORED_AGAINST).unlink(missing_ok=True)
-                replace_text(record, json.dumps({**wanted, "finished": False}, indent=1) + "\n")
-            yield Step(title, tuple(map(str, command)), checkpoints=tuple(trained))
-            if not dry_run:
-                content = {**wanted, "weights": _weights(trained), "masks": self._masks(target), "finished": True}
+            step = Step(title, tuple(map(str, command)), checkpoints=tuple(trained))
+            if dry_run:
+                yield step
+                return
+            (target / SCORED_AGAINST).unlink(missing_ok=True)
+            content: dict[str, Any] = {**wanted, "finished": False}
+            replace_text(record, json.dumps(content, indent=1) + "\n")
+            try:
+                yield step
+                content |= {"weights": _weights(trained), "finished": True}
                 with suppress(UserError):  # of a damaged record, which predictions can do without
                     content[RECORD_NAME] = read_record(trained[0].parent)
+            finally:  # also of what was interrupted, whose masks may be corrected meanwhile
+                content["masks"] = self._masks(target)
                 replace_text(record, json.dumps(content, indent=1) + "\n")
 
         def waits(holder: Holder) -> None:
@@ -1077,15 +1083,16 @@ def run_steps(
         show: Prints text.
         show_command: Prints a command.
     """
-    for step in steps:
-        if step.finished is not None:
-            show(f"\n# {step.title}: skipped, {step.finished}")
-            continue
-        show(f"\n# {step.title}")
-        show_command(f"$ {step.typed}")
-        sys.stdout.flush()  # before the command writes to the same terminal
-        if not dry_run:
-            execute(step, logs, shown)
+    with closing(steps) if isinstance(steps, Generator) else nullcontext():  # lets go of what it holds, now
+        for step in steps:
+            if step.finished is not None:
+                show(f"\n# {step.title}: skipped, {step.finished}")
+                continue
+            show(f"\n# {step.title}")
+            show_command(f"$ {step.typed}")
+            sys.stdout.flush()  # before the command writes to the same terminal
+            if not dry_run:
+                execute(step, logs, shown)
 
 
 def execute(step: Step, logs: Path, shown: Mapping[str, str] | None = None) -> None:

@@ -705,6 +705,36 @@ def test_masks_that_were_corrected_by_hand_are_not_predicted_over(predicted, fol
     assert step.command[0] == "nnUNetv2_predict"
 
 
+def test_masks_of_an_interrupted_prediction_that_were_corrected_are_not_predicted_over(predicted, folders):
+    out, mask = predicted / "out", folders.raw / small_dataset.NAME / "labelsTr" / "ball_0.nii.gz"
+    shutil.rmtree(out)
+    request = first_run.Request("998", "2d", (TRAINER,), device="cpu", new=first_run.NewScans(predicted / "new", out))
+
+    def interrupted(step: first_run.Step, *_) -> None:
+        assert step.command[0] == "nnUNetv2_predict"
+        shutil.copy(mask, out)
+        raise KeyboardInterrupt
+
+    def begin_again() -> None:
+        run = first_run.FirstRun(request)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(first_run, "execute", interrupted)
+            first_run.run_steps(run._prediction(TRAINER, dry_run=False), run.logs)
+
+    with pytest.raises(KeyboardInterrupt):
+        begin_again()
+    record = json.loads((out / first_run.PREDICTED_BY).read_text())
+    assert (record["finished"], list(record["masks"])) == (False, ["ball_0.nii.gz"])
+    with pytest.raises(KeyboardInterrupt):  # as it was left, it goes on
+        begin_again()
+    corrected = out / "ball_0.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(corrected) * 0, corrected)
+    by_hand = corrected.read_bytes()
+    with pytest.raises(UserError, match=f"{corrected} was changed after it had been predicted.*name another folder"):
+        begin_again()
+    assert corrected.read_bytes() == by_hand
+
+
 def test_a_data_set_that_changed_since_it_was_preprocessed_is_not_trained_on(folders, capsys):
     small_dataset.copy_into(folders)
     raw, kept = (folder / small_dataset.NAME for folder in (folders.raw, folders.preprocessed))
