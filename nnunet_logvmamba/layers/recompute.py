@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 import torch
@@ -43,17 +43,18 @@ def recomputed(
     if _INSIDE.get() or not _backward_alone_may_follow() or not (always or all(map(_is_stateless, modules))):
         return function(*inputs)
     caller = _Caller(function, modules)
-    names, arity, called = [name for name, _ in caller.named_parameters()], len(inputs), False
+    names, arity = [name for name, _ in caller.named_parameters()], len(inputs)
+    context: Context | None = None
 
     def call(*values: Tensor) -> Any:
-        nonlocal called
-        again, called = called, True
-        with nothing_recomputed():
-            if not again:
+        nonlocal context
+        if context is None:
+            with nothing_recomputed():
+                context = copy_context()  # layers may go by it, and the backward pass has another
                 return function(*values[:arity])
-            weights = dict(zip(names, values[arity:]))
-            statistics = {name: buffer.clone() for name, buffer in caller.named_buffers()}
-            return functional_call(caller, weights | statistics, values[:arity])
+        weights = dict(zip(names, values[arity:]))
+        statistics = {name: buffer.clone() for name, buffer in caller.named_buffers()}
+        return context.copy().run(functional_call, caller, weights | statistics, values[:arity])
 
     # Weights are arguments, so that they are kept, and looked at for changes, like all that a backward pass reads.
     return checkpoint(call, *inputs, *caller.parameters(), use_reentrant=False, preserve_rng_state=draws)

@@ -3,10 +3,16 @@
 With channels innermost, oneDNN need not rearrange what its convolutions read and write, and pooling and interpolation
 are quicker in torch itself. torch has no norm of each sample for that which is both quick and exact, so it is put
 together here of what torch has. Shapes stay, values differ by rounding.
+
+A network asks ``trains_quickly`` once, at the beginning of its forward pass, and calls its layers in
+``quick_training``; what is computed again in the backward pass goes the same way, whatever has changed meanwhile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -14,21 +20,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.modules.module import _has_any_global_hook
+from torch.autograd.graph import saved_tensors_hooks
 
 from nnunet_logvmamba.networks.blocks.norms import InstanceNorm2d, InstanceNorm3d
 
 CHANNELS_INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _NORMS = (InstanceNorm2d, InstanceNorm3d)
-_ACTIVATIONS = (nn.LeakyReLU, nn.ReLU)
+_QUICK = ContextVar("quick", default=False)
 
 
-def innermost_to_train(x: Tensor, norm: nn.Module, nonlin: nn.Module) -> Tensor:
-    """The image with channels innermost, if a network with this norm and activation is trained with it on a CPU."""
-    if _leads_to_backward(x) and norm.training and _are_known(norm, nonlin) and _is_as_we_know_it():
-        return x.clone(memory_format=CHANNELS_INNERMOST[x.ndim])  # of one channel, contiguous() would leave the strides
-    return x
+def trains_quickly(x: Tensor) -> bool:
+    """Whether an image in float32 on a CPU is followed by a backward pass, and nothing else wants to look on."""
+    return is_undisturbed(x) and torch.is_grad_enabled() and len(x) > 1 and x.numel() > 0 and _is_as_we_know_it()
+
+
+@contextmanager
+def quick_training() -> Iterator[None]:
+    """Let the layers called inside have channels innermost."""
+    token = _QUICK.set(True)
+    try:
+        yield
+    finally:
+        _QUICK.reset(token)
+
+
+def innermost(x: Tensor) -> Tensor:
+    """The same map with its channels innermost."""
+    return x.clone(memory_format=CHANNELS_INNERMOST[x.ndim])  # of one channel, contiguous() would leave the strides
 
 
 def normalised(x: Tensor, norm: nn.Module, nonlin: nn.Module, skip: Tensor | None = None) -> Tensor:
@@ -36,8 +55,8 @@ def normalised(x: Tensor, norm: nn.Module, nonlin: nn.Module, skip: Tensor | Non
 
     Shape: (batch, channels, *spatial) for all
     """
-    if _leads_to_backward(x) and _lies_innermost(x) and _fits(skip) and _are_known(norm, nonlin):
-        return _Normalised.apply(x, norm.weight, norm.bias, skip, norm.eps, getattr(nonlin, "negative_slope", 0.0))
+    if not torch.compiler.is_compiling() and _QUICK.get():
+        return _Normalised.apply(x, norm.weight, norm.bias, skip, norm.eps, nonlin.negative_slope)
     y = norm(x)
     if skip is not None:
         return nonlin(y + skip)
@@ -45,10 +64,23 @@ def normalised(x: Tensor, norm: nn.Module, nonlin: nn.Module, skip: Tensor | Non
 
 
 def pointwise(x: Tensor, conv: nn.Module) -> Tensor:
-    """A convolution of one voxel, as the product that it is where channels lie innermost."""
-    if _leads_to_backward(x) and _lies_innermost(x) and _is_a_product(conv):
-        return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
-    return conv(x)
+    """A convolution, as a product where it is one and channels lie innermost."""
+    if torch.compiler.is_compiling() or not _QUICK.get() or not _is_a_product(conv):
+        return conv(x)
+    return F.linear(_as_is_or_innermost(x).movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+
+
+def are_known(norm: nn.Module, nonlin: nn.Module) -> bool:
+    """Whether norm and activation are those of nnU-Net, and nothing waits for their calls."""
+    known = type(norm) in _NORMS and not norm.track_running_stats
+    known = known and type(nonlin) is nn.LeakyReLU and nonlin.negative_slope >= 0
+    return known and not is_watched(norm) and not is_watched(nonlin)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether something waits for the calls of a module, or they were replaced."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module) or nn.modules.module._has_any_global_hook()
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,8 +89,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     Shape: (1, channels, *spatial) -> (channels,), (channels,)
     """
     # torch adds up such a map in single precision, voxel by voxel. So first along all axes but the last one.
-    rows = x.movedim(1, -1).flatten(0, -3).flatten(1)  # (rows, width * channels)
-    mean, variance = torch.stack(torch.batch_norm_update_stats(rows, None, None, 0.0)).double().view(2, -1, x.shape[1])
+    mean, variance = (
+        torch.stack(torch.batch_norm_update_stats(_rows(x), None, None, 0.0)).double().view(2, -1, x.shape[1])
+    )
     return mean.mean(0).to(x.dtype), (variance.mean(0) + mean.var(0, correction=0)).to(x.dtype)
 
 
@@ -78,98 +111,112 @@ class _Normalised(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, skip: Tensor | None, eps: float, slope: float
     ) -> Tensor:
-        y, unused, means, scales = torch.empty_like(x), x.new_empty(0), [], []
+        x, skip = _as_is_or_innermost(x), None if skip is None else _as_is_or_innermost(skip)
+        y, means, scales = torch.empty_like(x), [], []
         for index, (one, into) in enumerate(zip(x.split(1), y.split(1))):
             mean, variance = moments(one)
-            torch.ops.aten.native_batch_norm.out(
-                one, weight, bias, mean, variance, False, 0.0, eps, out=into, save_mean=unused, save_invstd=unused
-            )
+            scale = (variance + eps).rsqrt()
+            factor = scale if weight is None else weight * scale
+            shift = -mean * factor if bias is None else bias - mean * factor
+            _scaled(one, factor, shift, into)
             if skip is not None:
                 into += skip[index]
             F.leaky_relu_(into, slope)
             means.append(mean)
-            scales.append((variance + eps).rsqrt())
+            scales.append(scale)
         ctx.save_for_backward(x, y, weight, bias, *means, *scales)
         ctx.eps, ctx.slope = eps, slope
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, weight, bias, *parts = ctx.saved_tensors
-        *wanted, of_skip = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled():  # second derivatives may follow
-            behind = grad * torch.where(y > 0, 1.0, ctx.slope).to(grad)
-            z = F.group_norm(x, x.shape[1], weight, bias, ctx.eps)
-            inputs = [tensor for tensor, is_wanted in zip((x, weight, bias), wanted) if is_wanted]
-            found = iter(torch.autograd.grad(z, inputs, behind, create_graph=True) if inputs else ())
-            return (
-                *(next(found) if is_wanted else None for is_wanted in wanted),
-                behind if of_skip else None,
-                None,
-                None,
-            )
-        grad = grad.contiguous(memory_format=CHANNELS_INNERMOST[x.ndim])
+        x, y, weight, bias, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled() or _is_batched(grad):
+            found = _gradients(grad, x, y, weight, ctx.eps, ctx.slope)
+            return *(one if is_wanted else None for one, is_wanted in zip(found, ctx.needs_input_grad)), None, None
+        of_x, of_weight, of_bias, of_skip, *_ = ctx.needs_input_grad
+        x, y, grad = (_as_is_or_innermost(each) for each in (x, y, grad))
         grad_x = torch.empty_like(x)
         behind = torch.empty_like(x) if of_skip else grad_x  # the activation
-        affine = []
-        for index, (one, into) in enumerate(zip(x.split(1), grad_x.split(1))):
+        sums = x.new_zeros(2, x.shape[1], dtype=torch.float64)
+        width, voxels = x.shape[-1], x[0, 0].numel()
+        for index, (one, into, inner) in enumerate(zip(x.split(1), grad_x.split(1), behind.split(1))):
             here = slice(index, index + 1)
-            torch.ops.aten.leaky_relu_backward.grad_input(grad[here], y[here], ctx.slope, True, grad_input=behind[here])
-            mean, scale = parts[index], parts[index + len(x)]
-            found, *of_affine = torch.ops.aten.native_batch_norm_backward(
-                behind[here], one, weight, None, None, mean, scale, True, ctx.eps, wanted
-            )
-            if wanted[0]:
-                into.copy_(found)
-            affine.append(of_affine)
-        of_weight, of_bias = (
-            sum(of_samples) if is_wanted else None for of_samples, is_wanted in zip(zip(*affine), wanted[1:])
-        )
-        return grad_x if wanted[0] else None, of_weight, of_bias, behind if of_skip else None, None, None
+            torch.ops.aten.leaky_relu_backward.grad_input(grad[here], y[here], ctx.slope, True, grad_input=inner)
+            mean, scale = kept[index], kept[index + len(x)]
+            of_rows = torch.ops.aten.native_batch_norm_backward(
+                _rows(inner), _rows(one), None, None, None, mean.repeat(width), scale.repeat(width), True, ctx.eps,
+                [False, True, True],
+            )  # fmt: skip
+            both = torch.stack(of_rows[1:]).double().view(2, width, -1).sum(1)
+            sums += both
+            if of_x:
+                by_weight, by_bias = (both / voxels).to(x.dtype)
+                factor = scale if weight is None else weight * scale
+                slope = -factor * scale * by_weight
+                _scaled(inner, factor, -factor * by_bias - slope * mean, into)
+                _rows(into).addcmul_(_rows(one), slope.repeat(width))
+        of_affine = (one.to(x.dtype) if is_wanted else None for one, is_wanted in zip(sums, (of_weight, of_bias)))
+        return grad_x if of_x else None, *of_affine, behind if of_skip else None, None, None
 
 
-def _lies_innermost(x: Tensor) -> bool:
-    """Whether the channels of a voxel lie side by side, and behind them those of its neighbour."""
-    innermost = x.ndim in CHANNELS_INNERMOST and x.is_contiguous(memory_format=CHANNELS_INNERMOST[x.ndim])
-    return innermost and x.stride(1) == 1  # which says it of one channel, too
+def _gradients(
+    grad: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, eps: float, slope: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of map, weight, bias and skip in operations that can be differentiated and mapped themselves."""
+    spatial = tuple(range(2, x.ndim))
+    behind = grad * torch.where(y > 0, 1.0, slope).to(x.dtype)
+    centred = x - x.mean(spatial, keepdim=True)
+    scale = (centred.square().mean(spatial, keepdim=True) + eps).rsqrt()
+    z = centred * scale
+    inner = behind if weight is None else behind * weight.view(-1, *(1 for _ in spatial))
+    inner = inner - inner.mean(spatial, keepdim=True) - z * (inner * z).mean(spatial, keepdim=True)
+    return inner * scale, (behind * z).sum((0, *spatial)), behind.sum((0, *spatial)), behind
 
 
-def _fits(skip: Tensor | None) -> bool:
-    return skip is None or _lies_innermost(skip)
+def _rows(x: Tensor) -> Tensor:
+    """One map with channels innermost as (rows, width * channels), the same memory."""
+    return x.movedim(1, -1).flatten(0, -3).flatten(1)
 
 
-def _leads_to_backward(x: Tensor) -> bool:
-    return is_undisturbed(x) and torch.is_grad_enabled() and x.numel() > 0
+def _scaled(x: Tensor, factor: Tensor, shift: Tensor, into: Tensor) -> None:
+    """Write ``factor * x + shift``, both of each channel, into another map or into the same."""
+    width = x.shape[-1]
+    torch.addcmul(shift.repeat(width), _rows(x), factor.repeat(width), out=_rows(into))
 
 
-def _are_known(norm: nn.Module, nonlin: nn.Module) -> bool:
-    """Whether norm and activation are those of nnU-Net, and nothing waits for their calls."""
-    known = type(norm) in _NORMS and not norm.track_running_stats and type(nonlin) in _ACTIVATIONS
-    return known and not _is_watched(norm) and not _is_watched(nonlin)
+def _as_is_or_innermost(x: Tensor) -> Tensor:
+    """A map whose memory has its channels innermost, which those of a network have but those of a hook may not."""
+    return x.contiguous(memory_format=CHANNELS_INNERMOST[x.ndim])
 
 
 def _is_a_product(conv: nn.Module) -> bool:
-    return type(conv) in _CONVOLUTIONS and max(conv.stride) == 1 and not _is_watched(conv)
+    """Whether a convolution is one of single voxels."""
+    if type(conv) not in _CONVOLUTIONS or conv.groups > 1 or conv.weight[0, 0].numel() > 1:
+        return False
+    return set(conv.stride) == {1} and set(conv.padding) == {0}
 
 
-def _is_watched(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module) or _has_any_global_hook()
+def _is_batched(grad: Tensor) -> bool:
+    """Whether a backward pass is asked for many gradients at once."""
+    of_torch = torch._C._functorch
+    return of_torch.is_batchedtensor(grad) or of_torch.is_legacy_batchedtensor(grad)
 
 
 @cache
 def _is_as_we_know_it() -> bool:
     """Whether what is called here is in this torch and gives what its own way gives; else that way is taken."""
     x = torch.linspace(-1, 2, 2 * 4 * 7 * 5 * 6, device="cpu").sin().view(2, 4, 7, 5, 6)
-    grad, innermost = x.cos(), x.clone(memory_format=CHANNELS_INNERMOST[x.ndim])
     try:
-        with torch.enable_grad():
+        if is_watched(nn.Identity()):
+            return False
+        with torch.enable_grad(), saved_tensors_hooks(lambda kept: kept, lambda kept: kept):
             weight, bias = (x[0, part, 0, 0, :4].clone().requires_grad_() for part in (0, 1))
-            sides = [image.requires_grad_() for image in (x.clone(), innermost)]
+            sides = [image.requires_grad_() for image in (x.clone(), innermost(x))]
             theirs = F.leaky_relu(F.group_norm(sides[0], 4, weight, bias) + x, 0.01)
-            ours = _Normalised.apply(sides[1], weight, bias, innermost.detach(), 1e-5, 0.01)
-        pairs = [(theirs, ours)]
-        pairs += zip(*(torch.autograd.grad(y, (side, weight, bias), grad) for side, y in zip(sides, (theirs, ours))))
+            ours = _Normalised.apply(sides[1], weight, bias, innermost(x), 1e-5, 0.01)
+            grads = (torch.autograd.grad(y, (side, weight, bias), x.cos()) for side, y in zip(sides, (theirs, ours)))
+            pairs = [(theirs, ours), *zip(*grads)]
         return all(torch.allclose(one, other, rtol=1e-4, atol=1e-4) for one, other in pairs)
     except Exception:  # whatever another torch raises: what was taken away, or takes other arguments
         return False

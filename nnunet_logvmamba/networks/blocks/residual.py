@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_logvmamba.layers import recomputed
-from nnunet_logvmamba.networks.blocks.innermost import normalised, pointwise
+from nnunet_logvmamba.networks.blocks.innermost import are_known, is_watched, normalised, pointwise
 from nnunet_logvmamba.networks.blocks.norms import faster
 
 
@@ -20,6 +20,8 @@ class ResidualBlock(nn.Module):
 
     Shape: (batch, in_channels, *spatial) -> (batch, out_channels, *(spatial / stride))
     """
+
+    saving, reads_little = True, False  # of networks that were pickled before there was a choice
 
     def __init__(
         self,
@@ -62,6 +64,11 @@ class ResidualBlock(nn.Module):
             else:
                 x = recomputed(self._second, modules, self.conv1(x), draws=draws)
         return normalised(x, self.norm2, self.nonlin, skip)
+
+    def is_known(self) -> bool:
+        """Whether its layers may be trained in ``quick_training``."""
+        known = are_known(self.norm1, self.nonlin) and are_known(self.norm2, self.nonlin)
+        return known and (self.conv3 is None or not is_watched(self.conv3)) and type(self.norm3) is nn.Identity
 
     def _both(self, x: Tensor) -> Tensor:
         return self._second(self.conv1(x))

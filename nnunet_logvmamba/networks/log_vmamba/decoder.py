@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_logvmamba.layers import recomputed
-from nnunet_logvmamba.networks.blocks.innermost import pointwise
+from nnunet_logvmamba.networks.blocks.innermost import is_watched, pointwise
 from nnunet_logvmamba.networks.blocks.interpolation import interpolate
 from nnunet_logvmamba.networks.blocks.residual import ResidualBlock, residual_stage
 
@@ -74,6 +74,10 @@ class Decoder(nn.Module):
             )
         )
         self.seg_layers.append(conv_op(stem_width, num_classes, 1, bias=True))
+
+    def is_known(self) -> bool:
+        """Whether its convolutions of single voxels may be trained in ``quick_training``."""
+        return not any(is_watched(conv) for conv in (*(each.conv for each in self.upsamplers), *self.seg_layers))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor | list[Tensor]:
         *skips, x = maps

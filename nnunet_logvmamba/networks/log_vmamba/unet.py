@@ -12,8 +12,9 @@ from nnunet_logvmamba.layers import CONVOLUTIONS, check_spatial_dims, flag, list
 from nnunet_logvmamba.networks.blocks.arguments import check_nonlinearity, check_norm, known_arguments
 from nnunet_logvmamba.networks.blocks.heads import every_scale_has_a_head
 from nnunet_logvmamba.networks.blocks.images import check_image, check_size
-from nnunet_logvmamba.networks.blocks.innermost import innermost_to_train
+from nnunet_logvmamba.networks.blocks.innermost import innermost, quick_training, trains_quickly
 from nnunet_logvmamba.networks.blocks.norms import INSTANCE_NORMS
+from nnunet_logvmamba.networks.blocks.residual import ResidualBlock
 from nnunet_logvmamba.networks.contract import PlannedNetwork
 from nnunet_logvmamba.networks.costs import Stage, heads, names_in
 from nnunet_logvmamba.networks.log_vmamba.decoder import Decoder
@@ -272,5 +273,12 @@ class LoGVMambaUNet(PlannedNetwork):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_image(x, self.input_channels, self.spatial_dims)
         check_size(x, self.strides, self.encoder.stages[-1][0].norm1)
-        first = self.encoder.stem[0]
-        return self.decoder(self.encoder(innermost_to_train(x, first.norm1, first.nonlin)))
+        if not (trains_quickly(x) and self._is_known()):
+            return self.decoder(self.encoder(x))
+        with quick_training():
+            return self.decoder(self.encoder(innermost(x)))
+
+    def _is_known(self) -> bool:
+        """Whether all layers may be trained in ``quick_training``."""
+        blocks = (module for module in self.modules() if isinstance(module, ResidualBlock))
+        return self.training and self.decoder.is_known() and all(block.is_known() for block in blocks)
