@@ -99,7 +99,8 @@ def _group_norm(
 def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Normalise each channel of one map by its own mean and variance."""
     x = x.contiguous(memory_format=CHANNELS_INNERMOST[x.ndim])
-    return F.batch_norm(x, *moments(x), weight, bias, False, 0.0, eps)
+    (mean,), (variance,) = moments(x)
+    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
 
 
 def _is_one_map(x: Tensor) -> bool:

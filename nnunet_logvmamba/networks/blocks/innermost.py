@@ -84,15 +84,14 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of one map with channels innermost.
+    """Mean and variance of each channel of each sample, of maps with channels innermost.
 
-    Shape: (1, channels, *spatial) -> (channels,), (channels,)
+    Shape: (batch, channels, *spatial) -> (batch, channels), (batch, channels)
     """
     # torch adds up such a map in single precision, voxel by voxel. So first along all axes but the last one.
-    mean, variance = (
-        torch.stack(torch.batch_norm_update_stats(_rows(x), None, None, 0.0)).double().view(2, -1, x.shape[1])
-    )
-    return mean.mean(0).to(x.dtype), (variance.mean(0) + mean.var(0, correction=0)).to(x.dtype)
+    found = [part for rows in _rows(x) for part in torch.batch_norm_update_stats(rows, None, None, 0.0)]
+    mean, variance = torch.stack(found).double().view(len(x), 2, -1, x.shape[1]).unbind(1)
+    return mean.mean(1).to(x.dtype), (variance.mean(1) + mean.var(1, correction=0)).to(x.dtype)
 
 
 def is_undisturbed(x: Tensor) -> bool:
@@ -105,26 +104,25 @@ def is_undisturbed(x: Tensor) -> bool:
 
 
 class _Normalised(torch.autograd.Function):
-    """One sample after the other, so that what an operation leaves is still near when the next one reads it."""
+    """Part by part of the batch, so that what an operation leaves is still near when the next one reads it."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, skip: Tensor | None, eps: float, slope: float
     ) -> Tensor:
         x, skip = _as_is_or_innermost(x), None if skip is None else _as_is_or_innermost(skip)
-        y, means, scales = torch.empty_like(x), [], []
-        for index, (one, into) in enumerate(zip(x.split(1), y.split(1))):
-            mean, variance = moments(one)
+        y, kept = torch.empty_like(x), []
+        for here in _parts(x):
+            mean, variance = moments(x[here])
             scale = (variance + eps).rsqrt()
             factor = scale if weight is None else weight * scale
             shift = -mean * factor if bias is None else bias - mean * factor
-            _scaled(one, factor, shift, into)
+            _scaled(x[here], factor, shift, y[here])
             if skip is not None:
-                into += skip[index]
-            F.leaky_relu_(into, slope)
-            means.append(mean)
-            scales.append(scale)
-        ctx.save_for_backward(x, y, weight, bias, *means, *scales)
+                y[here] += skip[here]
+            F.leaky_relu_(y[here], slope)
+            kept += [mean, scale]
+        ctx.save_for_backward(x, y, weight, bias, *kept)
         ctx.eps, ctx.slope = eps, slope
         return y
 
@@ -132,31 +130,32 @@ class _Normalised(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, weight, bias, *kept = ctx.saved_tensors
         if torch.is_grad_enabled() or _is_batched(grad):
-            found = _gradients(grad, x, y, weight, ctx.eps, ctx.slope)
-            return *(one if is_wanted else None for one, is_wanted in zip(found, ctx.needs_input_grad)), None, None
+            all_four = _gradients(grad, x, y, weight, ctx.eps, ctx.slope)
+            return *(one if is_wanted else None for one, is_wanted in zip(all_four, ctx.needs_input_grad)), None, None
         of_x, of_weight, of_bias, of_skip, *_ = ctx.needs_input_grad
         x, y, grad = (_as_is_or_innermost(each) for each in (x, y, grad))
-        grad_x = torch.empty_like(x)
+        grad_x, sums, width = torch.empty_like(x), [], x.shape[-1]
         behind = torch.empty_like(x) if of_skip else grad_x  # the activation
-        sums = x.new_zeros(2, x.shape[1], dtype=torch.float64)
-        width, voxels = x.shape[-1], x[0, 0].numel()
-        for index, (one, into, inner) in enumerate(zip(x.split(1), grad_x.split(1), behind.split(1))):
-            here = slice(index, index + 1)
+        for here, mean, scale in zip(_parts(x), kept[::2], kept[1::2]):
+            inner = behind[here]
             torch.ops.aten.leaky_relu_backward.grad_input(grad[here], y[here], ctx.slope, True, grad_input=inner)
-            mean, scale = kept[index], kept[index + len(x)]
-            of_rows = torch.ops.aten.native_batch_norm_backward(
-                _rows(inner), _rows(one), None, None, None, mean.repeat(width), scale.repeat(width), True, ctx.eps,
-                [False, True, True],
-            )  # fmt: skip
-            both = torch.stack(of_rows[1:]).double().view(2, width, -1).sum(1)
-            sums += both
+            moments_of_rows = zip(mean.repeat(1, width), scale.repeat(1, width))
+            found = [
+                torch.ops.aten.native_batch_norm_backward(
+                    rows, of, None, None, None, *moments_of_one, True, ctx.eps, [False, True, True]
+                )[1:]
+                for rows, of, moments_of_one in zip(_rows(inner), _rows(x[here]), moments_of_rows)
+            ]
+            both = torch.stack([part for of_sample in found for part in of_sample]).double()
+            both = both.view(len(inner), 2, width, -1).sum(2)
+            sums.append(both.sum(0))
             if of_x:
-                by_weight, by_bias = (both / voxels).to(x.dtype)
+                by_weight, by_bias = (both / x[0, 0].numel()).to(x.dtype).unbind(1)
                 factor = scale if weight is None else weight * scale
                 slope = -factor * scale * by_weight
-                _scaled(inner, factor, -factor * by_bias - slope * mean, into)
-                _rows(into).addcmul_(_rows(one), slope.repeat(width))
-        of_affine = (one.to(x.dtype) if is_wanted else None for one, is_wanted in zip(sums, (of_weight, of_bias)))
+                _scaled(inner, factor, -factor * by_bias - slope * mean, grad_x[here])
+                _rows(grad_x[here]).addcmul_(_rows(x[here]), slope.repeat(1, width)[:, None])
+        of_affine = (one.to(x.dtype) if is_wanted else None for one, is_wanted in zip(sum(sums), (of_weight, of_bias)))
         return grad_x if of_x else None, *of_affine, behind if of_skip else None, None, None
 
 
@@ -174,15 +173,21 @@ def _gradients(
     return inner * scale, (behind * z).sum((0, *spatial)), behind.sum((0, *spatial)), behind
 
 
+def _parts(x: Tensor) -> list[slice]:
+    """A batch in parts of a few MiB, of a sample at least."""
+    size = max(1, 2**20 // x[0].numel())
+    return [slice(begin, begin + size) for begin in range(0, len(x), size)]
+
+
 def _rows(x: Tensor) -> Tensor:
-    """One map with channels innermost as (rows, width * channels), the same memory."""
-    return x.movedim(1, -1).flatten(0, -3).flatten(1)
+    """Maps with channels innermost as (batch, rows, width * channels), the same memory."""
+    return x.movedim(1, -1).flatten(1, -3).flatten(2)
 
 
 def _scaled(x: Tensor, factor: Tensor, shift: Tensor, into: Tensor) -> None:
-    """Write ``factor * x + shift``, both of each channel, into another map or into the same."""
-    width = x.shape[-1]
-    torch.addcmul(shift.repeat(width), _rows(x), factor.repeat(width), out=_rows(into))
+    """Write ``factor * x + shift``, both (batch, channels), into other maps or into the same."""
+    factor, shift = (each.repeat(1, x.shape[-1])[:, None] for each in (factor, shift))
+    torch.addcmul(shift, _rows(x), factor, out=_rows(into))
 
 
 def _as_is_or_innermost(x: Tensor) -> Tensor:
