@@ -45,6 +45,11 @@ def quick_training() -> Iterator[None]:
         _QUICK.reset(token)
 
 
+def trains_here() -> bool:
+    """Whether this is within ``quick_training``."""
+    return not torch.compiler.is_compiling() and _QUICK.get()
+
+
 def innermost(x: Tensor) -> Tensor:
     """The same map with its channels innermost."""
     return x.clone(memory_format=CHANNELS_INNERMOST[x.ndim])  # of one channel, contiguous() would leave the strides
@@ -55,7 +60,7 @@ def normalised(x: Tensor, norm: nn.Module, nonlin: nn.Module, skip: Tensor | Non
 
     Shape: (batch, channels, *spatial) for all
     """
-    if not torch.compiler.is_compiling() and _QUICK.get():
+    if trains_here():
         return _Normalised.apply(x, norm.weight, norm.bias, skip, norm.eps, nonlin.negative_slope)
     y = norm(x)
     if skip is not None:
@@ -65,9 +70,9 @@ def normalised(x: Tensor, norm: nn.Module, nonlin: nn.Module, skip: Tensor | Non
 
 def pointwise(x: Tensor, conv: nn.Module) -> Tensor:
     """A convolution, as a product where it is one and channels lie innermost."""
-    if torch.compiler.is_compiling() or not _QUICK.get() or not _is_a_product(conv):
-        return conv(x)
-    return F.linear(_as_is_or_innermost(x).movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+    if trains_here() and _is_a_product(conv):
+        return F.linear(_as_is_or_innermost(x).movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+    return conv(x)
 
 
 def are_known(norm: nn.Module, nonlin: nn.Module) -> bool:

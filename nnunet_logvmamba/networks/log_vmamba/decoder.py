@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_logvmamba.layers import recomputed
-from nnunet_logvmamba.networks.blocks.innermost import is_watched, pointwise
+from nnunet_logvmamba.networks.blocks.innermost import is_watched, pointwise, trains_here
 from nnunet_logvmamba.networks.blocks.interpolation import interpolate
 from nnunet_logvmamba.networks.blocks.residual import ResidualBlock, residual_stage
 
@@ -98,5 +98,6 @@ class Decoder(nn.Module):
 def _step(modules: tuple[nn.Module, ...], x: Tensor, skip: Tensor) -> tuple[Tensor, ...]:
     """Map of the next scale, and what its head gives if there is one."""
     upsample, stage, *heads = modules
-    x = stage(upsample(x, skip.shape[2:]) + skip)
+    x = upsample(x, skip.shape[2:])
+    x = stage(x.add_(skip) if trains_here() else x + skip)
     return (x, *(pointwise(x, head).contiguous() for head in heads))

@@ -1,6 +1,7 @@
 """The encoder: a full-resolution stem, then residual stages, each with an optional token-mixing block."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings
 
 _POOLS = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _STEM_BLOCKS = 2
+_LARGE = 32  # one voxel of the image in so many
 _STAGE_BLOCKS = (2, 2, 2, 1)  # by mixing stage; deeper stages keep the last
 
 
@@ -44,8 +46,10 @@ class Encoder(nn.Module):
         self.pool = _POOLS[spatial_dims](first, first)
         self.stages, self.mixers = nn.ModuleList(), nn.ModuleList()
         previous = stem_width
+        self.large: list[bool] = []  # a map of each stage, whose mixer is computed again then
         for index, (width, setting) in enumerate(zip(widths, settings)):
             stride = 1 if index == 0 else strides[index + 1]
+            self.large.append(prod(map(prod, strides[: index + 2])) <= _LARGE)
             num_blocks = _STAGE_BLOCKS[min(index, len(_STAGE_BLOCKS) - 1)]
             self.stages.append(
                 residual_stage(
@@ -75,10 +79,10 @@ class Encoder(nn.Module):
             x = self.stem(x)
         maps = [x]
         x = self.pool(x)
-        for index, (stage, mixer) in enumerate(zip(self.stages, self.mixers)):
+        for stage, mixer, large in zip(self.stages, self.mixers, self.large):
             if saving:
                 x = recomputed(lambda x, stage=stage, mixer=mixer: mixer(stage(x)), (stage, mixer), x, always=True)
-            elif index < 2:  # these hold more than all behind them
+            elif large:
                 x = recomputed(mixer, (mixer,), stage(x))
             else:
                 x = mixer(stage(x))
