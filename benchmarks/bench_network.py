@@ -31,6 +31,7 @@ from measure import RESULTS, circumstances, peak_of_tensors, save, side_by_side
 from torch import nn
 from workloads import HIPPOCAMPUS, NETWORKS, PATCHES, PEERS, PICTURES, TINY, NetworkPlan
 
+from nnunet_logvmamba.cores import keep_freed_memory
 from nnunet_logvmamba.layers import mamba, nothing_recomputed
 from nnunet_logvmamba.networks import catalogue, prediction
 from nnunet_logvmamba.networks.costs import summarize
@@ -367,6 +368,8 @@ def main() -> None:
         build = (peers if args.peers else builders)(case)[args.memory_of[0]]
         _print_memory(build, case, args.device, one_by_one=args.memory_of[0].endswith(SEQUENTIAL))
         return
+    if args.device == "cpu":
+        keep_freed_memory()  # as our trainers do; else figures go by what lies where on the heap
     chosen = [cases[args.case]] if args.case else [HIPPOCAMPUS] if args.quick else list(cases.values())
     if args.profile:
         for case in chosen:

@@ -1,7 +1,8 @@
-"""No more threads than a job may use: nnU-Net's commands ask for one per core of the machine."""
+"""No more threads than a job may use, though nnU-Net's commands ask for one per core, and memory that is kept."""
 
 import json
 import os
+import platform
 import shutil
 import sys
 
@@ -59,6 +60,33 @@ def test_a_process_that_is_kept_to_one_core_counts_one(run_command):
     first = min(os.sched_getaffinity(0))
     code = f"import os; os.sched_setaffinity(0, {{{first}}}); from nnunet_logvmamba import cores; "
     assert run_command(["python", "-c", code + "print(cores.usable_cores())"]).stdout == "1\n"
+
+
+STEPS = """
+import resource
+import torch
+from nnunet_logvmamba import cores
+
+{keep}
+faults = []
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [torch.ones(6 * 2**20) for _ in range(4)]
+    del maps
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults[-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose memory comes and goes")
+def test_memory_that_a_step_freed_is_there_for_the_next_one(run_command):
+    faults = {
+        keep: int(run_command(["python", "-c", STEPS.format(keep=keep)]).stdout)
+        for keep in ("", "cores.keep_freed_memory()")
+    }
+    pages = 4 * 24 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+    assert faults[""] > pages / 2
+    assert faults["cores.keep_freed_memory()"] < pages / 20
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="needs a second core, which nnU-Net would use")

@@ -21,7 +21,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import distributed, nn
 
 from nnunet_logvmamba.claims import HeldError, Holder, claimed, holder_of
-from nnunet_logvmamba.cores import THREAD_VARIABLES, usable_cores
+from nnunet_logvmamba.cores import THREAD_VARIABLES, keep_freed_memory, usable_cores
 from nnunet_logvmamba.errors import Refused, UserError
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.ops import ahead, backends
@@ -250,6 +250,7 @@ class RecipeTrainer(FiniteTrainer):
         if any(name.endswith("A_log") for name, _ in self.network.named_parameters()):
             self._compile_scans()
         if self.device.type == "cpu":
+            keep_freed_memory()
             limits = [f"{name}={os.environ[name]}" for name in THREAD_VARIABLES if name in os.environ]
             words = ", ".join([f"{usable_cores()} of {os.cpu_count()} cores may be used", *limits])
             self.print_to_log_file(f"Threads: {torch.get_num_threads()} ({words}).")
