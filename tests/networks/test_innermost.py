@@ -51,9 +51,10 @@ def layouts(network: nn.Module) -> list[bool]:
 
 
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"nonlin_kwargs": {"negative_slope": 0.0}}], ids=str)
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("dims", SPATIAL)
-def test_a_step_has_the_outputs_and_gradients_of_the_common_layout(dims, options, monkeypatch):
-    network, image = a_network(dims, **options), torch.randn(2, 1, *SPATIAL[dims])
+def test_a_step_has_the_outputs_and_gradients_of_the_common_layout(dims, batch, options, monkeypatch):
+    network, image = a_network(dims, **options), torch.randn(batch, 1, *SPATIAL[dims])
     found = layouts(network)
     outputs, grads = step(network, image)
     assert found
@@ -194,13 +195,12 @@ def test_a_layer_of_anothers_making_is_called_as_it_is():
         "ReLU",
         "slope below 0",
         "torch.func",
-        "one image",
     ],
 )
 def test_everything_else_keeps_the_common_layout(way):
     options = {"batch norm": {"norm_op": nn.BatchNorm2d, "norm_op_kwargs": {}}, "ReLU": {"nonlin": nn.ReLU}}
     options["slope below 0"] = {"nonlin_kwargs": {"negative_slope": -0.1}}
-    network, image = a_network(2, **options.get(way, {})), torch.randn(1 if way == "one image" else 2, 1, *SPATIAL[2])
+    network, image = a_network(2, **options.get(way, {})), torch.randn(2, 1, *SPATIAL[2])
     found = layouts(network)
     if way == "evaluation":
         network.eval()
