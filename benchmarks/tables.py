@@ -22,7 +22,8 @@ INTRODUCTION = """# Benchmarks
 Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; nothing here is typed by hand. All
 candidates of a table ran in turns in one process, and a figure is the median of its turns. Newer files keep every turn,
 the quartiles, and whether the commit was found to be right before it was timed; if it was not, there is no table.
-Tables marked "medians only; not known to be checked" are older.
+Tables marked "medians only; not known to be checked" are older. On a CPU the newest steps were timed as our trainers
+train there, with memory that a step frees kept for the next one, nnU-Net's network too.
 """
 
 PEERS_INTRODUCTION = """# Every network, side by side
@@ -36,7 +37,8 @@ one process: three training steps (forward, backward, SGD step, all heads) and t
 So this says what a step costs, not what it teaches. With batch 2 the prediction is of two patches at once, where
 nnU-Net predicts one at a time: [one patch](benchmarks.md#one-patch-cpu) is measured apart. Peak memory is that of two
 training steps in a process of its own, beyond what an idle one has; newer tables also have what tensors hold of it at
-most, weights and the optimizer's included, since the rest is what the allocator keeps. "Sequential scan" is the
+most, weights and the optimizer's included, since the rest is what the allocator keeps. On a CPU the newest were timed
+as our trainers train there, with memory that a step frees kept for the next one. "Sequential scan" is the
 algorithm that mamba-ssm publishes as its reference, one step after the other with gradients by autograd. Multiply-adds
 (GMAC) are those of one patch forwards; scans are not among them. Some networks have widths of their own and do not
 follow the plan's.

@@ -186,7 +186,7 @@ def _parts(x: Tensor) -> list[slice]:
 
 def _rows(x: Tensor) -> Tensor:
     """Maps with channels innermost as (batch, rows, width * channels), the same memory."""
-    return x.movedim(1, -1).flatten(1, -3).flatten(2)
+    return x.movedim(1, -1).view(len(x), -1, x.shape[-1] * x.shape[1])
 
 
 def _scaled(x: Tensor, factor: Tensor, shift: Tensor, into: Tensor) -> None:
