@@ -105,6 +105,16 @@ def test_the_tables_of_the_results_are_what_was_measured_with_equal_terms(long_r
         assert len(set(map(frozenset, of_network.values()))) == 1, "networks have other seeds"
 
 
+def test_what_the_page_says_of_3d_was_measured(long_range):
+    rows = stored(long_range, dims=3)
+    assert {(row["along"], row["iterations"], row["seed"]) for row in rows} == {("fast", 1500, 1)}
+    assert {row["network"] for row in rows} >= {"LoG-VMamba", "VSS", "NoSSM", "nnU-Net's network"}
+    page = (BENCHMARKS.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    assert long_range.table(rows) in page
+    assert f"In 3D guessing names {long_range.majority(3):.0%}".replace("%", " %") in page
+    assert f"All {len(long_range.read(BENCHMARKS / 'results' / 'long_range_cpu.json'))} trainings are" in page
+
+
 def test_what_the_page_says_of_the_control_was_measured(long_range):
     rows = stored(long_range, control=True)
     found = [(row["network"], row["distance"], row["seed"]) for row in rows]
