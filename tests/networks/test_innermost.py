@@ -283,6 +283,6 @@ def test_a_head_of_another_kind_may_take_the_place_of_ours(options):
 def test_a_network_that_was_pickled_before_there_was_a_choice_is_trained():
     network = a_network(2)
     for block in network.modules():
-        for name in ("saving", "reads_little"):
+        for name in ("saving", "reads_little", "large"):
             vars(block).pop(name, None)
     step(network, torch.randn(2, 1, *SPATIAL[2]))

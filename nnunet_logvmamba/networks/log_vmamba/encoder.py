@@ -1,6 +1,7 @@
 """The encoder: a full-resolution stem, then residual stages, each with an optional token-mixing block."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from math import prod
 from typing import Any
 
@@ -21,6 +22,9 @@ class Encoder(nn.Module):
 
     ``forward`` returns the stem's map and the map of every mixing stage, finest first.
     """
+
+    large: Iterable[bool] = repeat(True)  # of networks that were pickled before there was a choice
+    """By stage, whether its map is large; then its mixer is computed again in the backward pass."""
 
     def __init__(
         self,
@@ -46,10 +50,10 @@ class Encoder(nn.Module):
         self.pool = _POOLS[spatial_dims](first, first)
         self.stages, self.mixers = nn.ModuleList(), nn.ModuleList()
         previous = stem_width
-        self.large: list[bool] = []  # a map of each stage, whose mixer is computed again then
+        large: list[bool] = []
         for index, (width, setting) in enumerate(zip(widths, settings)):
             stride = 1 if index == 0 else strides[index + 1]
-            self.large.append(prod(map(prod, strides[: index + 2])) <= _LARGE)
+            large.append(prod(map(prod, strides[: index + 2])) <= _LARGE)
             num_blocks = _STAGE_BLOCKS[min(index, len(_STAGE_BLOCKS) - 1)]
             self.stages.append(
                 residual_stage(
@@ -69,6 +73,7 @@ class Encoder(nn.Module):
                 else nn.Identity()
             )
             previous = width
+        self.large = large
 
     def forward(self, x: Tensor) -> list[Tensor]:
         saving = self.checkpointing and self.training
