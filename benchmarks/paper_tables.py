@@ -132,6 +132,8 @@ def rows_of(table: str, data: Data) -> list[Row]:
         return [_sweep("window", "R", value, 3) for value in (1, 3, 5)]
     if table == "squeeze":
         return [_sweep("squeeze", "S", value, data.squeeze) for value in (2, 4, 8, 16)]
+    if table == "states":
+        return [_sweep("state_size", "N", value, 16) for value in (8, 16, 32)]
     patches = sorted({*data.other_patches, data.patch_size})
     return [
         Row(_times(size))
@@ -173,7 +175,7 @@ def _sweep(knob: str, letter: str, value: int, default: int) -> Row:
     return Row(f"{letter} = {value}", configuration=f"{knob}_{value}", knobs={knob: value})
 
 
-TABLES = ("components", "placement", "directions", "window", "squeeze", "input", "fair", "peers")
+TABLES = ("components", "placement", "directions", "window", "squeeze", "states", "input", "fair", "peers")
 IN_THE_PAPER = {"6": "components", "7": "placement", "8": "directions"}
 
 

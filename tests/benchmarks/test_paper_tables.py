@@ -91,6 +91,7 @@ def test_the_tables_of_the_paper_and_the_sweeps_have_their_rows():
         ],
         "window": ["R = 1", "R = 3", "R = 5"],
         "squeeze": ["S = 2", "S = 4", "S = 8", "S = 16"],
+        "states": ["N = 8", "N = 16", "N = 32"],
         "input": ["16x24x16", "24x40x24", "40x56x40"],
     }
     directions = [(row.family, row.knobs.get("directions", 1)) for row in paper_tables.rows_of("directions", data)]
@@ -100,7 +101,7 @@ def test_the_tables_of_the_paper_and_the_sweeps_have_their_rows():
 @pytest.mark.parametrize("name", paper_tables.DATA)
 def test_what_equals_the_default_is_one_training_for_all_tables(name):
     data = paper_tables.DATA[name]
-    for table in ("placement", "window", "squeeze", "input"):
+    for table in ("placement", "window", "squeeze", "states", "input"):
         (default,) = [row for row in paper_tables.rows_of(table, data) if row.configuration == paper_tables.BASE]
         assert (default.family, default.knobs, default.patch_size) == ("LoGVMamba", {}, None)
     defaults = plans.knobs()
@@ -212,7 +213,7 @@ def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
     [
         (
             ("9",),
-            "there is no table '9'; there are components, placement, directions, window, squeeze, input, fair, peers",
+            "there is no table '9'; there are components, placement, directions, window, squeeze, states, input, fair, peers",
         ),
         (("6", "--epochs", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
         (("6", "--narrow", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
