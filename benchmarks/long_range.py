@@ -72,6 +72,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "squeeze 16": {"squeeze": 16},
     "8 states": {"state_size": 8},
     "32 states": {"state_size": 32},
+    "64 states": {"state_size": 64},
     "upper stage alone": {"mixer_stages": [0]},
     "lower stage alone": {"mixer_stages": [1]},
     "global tokens in both": {"global_token_stages": [0, 1]},
