@@ -305,9 +305,10 @@ class FirstRun:
         there = runs.read_json(file) if file.is_file() else self.dataset_json
         for key in ("channel_names", "labels", "regions_class_order", "file_ending"):
             if there.get(key) != self.dataset_json.get(key):
+                folds = f" all but {SPLITS}, which holds the folds, from" if self._splits.is_file() else ""
                 return (
                     f"{raw / 'dataset.json'} has other {key} than {file}, with which the cases were preprocessed",
-                    f"remove {folder}, and plan and preprocess anew",
+                    f"remove{folds} {folder}, and plan and preprocess anew",
                 )
         ending, changed = self.dataset_json["file_ending"], []
         for case, (_, label) in read_layout(raw)[1].items():

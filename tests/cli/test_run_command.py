@@ -739,6 +739,7 @@ def test_a_data_set_that_changed_since_it_was_preprocessed_is_not_trained_on(fol
     small_dataset.copy_into(folders)
     raw, kept = (folder / small_dataset.NAME for folder in (folders.raw, folders.preprocessed))
     words = (998, "2d", "--device", "cpu")
+    dry_run(capsys, *words)  # nnU-Net says which reader it takes once in a process
     before = dry_run(capsys, *words)
     label = raw / "labelsTr" / "ball_2.nii.gz"
     as_it_was = label.read_bytes()
@@ -764,7 +765,16 @@ def test_a_data_set_that_changed_since_it_was_preprocessed_is_not_trained_on(fol
     assert dry_run(capsys, *words) == before, "and be compressed otherwise"
     content = json.loads((raw / "dataset.json").read_text())
     (raw / "dataset.json").write_text(json.dumps(content | {"channel_names": {"0": "CT"}}))
-    assert f"dataset.json has other channel_names than {kept / 'dataset.json'}" in refused(capsys, *words)
+    said = refused(capsys, *words)
+    assert f"dataset.json has other channel_names than {kept / 'dataset.json'}" in said
+    assert f": remove {kept}, and plan and preprocess anew" in said
+    (kept / "splits_final.json").write_text(json.dumps([{"train": ["ball_0", "ball_1"], "val": ["ball_2"]}]))
+    said = refused(capsys, *words)
+    assert f": remove all but splits_final.json, which holds the folds, from {kept}, and plan" in said
+    for path in kept.iterdir():
+        if path.name != "splits_final.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "nnUNetv2_plan_and_preprocess" in dry_run(capsys, *words)
 
 
 def test_models_that_were_trained_otherwise_are_not_taken_for_what_is_asked_for(folders, capsys):
