@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import sys
+from functools import cache, partial
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT")
@@ -43,11 +44,23 @@ def keep_freed_memory() -> None:
     """Keep what a training step frees for the next one, in place of giving it back to the system and asking anew.
 
     glibc gives back what is free at the end of its heap, and a map of full resolution is tens of MiB: up to a tenth of
-    a step went into pages that came and went. From here on the process stays as large as it once was. Variables of
-    malloc that are set stay as they are, and other C libraries do not have this.
+    a step went into pages that came and went. From here on the process stays as large as it once was, but not the
+    workers that it forks. Settings of malloc in the environment stay as they are, and other C libraries do not have
+    this.
     """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+    of_the_user = any(name.startswith("MALLOC_") for name in os.environ)
+    if sys.platform != "linux" or of_the_user or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return
-    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it takes
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    if _limits_of_malloc(32 * 2**20, 2**31 - 1):  # the most that it takes
+        _give_back_in_workers()
+
+
+def _limits_of_malloc(apart: int, kept: int) -> bool:
+    """Set from how many bytes on memory is asked for apart, and how many free ones are kept, if there is a way to."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, apart) and mallopt(_M_TRIM_THRESHOLD, kept))
+
+
+@cache
+def _give_back_in_workers() -> None:
+    os.register_at_fork(after_in_child=partial(_limits_of_malloc, 128 * 2**10, 128 * 2**10))  # as glibc begins

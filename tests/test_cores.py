@@ -90,6 +90,37 @@ def test_memory_that_a_step_freed_is_there_for_the_next_one(run_command):
     assert kept < 0.1 * pages
 
 
+WORKER = """
+import ctypes
+import os
+from nnunet_logvmamba import cores
+
+for _ in range(2):
+    cores.keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+{fork}
+maps = [libc.malloc(20 * 2**20) for _ in range(4)]
+for one in maps:
+    ctypes.memset(one, 1, 20 * 2**20)
+for one in reversed(maps):
+    libc.free(one)
+pages = int(open("/proc/self/statm").read().split()[1])
+print(pages * os.sysconf("SC_PAGE_SIZE") // 2**20, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, which would keep it")
+def test_workers_give_back_what_they_free_and_so_does_a_process_whose_user_says_how(run_command):
+    def resident(fork: str = "", **environment: str) -> int:
+        return int(run_command(["python", "-c", WORKER.format(fork=fork)], **environment).stdout)
+
+    assert resident() > 80
+    assert resident("if os.fork(): os.wait(); os._exit(0)") < 60
+    assert resident(GLIBC_TUNABLES="glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072") < 60
+
+
 @pytest.mark.skipif(os.cpu_count() == 1, reason="needs a second core, which nnU-Net would use")
 def test_training_and_prediction_take_the_threads_they_are_given(nnunet_folders, tmp_path, run_command):
     """Under this limit oneDNN's backward would wait for a second thread, without an end."""

@@ -213,7 +213,7 @@ def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
     [
         (
             ("9",),
-            "there is no table '9'; there are components, placement, directions, window, squeeze, states, input, fair, peers",
+            f"there is no table '9'; there are {', '.join(paper_tables.TABLES)}, 6, 7, 8 and all",
         ),
         (("6", "--epochs", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
         (("6", "--narrow", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),

@@ -2,16 +2,19 @@
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_logvmamba.networks import LoGVMambaUNet
+from nnunet_logvmamba.layers.recompute import nothing_recomputed
+from nnunet_logvmamba.networks import LoGVMambaUNet, UMambaBot
 from nnunet_logvmamba.networks.blocks import innermost
 from nnunet_logvmamba.networks.blocks.norms import INSTANCE_NORMS
 from nnunet_logvmamba.networks.log_vmamba import unet
@@ -96,14 +99,43 @@ def test_the_norm_is_as_exact_as_torchs_own_far_from_zero_too(spatial, mean):
         assert (one - right).abs().max() < max(2e-6 * largest, 5 * (other - right).abs().max())
 
 
+@pytest.mark.parametrize("object_at", [None, 0, -1])
+@pytest.mark.parametrize("value", [0.3, 7.3, 123.456])
+@pytest.mark.parametrize("spatial", [(96, 96), (48, 48, 24)])
+def test_the_norm_of_what_is_the_same_nearly_everywhere_is_exact(spatial, value, object_at):
+    x = torch.full((1, 8, *spatial), value)
+    if object_at is not None:
+        x.flatten(2)[..., object_at] += 0.01
+    exact = F.instance_norm(x.double())
+    with innermost.quick_training():
+        ours = innermost.normalised(innermost.innermost(x), INSTANCE_NORMS[len(spatial)](8), nn.LeakyReLU(1.0))
+    assert (ours - exact).abs().max() < 1e-5 * (1 + exact.abs().max())
+
+
+@pytest.mark.parametrize("dims", SPATIAL)
+def test_background_alone_is_not_worse_than_in_the_common_layout(dims, monkeypatch):
+    network = a_network(dims)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    image = torch.zeros(1, 1, *(48 for _ in range(dims)))
+    exact = copy.deepcopy(network).double()(image.double())[0]
+    ours = network(image)[0]
+    in_the_common_layout(monkeypatch)
+    theirs = network(image)[0]
+    assert (ours - exact).abs().max() < 5 * (theirs - exact).abs().max() + 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("layout", ["innermost", "common"])
 @pytest.mark.parametrize("with_skip", [False, True])
 @pytest.mark.parametrize("with_affine", [False, True])
 @pytest.mark.parametrize("spatial", [(3, 4), (2, 3, 2)])
-def test_first_and_second_derivatives_of_the_norm(spatial, with_affine, with_skip):
+def test_first_and_second_derivatives_of_the_norm(spatial, with_affine, with_skip, layout):
     torch.manual_seed(0)
 
     def a_map() -> torch.Tensor:
-        return torch.randn(2, 3, *spatial, dtype=torch.float64).clone(memory_format=LAYOUTS[2 + len(spatial)])
+        x = torch.randn(2, 3, *spatial, dtype=torch.float64)
+        return innermost.innermost(x) if layout == "innermost" else x
 
     given = [a_map(), *((torch.randn(3, dtype=torch.float64) if with_affine else None) for _ in range(2))]
     given = [*given, a_map() if with_skip else None]
@@ -181,6 +213,114 @@ def test_a_layer_of_anothers_making_is_called_as_it_is():
         head.__class__ = Adapted
     step(network, torch.randn(2, 1, *SPATIAL[2]))
     assert len(calls) == len(network.decoder.seg_layers)
+
+
+@pytest.mark.parametrize("layout", ["innermost", "common"])
+@pytest.mark.parametrize("drawing", ["a layer", "a hook", "an activation"])
+def test_what_is_computed_again_draws_the_same_random_numbers(drawing, layout, monkeypatch):
+    if layout == "common":
+        in_the_common_layout(monkeypatch)
+
+    class Noisy(nn.LeakyReLU):
+        def forward(self, x):
+            return super().forward(F.dropout(x, 0.3))
+
+    network, image = a_network(2), torch.randn(2, 1, *SPATIAL[2])
+    for block in (network.encoder.stem[0], network.decoder.stages[-1][-1]):
+        if drawing == "a layer":
+            block.conv2 = nn.Sequential(nn.Dropout2d(0.3), block.conv2)
+        elif drawing == "a hook":
+            block.norm1.register_forward_hook(lambda module, given, output: F.dropout(output, 0.3))
+        else:
+            block.nonlin = Noisy()
+    torch.manual_seed(1)
+    with nothing_recomputed():
+        _, expected = step(network, image)
+    torch.manual_seed(1)
+    _, grads = step(network, image)
+    for name, grad in grads.items():
+        assert torch.allclose(grad, expected[name], atol=1e-6), name
+
+
+def test_a_penalty_of_gradients_is_that_of_the_common_layout(monkeypatch):
+    network, image = a_network(3), torch.randn(1, 1, *SPATIAL[3])
+
+    def penalty() -> dict[str, torch.Tensor]:
+        network.zero_grad()
+        x = image.clone().requires_grad_()
+        torch.autograd.grad(network(x)[0].sin().sum(), x, create_graph=True)[0].square().sum().backward()
+        return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+    ours = penalty()
+    in_the_common_layout(monkeypatch)
+    theirs = penalty()
+    assert ours.keys() == theirs.keys()
+    largest = max(grad.abs().max() for grad in theirs.values())
+    for name, grad in ours.items():
+        assert (grad - theirs[name]).abs().max() < 1e-4 * largest, name
+
+
+def test_what_hooks_see_of_the_decoder_stays_as_they_saw_it():
+    network, kept = a_network(2), []
+    for module in network.decoder.upsamplers:
+        module.register_forward_hook(lambda module, given, output: kept.append((output, output.clone())))
+        module.register_full_backward_hook(lambda *_: None)
+    step(network, torch.randn(2, 1, *SPATIAL[2]))
+    assert len(kept) == len(network.decoder.upsamplers)
+    assert all(torch.equal(one, other) for one, other in kept)
+
+
+def test_another_way_to_scale_up_may_take_the_place_of_ours():
+    class Up(nn.Module):
+        def __init__(self, ours: nn.Module):
+            super().__init__()
+            self.ours = ours
+
+        def forward(self, x, size):
+            return self.ours(x, size).sigmoid()  # keeps what it gives
+
+    network = a_network(2)
+    network.decoder.upsamplers[0] = Up(network.decoder.upsamplers[0])
+    step(network, torch.randn(2, 1, *SPATIAL[2]))
+
+
+@pytest.mark.parametrize("part", ["encoder", "encoder.stem", "encoder.stages.0", "decoder.stages.1.0"])
+@pytest.mark.parametrize("way", ["around it", "in its place"])
+def test_a_part_may_be_computed_again_by_others(part, way):
+    network, image = a_network(2), torch.randn(2, 1, *SPATIAL[2])
+    _, expected = step(network, image)
+    if way == "around it":
+        apply_activation_checkpointing(network, check_fn=lambda module: module is network.get_submodule(part))
+    else:
+        module = network.get_submodule(part)
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+    _, grads = step(network, image)
+    for name, grad in grads.items():
+        plain = name.replace("_checkpoint_wrapped_module.", "")
+        assert torch.allclose(grad, expected[plain], atol=1e-5), name
+
+
+@pytest.mark.parametrize("other", ["batch norm", "ReLU", "its like", "another system"])
+def test_a_network_that_is_called_within_another_goes_its_own_way(other):
+    options = {"batch norm": {"norm_op": nn.BatchNorm2d, "norm_op_kwargs": {}}, "ReLU": {"nonlin": nn.ReLU}}
+    image, found = torch.randn(2, 1, *SPATIAL[2]), []
+    if other == "another system":
+        teacher = UMambaBot(1, 2, (8, 16), nn.Conv2d, 3, [[1, 1], [2, 2]], 3, deep_supervision=True)
+    else:
+        teacher = a_network(2, **options.get(other, {}))
+    with torch.no_grad():
+        expected = teacher(image)
+
+    def hook(*_) -> None:
+        with torch.no_grad():
+            found.append(teacher(image))
+
+    network = a_network(2)
+    network.encoder.register_forward_hook(hook)
+    step(network, image)
+    assert len(found) == 1
+    for one, right in zip(found[0], expected, strict=True):
+        assert torch.allclose(one, right, atol=1e-5)
 
 
 @pytest.mark.parametrize(

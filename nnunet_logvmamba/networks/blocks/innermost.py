@@ -36,9 +36,9 @@ def trains_quickly(x: Tensor) -> bool:
 
 
 @contextmanager
-def quick_training() -> Iterator[None]:
-    """Let the layers called inside have channels innermost."""
-    token = _QUICK.set(True)
+def quick_training(wanted: bool = True) -> Iterator[None]:
+    """Let the layers called inside have channels innermost, or the common layout."""
+    token = _QUICK.set(wanted)
     try:
         yield
     finally:
@@ -60,7 +60,7 @@ def normalised(x: Tensor, norm: nn.Module, nonlin: nn.Module, skip: Tensor | Non
 
     Shape: (batch, channels, *spatial) for all
     """
-    if trains_here():
+    if trains_here() and x.dtype == torch.float32:  # not in an autocast that begins inside
         return _Normalised.apply(x, norm.weight, norm.bias, skip, norm.eps, nonlin.negative_slope)
     y = norm(x)
     if skip is not None:
@@ -86,6 +86,22 @@ def is_watched(module: nn.Module) -> bool:
     """Whether something waits for the calls of a module, or they were replaced."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in vars(module) or nn.modules.module._has_any_global_hook()
+
+
+def norm_into(y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Write the norm of each channel of each sample into other maps, both with channels innermost.
+
+    Shape: (batch, channels, *spatial) for ``y`` and ``x``
+    Returns: what was taken off, and by what it was multiplied, before ``weight`` and ``bias``, (batch, channels) each.
+    """
+    # A map may be the same nearly everywhere, as the air around a body is. Less its usual value it has no rounding.
+    usual = _usual(x)
+    torch.sub(_rows(x), _per_row(usual, x), out=_rows(y))
+    mean, variance = moments(y)
+    scale = (variance + eps).rsqrt()
+    factor = scale if weight is None else weight * scale
+    _scaled(y, factor, -mean * factor if bias is None else bias - mean * factor, y)
+    return mean + usual, scale
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,19 +131,15 @@ class _Normalised(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, skip: Tensor | None, eps: float, slope: float
     ) -> Tensor:
-        x, skip = _as_is_or_innermost(x), None if skip is None else _as_is_or_innermost(skip)
-        y, kept = torch.empty_like(x), []
+        given, x = x, _as_is_or_innermost(x)
+        skip = None if skip is None else _as_is_or_innermost(skip)
+        y, kept = torch.empty_like(x), list[Tensor]()
         for here in _parts(x):
-            mean, variance = moments(x[here])
-            scale = (variance + eps).rsqrt()
-            factor = scale if weight is None else weight * scale
-            shift = -mean * factor if bias is None else bias - mean * factor
-            _scaled(x[here], factor, shift, y[here])
+            kept += norm_into(y[here], x[here], weight, bias, eps)
             if skip is not None:
                 y[here] += skip[here]
             F.leaky_relu_(y[here], slope)
-            kept += [mean, scale]
-        ctx.save_for_backward(x, y, weight, bias, *kept)
+        ctx.save_for_backward(given, y, weight, bias, *kept)  # a copy would have no graph behind it
         ctx.eps, ctx.slope = eps, slope
         return y
 
@@ -159,7 +171,7 @@ class _Normalised(torch.autograd.Function):
                 factor = scale if weight is None else weight * scale
                 slope = -factor * scale * by_weight
                 _scaled(inner, factor, -factor * by_bias - slope * mean, grad_x[here])
-                _rows(grad_x[here]).addcmul_(_rows(x[here]), slope.repeat(1, width)[:, None])
+                _rows(grad_x[here]).addcmul_(_rows(x[here]), _per_row(slope, x))
         of_affine = (one.to(x.dtype) if is_wanted else None for one, is_wanted in zip(sum(sums), (of_weight, of_bias)))
         return grad_x if of_x else None, *of_affine, behind if of_skip else None, None, None
 
@@ -189,10 +201,21 @@ def _rows(x: Tensor) -> Tensor:
     return x.movedim(1, -1).view(len(x), -1, x.shape[-1] * x.shape[1])
 
 
+def _per_row(of_channels: Tensor, x: Tensor) -> Tensor:
+    """What stands once for each channel, (batch, channels), beside ``_rows`` of maps."""
+    return of_channels.repeat(1, x.shape[-1])[:, None]
+
+
+def _usual(x: Tensor) -> Tensor:
+    """The middle one of a few voxels of each channel, (batch, channels)."""
+    voxels = x.movedim(1, -1).view(len(x), -1, x.shape[1])
+    step = max(1, voxels.shape[1] // 5)
+    return voxels[:, step // 2 :: step].median(1).values
+
+
 def _scaled(x: Tensor, factor: Tensor, shift: Tensor, into: Tensor) -> None:
     """Write ``factor * x + shift``, both (batch, channels), into other maps or into the same."""
-    factor, shift = (each.repeat(1, x.shape[-1])[:, None] for each in (factor, shift))
-    torch.addcmul(shift, _rows(x), factor, out=_rows(into))
+    torch.addcmul(_per_row(shift, x), _rows(x), _per_row(factor, x), out=_rows(into))
 
 
 def _as_is_or_innermost(x: Tensor) -> Tensor:

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nnunet_logvmamba.layers import recomputed
 from nnunet_logvmamba.networks.blocks.innermost import are_known, is_watched, normalised, pointwise
-from nnunet_logvmamba.networks.blocks.norms import faster
+from nnunet_logvmamba.networks.blocks.norms import INSTANCE_NORMS, faster
+
+_DRAW_NOTHING = {nn.Conv2d, nn.Conv3d, nn.GroupNorm, *INSTANCE_NORMS.values(), nn.LeakyReLU, nn.ReLU}
+"""Of any other layer it is not known whether it draws random numbers."""
 
 
 class ResidualBlock(nn.Module):
@@ -16,7 +20,7 @@ class ResidualBlock(nn.Module):
     With ``project`` the input comes through a strided 1x1 convolution, with ``project_norm`` and a norm, else as it is.
     The blocks of dynamic-network-architectures differ in that branch (average pooling) and save convolutions twice.
     With ``saving`` what the second convolution reads is computed again in the backward pass, from the block's input if
-    that has few channels, else from what the first convolution gives.
+    that has few channels, else from what the first convolution gives; hooks on the way are called again, too.
 
     Shape: (batch, in_channels, *spatial) -> (batch, out_channels, *(spatial / stride))
     """
@@ -54,20 +58,21 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.conv3 is None else self.norm3(pointwise(x, self.conv3))
-        if not self.saving:
+        if not self.saving or torch.compiler.is_compiling():
             x = self._second(self.conv1(x))
         else:
-            draws = not isinstance(self.nonlin, (nn.LeakyReLU, nn.ReLU))  # of any other it is not known
-            modules = (self.norm1, self.nonlin, self.conv2)
+            modules: list[nn.Module] = [self.conv1] * self.reads_little + [self.norm1, self.nonlin, self.conv2]
+            draws = any(type(module) not in _DRAW_NOTHING or is_watched(module) for module in modules)
             if self.reads_little:
-                x = recomputed(self._both, (self.conv1, *modules), x, draws=draws)
+                x = recomputed(self._both, modules, x, draws=draws)
             else:
                 x = recomputed(self._second, modules, self.conv1(x), draws=draws)
         return normalised(x, self.norm2, self.nonlin, skip)
 
     def is_known(self) -> bool:
         """Whether its layers may be trained in ``quick_training``."""
-        known = are_known(self.norm1, self.nonlin) and are_known(self.norm2, self.nonlin)
+        known = type(self) is ResidualBlock and "forward" not in vars(self)
+        known = known and are_known(self.norm1, self.nonlin) and are_known(self.norm2, self.nonlin)
         return known and (self.conv3 is None or not is_watched(self.conv3)) and type(self.norm3) is nn.Identity
 
     def _both(self, x: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ class Decoder(nn.Module):
 
     def is_known(self) -> bool:
         """Whether its convolutions of single voxels may be trained in ``quick_training``."""
-        return not any(is_watched(conv) for conv in (*(each.conv for each in self.upsamplers), *self.seg_layers))
+        known = all(type(each) is UpSample and not is_watched(each) for each in self.upsamplers)
+        return known and not any(map(is_watched, (*(each.conv for each in self.upsamplers), *self.seg_layers)))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor | list[Tensor]:
         *skips, x = maps

@@ -22,6 +22,8 @@ from nnunet_logvmamba.networks.log_vmamba.encoder import Encoder
 from nnunet_logvmamba.networks.log_vmamba.policy import StageSettings, check_first_stride, stage_settings, unet_tokens
 from nnunet_logvmamba.networks.log_vmamba.presets import PAPER_3D, channel_arguments
 
+_AROUND_BLOCKS = (Encoder, Decoder, nn.Sequential, nn.ModuleList)
+
 
 class LoGVMambaUNet(PlannedNetwork):
     """U-Net with token-mixing blocks in its encoder.
@@ -280,5 +282,13 @@ class LoGVMambaUNet(PlannedNetwork):
 
     def _is_known(self) -> bool:
         """Whether all layers may be trained in ``quick_training``."""
-        blocks = (module for module in self.modules() if isinstance(module, ResidualBlock))
-        return self.training and self.decoder.is_known() and all(block.is_known() for block in blocks)
+        if not self.training:
+            return False
+        modules = dict(self.named_modules())
+        blocks = {name: module for name, module in modules.items() if isinstance(module, ResidualBlock)}
+        parts = (name.split(".") for name in blocks)
+        around = {".".join(names[:count]) for names in parts for count in range(1, len(names))}
+        # What others put around a block may call it again, outside of this.
+        if not all(type(modules[name]) in _AROUND_BLOCKS and "forward" not in vars(modules[name]) for name in around):
+            return False
+        return self.decoder.is_known() and all(block.is_known() for block in blocks.values())
