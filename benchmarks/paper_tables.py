@@ -199,14 +199,18 @@ class Workplace:
         self.environment = {**dict.fromkeys(PROCESSES if args.on == "local" else (), "2"), **own, **ours}
 
     @property
+    def is_converted(self) -> bool:
+        """Whether the data are there, so that nothing is asked of their source."""
+        return (self.folder / "raw" / self.data.name / "dataset.json").is_file()
+
+    @property
     def plans_file(self) -> Path:
         return self.folder / "preprocessed" / self.data.name / f"{PLANS}.json"
 
     @property
     def is_ready(self) -> bool:
         """Whether a study can be planned: the data are there, and the configuration where nnU-Net would not plan it."""
-        raw = (self.folder / "raw" / self.data.name / "dataset.json").is_file()
-        return raw and (self.args.narrow == 1 or self.planned in self.configurations)
+        return self.is_converted and (self.args.narrow == 1 or self.planned in self.configurations)
 
     @property
     def configurations(self) -> Mapping[str, dict]:
@@ -255,11 +259,14 @@ class Workplace:
 
     def prepare(self) -> None:
         """Convert the data, and plan where the plan is to be changed, unless that is done; a study does the rest."""
-        if not (self.folder / "raw" / self.data.name / "dataset.json").is_file():
+        if not self.is_converted:
+            source = self.args.source or ROOT.parent / "shared" / "data" / self.args.data
+            if not source.is_dir():
+                raise UserError(f"there is no folder {source}: name the data with --source")
             if not self.args.dry_run:
                 for name in ("raw", "preprocessed", "results"):
                     (self.folder / name).mkdir(parents=True, exist_ok=True)
-            self.run("python", "-m", self.data.converter, str(self.args.source), "-d", self.data.number)
+            self.run("python", "-m", self.data.converter, str(source), "-d", self.data.number)
         if self.args.narrow > 1 and not self.configurations:
             plan = ["nnUNetv2_plan_and_preprocess", "-d", self.data.number, "-c", self.data.configuration]
             # The planner takes the variable for a number of threads, and torch refuses 0.
@@ -418,7 +425,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"{', '.join(TABLES)}, 6, 7, 8 or all")
     parser.add_argument("--data", choices=tuple(DATA), default="hippocampus", help="default: %(default)s")
-    parser.add_argument("--source", type=_resolved, help="folder of the data; default: ../shared/data/NAME")
+    parser.add_argument(
+        "--source", type=_resolved, help="folder of the data, until they are converted; default: ../shared/data/NAME"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / ".tables", help="everything goes below it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="default: 1 2")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="default: 0")
@@ -482,9 +491,6 @@ def _arguments() -> argparse.Namespace:
         parser.error("--patch-size is none of the table input, which has patch sizes of its own")
     if args.patch_size and (len(args.patch_size) != axes or min(args.patch_size) < 1):
         parser.error(f"--patch-size takes {axes} numbers from 1 on for {args.data}")
-    args.source = args.source or ROOT.parent / "shared" / "data" / args.data
-    if not args.source.is_dir():
-        parser.error(f"there is no folder {args.source}: name the data with --source")
     converter = ROOT / f"{DATA[args.data].converter.replace('.', '/')}.py"
     if not converter.is_file():
         parser.error(f"--data {args.data} needs {converter.relative_to(ROOT)}, which this checkout does not have")

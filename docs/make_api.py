@@ -10,6 +10,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 from nnunet_logvmamba import evaluation, layers, networks, ops
+from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.networks.log_vmamba import policy
 
 PAGE = Path(__file__).parent / "reference" / "api.md"
@@ -37,6 +38,7 @@ PARTS = (
     ),
     ("Scores", evaluation, tuple(evaluation.__all__)),
 )
+PRESETS = {network.name: word for word, network in catalogue.PRESETS.items()}
 
 
 def page() -> str:
@@ -70,7 +72,11 @@ def entry(module: str, name: str, item: object) -> str:
     call = f"{name}({', '.join(arguments)}){result}"
     if len(call) > 100:
         call = f"{name}(\n" + "".join(f"    {argument},\n" for argument in arguments) + f"){result}"
-    return f"### {name}\n\nIn `{module}`.\n\n```python\n{call}\n```\n\n```text\n{inspect.getdoc(item)}\n```\n"
+    text = inspect.getdoc(item)
+    owner, _, maker = name.partition(".")
+    if maker == "from_preset":  # its example is inherited, too
+        text = text.replace('LoGVMambaUNet.from_preset("paper3d"', f'{name}("{PRESETS[owner]}"')
+    return f"### {name}\n\nIn `{module}`.\n\n```python\n{call}\n```\n\n```text\n{text}\n```\n"
 
 
 def split(arguments: str) -> list[str]:

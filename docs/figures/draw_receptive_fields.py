@@ -1,8 +1,9 @@
 """Draw receptive_fields_2d.png and _3d.png, and print their tables: how far networks see before training.
 
 ``PYTHONPATH=benchmarks python docs/figures/draw_receptive_fields.py [--dims 2|3]`` takes every network of the
-catalogue, nnU-Net's own and two controls without tokens. Writes ``benchmarks/results/receptive_fields_<dims>d.json``,
-too.
+catalogue, nnU-Net's own, VSS and the control without state space and global tokens. Writes
+``benchmarks/results/receptive_fields_<dims>d.json``, too. With another ``--seed`` of the weights it prints the tables
+alone.
 """
 
 import argparse
@@ -49,7 +50,9 @@ def main() -> None:
     """Build each network as its trainer does, and send noise through."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dims", type=int, choices=tuple(CASES), nargs="+", default=list(CASES))
-    for dims in parser.parse_args().dims:
+    parser.add_argument("--seed", type=int, default=0, help="of the weights; another than 0 only prints the tables")
+    args = parser.parse_args()
+    for dims in args.dims:
         case, number = CASES[dims]
         images = torch.randn(number, case.input_channels, *case.patch_size, generator=torch.Generator().manual_seed(0))
         ours = catalogue.row("LoGVMambaUNet")
@@ -58,11 +61,13 @@ def main() -> None:
         }
         fields, found = {}, {}
         for name, build in builds.items():
-            torch.manual_seed(0)
+            torch.manual_seed(args.seed)
             fields[name] = receptive_field(build(case), images)
             half, most = radii(fields[name])
             found[name] = {"half": half, "most": most, "far": far(fields[name])}
             print(row(name, found[name]), flush=True)
+        if args.seed:
+            continue
         target = Path(__file__).with_name(f"receptive_fields_{dims}d.png")
         draw({name: middle_plane(field) for name, field in fields.items()}, target)
         Image.open(target).convert("RGB").quantize(96).save(target, optimize=True)

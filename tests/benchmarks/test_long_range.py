@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +116,24 @@ def test_what_the_page_says_of_3d_was_measured(long_range):
     assert long_range.table(rows) in page
     assert f"In 3D guessing names {long_range.majority(3):.0%}".replace("%", " %") in page
     assert f"All {len(long_range.read(BENCHMARKS / 'results' / 'long_range_cpu.json'))} trainings are" in page
+
+
+def test_the_lines_to_reproduce_name_what_is_stored_but_for_what_the_page_says(long_range, monkeypatch):
+    page = (BENCHMARKS.parent / "docs" / "reproduce.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [shlex.split(line) for line in re.findall(r"^bash benchmarks/tables.sh long_range (.+)$", page, re.M)]
+    missing = set()
+    for words in lines:
+        monkeypatch.setattr(sys, "argv", ["long_range.py", *words])
+        asked = long_range.arguments()
+        assert asked.results == Path("NEW.json")
+        task = {name: getattr(asked, name) for name in ("dims", "along", "control", "iterations")}
+        rows = stored(long_range, **task)
+        of_line = set(itertools.product(asked.networks, asked.distances, asked.seeds))
+        missing |= of_line - {(row["network"], row["distance"], row["seed"]) for row in rows}
+    assert len(lines) == 5
+    expected = set(itertools.product(("squeeze 4", "squeeze 16", "8 states"), (44,), (2, 3)))
+    assert {row for row in missing if row[0] != "64 states"} == expected
+    assert "all of these are but seeds 2 and 3 of squeeze 4, squeeze 16 and 8 states" in " ".join(page.split())
 
 
 def test_what_the_page_says_of_the_control_was_measured(long_range):

@@ -213,7 +213,7 @@ def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
     [
         (
             ("9",),
-            f"there is no table '9'; there are {', '.join(paper_tables.TABLES)}, 6, 7, 8 and all",
+            f"there is no table '9'; there are {', '.join(paper_tables.TABLES)}",
         ),
         (("6", "--epochs", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
         (("6", "--narrow", "0"), "--epochs, --iterations and --narrow take numbers from 1 on"),
@@ -233,13 +233,28 @@ def test_a_table_takes_what_a_cluster_wants_from_another_file(source, tmp_path):
         (("6", "--keep", "/nowhere/at/all/kept.json"), "there is no folder /nowhere/at/all: make it, or name another"),
         (("input", "--patch-size", "24", "40", "24"), "--patch-size is none of the table input"),
         (("6", "--patch-size", "24", "24"), "--patch-size takes 3 numbers from 1 on for hippocampus"),
-        (("6", "--source", "/nowhere/at/all"), "there is no folder /nowhere/at/all: name the data with --source"),
+        (
+            ("6", "--source", "/nowhere/at/all", "--folder", "/nowhere/either"),
+            "there is no folder /nowhere/at/all: name the data with --source",
+        ),
     ],
 )
 def test_wrong_words_are_refused(words, sentence):
     done = run(*words, "--dry-run", check=False)
     assert done.returncode == 2
     assert sentence in done.stderr
+
+
+def test_the_source_is_not_asked_for_once_the_data_are_converted(tmp_path):
+    words = ("6", "--folder", tmp_path, "--source", tmp_path / "nowhere", "--narrow", "2", "--dry-run")
+    refused = run(*words, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"there is no folder {tmp_path / 'nowhere'}: name the data with --source" in refused.stderr
+    dataset_json = tmp_path / "hippocampus" / "raw" / "Dataset004_Hippocampus" / "dataset.json"
+    dataset_json.parent.mkdir(parents=True)
+    dataset_json.write_text("{}")
+    programs = [program for program, *_ in commands(run(*words).stdout)]
+    assert programs == ["nnUNetv2_plan_and_preprocess", "logvmamba"]
 
 
 @pytest.mark.slow
@@ -263,7 +278,7 @@ def test_a_table_is_made_for_real_and_neither_a_second_call_nor_another_machine_
     assert [row.split("|")[1].strip() for row in rows] == ["head", "interleaved"]
     assert all("| - |" not in row for row in rows), "costs of every row"
     assert "one training" in page or "within noise" in page
-    second = run(*words)
+    second = run(*words, "--source", tmp_path / "nowhere")  # the data are converted
     assert "0 of 2 training(s) to do" in second.stdout
     assert [words[:3] for words in commands(second.stdout)] == [["logvmamba", "study", "run"]]
     assert (tables / "comparison.md").read_text() == page

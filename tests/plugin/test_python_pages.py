@@ -14,11 +14,11 @@ import SimpleITK as sitk
 import torch
 from small_model import planned_architecture, write_model
 
-from nnunet_logvmamba import evaluation
+from nnunet_logvmamba import evaluation, networks
 from nnunet_logvmamba.cli import main
 from nnunet_logvmamba.evaluation import instances, lesions, overlap, scoring, surface
 from nnunet_logvmamba.evaluation.lesions import LesionCounts
-from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet
+from nnunet_logvmamba.networks import LoGVMambaSwinUNet, LoGVMambaUNet, catalogue
 from nnunet_logvmamba.networks.log_vmamba import swin_unet as swin_umamba
 from nnunet_logvmamba.networks.log_vmamba import unet
 
@@ -79,6 +79,17 @@ def test_the_page_of_signatures_is_what_the_script_writes():
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
     assert script.PAGE.read_text(encoding="utf-8") == script.page(), "run python docs/make_api.py"
+
+
+def test_the_example_of_every_preset_on_that_page_builds_the_network_that_it_stands_under():
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### (\w+)\.from_preset$(.+?)^###? ", page, re.M | re.S)
+    assert len(sections) == len(catalogue.PRESETS)
+    for name, text in sections:
+        (example,) = re.findall(r"^ +>>> network = (.+)$", text, re.M)
+        with torch.device("meta"):
+            built = eval(example, {name: getattr(networks, name)})
+        assert type(built).__name__ == name
 
 
 # Networks
