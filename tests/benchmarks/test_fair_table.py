@@ -15,6 +15,7 @@ from nnunet_logvmamba.results.record import RECORD_NAME
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "benchmarks" / "results" / "fair_hippocampus.json"
 DIRECTIONS = FILE.with_name("directions_hippocampus.json")
+STATES = FILE.with_name("states_hippocampus.json")
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -86,24 +87,33 @@ def test_the_page_says_how_many_pairs_differ(compared):
     assert f"{len(beyond)} of {len(pairs)} pairs of the fair table differ beyond noise in Dice" in text
 
 
-def test_directions_are_those_of_the_fair_table_with_one_knob_turned(tmp_path, records):
-    stored = kept.read(DIRECTIONS)
+def with_one_knob_turned(file: Path, folder: Path, records: list[dict], names: dict[str, str]) -> comparison.Comparison:
+    """Compare trainings of LoG-VMamba in the fair table with others, once they are found alike and in the page."""
+    stored = kept.read(file)
     found = [training["fold"][RECORD_NAME] for training in stored.values()]
-    seeds = {record["seed"] for record in found}
-    assert {(record["configuration"], record["seed"]) for record in found} == set(
-        itertools.product(("base_24x25", "directions_2_24x25"), seeds)
-    )
+    assert {(record["configuration"], record["seed"]) for record in found} == set(itertools.product(names, (1, 2, 3)))
     for key in ("recipe", "split", "patch_size", "batch_size", "epochs_done", "iterations_per_epoch", "versions"):
         assert {repr(record[key]) for record in found} == {repr(records[0][key])}, key
     fair = kept.read(FILE)
     assert all(training == fair[name] for name, training in stored.items() if "base" in name)
-    names = {"base_24x25": "1 direction", "directions_2_24x25": "2 directions"}
-    compared = comparison.compare([restore(DIRECTIONS, tmp_path)], renamed=names)
+    compared = comparison.compare([restore(file, folder)], renamed=names)
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for method in compared.methods:
         cells = [f"{method.costs['parameters']:,}", *(_score(compared, one, method.name) for one in compared.metrics)]
         assert f"| LoG-VMamba, {method.name} | {' | '.join(cells)} |" in text
+    return compared
+
+
+def test_directions_are_those_of_the_fair_table_with_one_knob_turned(tmp_path, records):
+    names = {"base_24x25": "1 direction", "directions_2_24x25": "2 directions"}
+    compared = with_one_knob_turned(DIRECTIONS, tmp_path, records, names)
     (beyond,) = [pair for pair in compared.pairs if pair.verdict != "within noise"]
     assert (beyond.metric, beyond.label, beyond.verdict) == ("dice", "Posterior", "beyond noise")
     sentence = f"Of single classes, the Dice of Posterior is beyond noise, by {abs(beyond.test.difference):.4f}."
-    assert sentence in " ".join(text.split())
+    assert sentence in " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+
+
+def test_states_are_those_of_the_fair_table_with_one_knob_turned(tmp_path, records):
+    names = {"base_24x25": "16 states", "state_size_32_24x25": "32 states"}
+    compared = with_one_knob_turned(STATES, tmp_path, records, names)
+    assert {pair.verdict for pair in compared.pairs} == {"within noise"}
