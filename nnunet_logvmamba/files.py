@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,18 @@ def replace_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def move_into(folder: Path, files: Iterable[Path]) -> None:
+    """Move files into a folder of the same file system, each in one step, in the place of one of the same name.
+
+    Each is on the disk before it moves, so that one or the other survives a kill or a loss of power.
+    """
+    for path in files:
+        _to_disk(path)
+        os.replace(path, folder / path.name)
+    with suppress(OSError):  # not every system takes folders; the files are whole anyway
+        _to_disk(folder)
 
 
 @contextmanager

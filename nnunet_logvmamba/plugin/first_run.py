@@ -33,7 +33,7 @@ from nnunet_logvmamba.evaluation.cases import check_same_grid, find_cases, image
 from nnunet_logvmamba.evaluation.dataset_json import Labels, channels_of, labels_of
 from nnunet_logvmamba.evaluation.folders import check_values
 from nnunet_logvmamba.evaluation.parallel import map_cases
-from nnunet_logvmamba.files import read_json, replace_text
+from nnunet_logvmamba.files import move_into, read_json, replace_text
 from nnunet_logvmamba.interrupts import kept_to_ourselves, put_off
 from nnunet_logvmamba.networks import catalogue
 from nnunet_logvmamba.plugin.acceptance import Model, check_folder, check_images
@@ -75,6 +75,9 @@ _STEP = 8
 COPIED_LABELS = "gt_segmentations"
 PREPROCESSING_LOCK = "preprocessing.lock"
 PREDICTION_LOCK = "prediction.lock"
+UNFINISHED = "unfinished"
+"""Folder in the target where a prediction lies until it is whole; what an earlier one left there is removed."""
+
 LAYOUT = (
     "nnU-Net wants DATASET/dataset.json, DATASET/imagesTr/<case>_0000.nii.gz (one file per channel) and "
     "DATASET/labelsTr/<case>.nii.gz, DATASET being Dataset123_Name in nnUNet_raw"
@@ -383,8 +386,9 @@ class FirstRun:
     def _check_targets(self) -> None:
         for trainer in self.request.trainers:
             self._check_target(trainer)
-            if self._record(self._target(trainer))[0].get("scans") != self._scans:
-                self._refuse_corrected(self._target(trainer), "and would be predicted anew")
+            there, finished = self._record(self._target(trainer))
+            if not finished or there.get("scans") != self._scans:
+                self._refuse_to_predict_over_others(trainer)
 
     def _check_target(self, trainer: str) -> None:
         """Refuse to write to a folder that holds anything else."""
@@ -655,7 +659,7 @@ class FirstRun:
         request, new, target = self.request, self._new, self._target(trainer)
         title = f"predict with {trainer}"
         trained = [self.model(trainer) / f"fold_{fold}" / "checkpoint_final.pth" for fold in request.folds]
-        wanted, record = self._predicted_by(trainer), target / PREDICTED_BY
+        wanted, staged = self._predicted_by(trainer), target / UNFINISHED
         finished = Step(title, finished=f"{self.new_cases} case(s) are predicted: {target}")
 
         def predict() -> Iterator[Step]:
@@ -663,8 +667,8 @@ class FirstRun:
             if self._is_predicted(target, wanted, trained):
                 yield finished
                 return
-            self._refuse_corrected(target, "and would be predicted anew")
-            command = ["nnUNetv2_predict", "-i", new.images, "-o", target, "-d", self.number]
+            self._refuse_to_predict_over_others(trainer)
+            command = ["nnUNetv2_predict", "-i", new.images, "-o", staged, "-d", self.number]
             command += ["-c", self.configuration, "-f", *request.folds, "-tr", trainer, *self._plans_option]
             command += ["-device", self.device]
             command += ["-npp", "1", "-nps", "1"] if usable_cores() < 4 else []
@@ -672,17 +676,15 @@ class FirstRun:
             if dry_run:
                 yield step
                 return
-            (target / SCORED_AGAINST).unlink(missing_ok=True)
-            content: dict[str, Any] = {**wanted, "finished": False}
-            replace_text(record, json.dumps(content, indent=1) + "\n")
-            try:
-                yield step
-                content |= {"weights": _weights(trained), "finished": True}
-                with suppress(UserError):  # of a damaged record, which predictions can do without
-                    content[RECORD_NAME] = read_record(trained[0].parent)
-            finally:  # also of what was interrupted, whose masks may be corrected meanwhile
-                content["masks"] = self._masks(target)
-                replace_text(record, json.dumps(content, indent=1) + "\n")
+            _write_record(target, {**self._record(target)[0], **wanted, "finished": False})
+            if staged.exists():
+                shutil.rmtree(staged)
+            staged.mkdir()
+            content = {**wanted, "weights": _weights(trained)}
+            with suppress(UserError):  # of a damaged record, which predictions can do without
+                content[RECORD_NAME] = read_record(trained[0].parent)
+            yield step
+            self._publish(target, content)
 
         def waits(holder: Holder) -> None:
             print(f"\n# waiting for {holder}, which predicts into {target}", flush=True)
@@ -701,17 +703,54 @@ class FirstRun:
             if new.references is not None:
                 yield from self._scores_of_predictions(trainer, new.references, dry_run=dry_run)
 
-    def _masks(self, target: Path) -> dict[str, str]:
-        return {path.name: digest_of(path) for path in sorted(target.glob(f"*{self.dataset_json['file_ending']}"))}
+    def _publish(self, target: Path, content: dict[str, Any]) -> None:
+        """Move what was predicted to its place, unless a mask there is somebody's.
 
-    def _refuse_corrected(self, target: Path, why: str) -> None:
-        """Refuse masks that were changed after they had been predicted, as by a reader's hand."""
-        for name, digest in self._record(target)[0].get("masks", {}).items():
-            if (target / name).is_file() and digest_of(target / name) != digest:
-                raise UserError(
-                    f"{target / name} was changed after it had been predicted, {why}: name another folder, or move it "
-                    "away"
-                )
+        Meanwhile the record has the digests of the masks that come and of those that go, since it may be killed.
+        """
+        staged, before = target / UNFINISHED, self._record(target)[0]
+        files = sorted(path for path in staged.iterdir() if path.is_file())
+        new = {path.name: digest_of(path) for path in files if path.name.endswith(self.dataset_json["file_ending"])}
+        replaced = self._refuse_others(target, new, f"and stays (what was predicted lies in {staged})", new)
+        content["masks"] = {**before.get("masks", {}), **new}
+        (target / SCORED_AGAINST).unlink(missing_ok=True)
+        _write_record(target, {**before, "masks": content["masks"], "replaced": replaced, "finished": False})
+        move_into(target, files)
+        _write_record(target, {**content, "finished": True})
+        shutil.rmtree(staged)
+
+    def _refuse_to_predict_over_others(self, trainer: str) -> None:
+        ending = self.dataset_json["file_ending"]
+        names = {f"{scan[: -len('_0000' + ending)]}{ending}" for scan in self._scans}
+        self._refuse_others(self._target(trainer), sorted(names), "and would be predicted anew")
+
+    def _refuse_others(
+        self, target: Path, names: Iterable[str], why: str, new: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """Give the digests of those of some masks that are there.
+
+        Args:
+            target: Folder of the masks.
+            names: Of the masks.
+            why: What would become of them.
+            new: Digests of masks that are to replace them, and may be there already.
+
+        Raises:
+            UserError: If one is not as it was predicted, or nobody knows that it was, as of one by a reader's hand.
+        """
+        found = {name: digest_of(target / name) for name in names if (target / name).is_file()}
+        record = self._record(target)[0]
+        predicted = record.get("masks", {})
+        for name, digest in found.items():
+            if digest in [digests.get(name) for digests in (predicted, record.get("replaced", {}), new or {})]:
+                continue
+            changed = "was changed after it had been predicted"
+            unknown = f"is no mask that {PREDICTED_BY} lists as predicted"
+            raise UserError(
+                f"{target / name} {changed if name in predicted else unknown}, {why}: name another folder, or move it "
+                "away"
+            )
+        return found
 
     def _scores_of_predictions(self, trainer: str, references: Path, *, dry_run: bool) -> Iterator[Step]:
         """Score anew where the predictions or the references are others than those that were scored."""
@@ -721,7 +760,8 @@ class FirstRun:
         sources = [target / PREDICTED_BY] if _json_in(scored_against) == wanted else None
         step = _scoring(f"score the predictions of {trainer}", words, target / SCORES, sources)
         if step.finished is None:
-            self._refuse_corrected(target, f"and would be scored as that of {trainer}")
+            masks = self._record(target)[0].get("masks", {})
+            self._refuse_others(target, masks, f"and would be scored as that of {trainer}")
         yield step
         if not dry_run and step.finished is None:
             replace_text(scored_against, json.dumps(wanted, indent=1) + "\n")
@@ -822,6 +862,10 @@ def _what_differs(there: dict, wanted: dict) -> str | None:
         if wanted["scans"][name] != digest:
             return f"; scan {name} is another one in {wanted['images']}"
     return None
+
+
+def _write_record(target: Path, content: Mapping[str, Any]) -> None:
+    replace_text(target / PREDICTED_BY, json.dumps(content, indent=1) + "\n")
 
 
 def _json_or_word(value: object) -> str:

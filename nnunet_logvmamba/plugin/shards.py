@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from nnunet_logvmamba.cores import usable_cores
 from nnunet_logvmamba.errors import UserError
 from nnunet_logvmamba.evaluation.cases import read_labels
-from nnunet_logvmamba.files import replace_text
+from nnunet_logvmamba.files import move_into, replace_text
 from nnunet_logvmamba.plugin.first_run import PREDICTED_BY, Step, StepFailed, digest_of, run_steps
 from nnunet_logvmamba.results import runs
 
@@ -207,8 +206,7 @@ class Shards:
                 f"{len(lacking)} of {len(self.cases)} case(s) are missing: {named}; {self.logs} has what the shards "
                 f"said, {self.out} is written once all are there, and the same command does the rest"
             )
-        for path in self._to_move():
-            os.replace(path, self.out / path.name)
+        move_into(self.out, self._to_move())
         replace_text(self.out / PREDICTED_BY, json.dumps({**self.record, "finished": True}, indent=1) + "\n")
         shutil.rmtree(self.staged)
 

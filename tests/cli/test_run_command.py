@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -71,8 +74,8 @@ def test_a_dry_run_prints_the_stock_commands_and_writes_nothing(folders, tmp_pat
     ]
     assert found[0].startswith("nnUNetv2_plan_and_preprocess -d 998 -c 3d_fullres --verify_dataset_integrity")
     assert found[1] == f"nnUNetv2_train 998 3d_fullres 0 -tr {TRAINER} -device cpu"
-    predict = f"nnUNetv2_predict -i {new} -o {tmp_path / 'out'} -d 998 -c 3d_fullres -f 0 -tr {TRAINER} -device cpu"
-    assert found[2].startswith(predict)
+    predict = f"nnUNetv2_predict -i {new} -o {tmp_path / 'out' / 'unfinished'} -d 998 -c 3d_fullres -f 0 -tr {TRAINER}"
+    assert found[2].startswith(f"{predict} -device cpu")
     fold = folders.results / small_dataset.NAME / f"{TRAINER}__nnUNetPlans__3d_fullres" / "fold_0"
     assert found[3].startswith(f"logvmamba evaluate {fold / 'validation'} ")
     assert found[4] == f"logvmamba report {fold}"
@@ -89,7 +92,7 @@ def test_two_trainers_and_folds_are_trained_one_by_one_and_compared(folders, tmp
     assert trained == [[fold, "-tr", name] for name in names for fold in "01"]
     predicted = [command for command in found if command.startswith("nnUNetv2_predict")]
     for name, command in zip(names, predicted):
-        assert f"-o {tmp_path / 'out' / name} " in command
+        assert f"-o {tmp_path / 'out' / name / 'unfinished'} " in command
         assert f"-f 0 1 -tr {name} " in command
     assert sum(f" {labels} " in command for command in found) == 2
     models = [str(folders.results / small_dataset.NAME / f"{name}__nnUNetPlans__2d") for name in names]
@@ -576,6 +579,10 @@ def test_segmentations_are_no_scans_to_predict_and_the_scans_come_first(folders,
     assert f"{new} holds scans and {tmp_path / 'out'} none: --predict takes the folder of the scans first" in said
 
 
+def target_of(step: first_run.Step) -> Path:
+    return Path(step.command[step.command.index("-o") + 1])
+
+
 @pytest.fixture
 def predicted(folders, tmp_path) -> Path:
     """Everything that a finished run leaves, without its computing."""
@@ -589,7 +596,7 @@ def predicted(folders, tmp_path) -> Path:
     for step in first_run.FirstRun(request).steps():
         if step.title.startswith("predict"):
             for case in ("ball_0.nii.gz", "ball_1.nii.gz"):
-                shutil.copy(folders.raw / small_dataset.NAME / "labelsTr" / case, out)
+                shutil.copy(folders.raw / small_dataset.NAME / "labelsTr" / case, target_of(step))
     return tmp_path
 
 
@@ -654,7 +661,7 @@ def test_predictions_of_several_trainers_are_compared_where_there_is_a_truth(fol
     titles = []
     for step in run.steps():
         if step.title.startswith("predict with"):  # what nnU-Net leaves
-            target = Path(step.command[step.command.index("-o") + 1])
+            target = target_of(step)
             for case in ("ball_0.nii.gz", "ball_1.nii.gz"):
                 shutil.copy(truth / case, target)
             shutil.copy(folders.raw / small_dataset.NAME / "dataset.json", target)
@@ -672,6 +679,8 @@ def test_predictions_of_several_trainers_are_compared_where_there_is_a_truth(fol
     ).write_text("x")
     steps = first_run.FirstRun(run.request)._prediction(TRAINER, dry_run=False)
     assert next(steps).command[0] == "nnUNetv2_predict"
+    assert (out / TRAINER / first_run.SCORED_AGAINST).is_file()
+    assert next(steps).title.startswith("score the predictions")
     assert not (out / TRAINER / first_run.SCORED_AGAINST).exists()
 
 
@@ -705,34 +714,216 @@ def test_masks_that_were_corrected_by_hand_are_not_predicted_over(predicted, fol
     assert step.command[0] == "nnUNetv2_predict"
 
 
-def test_masks_of_an_interrupted_prediction_that_were_corrected_are_not_predicted_over(predicted, folders):
-    out, mask = predicted / "out", folders.raw / small_dataset.NAME / "labelsTr" / "ball_0.nii.gz"
-    shutil.rmtree(out)
-    request = first_run.Request("998", "2d", (TRAINER,), device="cpu", new=first_run.NewScans(predicted / "new", out))
+# Masks by a reader's hand
 
-    def interrupted(step: first_run.Step, *_) -> None:
-        assert step.command[0] == "nnUNetv2_predict"
-        shutil.copy(mask, out)
-        raise KeyboardInterrupt
+CASES = ("ball_0.nii.gz", "ball_1.nii.gz")
 
-    def begin_again() -> None:
-        run = first_run.FirstRun(request)
+
+@dataclass
+class Predictions:
+    """A folder to predict into, with something else that writes masks in place of ``nnUNetv2_predict``."""
+
+    out: Path
+    request: first_run.Request
+    weights: Path
+
+    def predict(self, *doings: Callable[[Path], object]) -> None:
+        """Predict; in place of the command, do things with the folder that it writes to."""
+        self._predict(first_run.FirstRun(self.request), doings)
+
+    def predict_and_be_killed(self, *doings: Callable[[Path], object]) -> None:
+        """The same in a process that does not come to its end."""
+        run = first_run.FirstRun(self.request)  # which may begin processes
+        process = os.fork()
+        if process == 0:
+            try:
+                self._predict(run, doings)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+    def _predict(self, run: first_run.FirstRun, doings: Sequence[Callable[[Path], object]]) -> None:
+        def instead(step: first_run.Step, *_) -> None:
+            for do in doings:
+                do(target_of(step))
+
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(first_run, "execute", interrupted)
+            patched.setattr(first_run, "execute", instead)
             first_run.run_steps(run._prediction(TRAINER, dry_run=False), run.logs)
 
+    def train_anew(self) -> None:
+        self.weights.write_text("trained again")
+
+    def masks(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in segmentations(self.out)}
+
+    def record(self) -> dict:
+        return json.loads((self.out / first_run.PREDICTED_BY).read_text())
+
+    def refuses(self, message: str, *doings: Callable[[Path], object]) -> None:
+        """A prediction is refused and replaces nothing."""
+        before = self.masks()
+        with pytest.raises(UserError, match=f"{message}.*name another folder, or move it away"):
+            self.predict(*doings)
+        assert self.masks() == before
+
+
+def writes(label: int, *cases: str) -> Callable[[Path], None]:
+    """Writes masks that have one label everywhere."""
+
+    def write(folder: Path) -> None:
+        for case in cases:
+            sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkUInt8) + label, folder / case)
+
+    return write
+
+
+def is_killed(folder: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_interrupted(folder: Path) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def predictions(predicted) -> Predictions:
+    new = first_run.NewScans(predicted / "new", predicted / "out")
+    request = first_run.Request("998", "2d", (TRAINER,), device="cpu", new=new)
+    (weights,) = (predicted / "nnunet").rglob("checkpoint_final.pth")
+    return Predictions(new.predictions, request, weights)
+
+
+CHANGED, NOT_LISTED = "was changed after it had been predicted", "is no mask that predicted_by.json lists as predicted"
+
+
+def test_a_mask_that_is_corrected_once_another_prediction_was_killed_is_not_replaced(predictions):
+    before = predictions.masks()
+    predictions.train_anew()
+    predictions.predict_and_be_killed(writes(1, *CASES), is_killed)
+    assert predictions.masks() == before, "which is as it was"
+    writes(2, CASES[1])(predictions.out)
+    predictions.refuses(f"{CASES[1]} {CHANGED}, and would be predicted anew", writes(1, *CASES))
+
+
+def test_a_mask_that_is_drawn_once_the_first_prediction_was_killed_is_not_replaced(predictions):
+    shutil.rmtree(predictions.out)
+    predictions.predict_and_be_killed(writes(1, CASES[0]), is_killed)
+    writes(2, CASES[0])(predictions.out)
+    predictions.refuses(f"{CASES[0]} {NOT_LISTED}, and would be predicted anew", writes(1, *CASES))
+
+
+def test_a_case_that_is_drawn_before_it_is_predicted_is_not_replaced(predictions):
+    shutil.rmtree(predictions.out)
     with pytest.raises(KeyboardInterrupt):
-        begin_again()
-    record = json.loads((out / first_run.PREDICTED_BY).read_text())
-    assert (record["finished"], list(record["masks"])) == (False, ["ball_0.nii.gz"])
-    with pytest.raises(KeyboardInterrupt):  # as it was left, it goes on
-        begin_again()
-    corrected = out / "ball_0.nii.gz"
-    sitk.WriteImage(sitk.ReadImage(corrected) * 0, corrected)
-    by_hand = corrected.read_bytes()
-    with pytest.raises(UserError, match=f"{corrected} was changed after it had been predicted.*name another folder"):
-        begin_again()
-    assert corrected.read_bytes() == by_hand
+        predictions.predict(writes(1, CASES[0]), is_interrupted)
+    writes(2, CASES[1])(predictions.out)
+    predictions.refuses(f"{CASES[1]} {NOT_LISTED}, and would be predicted anew", writes(1, *CASES))
+    (predictions.out / CASES[1]).unlink()
+    with pytest.raises(KeyboardInterrupt):
+        predictions.predict(writes(1, CASES[1]), is_interrupted)
+    predictions.predict(writes(1, CASES[0]))
+    assert list(predictions.masks()) == [CASES[0]], "what was left was removed"
+
+
+def test_a_prediction_that_fails_on_a_full_disk_says_what_it_failed_of(predictions):
+    predictions.train_anew()
+
+    def fails(folder: Path) -> None:
+        patched.setattr(Path, "write_text", is_full)
+        raise first_run.StepFailed("the command failed", folder / "log", 1)
+
+    def is_full(*_, **__) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(UserError, match="the command failed"):
+        predictions.predict(writes(1, *CASES), fails)
+    writes(2, CASES[0])(predictions.out)
+    predictions.refuses(f"{CASES[0]} {CHANGED}", writes(1, *CASES))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_mask_that_is_corrected_or_drawn_while_a_prediction_runs_is_not_replaced(first, predictions):
+    predictions.train_anew()
+    if first:
+        shutil.rmtree(predictions.out)
+    before = predictions.masks() if not first else {}
+
+    def reader(folder: Path) -> None:
+        writes(2, CASES[0])(predictions.out)
+
+    with pytest.raises(UserError, match=f"{CASES[0]} {NOT_LISTED if first else CHANGED}, and stays .*move it away"):
+        predictions.predict(reader, writes(1, *CASES))
+    after = predictions.masks()
+    writes(2, CASES[0])(predictions.out)
+    assert after == {**before, CASES[0]: predictions.masks()[CASES[0]]}
+    (predictions.out / CASES[0]).unlink()
+    predictions.predict(writes(1, *CASES))
+
+
+def test_a_mask_that_equals_the_predicted_one_is_nobodys(predictions):
+    shutil.rmtree(predictions.out)
+    predictions.predict(writes(1, *CASES), lambda folder: shutil.copy(folder / CASES[0], predictions.out))
+    assert list(predictions.masks()) == list(predictions.record()["masks"]) == [*CASES]
+    assert not (predictions.out / first_run.UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_prediction_that_is_killed_while_it_is_moved_loses_nothing(moved, first, predictions, monkeypatch):
+    if first:
+        shutil.rmtree(predictions.out)
+    predictions.train_anew()
+    replace, before = os.replace, predictions.masks() if not first else {}
+
+    def replace_some(source: Path, target: Path) -> None:
+        if Path(target) == predictions.out / [*CASES, "plans.json"][moved]:
+            is_killed(predictions.out)
+        replace(source, target)
+
+    def plans(folder: Path) -> None:
+        (folder / "plans.json").write_text("{}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replace_some)
+        predictions.predict_and_be_killed(writes(1, *CASES), plans)
+    there = predictions.masks()
+    assert not predictions.record()["finished"]
+    assert [there.get(case) == before.get(case) for case in CASES] == [False] * moved + [True] * (2 - moved)
+    for case in CASES:
+        writes(2, case)(predictions.out)
+        predictions.refuses(f"{case} {CHANGED}", writes(3, *CASES))
+        (predictions.out / case).unlink()
+        if case in there:
+            (predictions.out / case).write_bytes(there[case])
+    with pytest.raises(KeyboardInterrupt):  # nor is that forgotten after another
+        predictions.predict(writes(3, *CASES), is_interrupted)
+    assert predictions.masks() == there
+    predictions.predict(writes(3, *CASES))
+    assert predictions.record()["finished"]
+    assert "replaced" not in predictions.record()
+    predictions.predict(is_interrupted)  # it is finished
+    assert {path.name for path in predictions.out.iterdir()} - {"plans.json"} == {
+        *CASES,
+        first_run.PREDICTED_BY,
+        first_run.PREDICTION_LOCK,
+    }
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_an_earlier_version_left_is_replaced_if_it_is_as_its_record_says(finished, predictions):
+    record = predictions.out / first_run.PREDICTED_BY
+    content = {**predictions.record(), "finished": finished}
+    predictions.train_anew()
+    record.write_text(json.dumps({**content, "masks": {CASES[0]: content["masks"][CASES[0]]}}))
+    predictions.refuses(f"{CASES[1]} {NOT_LISTED}", writes(1, *CASES))
+    (predictions.out / CASES[1]).unlink()
+    predictions.predict(writes(1, *CASES))
+    assert (predictions.record()["finished"], list(predictions.record()["masks"])) == (True, [*CASES])
+    del content["masks"]
+    record.write_text(json.dumps(content))
+    predictions.weights.write_text("and again")
+    predictions.refuses(f"{CASES[0]} {NOT_LISTED}", writes(1, *CASES))
 
 
 def test_a_data_set_that_changed_since_it_was_preprocessed_is_not_trained_on(folders, capsys):
@@ -1046,6 +1237,7 @@ def test_a_whole_run_is_interrupted_continued_and_then_has_nothing_left_to_do(fo
     assert "# plan and preprocess: skipped" in continued.stdout
     assert f"$ nnUNetv2_train 998 2d_quick 0 -tr {TRAINER} -device cpu --c\n" in continued.stdout
     assert [path.name for path in segmentations(out)] == ["ball_0.nii.gz", "ball_1.nii.gz"]
+    assert not (out / first_run.UNFINISHED).exists()
     for written in (
         fold / "report.html",
         fold / "scores" / "scores.csv",
