@@ -41,6 +41,29 @@ def test_the_page_is_what_the_stored_results_give():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_readme_has_the_costs_that_were_measured():
+    def stored(name: str) -> dict[str, dict]:
+        rows = json.loads((BENCHMARKS / "results" / f"{name}_cpu.json").read_text(encoding="utf-8"))["networks"]
+        return {row["case"]: row for row in rows}
+
+    network, peers, prediction = map(stored, ("network", "peers", "prediction"))
+    steps = [network[case]["networks"]["LoG-VMamba"]["ratio"] for case in ("hippocampus", "pictures")]
+    steps += [peers[case]["networks"]["LoGVMamba"]["step"]["ratio"] for case in ("hippocampus", "pictures")]
+    patch = prediction["hippocampus-prediction"]["threads"]["2"]
+    predicted = patch["LoG-VMamba"]["seconds"] / patch["PlainConvUNet"]["seconds"]
+    tensors = {name: row["tensor_peak_bytes"] for name, row in peers["hippocampus"]["networks"].items()}
+    of_plain, of_enc = (tensors["LoGVMamba"] / tensors[name] for name in ("PlainConvUNet", "UMambaEnc"))
+    text = " ".join((BENCHMARKS.parent / "README.md").read_text(encoding="utf-8").split())
+    for sentence in (
+        f"a training step of LoG-VMamba takes {steps[0]:.2f} times as long as one of nnU-Net's own network",
+        f"a predicted patch {predicted:.2f} times",
+        f"in another one the step took [{steps[2]:.2f} times](docs/peers.md#cpu)",
+        f"at 512 × 512, it took {steps[1]:.2f} times in one and {steps[3]:.2f} times in another",
+        f"its tensors take {of_plain:.2f} times the memory of those of nnU-Net's network, and {of_enc:.2f} times that",
+    ):
+        assert sentence in text
+
+
 @pytest.mark.parametrize("data", ["hippocampus", "cells"])
 def test_the_tables_of_every_system_are_what_was_measured_and_all_had_both_recipes(data):
     file = BENCHMARKS / "results" / f"peers_{data}.csv"
