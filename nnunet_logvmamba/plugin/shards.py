@@ -141,26 +141,35 @@ class Shards:
     def begin(self, numbers: Sequence[str] = ()) -> None:
         """Write down what is predicted, and the numbers of its jobs in the queue."""
         self.staged.mkdir(parents=True, exist_ok=True)
-        content = {**self.record, "jobs": list(numbers)}
-        replace_text(self.staged / PREDICTED_BY, json.dumps(content, indent=1) + "\n")
+        self._write({"jobs": list(numbers), "moving": self.is_moving})
+
+    def _write(self, more: dict[str, Any]) -> None:
+        replace_text(self.staged / PREDICTED_BY, json.dumps({**self.record, **more}, indent=1) + "\n")
 
     @property
     def jobs_begun(self) -> list[str]:
         """Numbers of the jobs in the queue that were begun last."""
         return (self._there() or {}).get("jobs", [])
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether a gathering has begun to move masks to their place; before it, those there are somebody's."""
+        return bool((self._there() or {}).get("moving"))
+
     # Running
 
     def missing(self, shard: int) -> list[str]:
         """Cases of a shard that are not predicted, or not whole."""
-        folders = self.staged / str(shard), self.out  # the latter if a gathering was interrupted
-        cases = self.cases[shard :: self.number]
+        cases, folders = self.cases[shard :: self.number], self._folders(shard)
         return [case for case in cases if not any(_is_whole(folder / f"{case}{self.ending}") for folder in folders)]
 
     def written(self, shard: int) -> int:
         """How many files there are of a shard's cases, whole or not."""
-        folders, cases = (self.staged / str(shard), self.out), self.cases[shard :: self.number]
+        cases, folders = self.cases[shard :: self.number], self._folders(shard)
         return sum((folder / f"{case}{self.ending}").is_file() for case in cases for folder in folders)
+
+    def _folders(self, shard: int) -> list[Path]:
+        return [self.staged / str(shard), *[self.out] * self.is_moving]
 
     def due(self) -> list[int]:
         """Shards of which a case is missing."""
@@ -192,7 +201,7 @@ class Shards:
         """Run once more what died, then move everything to its place.
 
         Raises:
-            UserError: If cases are missing even so; they are named, and nothing is moved.
+            UserError: If cases are missing even so, or masks of others are in the place of some; nothing is moved.
         """
         for shard in self.due():
             try:
@@ -206,7 +215,15 @@ class Shards:
                 f"{len(lacking)} of {len(self.cases)} case(s) are missing: {named}; {self.logs} has what the shards "
                 f"said, {self.out} is written once all are there, and the same command does the rest"
             )
-        move_into(self.out, self._to_move())
+        files = list(self._to_move())
+        for path in files:
+            if path.name.endswith(self.ending) and (self.out / path.name).exists():
+                raise UserError(
+                    f"{self.out / path.name} was not predicted here and stays: move it away, and the same command does "
+                    "the rest"
+                )
+        self._write({"jobs": self.jobs_begun, "moving": True})
+        move_into(self.out, files)
         replace_text(self.out / PREDICTED_BY, json.dumps({**self.record, "finished": True}, indent=1) + "\n")
         shutil.rmtree(self.staged)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import small_dataset
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunet_logvmamba.errors import UserError
+from nnunet_logvmamba.files import move_into
 from nnunet_logvmamba.plugin import first_run
 from nnunet_logvmamba.plugin.shards import Shards
 
@@ -56,6 +58,52 @@ def test_more_shards_than_scans_are_gathered(model, nnunet_folders, tmp_path):
     assert shards.is_done
     expected = [*(f"ball_{case}.nii.gz" for case in range(5)), "plans.json", first_run.PREDICTED_BY]
     assert sorted(path.name for path in shards.out.iterdir()) == expected
+
+
+@pytest.mark.parametrize("predicted", [False, True])
+def test_a_mask_that_somebody_put_there_meanwhile_is_neither_replaced_nor_taken(
+    predicted, model, nnunet_folders, tmp_path
+):
+    images = nnunet_folders.raw / small_dataset.NAME / "imagesTr"
+    shards = Predicting(model, images, tmp_path / "out", ("0",), 2, "cpu")
+    shards.begin()
+    if predicted:
+        for shard in range(2):
+            shards.predict(shard)
+    by_hand = shards.out / "ball_2.nii.gz"
+    shutil.copy(images.with_name("labelsTr") / "ball_0.nii.gz", by_hand)
+    content = by_hand.read_bytes()
+    with pytest.raises(UserError, match=f"{by_hand} was not predicted here and stays: move it away"):
+        shards.gather()
+    assert by_hand.read_bytes() == content
+    assert [path.name for path in shards.out.iterdir() if path.is_file()] == [by_hand.name]
+    by_hand.unlink()
+    shards.gather()
+    assert by_hand.read_bytes() == (images.with_name("labelsTr") / by_hand.name).read_bytes()
+    assert shards.is_done
+
+
+def test_a_gathering_that_was_killed_goes_on_after_the_jobs_begin_again(model, nnunet_folders, tmp_path, monkeypatch):
+    images = nnunet_folders.raw / small_dataset.NAME / "imagesTr"
+    shards = Predicting(model, images, tmp_path / "out", ("0",), 2, "cpu")
+    shards.begin(["17"])
+    for shard in range(2):
+        shards.predict(shard)
+
+    def killed(folder: Path, files: list[Path]) -> None:
+        move_into(folder, files[:2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nnunet_logvmamba.plugin.shards.move_into", killed)
+    with pytest.raises(KeyboardInterrupt):
+        shards.gather()
+    monkeypatch.undo()
+    assert len(list(shards.out.glob("*.nii.gz"))) == 2
+    assert shards.jobs_begun == ["17"]
+    shards.begin(["18"])
+    assert shards.due() == []
+    shards.gather()
+    assert len(list(shards.out.glob("*.nii.gz"))) == 5
 
 
 def test_spacings_beside_tiff_volumes_stay_with_them(nnunet_folders, tmp_path):
