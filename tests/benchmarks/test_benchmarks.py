@@ -41,7 +41,7 @@ def test_the_page_is_what_the_stored_results_give():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readme_has_the_costs_that_were_measured():
+def test_readme_and_faq_have_the_costs_that_were_measured():
     def stored(name: str) -> dict[str, dict]:
         rows = json.loads((BENCHMARKS / "results" / f"{name}_cpu.json").read_text(encoding="utf-8"))["networks"]
         return {row["case"]: row for row in rows}
@@ -62,6 +62,9 @@ def test_the_readme_has_the_costs_that_were_measured():
         f"its tensors take {of_plain:.2f} times the memory of those of nnU-Net's network, and {of_enc:.2f} times that",
     ):
         assert sentence in text
+    steps.append(peers["cube"]["networks"]["LoGVMamba"]["step"]["ratio"])
+    text = (BENCHMARKS.parent / "docs" / "faq.md").read_text(encoding="utf-8")
+    assert f"a training step takes {min(steps):.2f} to {max(steps):.2f} times as long" in text
 
 
 @pytest.mark.parametrize("data", ["hippocampus", "cells"])
