@@ -9,6 +9,7 @@ import sys
 from functools import cache, partial
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_THRESHOLDS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT")
 
 
@@ -45,11 +46,11 @@ def keep_freed_memory() -> None:
 
     glibc gives back what is free at the end of its heap, and a map of full resolution is tens of MiB: up to a tenth of
     a step went into pages that came and went. From here on the process stays as large as it once was, but not the
-    workers that it forks. Settings of malloc in the environment stay as they are, and other C libraries do not have
-    this.
+    workers that it forks. Thresholds that are set in the environment stay as they are, and other C libraries do not
+    have this.
     """
-    of_the_user = any(name.startswith("MALLOC_") for name in os.environ)
-    if sys.platform != "linux" or of_the_user or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
+    tunables = re.search(r"malloc\.(mmap|trim)_threshold", os.environ.get("GLIBC_TUNABLES", ""))
+    if sys.platform != "linux" or tunables or _THRESHOLDS & os.environ.keys():
         return
     if _limits_of_malloc(32 * 2**20, 2**31 - 1):  # the most that it takes
         _give_back_in_workers()
@@ -63,4 +64,5 @@ def _limits_of_malloc(apart: int, kept: int) -> bool:
 
 @cache
 def _give_back_in_workers() -> None:
-    os.register_at_fork(after_in_child=partial(_limits_of_malloc, 128 * 2**10, 128 * 2**10))  # as glibc begins
+    # That is how far glibc moves its limits by itself, which it no longer does.
+    os.register_at_fork(after_in_child=partial(_limits_of_malloc, 32 * 2**20, 64 * 2**20))

@@ -17,7 +17,8 @@ import pytest
 BIN = Path(sys.executable).parent
 
 # What a test must not inherit: the user's data, a search path that only a running Python has set, what only tests of
-# kernels need, and a limit on OpenMP, under which nnU-Net's own trainers wait forever for a thread on a CPU.
+# kernels need, how malloc keeps memory, and a limit on OpenMP, under which nnU-Net's own trainers wait forever for a
+# thread on a CPU.
 _NOT_INHERITED = (
     "nnUNet_raw",
     "nnUNet_preprocessed",
@@ -29,6 +30,9 @@ _NOT_INHERITED = (
     "nnUNet_logvmamba_pretrained",
     "PYTHONPATH",
     "OMP_THREAD_LIMIT",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "GLIBC_TUNABLES",
 )
 
 

@@ -117,8 +117,35 @@ def test_workers_give_back_what_they_free_and_so_does_a_process_whose_user_says_
         return int(run_command(["python", "-c", WORKER.format(fork=fork)], **environment).stdout)
 
     assert resident() > 80
+    assert resident(MALLOC_ARENA_MAX=1) > 80, "which says nothing of that"
     assert resident("if os.fork(): os.wait(); os._exit(0)") < 60
     assert resident(GLIBC_TUNABLES="glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072") < 60
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose memory comes and goes")
+def test_workers_take_memory_no_more_often_than_without_us(run_command):
+    code = """
+import os, resource
+import numpy as np
+{keep}
+if os.fork():
+    os.wait()
+    os._exit(0)
+for _ in range(20):
+    one = np.ones(2**20)
+    two = one + one
+    del one, two
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    one = np.ones(2**20)
+    two = one + one
+    del one, two
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
+os._exit(0)
+"""
+    keeps = ("", "from nnunet_logvmamba import cores; cores.keep_freed_memory()")
+    theirs, ours = (int(run_command(["python", "-c", code.format(keep=keep)]).stdout) for keep in keeps)
+    assert ours <= theirs + 100
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="needs a second core, which nnU-Net would use")

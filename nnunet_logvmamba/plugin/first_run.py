@@ -673,18 +673,12 @@ class FirstRun:
             command += ["-device", self.device]
             command += ["-npp", "1", "-nps", "1"] if usable_cores() < 4 else []
             step = Step(title, tuple(map(str, command)), checkpoints=tuple(trained))
-            if dry_run:
-                yield step
-                return
-            _write_record(target, {**self._record(target)[0], **wanted, "finished": False})
-            if staged.exists():
-                shutil.rmtree(staged)
-            staged.mkdir()
-            content = {**wanted, "weights": _weights(trained)}
-            with suppress(UserError):  # of a damaged record, which predictions can do without
-                content[RECORD_NAME] = read_record(trained[0].parent)
-            yield step
-            self._publish(target, content)
+            if self._is_whole(staged, wanted, trained):
+                yield Step(title, finished=f"{self.new_cases} case(s) are predicted, and move from {staged}")
+            else:
+                yield from self._staging(step, staged, wanted) if not dry_run else [step]
+            if not dry_run:
+                self._publish(target, trainer)
 
         def waits(holder: Holder) -> None:
             print(f"\n# waiting for {holder}, which predicts into {target}", flush=True)
@@ -703,16 +697,47 @@ class FirstRun:
             if new.references is not None:
                 yield from self._scores_of_predictions(trainer, new.references, dry_run=dry_run)
 
-    def _publish(self, target: Path, content: dict[str, Any]) -> None:
-        """Move what was predicted to its place, unless a mask there is somebody's.
+    def _staging(self, step: Step, staged: Path, wanted: dict[str, Any]) -> Iterator[Step]:
+        """Predict into an empty folder, and say there what it is once it is whole."""
+        target = staged.parent
+        _write_record(target, {**self._record(target)[0], **wanted, "finished": False})
+        if staged.exists():
+            shutil.rmtree(staged)
+        staged.mkdir()
+        content = {**wanted, "weights": _weights(step.checkpoints)}
+        with suppress(UserError):  # of a damaged record, which predictions can do without
+            content[RECORD_NAME] = read_record(step.checkpoints[0].parent)
+        yield step
+        ending = self.dataset_json["file_ending"]
+        masks = {path.name: digest_of(path) for path in sorted(staged.glob(f"*{ending}"))}
+        _write_record(staged, {**content, "masks": masks, "finished": True})
+
+    def _is_whole(self, staged: Path, wanted: dict, trained: Sequence[Path]) -> bool:
+        """Whether a prediction that ended well waits there, or some of it, where the rest has gone to its place."""
+        content, finished = self._record(staged)
+        if not finished or content["scans"] != wanted["scans"] or not all(path.is_file() for path in trained):
+            return False
+
+        def is_there(name: str, digest: str) -> bool:
+            moved = staged.parent / name
+            return (staged / name).is_file() or (moved.is_file() and digest_of(moved) == digest)
+
+        masks = content["masks"].items()
+        all_there = len(masks) >= self.new_cases and all(is_there(*mask) for mask in masks)
+        return all_there and content["weights"] == _weights(trained)
+
+    def _publish(self, target: Path, trainer: str) -> None:
+        """Move what was predicted to its place, unless a mask here or there is somebody's.
 
         Meanwhile the record has the digests of the masks that come and of those that go, since it may be killed.
         """
         staged, before = target / UNFINISHED, self._record(target)[0]
-        files = sorted(path for path in staged.iterdir() if path.is_file())
-        new = {path.name: digest_of(path) for path in files if path.name.endswith(self.dataset_json["file_ending"])}
+        content, _ = self._record(staged)
+        new = content["masks"]
+        self._refuse_others(staged, new, f"and would be kept as that of {trainer}")
         replaced = self._refuse_others(target, new, f"and stays (what was predicted lies in {staged})", new)
         content["masks"] = {**before.get("masks", {}), **new}
+        files = sorted(path for path in staged.iterdir() if path.is_file() and path.name != PREDICTED_BY)
         (target / SCORED_AGAINST).unlink(missing_ok=True)
         _write_record(target, {**before, "masks": content["masks"], "replaced": replaced, "finished": False})
         move_into(target, files)

@@ -154,7 +154,7 @@ class Shards:
     @property
     def is_moving(self) -> bool:
         """Whether a gathering has begun to move masks to their place; before it, those there are somebody's."""
-        return bool((self._there() or {}).get("moving"))
+        return self.is_done or bool((self._there() or {}).get("moving"))
 
     # Running
 
@@ -203,6 +203,7 @@ class Shards:
         Raises:
             UserError: If cases are missing even so, or masks of others are in the place of some; nothing is moved.
         """
+        self._refuse_others()
         for shard in self.due():
             try:
                 self.predict(shard, **shown)
@@ -215,17 +216,20 @@ class Shards:
                 f"{len(lacking)} of {len(self.cases)} case(s) are missing: {named}; {self.logs} has what the shards "
                 f"said, {self.out} is written once all are there, and the same command does the rest"
             )
-        files = list(self._to_move())
-        for path in files:
-            if path.name.endswith(self.ending) and (self.out / path.name).exists():
-                raise UserError(
-                    f"{self.out / path.name} was not predicted here and stays: move it away, and the same command does "
-                    "the rest"
-                )
+        self._refuse_others()  # by now
         self._write({"jobs": self.jobs_begun, "moving": True})
-        move_into(self.out, files)
+        move_into(self.out, self._to_move())
         replace_text(self.out / PREDICTED_BY, json.dumps({**self.record, "finished": True}, indent=1) + "\n")
         shutil.rmtree(self.staged)
+
+    def _refuse_others(self) -> None:
+        paths = (self.out / f"{case}{self.ending}" for case in self.cases)
+        for path in () if self.is_moving else paths:
+            if path.exists():
+                raise UserError(
+                    f"{path} is not known to be predicted here and stays: move it away, and the same command does the "
+                    "rest"
+                )
 
     def _to_move(self) -> Iterator[Path]:
         for shard in range(self.number):

@@ -752,7 +752,7 @@ class Predictions:
             first_run.run_steps(run._prediction(TRAINER, dry_run=False), run.logs)
 
     def train_anew(self) -> None:
-        self.weights.write_text("trained again")
+        self.weights.write_text(self.weights.read_text() + ", trained again")
 
     def masks(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in segmentations(self.out)}
@@ -857,8 +857,33 @@ def test_a_mask_that_is_corrected_or_drawn_while_a_prediction_runs_is_not_replac
     after = predictions.masks()
     writes(2, CASES[0])(predictions.out)
     assert after == {**before, CASES[0]: predictions.masks()[CASES[0]]}
+    whole = predictions.out / first_run.UNFINISHED
     (predictions.out / CASES[0]).unlink()
-    predictions.predict(writes(1, *CASES))
+    predicted_mask = (whole / CASES[1]).read_bytes()
+    writes(2, CASES[1])(whole)
+    corrected = (whole / CASES[1]).read_bytes()
+    predictions.refuses(f"{whole / CASES[1]} {CHANGED}, and would be kept as that of {TRAINER}", is_killed)
+    assert (whole / CASES[1]).read_bytes() == corrected
+    (whole / CASES[1]).write_bytes(predicted_mask)
+    predictions.predict(is_killed)  # it is whole, so nothing is predicted again
+    assert predictions.masks()[CASES[1]] == predicted_mask
+    assert predictions.record()["finished"]
+    assert first_run.PREDICTED_BY not in [path.name for path in whole.glob("*")]
+
+
+def test_what_is_whole_but_of_other_weights_is_predicted_anew(predictions):
+    predictions.train_anew()
+
+    def reader(folder: Path) -> None:
+        writes(2, CASES[0])(predictions.out)
+
+    with pytest.raises(UserError, match=CHANGED):
+        predictions.predict(reader, writes(1, *CASES))
+    (predictions.out / CASES[0]).unlink()
+    predictions.train_anew()
+    predictions.predict(writes(2, *CASES))
+    writes(2, CASES[0])(predictions.out.parent)
+    assert set(predictions.masks().values()) == {(predictions.out.parent / CASES[0]).read_bytes()}
 
 
 def test_a_mask_that_equals_the_predicted_one_is_nobodys(predictions):
@@ -896,10 +921,17 @@ def test_a_prediction_that_is_killed_while_it_is_moved_loses_nothing(moved, firs
         (predictions.out / case).unlink()
         if case in there:
             (predictions.out / case).write_bytes(there[case])
-    with pytest.raises(KeyboardInterrupt):  # nor is that forgotten after another
-        predictions.predict(writes(3, *CASES), is_interrupted)
-    assert predictions.masks() == there
-    predictions.predict(writes(3, *CASES))
+    if moved:
+        predictions.predict(is_killed)  # what is whole is not predicted again
+        writes(1, CASES[0])(predictions.out.parent)
+    else:
+        predictions.train_anew()
+        with pytest.raises(KeyboardInterrupt):  # nor is what it was forgotten after another
+            predictions.predict(writes(3, *CASES), is_interrupted)
+        assert predictions.masks() == there
+        predictions.predict(writes(3, *CASES))
+        writes(3, CASES[0])(predictions.out.parent)
+    assert set(predictions.masks().values()) == {(predictions.out.parent / CASES[0]).read_bytes()}
     assert predictions.record()["finished"]
     assert "replaced" not in predictions.record()
     predictions.predict(is_interrupted)  # it is finished

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ class Predicting(Shards):
         labels, folder = self.images.with_name("labelsTr"), self.staged / str(shard)
         code = f"""
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 folder = Path({str(folder)!r})
 folder.mkdir(exist_ok=True)
@@ -73,7 +75,7 @@ def test_a_mask_that_somebody_put_there_meanwhile_is_neither_replaced_nor_taken(
     by_hand = shards.out / "ball_2.nii.gz"
     shutil.copy(images.with_name("labelsTr") / "ball_0.nii.gz", by_hand)
     content = by_hand.read_bytes()
-    with pytest.raises(UserError, match=f"{by_hand} was not predicted here and stays: move it away"):
+    with pytest.raises(UserError, match=f"{by_hand} is not known to be predicted here and stays: move"):
         shards.gather()
     assert by_hand.read_bytes() == content
     assert [path.name for path in shards.out.iterdir() if path.is_file()] == [by_hand.name]
@@ -90,8 +92,8 @@ def test_a_gathering_that_was_killed_goes_on_after_the_jobs_begin_again(model, n
     for shard in range(2):
         shards.predict(shard)
 
-    def killed(folder: Path, files: list[Path]) -> None:
-        move_into(folder, files[:2])
+    def killed(folder: Path, files: Iterable[Path]) -> None:
+        move_into(folder, list(files)[:2])
         raise KeyboardInterrupt
 
     monkeypatch.setattr("nnunet_logvmamba.plugin.shards.move_into", killed)
@@ -103,6 +105,24 @@ def test_a_gathering_that_was_killed_goes_on_after_the_jobs_begin_again(model, n
     shards.begin(["18"])
     assert shards.due() == []
     shards.gather()
+    assert len(list(shards.out.glob("*.nii.gz"))) == 5
+
+
+def test_a_gathering_that_was_killed_at_its_end_finds_everything_done(model, nnunet_folders, tmp_path, monkeypatch):
+    images = nnunet_folders.raw / small_dataset.NAME / "imagesTr"
+    shards = Predicting(model, images, tmp_path / "out", ("0",), 2, "cpu")
+    shards.begin()
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        shards.gather()
+    monkeypatch.undo()
+    monkeypatch.setattr(Predicting, "predict", lambda *_, **__: pytest.fail("it was predicted"))
+    shards.gather()
+    assert not shards.staged.exists()
     assert len(list(shards.out.glob("*.nii.gz"))) == 5
 
 
